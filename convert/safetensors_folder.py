@@ -1,0 +1,157 @@
+"""A Hugging Face checkpoint folder: `model.safetensors`, or shards named by `model.safetensors.index.json`."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from convert import reading
+from convert.errors import CheckpointError, listed, shown
+from convert.files import AGAIN, JSON_LIMIT, opened, parse_object, read_start
+from convert.header import TensorInfo, read_header
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PICKLED = {".bin", ".pt", ".pth", ".ckpt"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SafetensorsFolder:
+    """The tensors of a checkpoint by name. Holds no open file and no weights; threads may read at the same time."""
+
+    folder: Path
+    tensors: Mapping[str, TensorInfo]
+
+    @classmethod
+    def open(cls, folder: Path | str) -> Self:
+        """Reads the headers, and nothing else, of the safetensors files in `folder`.
+
+        Raises:
+            CheckpointError: when there are none, or one of them is missing, damaged or contradicts the index.
+        """
+        folder = Path(folder)
+        files = _listing(folder)
+        if INDEX in files:
+            tensors = _sharded(files, _read_index(files[INDEX]))
+        elif SINGLE in files:
+            tensors = read_header(_regular(files[SINGLE]))
+        else:
+            raise CheckpointError(_nothing_to_read(folder, files))
+        if not tensors:
+            raise CheckpointError(f"{files[SINGLE]} holds no tensors; {AGAIN}")
+        return cls(folder=folder, tensors=MappingProxyType(tensors))
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all tensors, as they are in the files."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    def read(self, name: str, dtype: npt.DTypeLike | None = None, *, allow_nan: bool = False) -> np.ndarray:
+        """One tensor as a new array of `dtype` (None: the file's).
+
+        The memory is the array's own, never a mapped file's: JAX on CPU may alias it for as long as it lives.
+
+        Raises: what `read_into` raises.
+        """
+        return reading.read(self._info(name), dtype, allow_nan=allow_nan)
+
+    def read_into(self, name: str, out: np.ndarray, *, allow_nan: bool = False) -> None:
+        """Reads one tensor into `out`: any float dtype, the tensor's shape, C-contiguous (such as a slot `stack[e]`).
+
+        Temporary memory is 1 MB, however large the tensor.
+
+        Raises:
+            CheckpointError: when there is no such tensor, the file has changed, the dtype is none of bf16, f16, f32 and
+                f64, a value is NaN or infinite (unless `allow_nan`), or a finite value is too large for the dtype of
+                `out`. `out` then holds a part of the tensor.
+            ValueError: when `out` is not such an array.
+        """
+        reading.read_into(self._info(name), out, allow_nan=allow_nan)
+
+    def _info(self, name: str) -> TensorInfo:
+        if name not in self.tensors:
+            raise CheckpointError(f"{self.folder} holds no tensor {name!r}, only {listed(self.tensors)}")
+        return self.tensors[name]
+
+
+def _listing(folder: Path) -> dict[str, Path]:
+    """The entries of `folder` by name. Whatever an index names is looked up here and never joined to a path."""
+    try:
+        return {entry.name: entry for entry in sorted(folder.iterdir())}
+    except NotADirectoryError as error:
+        raise CheckpointError(f"{folder} is a file; give the folder that holds it and config.json") from error
+    except OSError as error:
+        raise CheckpointError(f"cannot read the folder {folder}: {error.strerror}; check the path") from error
+
+
+def _regular(file: Path) -> Path:
+    """`file`, when it is a file or a link to one: the HF cache links its files to blobs outside of the folder."""
+    if os.path.isfile(file):  # Path.is_file raises when a link leads into a folder that is closed to us
+        return file
+    if file.is_symlink():
+        raise CheckpointError(f"{file} is a link to {file.readlink()}, where there is no file to read; {AGAIN}")
+    raise CheckpointError(f"{file} is no regular file; remove it and {AGAIN}")
+
+
+def _read_index(index: Path) -> dict[str, str]:
+    """The index's map from tensor to file name; a name that would lead out of the folder is refused."""
+    with opened(_regular(index)) as stream:
+        if (size := os.fstat(stream.fileno()).st_size) > JSON_LIMIT:
+            raise CheckpointError(f"{index} has {size} bytes, at most {JSON_LIMIT} are read; {AGAIN}")
+        raw = read_start(index, stream, size)
+    weight_map = parse_object(str(index), raw).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index}: weight_map is {shown(weight_map)}, expected tensor names with files; {AGAIN}")
+    for tensor, name in weight_map.items():
+        where = f"{index}: tensor {tensor!r} is in {shown(name)}"
+        if isinstance(name, str) and ("/" in name or "\\" in name or name.startswith("..")):
+            raise CheckpointError(f"{where}, which leaves the folder; expected a file inside it: {AGAIN}")
+        if not isinstance(name, str) or not name.endswith(".safetensors"):
+            raise CheckpointError(f"{where}, expected a .safetensors file; {AGAIN}")
+    return weight_map
+
+
+def _sharded(files: Mapping[str, Path], weight_map: Mapping[str, str]) -> dict[str, TensorInfo]:
+    """The tensors of all shards, which must be exactly those of the index."""
+    index = files[INDEX]
+    shards = sorted(set(weight_map.values()))
+    if missing := [shard for shard in shards if shard not in files]:
+        raise CheckpointError(
+            f"{index} names {len(shards)} files, of which {len(missing)} are missing: {listed(missing)}; download them"
+        )
+    if SINGLE in files and SINGLE not in shards:
+        raise CheckpointError(
+            f"{index.parent} holds {SINGLE} and also {INDEX}, which does not name it: two checkpoints; remove one"
+        )
+    tensors: dict[str, TensorInfo] = {}
+    for shard in shards:
+        held = read_header(_regular(files[shard]))
+        if lost := [name for name, file in weight_map.items() if file == shard and name not in held]:
+            raise CheckpointError(f"{files[shard]} does not hold {listed(lost)}, but {INDEX} says so; {AGAIN}")
+        if unnamed := [name for name in held if name not in weight_map]:
+            raise CheckpointError(f"{files[shard]} holds {listed(unnamed)}, which {INDEX} does not name; {AGAIN}")
+        if elsewhere := [name for name in held if weight_map[name] != shard]:
+            raise CheckpointError(
+                f"{files[shard]} holds {listed(elsewhere)}, but {INDEX} says {weight_map[elsewhere[0]]!r} does; {AGAIN}"
+            )
+        tensors |= held
+    return tensors
+
+
+def _nothing_to_read(folder: Path, files: Mapping[str, Path]) -> str:
+    """Why a folder without any of the two files cannot be read."""
+    expected = f"expected {SINGLE} or {INDEX}"
+    if found := [name for name in files if name.endswith(".safetensors")]:
+        return f"{folder} holds {listed(found)} but no index; {expected}: download the index, or rename a single file"
+    if found := [name for name in files if Path(name).suffix in PICKLED]:
+        return (
+            f"{folder} holds only pickled weights ({listed(found)}), and pickle can run code; re-save as safetensors: "
+            'python -c "from transformers import AutoModelForCausalLM as M; '
+            f"M.from_pretrained('{folder}').save_pretrained('{folder}-safetensors')\""
+        )
+    return f"{folder} holds {f'only {listed(files)}' if files else 'nothing'}; {expected}: download the weights"

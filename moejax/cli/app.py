@@ -1,0 +1,53 @@
+"""The table of commands, and how each run of one ends."""
+
+import io
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+from typer.main import get_command
+
+import moejax
+from moejax.cli import errors
+from moejax.cli.console import StdoutClosed
+from moejax.cli.decode import EXAMPLES as DECODE_EXAMPLES
+from moejax.cli.decode import decode
+from moejax.cli.help import SETTINGS, Command, examples
+from moejax.cli.info import EXAMPLES as INFO_EXAMPLES
+from moejax.cli.info import info
+
+app = typer.Typer(name="moejax", add_completion=False, rich_markup_mode=None, context_settings=SETTINGS)
+for _function, _examples in ((decode, DECODE_EXAMPLES), (info, INFO_EXAMPLES)):
+    app.command(cls=Command, epilog=examples(*_examples), context_settings=SETTINGS)(_function)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"moejax {moejax.__version__}")
+        raise typer.Exit
+
+
+@app.callback(epilog=examples(DECODE_EXAMPLES[0], INFO_EXAMPLES[0], "moejax decode --help"))
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Decode Mixtral-family mixture-of-experts models in JAX."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs one command line; returns the exit code. Every error is one line on stderr."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows "?" instead of failing
+    debug = "--debug" in arguments
+    try:
+        return get_command(app).main(list(arguments) or ["--help"], prog_name="moejax", standalone_mode=False) or 0
+    except StdoutClosed:
+        # The interpreter flushes stdout once more when it ends, and would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        return errors.report(error, debug=debug)

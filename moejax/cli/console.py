@@ -1,0 +1,113 @@
+"""Writing to the terminal: results to stdout, remarks to stderr. Styles only where a terminal shows them."""
+
+import io
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TextIO
+
+if (
+    TYPE_CHECKING
+):  # imported by `write_rendered` when there is something to render: errors and streamed text need no rich
+    from rich.console import RenderableType
+
+PIPED_WIDTH = 120  # columns of a table that no terminal shows; rich would take 80
+
+# Whatever moves the cursor, changes colours or sets titles begins with a control character (C0, DEL, C1).
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+class StdoutClosed(Exception):
+    """Whoever read stdout has gone (`| head`): there is nobody left to write for."""
+
+
+def write(text: str) -> None:
+    """Writes text to stdout at once. On a terminal control characters are escaped: a model can generate any.
+
+    Raises:
+        StdoutClosed: when nobody reads it any more.
+    """
+    _emit(_CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text) if sys.stdout.isatty() else text)
+
+
+def write_rendered(*parts: "RenderableType") -> None:
+    """Writes tables and styled text to stdout, as wide as the terminal. Text of unknown origin must be `printable`.
+
+    Raises:
+        StdoutClosed: when nobody reads it any more.
+    """
+    from rich.console import Console
+
+    styled, text = _styled(sys.stdout), io.StringIO()
+    console = Console(
+        file=text,
+        width=None if sys.stdout.isatty() else PIPED_WIDTH,
+        color_system="auto" if styled else None,
+        force_terminal=styled,
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
+    for part in parts:
+        console.print(part)
+    # rich fills lines with spaces, and ends a table with an empty line
+    _emit("".join(f"{line.rstrip()}\n" for line in text.getvalue().rstrip().splitlines()))
+
+
+def printable(value: object) -> str:
+    """Text for one line: whatever does not print is escaped, line breaks too."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in str(value))
+
+
+def remark(text: str) -> None:
+    """A quiet line on stderr, beside the result."""
+    _write_line(f"\x1b[2m{printable(text)}\x1b[0m" if _styled(sys.stderr) else printable(text))
+
+
+def warn(text: str) -> None:
+    """A warning on stderr, in one line."""
+    _write_line(f"{_coloured('warning:', 33)} {printable(text)}")
+
+
+def error(text: str) -> None:
+    """An error on stderr, in one line."""
+    _write_line(f"{_coloured('error:', 31)} {printable(text)}")
+
+
+@contextmanager
+def progress(text: str, *, quiet: bool) -> Iterator[None]:
+    """Shows `text` on a terminal's stderr while the block runs; nothing without a terminal, or when `quiet`."""
+    shown = _styled(sys.stderr) and not quiet
+    if shown:
+        sys.stderr.write(f"\x1b[2m{printable(text)} ...\x1b[0m")
+        sys.stderr.flush()
+    try:
+        yield
+    finally:
+        if shown:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+
+
+def _emit(text: str) -> None:
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError as error:
+        raise StdoutClosed from error
+
+
+def _write_line(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
+
+
+def _coloured(word: str, colour: int) -> str:
+    return f"\x1b[1;{colour}m{word}\x1b[0m" if _styled(sys.stderr) else word
+
+
+def _styled(stream: TextIO) -> bool:
+    """Whether styles may be used: on a terminal that has them, unless NO_COLOR says no (https://no-color.org)."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"

@@ -1,0 +1,112 @@
+"""`moejax decode`: continues prompts."""
+
+import time
+
+from moejax.cli import console, options, startup
+from moejax.decoding.sampling_params import SamplingParams
+
+EXAMPLES = (
+    'moejax decode demo --prompt "The import statement"',
+    'moejax decode path/to/checkpoint --chat --prompt "What is a list?" --temperature 0.7 -n 200',
+    r'cat notes.txt | moejax decode demo --prompt - --stop "\n\n" --json',
+)
+
+_DEFAULT = SamplingParams()
+
+
+def decode(
+    checkpoint: options.Checkpoint,
+    prompt: options.Prompt = None,
+    token_ids: options.TokenIds = None,
+    chat: options.Chat = False,
+    system: options.System = None,
+    stream: options.Stream = None,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    debug: options.Debug = False,
+    max_tokens: options.MaxTokens = _DEFAULT.max_tokens,
+    min_tokens: options.MinTokens = _DEFAULT.min_tokens,
+    stop: options.Stop = None,
+    stop_token_id: options.StopTokenId = None,
+    ignore_eos: options.IgnoreEos = False,
+    include_stop_str_in_output: options.IncludeStop = False,
+    temperature: options.Temperature = _DEFAULT.temperature,
+    top_k: options.TopK = _DEFAULT.top_k,
+    top_p: options.TopP = _DEFAULT.top_p,
+    min_p: options.MinP = _DEFAULT.min_p,
+    repetition_penalty: options.RepetitionPenalty = _DEFAULT.repetition_penalty,
+    presence_penalty: options.PresencePenalty = _DEFAULT.presence_penalty,
+    frequency_penalty: options.FrequencyPenalty = _DEFAULT.frequency_penalty,
+    seed: options.Seed = None,
+    n: options.N = _DEFAULT.n,
+    logprobs: options.Logprobs = None,
+    prompt_logprobs: options.PromptLogprobs = None,
+    return_routed_experts: options.RoutedExperts = False,
+    no_skip_special_tokens: options.KeepSpecial = False,
+    dtype: options.Dtype = "bfloat16",
+    expert_backend: options.ExpertBackend = "auto",
+    max_seq_len: options.MaxSeqLen = None,
+    model_seed: options.ModelSeed = None,
+    no_compile_cache: options.NoCompileCache = False,
+) -> None:
+    """Continue prompts with a checkpoint. Text goes to stdout, statistics and warnings to stderr."""
+    params = SamplingParams(
+        max_tokens=max_tokens,
+        min_tokens=min_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        seed=seed,
+        n=n,
+        stop=stop or (),
+        stop_token_ids=stop_token_id or (),
+        ignore_eos=ignore_eos,
+        include_stop_str_in_output=include_stop_str_in_output,
+        skip_special_tokens=not no_skip_special_tokens,
+        logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
+        return_routed_experts=return_routed_experts,
+    )
+    if model_seed is not None and not checkpoint.startswith(options.RANDOM):
+        raise ValueError(
+            f"--model-seed is for {options.RANDOM}NAME, but {checkpoint} has weights of its own; to sample, use --seed"
+        )
+    live = _is_live(stream, len(prompt or []) + len(token_ids or []), params, json=json)
+    from moejax.cli.prompts import encode_prompts, read_prompts  # here, so that --help does not import numpy
+
+    prompts = encode_prompts(checkpoint, read_prompts(prompt or [], token_ids or []), chat=chat, system=system)
+    began = time.perf_counter()
+    with console.progress(f"loading {checkpoint}", quiet=quiet):
+        startup.prepare_jax(compile_cache=not no_compile_cache, quiet=quiet)
+        import moejax
+        from moejax.cli import output
+
+        model = moejax.load(
+            checkpoint, dtype=dtype, max_seq_len=max_seq_len, expert_backend=expert_backend, seed=model_seed or 0
+        )
+    load_seconds = time.perf_counter() - began
+    if live:
+        summary = output.stream(model, prompts[0], params, quiet=quiet)
+    else:
+        summary = output.decode_all(model, prompts, params, json=json, quiet=quiet)
+    if not quiet:
+        console.remark(f"{summary} | load {load_seconds:.2f} s")
+
+
+def _is_live(stream: bool | None, prompts: int, params: SamplingParams, *, json: bool) -> bool:
+    """Whether text is printed as it is generated: asked for, or else wherever that is possible."""
+    obstacles = {
+        "--json": json,
+        "several prompts": prompts > 1,
+        f"--n {params.n}": params.n > 1,
+        "--prompt-logprobs": params.prompt_logprobs is not None,
+        "--return-routed-experts": params.return_routed_experts,
+    }
+    obstacle = next((name for name, there in obstacles.items() if there), None)
+    if stream and obstacle:
+        raise ValueError(f"--stream prints one text while it is generated; it cannot be used with {obstacle}")
+    return obstacle is None if stream is None else stream

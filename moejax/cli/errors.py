@@ -1,0 +1,101 @@
+"""Every failure in one line on stderr. `--debug` shows where it came from."""
+
+import re
+import sys
+import traceback
+from difflib import get_close_matches
+from typing import Any
+
+import typer
+
+from moejax.cli import console
+from moejax.cli.foreign_flags import NOT_HERE, OURS
+from moejax.decoding.sampling_params import PARAMETER_NAMES
+
+FAILED = 2
+
+# The root of what Typer raises for a wrong command line; it exports only this one of its kinds.
+UsageError: type[Any] = typer.BadParameter.__mro__[1]
+
+# Arguments of the Python API that are flags here; the library's messages name them as arguments.
+_FLAGS = {name: f"--{name.replace('_', '-')}" for name in (*PARAMETER_NAMES, "max_seq_len", "dtype", "expert_backend")}
+_FLAGS["stop_token_ids"] = "--stop-token-id"
+# `stop` and `n` are also words: such a name is an argument only where a value or "must" follows.
+_WORDS = "|".join(name for name in _FLAGS if "_" not in name)
+_NAMES = "|".join(name for name in _FLAGS if "_" in name)
+_ARGUMENT = re.compile(rf"\b(?:({_NAMES}|{_WORDS})=([^\s,;:)]+)|({_NAMES})\b|({_WORDS})(?= must\b))")
+
+
+def report(error: Exception, *, debug: bool) -> int:
+    """Says on stderr what went wrong; returns the exit code."""
+    if debug:
+        traceback.print_exception(error, file=sys.stderr)
+    console.error(" ".join(line.strip() for line in describe(error).splitlines()))
+    return FAILED
+
+
+def describe(error: Exception) -> str:
+    """One sentence: what was wrong with the command line or its input, and what to do."""
+    from convert import CheckpointError  # here, because it imports numpy, which takes as long as all the rest
+
+    if isinstance(error, UsageError):
+        return _describe_usage(error)
+    if isinstance(error, CheckpointError):
+        return str(error)
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror or error}"
+    if isinstance(error, ValueError):
+        return with_flags(str(error))
+    # Nothing of ours says it in one line: most often the device is out of memory, or JAX_PLATFORMS names one it lacks.
+    first_line = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {first_line or 'no message'}; run it again with --debug to see where"
+
+
+def with_flags(message: str) -> str:
+    """A message of the Python API in the words of the command line: `max_tokens=9` becomes `--max-tokens 9`."""
+
+    def flag(found: re.Match[str]) -> str:
+        name, value, *alone = found.groups()
+        return f"{_FLAGS[name]} {value}" if name else _FLAGS[alone[0] or alone[1]]
+
+    return _ARGUMENT.sub(flag, message)
+
+
+def _describe_usage(error: Any) -> str:
+    """Typer's usage errors, with what was meant where that is known."""
+    message = error.format_message().rstrip(".")
+    message = message[:1].lower() + message[1:]
+    if error.ctx is None:  # a flag of ours whose value is missing, or that takes none
+        return message
+    command, path = error.ctx.command, error.ctx.command_path
+    flags = [flag for param in command.get_params(error.ctx) for flag in (*param.opts, *param.secondary_opts)]
+    flags = [flag for flag in flags if flag.startswith("-")]
+    given, param = getattr(error, "option_name", None), getattr(error, "param", None)
+    if given is not None and given not in flags:
+        return unknown_flag(given, flags, path)
+    if param is not None and error.message:
+        return f"{param.opts[0]} {error.message}"
+    if param is not None:
+        return f"{path} needs a {param.metavar or param.opts[0]}; see {path} --help"
+    if commands := getattr(command, "commands", None):
+        return f"{message}; the commands are {' and '.join(commands)}"
+    if "unexpected extra argument" in message and "--prompt" in flags:
+        message += ': prompts are given with --prompt "TEXT"'
+    return f"{message}; see {path} --help"
+
+
+def unknown_flag(given: str, flags: list[str], path: str) -> str:
+    """What to use instead of `given`, which the command `path` does not have."""
+    spelled = given.replace("_", "-")
+    if spelled in flags:
+        return f"{path} has no {given}; use {spelled}"
+    if "--prompt" in flags:  # the tables are about decoding
+        if spelled in OURS:
+            return f"{path} has no {given}; use {OURS[spelled]}"
+        if spelled in NOT_HERE:
+            return f"{path} has no {given}: {NOT_HERE[spelled]}"
+    beginnings = [flag for flag in flags if len(given) > 3 and flag.startswith(given)]
+    near = beginnings or get_close_matches(given, flags, n=1, cutoff=0.7)
+    hint = f"did you mean {near[0]}?" if near else f"see {path} --help"
+    return f"{path} has no {given}; {hint}"

@@ -1,0 +1,98 @@
+"""Flags of `decode` that users of vLLM, llama.cpp, transformers and gpt-fast are used to, and what to use here."""
+
+from collections.abc import Mapping
+
+# Their name -> our flag.
+OURS: Mapping[str, str] = {
+    # lengths
+    "--max-model-len": "--max-seq-len",
+    "--max-sequence-length": "--max-seq-len",
+    "--ctx-size": "--max-seq-len",
+    "--context-length": "--max-seq-len",
+    "--n-ctx": "--max-seq-len",
+    "--max-length": "--max-tokens",
+    "--max-gen-len": "--max-tokens",
+    "--n-predict": "--max-tokens",
+    "--num-predict": "--max-tokens",
+    "--predict": "--max-tokens",
+    "--output-len": "--max-tokens",
+    "--min-new-tokens": "--min-tokens",
+    "--min-length": "--min-tokens",
+    # sampling
+    "--temp": "--temperature",
+    "--repeat-penalty": "--repetition-penalty",
+    "--num-return-sequences": "--n",
+    "--num-samples": "--n",
+    "--best-of": "--n",
+    "--random-seed": "--seed",
+    "--top-logprobs": "--logprobs",
+    "--num-logprobs": "--logprobs",
+    # stopping
+    "--stop-strings": "--stop",
+    "--stop-sequences": "--stop",
+    "--reverse-prompt": "--stop",
+    "--eos-token-id": "--stop-token-id",
+    "--stop-token-ids": "--stop-token-id",
+    # prompts
+    "-p": "--prompt",
+    "--text": "--prompt",
+    "--prompts": "--prompt",
+    "--input-ids": "--token-ids",
+    "--prompt-token-ids": "--token-ids",
+    "--system-prompt": "--system",
+    "--conversation": "--chat",
+    # model and output
+    "--torch-dtype": "--dtype",
+    "--precision": "--dtype",
+    "--moe-backend": "--expert-backend",
+    "--experts-implementation": "--expert-backend",
+    "--format": "--json",
+    "--output-format": "--json",
+    "--verbose": "--debug",
+}
+
+_CHECKPOINT = "the checkpoint is the argument without a flag, as in: moejax decode PATH"
+_ONE_DEVICE = "moejax decodes on one device so far, parallelism over several does not exist yet"
+_QUANTISED = "quantised weights do not exist yet; --dtype is bfloat16, float16 or float32"
+_FILE = "give a file as standard input: --prompt - < FILE"
+
+# Their name -> why there is no such flag, and what to do.
+NOT_HERE: Mapping[str, str] = {
+    "--model": _CHECKPOINT,
+    "--model-path": _CHECKPOINT,
+    "--checkpoint": _CHECKPOINT,
+    "-m": _CHECKPOINT,
+    "--mesh": _ONE_DEVICE,
+    "--dispatch": _ONE_DEVICE,
+    "--simulate-devices": _ONE_DEVICE,
+    "--tensor-parallel-size": _ONE_DEVICE,
+    "--pipeline-parallel-size": _ONE_DEVICE,
+    "--data-parallel-size": _ONE_DEVICE,
+    "--expert-parallel-size": _ONE_DEVICE,
+    "--enable-expert-parallel": _ONE_DEVICE,
+    "--tp": _ONE_DEVICE,
+    "--ep": _ONE_DEVICE,
+    "--tensor-split": _ONE_DEVICE,
+    "--quantization": _QUANTISED,
+    "--load-in-4bit": _QUANTISED,
+    "--load-in-8bit": _QUANTISED,
+    "--kv-cache-dtype": "the cache has the dtype of the weights, see --dtype",
+    "--file": _FILE,
+    "-f": _FILE,
+    "--prompt-file": _FILE,
+    "--tokenizer": "the tokenizer is read from the checkpoint's folder",
+    "--chat-template": "the chat template is read from the checkpoint's folder",
+    "--trust-remote-code": "code that comes with a checkpoint is never run",
+    "--do-sample": "sampling begins with a --temperature above 0",
+    "--greedy": "greedy decoding is the default, --temperature 0",
+    "--device": "JAX chooses the device; the environment variable JAX_PLATFORMS=cpu or cuda overrides it",
+    "--n-gpu-layers": "the whole model is on one device; JAX_PLATFORMS=cpu or cuda chooses it",
+    "--gpu-memory-utilization": "set the environment variable XLA_PYTHON_CLIENT_MEM_FRACTION",
+    "--batch-size": "all prompts of a call are decoded together, repeat --prompt",
+    "--threads": "XLA uses every core that this process may; taskset limits it",
+    "--num-beams": "beam search does not exist; --n with a --temperature samples several outputs",
+    "--use-beam-search": "beam search does not exist; --n with a --temperature samples several outputs",
+    "--lora-path": "adapters do not exist yet; merge them into the checkpoint",
+    "--enable-lora": "adapters do not exist yet; merge them into the checkpoint",
+    "--compile": "every program is compiled; --no-compile-cache keeps compiled programs for this run only",
+}

@@ -1,0 +1,76 @@
+"""Decodes with a loaded model and prints what comes: a stream of text, finished texts with tables, or JSON."""
+
+import itertools
+from collections.abc import Sequence
+
+import moejax
+from moejax import DecodeResult, Model, SamplingParams
+from moejax.cli import console, report
+from moejax.decoding.results import TokenLogprobs
+
+
+def stream(model: Model, prompt: list[int], params: SamplingParams, *, quiet: bool) -> str:
+    """Prints one output while it is generated; returns the line of statistics."""
+    events = moejax.decode(model, [prompt], params, stream=True)
+    with console.progress("reading the prompt", quiet=quiet):
+        last = next(events)
+    ids: list[int] = []
+    logprobs: list[TokenLogprobs] = []
+    for event in itertools.chain([last], events):
+        last = event
+        if event.logprob is not None:
+            logprobs.append(event.logprob)
+        if event.token_id is not None:
+            ids.append(event.token_id)
+            if not model.tokenizer:
+                console.write(_ids_text([event.token_id], first=len(ids) == 1))
+        console.write(event.text)
+    console.write("\n")
+    if logprobs:
+        console.write_rendered("", report.logprob_table("log-probabilities", ids, logprobs))
+    assert last.stats is not None, "the stream ended without its last event"
+    return report.statistics([last.stats], [report.ending(last)])
+
+
+def decode_all(model: Model, prompts: Sequence[list[int]], params: SamplingParams, *, json: bool, quiet: bool) -> str:
+    """Decodes all prompts together, then prints the results; returns the line of statistics."""
+    with console.progress("decoding", quiet=quiet):
+        results = moejax.decode(model, prompts, params)
+    if json:
+        console.write(f"{report.as_json(results)}\n")
+    else:
+        _show(model, results)
+    endings = [report.ending(output) for result in results for output in result.outputs]
+    return report.statistics([result.stats for result in results], endings)
+
+
+def _show(model: Model, results: Sequence[DecodeResult]) -> None:
+    """Prints finished results: each text, then the tables that were asked for."""
+    from rich.text import Text  # here, because streaming needs no rich
+
+    several = sum(len(result.outputs) for result in results) > 1
+    for index, result in enumerate(results):
+        for output in result.outputs:
+            if several:
+                name = f"prompt {index}, output {output.index}" if len(result.outputs) > 1 else f"prompt {index}"
+                console.write_rendered(
+                    *([""] if (index, output.index) > (0, 0) else []), Text(f"--- {name} ---", style="bold")
+                )
+            console.write(output.text if model.tokenizer else _ids_text(output.token_ids))
+            console.write("\n")
+            if output.logprobs is not None:
+                console.write_rendered("", report.logprob_table("log-probabilities", output.token_ids, output.logprobs))
+            if output.routed_experts is not None:
+                console.write_rendered("", report.routing_table(output.routed_experts, model.config.num_experts))
+        if result.prompt_logprobs is not None:
+            console.write_rendered(
+                "",
+                report.logprob_table(
+                    "log-probabilities of the prompt", result.prompt_token_ids, result.prompt_logprobs
+                ),
+            )
+
+
+def _ids_text(ids: Sequence[int], *, first: bool = True) -> str:
+    """What stands for text where there is no tokenizer: ids as --token-ids takes them."""
+    return ("" if first else " ") + " ".join(map(str, ids))

@@ -1,0 +1,103 @@
+"""Prompts, from flags and standard input to token ids: before JAX starts, so that a mistake in them is told at once."""
+
+import sys
+from collections.abc import Sequence
+
+from moejax.checkpoint import open_checkpoint
+from moejax.cli import console
+from moejax.cli.options import RANDOM
+from moejax.tokenizer import Tokenizer, missing_tokenizer_message
+
+
+def read_prompts(texts: Sequence[str], token_ids: Sequence[str]) -> list[str | list[int]]:
+    """The prompts that flags give: texts (where "-" is standard input), then token ids.
+
+    Raises:
+        ValueError: for no prompt at all, an empty one, or one that cannot be read.
+    """
+    if texts.count("-") > 1:
+        raise ValueError("--prompt - reads standard input, which can only be read once; give it once")
+    prompts = [*(_read_stdin() if text == "-" else text for text in texts), *map(_parse_ids, token_ids)]
+    if not prompts:
+        raise ValueError(
+            'there is no prompt; give --prompt "TEXT", --prompt - for standard input, or --token-ids "0 17 42"'
+        )
+    for index, prompt in enumerate(prompts):
+        if prompt == "":
+            raise ValueError(f"prompt {index} is empty: give at least one character, or --token-ids")
+        if isinstance(prompt, str) and not _is_unicode(prompt):
+            raise ValueError(f"prompt {index} is not UTF-8 text ({prompt!r:.80}); convert it with iconv")
+    return prompts
+
+
+def encode_prompts(
+    source: str, prompts: Sequence[str | list[int]], *, chat: bool, system: str | None
+) -> list[list[int]]:
+    """Token ids of each prompt, by the tokenizer of the checkpoint `source`.
+
+    With `chat` a text is what the user says, after the message `system` if there is one.
+
+    Raises:
+        ValueError: for text that this checkpoint cannot encode, or flags that do not go together.
+    """
+    if system is not None and not chat:
+        raise ValueError("--system is a message of a chat; add --chat")
+    ids = {index: prompt for index, prompt in enumerate(prompts) if not isinstance(prompt, str)}
+    if ids and chat:
+        raise ValueError("--chat puts text into a template; it cannot be used with --token-ids")
+    if len(ids) == len(prompts):
+        return list(ids.values())
+    tokenizer, reason = _open_tokenizer(source)
+    if tokenizer is None:
+        raise ValueError(f"--prompt is text, but {reason}")
+    return [
+        prompt if not isinstance(prompt, str) else _encode(tokenizer, prompt, chat=chat, system=system)
+        for prompt in prompts
+    ]
+
+
+def _encode(tokenizer: Tokenizer, text: str, *, chat: bool, system: str | None) -> list[int]:
+    if not chat:
+        return tokenizer.encode(text)
+    from moejax.chat import encode_chat  # here, because jinja2 is only needed for chats
+
+    messages = [] if system is None else [{"role": "system", "content": system}]
+    return encode_chat(tokenizer, [*messages, {"role": "user", "content": text}])
+
+
+def _open_tokenizer(source: str) -> tuple[Tokenizer | None, str]:
+    """The tokenizer of a checkpoint, or None and the reason."""
+    if source.startswith(RANDOM):
+        return None, f"{source} has random weights and no tokenizer: use --token-ids"
+    folder = open_checkpoint(source).folder
+    return Tokenizer.from_folder(folder), missing_tokenizer_message(folder)
+
+
+def _read_stdin() -> str:
+    if sys.stdin.isatty():
+        console.remark("reading the prompt from the terminal, end it with Ctrl-D on a line of its own")
+    data = sys.stdin.buffer.read()
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"standard input is not UTF-8 text (byte {error.start} is 0x{data[error.start]:02x}); convert it with iconv"
+        ) from error
+    # A final line break belongs to the file or to echo, not to the prompt; the shell's $(...) drops it as well.
+    text = text.removesuffix("\n").removesuffix("\r")
+    if not text:
+        raise ValueError("--prompt - reads standard input, which is empty; pipe the prompt's text into it")
+    return text
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether text from the command line was UTF-8: Python keeps other bytes as lone surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _parse_ids(value: str) -> list[int]:
+    """Token ids separated by spaces or commas, brackets allowed: `0 17 42`, `[0, 17, 42]`."""
+    words = value.strip().removeprefix("[").removesuffix("]").replace(",", " ").split()
+    if not words or not all(word.isascii() and word.isdigit() and len(word) < 19 for word in words):
+        raise ValueError(f'--token-ids must be token ids, as in "0 17 42", got {value!r}')
+    return [int(word) for word in words]

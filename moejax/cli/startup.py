@@ -1,0 +1,83 @@
+"""JAX's settings for the command line. To be called before the first use of JAX."""
+
+import os
+import tempfile
+from pathlib import Path
+
+from moejax.cli import console
+
+# Settings that make a second run compile nothing: also quick compilations and small programs are kept.
+# An environment variable of the same name in capitals wins, as it does in any JAX program.
+_KEEP_EVERYTHING = {
+    "jax_persistent_cache_min_compile_time_secs": 0.0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+}
+
+
+def prepare_jax(*, compile_cache: bool = True, quiet: bool = False) -> None:
+    """Switches the persistent compilation cache on, or off, and starts JAX.
+
+    A cache folder that cannot be written is a warning: everything works, only slower the next time.
+
+    Raises:
+        ValueError: when JAX finds no device.
+    """
+    import jax
+
+    _configure_cache(compile_cache=compile_cache, quiet=quiet)
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # JAX 0.10 asserts where a platform's plugin is not installed
+        platforms = os.environ.get("JAX_PLATFORMS", "")
+        reason = str(error).partition("\n")[0] or "it has no plugin for this platform"
+        raise ValueError(
+            f"JAX cannot start with JAX_PLATFORMS={platforms!r}: {reason}; unset it, or set it to cpu"
+        ) from error
+
+
+def _configure_cache(*, compile_cache: bool, quiet: bool) -> None:
+    import jax
+
+    if not compile_cache:
+        jax.config.update("jax_enable_compilation_cache", False)
+        return
+    for name, value in _KEEP_EVERYTHING.items():
+        if name.upper() not in os.environ:
+            jax.config.update(name, value)
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    try:
+        folder = _writable(cache_folder())
+    except (OSError, RuntimeError) as error:
+        if not quiet:
+            console.warn(
+                f"compiled programs cannot be kept for the next run ({_reason(error)}); set XDG_CACHE_HOME to a folder "
+                "that can be written"
+            )
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def cache_folder() -> Path:
+    """Where compiled programs are kept: in the user's cache folder, by the XDG base directory specification.
+
+    Raises:
+        RuntimeError: when this user has no home folder.
+    """
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "moejax" / "xla"
+
+
+def _writable(folder: Path) -> Path:
+    """`folder`, made if need be; only its owner may write there, since the programs in it are run.
+
+    Raises:
+        OSError: when it cannot be written.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        return folder
+
+
+def _reason(error: OSError | RuntimeError) -> str:
+    return f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)

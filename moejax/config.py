@@ -1,0 +1,280 @@
+"""What a Mixtral model is: its sizes, read from either spelling of Hugging Face's config.json or named.
+
+Imports no JAX. The letters in brackets are the dimension key used in shapes everywhere else.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Sizes and constants of a Mixtral-family model.
+
+    Raises:
+        ValueError: when the sizes cannot belong to one model.
+    """
+
+    vocab_size: int  # V
+    embed_dim: int  # D
+    num_layers: int  # L
+    num_heads: int  # N, query heads
+    num_kv_heads: int  # K
+    head_dim: int  # H
+    num_experts: int  # E
+    experts_per_token: int  # A
+    expert_dim: int  # F
+    max_position_embeddings: int
+    rope_theta: float = 1e6
+    norm_eps: float = 1e-5
+    sliding_window: int | None = None  # tokens a query sees, itself included; None: all of them
+    tie_embeddings: bool = False
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.type is int and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise ValueError(f"config: {field.name} must be a positive whole number, got {value!r}")
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"config: {self.num_heads} query heads do not divide over {self.num_kv_heads} key/value heads"
+            )
+        if self.head_dim % 2:
+            raise ValueError(f"config: head_dim must be even for rotary embeddings, got {self.head_dim}")
+        if self.experts_per_token > self.num_experts:
+            raise ValueError(
+                f"config: {self.experts_per_token} experts per token, but there are only {self.num_experts} experts"
+            )
+        if self.sliding_window is not None and (
+            not isinstance(self.sliding_window, int) or isinstance(self.sliding_window, bool) or self.sliding_window < 1
+        ):
+            raise ValueError(f"config: sliding_window must be null or a positive number, got {self.sliding_window!r}")
+        if not isinstance(self.tie_embeddings, bool):
+            raise ValueError(f"config: tie_embeddings must be true or false, got {self.tie_embeddings!r}")
+        for name in ("rope_theta", "norm_eps"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < 1e30:
+                raise ValueError(f"config: {name} must be a positive number, got {value!r:.80}")
+        if self.max_position_embeddings >= 2**31:
+            raise ValueError(f"config: max_position_embeddings must be below 2^31, got {self.max_position_embeddings}")
+        if self.sliding_window is not None and self.sliding_window >= self.max_position_embeddings:
+            object.__setattr__(self, "sliding_window", None)  # it hides nothing
+
+    @property
+    def num_expert_parameters(self) -> int:
+        """Parameters of one expert of one layer."""
+        return 3 * self.embed_dim * self.expert_dim
+
+    @property
+    def num_shared_parameters(self) -> int:
+        """Parameters that every token uses: embeddings, attention, norms, routers, head."""
+        heads = 2 * (self.num_heads + self.num_kv_heads) * self.head_dim
+        layer = self.embed_dim * (heads + self.num_experts + 2)
+        return (
+            self.vocab_size * self.embed_dim * (1 if self.tie_embeddings else 2)
+            + self.num_layers * layer
+            + (self.embed_dim)
+        )
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters in all."""
+        return self.num_shared_parameters + self.num_layers * self.num_experts * self.num_expert_parameters
+
+    @property
+    def num_active_parameters(self) -> int:
+        """Parameters that one token uses."""
+        return self.num_shared_parameters + self.num_layers * self.experts_per_token * self.num_expert_parameters
+
+    @property
+    def cache_elements_per_token(self) -> int:
+        """Elements of the KV cache that one token takes, over all layers."""
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim
+
+
+NAMED_CONFIGS: Mapping[str, ModelConfig] = {
+    # https://huggingface.co/mistralai/Mixtral-8x7B-v0.1/blob/main/config.json
+    "mixtral-8x7b": ModelConfig(
+        vocab_size=32000,
+        embed_dim=4096,
+        num_layers=32,
+        num_heads=32,
+        num_kv_heads=8,
+        head_dim=128,
+        num_experts=8,
+        experts_per_token=2,
+        expert_dim=14336,
+        max_position_embeddings=32768,
+    ),
+    # https://huggingface.co/mistralai/Mixtral-8x22B-v0.1/blob/main/config.json
+    "mixtral-8x22b": ModelConfig(
+        vocab_size=32000,
+        embed_dim=6144,
+        num_layers=56,
+        num_heads=48,
+        num_kv_heads=8,
+        head_dim=128,
+        num_experts=8,
+        experts_per_token=2,
+        expert_dim=16384,
+        max_position_embeddings=65536,
+    ),
+}
+
+
+def named_config(name: str) -> ModelConfig:
+    """The configuration called `name`, or the one in the config.json that `name` is the path of.
+
+    Raises:
+        ValueError: for an unknown name, listing the known ones.
+    """
+    if name in NAMED_CONFIGS:
+        return NAMED_CONFIGS[name]
+    if name.endswith(".json"):
+        return from_hf(read_config_json(Path(name)))
+    near = get_close_matches(name, NAMED_CONFIGS, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(
+        f"unknown model {name!r}: the known names are {', '.join(NAMED_CONFIGS)}, or the path of a config.json{hint}"
+    )
+
+
+def read_config_json(path: Path) -> dict[str, Any]:
+    """The object in a config.json.
+
+    Raises:
+        ValueError: when the file is missing or does not hold a JSON object.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such file; a checkpoint folder holds a config.json")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_duplicates)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not valid JSON ({error}); download the file again") from error
+    if not isinstance(raw, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {type(raw).__name__}")
+    return raw
+
+
+# Keys of config.json that do not change what the model computes when it decodes.
+_HARMLESS_KEYS = frozenset(
+    """architectures attention_dropout auto_map bos_token_id chunk_size_feed_forward dtype eos_token_id id2label
+    initializer_range is_encoder_decoder label2id model_type output_attentions output_hidden_states
+    output_router_logits pad_token_id pretraining_tp problem_type return_dict router_aux_loss_coef
+    router_jitter_noise torch_dtype transformers_version unk_token_id use_cache""".split()
+)
+_REQUIRED_KEYS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_local_experts",
+    "num_experts_per_tok",
+)
+
+
+def from_hf(raw: Mapping[str, Any]) -> ModelConfig:
+    """Reads a Hugging Face config.json, v4 (`rope_theta`, `torch_dtype`) or v5 (`rope_parameters`, `dtype`).
+
+    Absent optional keys take the defaults of transformers' MixtralConfig.
+
+    Raises:
+        ValueError: for another model family, a missing size, and, by name, any feature that would change the
+            numbers and is not implemented.
+    """
+    raw = dict(raw)
+    if raw.get("model_type") != "mixtral":
+        raise ValueError(f"config.json: model_type is {raw.get('model_type')!r}; moejax decodes 'mixtral' models only")
+    if missing := [key for key in _REQUIRED_KEYS if raw.get(key) is None]:
+        raise ValueError(f"config.json: missing {', '.join(missing)}")
+    _refuse_unsupported(raw)
+    num_heads = raw.pop("num_attention_heads")
+    num_kv_heads = raw.pop("num_key_value_heads", 8)  # transformers: null means as many as query heads
+    embed_dim = raw.pop("hidden_size")
+    head_dim = raw.pop("head_dim", None)
+    config = ModelConfig(
+        vocab_size=raw.pop("vocab_size"),
+        embed_dim=embed_dim,
+        num_layers=raw.pop("num_hidden_layers"),
+        num_heads=num_heads,
+        num_kv_heads=num_heads if num_kv_heads is None else num_kv_heads,
+        head_dim=_default_head_dim(embed_dim, num_heads) if head_dim is None else head_dim,
+        num_experts=raw.pop("num_local_experts"),
+        experts_per_token=raw.pop("num_experts_per_tok"),
+        expert_dim=raw.pop("intermediate_size"),
+        max_position_embeddings=raw.pop("max_position_embeddings", 4096 * 32),
+        rope_theta=_rope_theta(raw),
+        norm_eps=raw.pop("rms_norm_eps", 1e-5),
+        sliding_window=raw.pop("sliding_window", None),
+        tie_embeddings=False if (tied := raw.pop("tie_word_embeddings", None)) is None else tied,
+    )
+    unknown = [key for key, value in raw.items() if value and not _is_harmless(key)]
+    if unknown:
+        raise ValueError(
+            f"config.json: {unknown[0]}={raw[unknown[0]]!r} is not a key moejax knows, so it may change the numbers; "
+            "remove it from config.json if it does not"
+        )
+    return config
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is there twice")
+    return found
+
+
+def _is_harmless(key: str) -> bool:
+    return key in _HARMLESS_KEYS or key.startswith("_") or key.endswith("_version")
+
+
+def _default_head_dim(embed_dim: Any, num_heads: Any) -> int:
+    """D / N; where those are no positive numbers, any number, since `ModelConfig` refuses them by name."""
+    sound = all(type(value) is int and value > 0 for value in (embed_dim, num_heads))
+    return embed_dim // num_heads if sound else 2
+
+
+def _refuse_unsupported(raw: dict[str, Any]) -> None:
+    architectures = raw.get("architectures") or ["MixtralForCausalLM"]
+    if not isinstance(architectures, list) or "MixtralForCausalLM" not in architectures:
+        raise ValueError(f"config.json: architectures {architectures} is not supported; expected MixtralForCausalLM")
+    activation = raw.pop("hidden_act", "silu")
+    if activation not in ("silu", "swish"):
+        raise ValueError(f"config.json: hidden_act {activation!r} is not supported; moejax computes silu")
+    if raw.get("quantization_config"):
+        method = raw["quantization_config"]
+        method = method.get("quant_method", method) if isinstance(method, dict) else method
+        raise ValueError(
+            f"config.json: quantization_config ({method}) is not supported; use the unquantised bf16/f16/f32 checkpoint"
+        )
+    for key in ("attention_bias", "mlp_bias", "use_qk_norm"):
+        if raw.get(key):
+            raise ValueError(f"config.json: {key}={raw[key]!r} is not supported")
+
+
+def _rope_theta(raw: dict[str, Any]) -> float:
+    """Takes the rotary base out of either spelling; refuses every scaling of it."""
+    parameters = raw.pop("rope_parameters", None) or {}
+    scaling = raw.pop("rope_scaling", None) or {}
+    for key, value in (("rope_parameters", parameters), ("rope_scaling", scaling)):
+        if not isinstance(value, dict):
+            raise ValueError(f"config.json: {key} must be an object, got {value!r}")
+        kind = value.get("rope_type", value.get("type", "default"))
+        rest = sorted(set(value) - {"rope_theta", "rope_type", "type"})
+        if kind != "default" or rest:
+            what = f"rope type {kind!r}" if kind != "default" else f"{rest[0]}={value[rest[0]]!r}"
+            raise ValueError(f"config.json: {key} asks for {what}, which is not supported; moejax has 'default' rope")
+    theta = raw.pop("rope_theta", None)
+    given = [value for value in (theta, parameters.get("rope_theta")) if value is not None]
+    if len(given) == 2 and given[0] != given[1]:
+        raise ValueError(f"config.json: rope_theta is {given[0]!r} and also {given[1]!r} in rope_parameters; keep one")
+    return given[0] if given else 1e6

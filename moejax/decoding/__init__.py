@@ -1,0 +1,1 @@
+"""Decoding: requests in, tokens and text out."""

@@ -1,0 +1,45 @@
+"""Log-probabilities of tokens and of the best candidates beside them."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Float, Int
+
+POSITIONS_PER_BLOCK = 64  # prompt positions whose logits are in memory at once
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenScores:
+    """For each place: the token's log-probability and rank (1 is best), and the k best ids with theirs."""
+
+    logprob: Float[Array, "*places"]
+    rank: Int[Array, "*places"]
+    best_ids: Int[Array, "*places k"]
+    best_logprobs: Float[Array, "*places k"]
+
+
+def score_tokens(logits: Float[Array, "*places V"], tokens: Int[Array, "*places"], best: int) -> TokenScores:
+    """Scores of `tokens` under `logits`, and the `best` tokens of the vocabulary at each place."""
+    logprobs = jax.nn.log_softmax(logits, axis=-1)
+    chosen = jnp.take_along_axis(logprobs, tokens[..., None], axis=-1)
+    rank = 1 + jnp.sum(logprobs > chosen, axis=-1, dtype=jnp.int32)
+    best_logprobs, best_ids = lax.top_k(logprobs, best)
+    return TokenScores(logprob=chosen[..., 0], rank=rank, best_ids=best_ids, best_logprobs=best_logprobs)
+
+
+def score_hidden(
+    project: Callable[[Array], Array], hidden: Float[Array, "B T D"], targets: Int[Array, "B T"], best: int
+) -> TokenScores:
+    """Scores of `targets`, the tokens that follow each position, without all T x V logits at once.
+
+    `project` turns hidden states [B, T', D] into logits [B, T', V].
+    """
+    b, t, d = hidden.shape
+    block = min(t, POSITIONS_PER_BLOCK)
+    blocks = (hidden.reshape(b, t // block, block, d).swapaxes(0, 1), targets.reshape(b, -1, block).swapaxes(0, 1))
+    scores = lax.map(lambda part: score_tokens(project(part[0]), part[1], best), blocks)
+    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(b, t, *x.shape[3:]), scores)

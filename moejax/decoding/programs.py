@@ -1,0 +1,39 @@
+"""Compiled programs of one model, each compiled when it is first needed, and counted."""
+
+import threading
+import time
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import jax
+
+
+class Programs:
+    """Compiled functions by key.
+
+    compiled: how many there are.
+    compile_seconds: time spent making them so far (loading one from the compilation cache included).
+    """
+
+    def __init__(self) -> None:
+        self._programs: dict[Hashable, Callable[..., Any]] = {}
+        self._lock = threading.Lock()
+        self.compile_seconds = 0.0
+
+    @property
+    def compiled(self) -> int:
+        return len(self._programs)
+
+    def call(self, key: Hashable, function: Callable[..., Any], *args: Any, donate: tuple[int, ...] = ()) -> Any:
+        """`function(*args)` through the program called `key`, which must determine every shape in `args`.
+
+        Arrays at the positions in `donate` are given up to the call.
+        """
+        with self._lock:  # threads that need the same program wait for one compilation
+            program = self._programs.get(key)
+            if program is None:
+                began = time.perf_counter()
+                program = jax.jit(function, donate_argnums=donate).lower(*args).compile()
+                self.compile_seconds += time.perf_counter() - began
+                self._programs[key] = program
+        return program(*args)

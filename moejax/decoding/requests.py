@@ -1,0 +1,130 @@
+"""Prompts and parameters, as users give them, into checked requests."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from moejax.decoding.sampling_params import SamplingParams, override
+from moejax.loading import Model
+
+Prompt = str | Sequence[int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One prompt to be continued. stop_ids: EOS (unless ignored) and the request's own stop tokens."""
+
+    index: int
+    prompt: list[int]
+    params: SamplingParams
+    stop_ids: tuple[int, ...]
+
+
+def make_requests(
+    model: Model,
+    prompts: Prompt | Sequence[Prompt],
+    params: SamplingParams | Sequence[SamplingParams] | None,
+    overrides: Mapping[str, Any],
+) -> list[Request]:
+    """One request per prompt.
+
+    Raises:
+        ValueError: for a prompt or parameter that this model cannot serve, naming the prompt by its index.
+    """
+    given = split_prompts(prompts)
+    if isinstance(params, Sequence):
+        if len(params) != len(given):
+            raise ValueError(
+                f"got {len(params)} SamplingParams for {len(given)} prompts: give one for all, or one each"
+            )
+        each = list(params)
+    else:
+        each = [params] * len(given)
+    for one in each:
+        if one is not None and not isinstance(one, SamplingParams):
+            raise ValueError(f"params must be SamplingParams or a list of them, got {type(one).__name__}")
+    return [
+        _make_request(model, index, prompt, override(one, overrides))
+        for index, (prompt, one) in enumerate(zip(given, each, strict=True))
+    ]
+
+
+def split_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """A list of prompts, also where one prompt alone was given.
+
+    Raises:
+        ValueError: for no prompt, or something that is neither text nor token ids.
+    """
+    if isinstance(prompts, str):
+        return [prompts]
+    if not _is_list(prompts):
+        raise ValueError(f"prompts must be a string, a list of token ids, or a list of either, got {_shown(prompts)}")
+    if len(prompts) == 0:
+        raise ValueError("got no prompts: give a string, a list of token ids, or a list of either")
+    if all(isinstance(item, (int, np.integer, np.bool_)) for item in prompts):
+        return [prompts]  # type: ignore[list-item]  # one prompt of token ids
+    return list(prompts)  # type: ignore[arg-type]
+
+
+def prompt_token_ids(model: Model, index: int, prompt: Prompt) -> list[int]:
+    """Token ids of one prompt.
+
+    Raises:
+        ValueError: for an empty prompt, text without a tokenizer, or an id that the model does not have.
+    """
+    if isinstance(prompt, str):
+        if not prompt:
+            raise ValueError(f"prompt {index} is empty: give at least one character, or the token ids to start from")
+        if model.tokenizer is None:
+            raise ValueError(f"prompt {index} is text, but {model.no_tokenizer_reason}")
+        ids = model.tokenizer.encode(prompt)
+    elif _is_list(prompt) and all(isinstance(i, (int, np.integer)) and not isinstance(i, bool) for i in prompt):
+        ids = [int(i) for i in prompt]
+    else:
+        raise ValueError(f"prompt {index} must be a string or a list of token ids, got {_shown(prompt)}")
+    if not ids:
+        raise ValueError(f"prompt {index} is empty: give at least one token")
+    vocabulary = model.config.vocab_size
+    if wrong := [i for i in ids if not 0 <= i < vocabulary]:
+        raise ValueError(
+            f"prompt {index}: token id {wrong[0]} is out of range, this model's ids are 0 to {vocabulary - 1}"
+        )
+    return ids
+
+
+def _is_list(value: object) -> bool:
+    """Whether `value` is a sequence that may hold prompts or token ids: bytes and 0-dimensional arrays may not."""
+    if isinstance(value, np.ndarray):
+        return value.ndim > 0
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray, memoryview))
+
+
+def _make_request(model: Model, index: int, prompt: Prompt, params: SamplingParams) -> Request:
+    ids = prompt_token_ids(model, index, prompt)
+    limit, vocabulary = model.max_seq_len, model.config.vocab_size
+    if len(ids) + params.max_tokens > limit:
+        room = limit - len(ids)
+        advice = f"use max_tokens={room} or less" if room > 0 else f"shorten the prompt to {limit - 1} tokens or less"
+        raise ValueError(
+            f"prompt {index} has {len(ids)} tokens, and with max_tokens={params.max_tokens} that is past the limit of "
+            f"{limit} (max_seq_len): {advice}"
+        )
+    if params.stop and model.tokenizer is None:
+        raise ValueError(f"stop strings need a tokenizer, but {model.no_tokenizer_reason}; or use stop_token_ids")
+    if wrong := [i for i in params.stop_token_ids if i >= vocabulary]:
+        raise ValueError(f"stop_token_ids: {wrong[0]} is out of range, this model's ids are 0 to {vocabulary - 1}")
+    for name in ("logprobs", "prompt_logprobs"):
+        if (getattr(params, name) or 0) > vocabulary:
+            raise ValueError(f"{name}={getattr(params, name)} is more than the {vocabulary} tokens of this model")
+    eos = () if params.ignore_eos else model.eos_token_ids
+    stop_ids = tuple(dict.fromkeys((*eos, *params.stop_token_ids)))
+    if params.min_tokens and len(stop_ids) >= vocabulary:
+        raise ValueError(f"min_tokens={params.min_tokens} cannot be kept: every token of this model is a stop token")
+    return Request(index=index, prompt=ids, params=params, stop_ids=stop_ids)
+
+
+def _shown(value: object) -> str:
+    """The beginning of a value's repr, on one line."""
+    return " ".join(repr(value).split())[:80]

@@ -1,0 +1,103 @@
+"""What a decode step carries from token to token: every leaf has one row per sequence of the batch (B)."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Bool, Float, Int, UInt32
+
+from moejax.cache import KVCache, empty_cache
+from moejax.config import ModelConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Features:
+    """What a compiled step can do; what no row of the batch asks for is not compiled in.
+
+    sample: some row has a temperature.  filter: some row uses top_k, top_p or min_p.
+    penalize: some row has a penalty.  min_tokens: some row has min_tokens.
+    logprobs: best tokens reported per step, None for no log-probabilities.  experts: routed experts are reported.
+    stop_ids: most stop token ids of a row, EOS included.
+    """
+
+    sample: bool = False
+    filter: bool = False
+    penalize: bool = False
+    min_tokens: bool = False
+    logprobs: int | None = None
+    experts: bool = False
+    stop_ids: int = 1
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RowParams:
+    """Each row's sampling parameters. `key` is the data of a random key; `stop_ids` is padded with -1."""
+
+    temperature: Float[Array, " B"]
+    top_k: Int[Array, " B"]
+    top_p: Float[Array, " B"]
+    min_p: Float[Array, " B"]
+    repetition_penalty: Float[Array, " B"]
+    presence_penalty: Float[Array, " B"]
+    frequency_penalty: Float[Array, " B"]
+    key: UInt32[Array, "B 2"]
+    max_tokens: Int[Array, " B"]
+    min_tokens: Int[Array, " B"]
+    stop_ids: Int[Array, "B M"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecodeState:
+    """Everything about the sequences being decoded.
+
+    cache: keys and values of every token fed so far.
+    token: the last generated token, which the next step feeds.
+    position: where it stands in its sequence.
+    generated: tokens generated so far.
+    active: whether the row goes on; a row that does not is padding for the experts.
+    in_prompt, in_output: how often each token of the vocabulary occurred; [B, 0] where no row is penalised.
+    params: the rows' sampling parameters.
+    """
+
+    cache: KVCache
+    token: Int[Array, " B"]
+    position: Int[Array, " B"]
+    generated: Int[Array, " B"]
+    active: Bool[Array, " B"]
+    in_prompt: Bool[Array, "B V"]
+    in_output: Int[Array, "B V"]
+    params: RowParams
+
+
+def empty_state(
+    config: ModelConfig, features: Features, batch: int, length: int, dtype: jax.typing.DTypeLike
+) -> DecodeState:
+    """A state of `batch` inactive rows with `length` cache slots each."""
+    vocabulary = config.vocab_size if features.penalize else 0
+    whole = jnp.zeros((batch,), jnp.int32)
+    real = jnp.zeros((batch,), jnp.float32)
+    return DecodeState(
+        cache=empty_cache(config, batch, length, dtype),
+        token=whole,
+        position=whole,
+        generated=whole,
+        active=jnp.zeros((batch,), bool),
+        in_prompt=jnp.zeros((batch, vocabulary), bool),
+        in_output=jnp.zeros((batch, vocabulary), jnp.int32),
+        params=RowParams(
+            temperature=real,
+            top_k=whole,
+            top_p=real,
+            min_p=real,
+            repetition_penalty=real,
+            presence_penalty=real,
+            frequency_penalty=real,
+            key=jnp.zeros((batch, 2), jnp.uint32),
+            max_tokens=whole,
+            min_tokens=whole,
+            stop_ids=jnp.full((batch, features.stop_ids), -1, jnp.int32),
+        ),
+    )

@@ -1,0 +1,74 @@
+"""The small layers: matrix product, RMS norm, rotary embeddings, token embedding."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array, lax
+from jaxtyping import Float, Int
+
+from moejax.params import param
+from moejax.platform import smallest_product
+
+
+def linear(x: Float[Array, "*rows I"], w: Float[Array, "O I"]) -> Float[Array, "*rows O"]:
+    """x w^T with a float32 result.
+
+    Operands stay in their dtype and only the result is float32: the one form that XLA:CPU runs at speed for
+    bfloat16 (docs/decisions.md), and the accumulator that a GPU keeps anyway.
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    count = rows.shape[0]
+    rows = jnp.pad(rows, ((0, max(0, smallest_product(x.dtype) - count)), (0, 0)))
+    y = lax.dot_general(rows, w, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)[:count]
+    return y.reshape(*x.shape[:-1], w.shape[0])
+
+
+class RMSNorm(nnx.Module):
+    """x / rms(x) * scale, in float32 (Zhang and Sennrich, arXiv:1910.07467)."""
+
+    def __init__(self, dim: int, eps: float, *, dtype: jax.typing.DTypeLike) -> None:
+        self.eps = eps
+        self.scale = param((dim,), ("embed",), init=jax.nn.initializers.ones, dtype=dtype)
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        x32 = x.astype(jnp.float32)
+        inverse_rms = lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
+        scale = self.scale[...].astype(jnp.float32)
+        return (x32 * inverse_rms * scale[None, None, :]).astype(x.dtype)
+
+
+class Rotation(NamedTuple):
+    """Cosine and sine of the rotary angles of every position, float32 [B, T, H / 2]."""
+
+    cos: Float[Array, "B T H/2"]
+    sin: Float[Array, "B T H/2"]
+
+
+def rotation(positions: Int[Array, "B T"], head_dim: int, theta: float) -> Rotation:
+    """Rotary angles (Su et al., arXiv:2104.09864): position times theta^(-2i/H)."""
+    frequencies = 1.0 / theta ** (jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angles = positions[..., None].astype(jnp.float32) * frequencies[None, None, :]
+    return Rotation(jnp.cos(angles), jnp.sin(angles))
+
+
+def rotate(x: Float[Array, "B T N H"], angles: Rotation) -> Float[Array, "B T N H"]:
+    """Rotates the pairs (i, i + H/2) of every head; the result is float32."""
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    cos, sin = angles.cos[:, :, None, :], angles.sin[:, :, None, :]
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+class Embedding(nnx.Module):
+    """A table of V vectors: token ids to vectors, and (tied, or as the output head) vectors to logits."""
+
+    def __init__(self, vocab_size: int, dim: int, *, dtype: jax.typing.DTypeLike) -> None:
+        init = jax.nn.initializers.normal(dim**-0.5)
+        self.table = param((vocab_size, dim), ("vocab", "embed"), init=init, dtype=dtype)
+
+    def encode(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        return self.table[...].at[tokens].get(mode="clip")
+
+    def logits(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows V"]:
+        return linear(x, self.table[...])

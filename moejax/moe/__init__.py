@@ -1,0 +1,7 @@
+"""The mixture-of-experts layer: router, experts, and how one device computes its experts."""
+
+from moejax.moe.experts import BACKENDS, Experts, resolve_backend
+from moejax.moe.layer import MoE
+from moejax.moe.router import Routing, route
+
+__all__ = ["BACKENDS", "Experts", "MoE", "Routing", "resolve_backend", "route"]

@@ -1,0 +1,47 @@
+"""The environment that every test runs in, and the rule for tests that need a GPU.
+
+JAX reads its settings from the environment when it is first imported, and a command-line test's subprocess inherits
+them: so they are set here, before any test module is collected, and not through `jax.config`.
+"""
+
+import os
+import sys
+
+import pytest
+
+SETTINGS = {
+    # A silent int32 -> float32 or [B] -> [B, 1] is how a wrong shape or dtype hides.
+    "JAX_NUMPY_DTYPE_PROMOTION": "strict",
+    "JAX_NUMPY_RANK_PROMOTION": "raise",
+    # Keep every compiled program, however small, so that the second run of the suite compiles next to nothing.
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    # Nothing in the suite may reach for a network.
+    "HF_HUB_OFFLINE": "1",
+    # Otherwise tokenizers warns, on stderr, when a test starts a subprocess after tokenizing.
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if "jax" in sys.modules:
+        raise pytest.UsageError(
+            "jax was imported before tests/conftest.py could set its options: find the early import"
+        )
+    os.environ.update(SETTINGS)
+    # Shared by sessions, xdist workers and the commands that tests start. Under d/, so that --cache-clear empties it.
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(config.rootpath / ".pytest_cache" / "d" / "jax")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselects the tests marked `gpu` where JAX sees no GPU: the summary counts them apart, they are no skips."""
+    on_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if on_gpu and not has_gpu():
+        config.hook.pytest_deselected(items=on_gpu)
+        items[:] = [item for item in items if item not in on_gpu]
+
+
+def has_gpu() -> bool:
+    import jax
+
+    return any(device.platform == "gpu" for device in jax.devices())

@@ -1,0 +1,59 @@
+"""The help texts: complete, readable, and true."""
+
+import re
+import shlex
+
+import pytest
+
+import moejax
+from moejax.cli.decode import EXAMPLES as DECODE_EXAMPLES
+from moejax.cli.info import EXAMPLES as INFO_EXAMPLES
+from moejax.decoding.sampling_params import PARAMETER_NAMES
+from tests.moejax.cli.conftest import Call
+
+# Sampling parameters whose flag is not simply their name.
+OTHER_NAMES = {"stop_token_ids": "--stop-token-id", "skip_special_tokens": "--no-skip-special-tokens"}
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("decode", "--help"), ("info", "-h")], ids=" ".join)
+@pytest.mark.parametrize("columns", [80, 100, 250])
+def test_help_has_examples_and_fits(
+    call: Call, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], columns: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    outcome = call(*arguments)
+    assert (outcome.status, outcome.err) == (0, "")
+    usage, _, examples = outcome.out.partition("Examples:")
+    assert usage.startswith("Usage: moejax ")
+    assert "  moejax " in examples
+    assert max(map(len, usage.splitlines())) <= min(columns, 100)
+    assert max(map(len, examples.splitlines())) <= 100
+    assert "\x1b" not in outcome.out
+
+
+def test_no_arguments_is_help(call: Call) -> None:
+    assert call().out == call("--help").out
+    assert call().status == 0
+
+
+def test_version(call: Call) -> None:
+    outcome = call("--version")
+    assert (outcome.status, outcome.out, outcome.err) == (0, f"moejax {moejax.__version__}\n", "")
+
+
+@pytest.mark.parametrize("name", PARAMETER_NAMES)
+def test_every_sampling_parameter_is_a_flag(call: Call, name: str) -> None:
+    flag = OTHER_NAMES.get(name, f"--{name.replace('_', '-')}")
+    assert re.search(rf"(?<![\w-]){flag}(?![\w-])", call("decode", "--help").out)
+
+
+@pytest.mark.parametrize(
+    ("command", "examples"), [("decode", DECODE_EXAMPLES), ("info", INFO_EXAMPLES)], ids=["decode", "info"]
+)
+def test_examples_use_flags_that_exist(call: Call, command: str, examples: tuple[str, ...]) -> None:
+    known = call(command, "--help").out.partition("Examples:")[0]
+    for example in examples:
+        words = shlex.split(example.rpartition("|")[2])
+        assert words[:2] == ["moejax", command]
+        for flag in (word for word in words if re.fullmatch(r"--?[a-z][a-z-]*", word)):
+            assert re.search(rf"(?<![\w-]){flag}(?![\w-])", known), f"{example} has {flag}"

@@ -1,0 +1,139 @@
+"""`moejax info` says what is in a checkpoint, and does not read its weights."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import sharding
+from moejax.checkpoint import open_checkpoint
+from moejax.cli.info_tables import count, size
+from moejax.config import NAMED_CONFIGS
+from sharding import DeviceMemory
+from tests.moejax.cli.conftest import Call
+from tests.moejax.decoding.tiny_checkpoint import Tiny
+
+GB = 10**9
+
+
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch) -> DeviceMemory:
+    """A device with 120 GB, of which 100 are free."""
+    device = DeviceMemory(device="test device", total_bytes=120 * GB, free_bytes=100 * GB)
+    monkeypatch.setattr(sharding, "device_memory", lambda: device)
+    return device
+
+
+def found(call: Call, source: str | Path) -> dict[str, Any]:
+    outcome = call("info", source, "--json")
+    assert (outcome.status, outcome.err) == (0, "")
+    return json.loads(outcome.out)
+
+
+def test_json_describes_the_demo_checkpoint(call: Call) -> None:
+    report = found(call, "demo")
+    opened = open_checkpoint("demo")
+    bytes_of_weights = opened.tensors.total_bytes
+    assert report["folder"] == str(opened.folder)
+    assert report["config"]["num_experts"] == opened.config.num_experts
+    assert report["parameters"]["total"] * 2 == bytes_of_weights
+    assert report["weights"] == {
+        "bytes": bytes_of_weights,
+        "tensors": len(opened.tensors.tensors),
+        "dtype": "bfloat16",
+        "bytes_by_dtype": {"BF16": bytes_of_weights},
+        "bytes_by_file": {"model.safetensors": bytes_of_weights},
+        "ignored": {},
+    }
+    assert report["tokenizer"]["vocab_size"] == opened.config.vocab_size
+    assert report["eos_token_ids"] == list(opened.eos_token_ids)
+    assert report["fit"]["bfloat16"]["fits"]
+
+
+def test_what_fits_follows_from_the_devices_memory(call: Call, memory: DeviceMemory) -> None:
+    fit = found(call, "random:mixtral-8x7b")["fit"]
+    weights = NAMED_CONFIGS["mixtral-8x7b"].num_parameters * 2
+    assert fit["bfloat16"] == {
+        "weight_bytes": weights,
+        "cache_bytes_per_token": 128 * 1024,  # 2 x 32 layers x 8 heads x 128 x 2 bytes
+        "fits": True,
+        "cache_tokens": (100 * GB - weights) // (128 * 1024),
+    }
+    assert (fit["float32"]["fits"], fit["float32"]["cache_tokens"]) == (False, None)
+
+
+def test_tables_show_every_dimension_and_what_fits(call: Call, memory: DeviceMemory) -> None:
+    lines = call("info", "random:mixtral-8x7b").out.splitlines()
+    assert lines[:2] == ["random:mixtral-8x7b", "Mixtral, 46.7 B parameters, of which a token uses 12.9 B"]
+    dimensions = {line.split()[0]: line.split()[-1] for line in lines[3:12]}
+    assert dimensions == {
+        "V": "32,000",
+        "D": "4,096",
+        "L": "32",
+        "N": "32",
+        "K": "8",
+        "H": "128",
+        "E": "8",
+        "A": "2",
+        "F": "14,336",
+    }
+    assert "  attention   full" in lines
+    assert "  on this device: test device, 100 GB free of 120 GB" in lines
+    assert lines[-3].split()[:4] == ["bfloat16", "93.4", "GB", "yes"]
+    assert lines[-1].split()[:6] == ["float32", "187", "GB", "no,", "86.8", "GB"]
+
+
+def test_ignored_tensors_and_features_are_named(call: Call, tiny: Tiny, tiny_folder: Path, tmp_path: Path) -> None:
+    tensors = load_file(tiny_folder / "model.safetensors")
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.zeros(4, np.float32)
+    write(tmp_path, {**tiny.config, "tie_word_embeddings": True, "sliding_window": 77}, tensors)
+    report = found(call, tmp_path)
+    assert report["weights"]["ignored"] == {
+        "model.layers.0.self_attn.rotary_emb.inv_freq": "derived from rope_theta",
+        "lm_head.weight": "tied to the embedding",
+    }
+    assert report["tokenizer"]["missing"].startswith(f"{tmp_path} has no tokenizer.json")
+    text = call("info", tmp_path).out
+    assert "sliding window of 77 tokens" in text
+    assert "tied: the head is the embedding" in text
+    assert "lm_head.weight (tied to the embedding)" in text
+
+
+def test_weights_are_not_read(call: Call, tiny: Tiny, tiny_folder: Path, tmp_path: Path) -> None:
+    tensors = load_file(tiny_folder / "model.safetensors")
+    write(tmp_path, tiny.config, {name: np.full_like(array, np.nan) for name, array in tensors.items()})
+    assert call("info", tmp_path).status == 0
+    assert "NaN" in call("decode", tmp_path, "--token-ids", "1").err
+
+
+def test_missing_tensor_is_an_error(call: Call, tiny: Tiny, tiny_folder: Path, tmp_path: Path) -> None:
+    tensors = load_file(tiny_folder / "model.safetensors")
+    del tensors["model.norm.weight"]
+    write(tmp_path, tiny.config, tensors)
+    outcome = call("info", tmp_path)
+    assert outcome.status == 2
+    assert "model.norm.weight" in outcome.err
+
+
+def write(folder: Path, config: Mapping[str, Any], tensors: dict[str, np.ndarray]) -> None:
+    (folder / "config.json").write_text(json.dumps(dict(config)))
+    save_file(tensors, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(46_702_792_704, "46.7 B"), (3_871_872, "3.87 M"), (140_630_000_000, "141 B"), (98_304, "98,304"), (0, "0")],
+)
+def test_counts_have_three_digits(number: int, text: str) -> None:
+    assert count(number) == text
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "text"), [(93_405_585_408, "93.4 GB"), (131_072, "131 kB"), (999, "999 bytes"), (2 * 10**12, "2 TB")]
+)
+def test_sizes_are_powers_of_ten(nbytes: int, text: str) -> None:
+    assert size(nbytes) == text

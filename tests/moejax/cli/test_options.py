@@ -1,0 +1,47 @@
+"""How the values of flags are read."""
+
+import pytest
+import typer
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moejax.cli.options import number, unescaped, whole_number
+from moejax.cli.prompts import read_prompts
+
+
+@pytest.mark.parametrize(
+    ("typed", "text"),
+    [
+        (r"\n\n", "\n\n"),
+        (r"a\tb\r", "a\tb\r"),
+        (r"\\n", "\\n"),
+        (r"\x41\u20ac", "A€"),
+        ("no escapes, not even é", "no escapes, not even é"),
+    ],
+)
+def test_escapes(typed: str, text: str) -> None:
+    assert unescaped(typed) == text
+
+
+@given(st.text())
+def test_doubled_backslashes_give_any_text_back(text: str) -> None:
+    assert unescaped(text.replace("\\", "\\\\")) == text
+
+
+@pytest.mark.parametrize("typed", ["\\", r"\q", r"\x4", r"\u12", "a\\\n"])
+def test_unknown_escapes_are_refused(typed: str) -> None:
+    with pytest.raises(typer.BadParameter, match="has an unknown escape"):
+        unescaped(typed)
+
+
+def test_numbers_and_their_defaults() -> None:
+    assert whole_number("-1") == whole_number(-1) == -1
+    assert number("1e-2") == number(0.01) == 0.01
+    for reader, wrong in ((whole_number, "1.0"), (whole_number, ""), (number, "1,5")):
+        with pytest.raises(typer.BadParameter, match=f"got '{wrong}'"):
+            reader(wrong)
+
+
+@pytest.mark.parametrize("typed", ["0 17 42", "[0, 17, 42]", "0,17,42", "  0  17 42 "])
+def test_token_ids(typed: str) -> None:
+    assert read_prompts(["a", "b"], [typed, "3"]) == ["a", "b", [0, 17, 42], [3]]

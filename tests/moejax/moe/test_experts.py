@@ -1,0 +1,108 @@
+"""Which backend is taken, and the layer around it."""
+
+from dataclasses import replace
+from typing import get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moejax.config import ModelConfig
+from moejax.moe import BACKENDS, MoE, resolve_backend
+from moejax.moe.experts import BackendName
+from moejax.moe.weights import Expert
+from moejax.params import ParamTree, merge, random_params, split
+from tests.moejax.moe.oracle import Layer, moe_loop, route_loop
+
+CONFIG = ModelConfig(
+    vocab_size=16,
+    embed_dim=8,
+    num_layers=1,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=4,
+    num_experts=5,
+    experts_per_token=2,
+    expert_dim=12,
+    max_position_embeddings=32,
+)
+FLOAT32_ATOL = 3e-6  # as in test_backends.py
+
+
+@pytest.mark.parametrize(("platform", "expected"), [("cpu", "blocked"), ("gpu", "dense"), ("tpu", "dense")])
+def test_auto_follows_the_platform(platform: str, expected: str) -> None:
+    assert resolve_backend("auto", platform) == expected
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])
+@pytest.mark.parametrize("name", BACKENDS)
+def test_an_explicit_name_is_taken(name: str, platform: str) -> None:
+    assert resolve_backend(name, platform) == name
+
+
+@pytest.mark.parametrize("name", ["pallas", "Blocked", "", "stacked"])
+def test_an_unknown_name_lists_the_known_ones(name: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        resolve_backend(name, "cpu")
+    assert str(caught.value) == (f"unknown expert backend {name!r}; the known ones are auto, dense, blocked, ragged")
+
+
+def test_every_name_has_a_backend() -> None:
+    assert set(BACKENDS) == set(get_args(BackendName))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_layout_declares_the_parameters(backend: BackendName) -> None:
+    """The same weights, as arrays of one expert or of all of them; the experts have an axis only when stacked."""
+    _, abstract = split(MoE(CONFIG, backend, dtype=jnp.float32))
+    shapes = {path: variable.get_value().shape for path, variable in abstract.items()}
+    axes = {path: variable.get_metadata("out_sharding") for path, variable in abstract.items()}
+    assert shapes.pop("router") == (5, 8)
+    if BACKENDS[backend].layout == "stacked":
+        assert shapes == {
+            "experts.stacked.gate": (5, 12, 8),
+            "experts.stacked.up": (5, 12, 8),
+            "experts.stacked.down": (5, 8, 12),
+        }
+        assert axes["experts.stacked.gate"] == ("experts", "mlp", "embed")
+        assert axes["experts.stacked.down"] == ("experts", "embed", "mlp")
+    else:
+        assert len(shapes) == 3 * 5
+        assert {shapes[f"experts.each.{e}.gate"] for e in range(5)} == {(12, 8)}
+        assert {shapes[f"experts.each.{e}.down"] for e in range(5)} == {(8, 12)}
+        assert axes["experts.each.0.up"] == ("mlp", "embed")
+
+
+def layer_of(params: ParamTree) -> Layer:
+    if "experts.stacked.gate" in params:
+        return Layer(experts=[Expert(*(params[f"experts.stacked.{m}"][e] for m in Expert._fields)) for e in range(5)])
+    return Layer(experts=[Expert(*(params[f"experts.each.{e}.{m}"] for m in Expert._fields)) for e in range(5)])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("experts_per_token", [1, 2])
+def test_layer_equals_loop(backend: BackendName, experts_per_token: int) -> None:
+    """Router and experts together, [B, T, D] with padding: it contributes 0 and is reported as expert E."""
+    config = replace(CONFIG, experts_per_token=experts_per_token)
+    graphdef, abstract = split(MoE(config, backend, dtype=jnp.float32))
+    params = random_params(abstract, 3)
+    x = np.random.default_rng(0).standard_normal((2, 3, 8)).astype(np.float32)
+    valid = np.array([[True, True, False], [True, True, True]])
+    got, experts = jax.jit(lambda params, x, valid: merge(graphdef, abstract, params)(x, valid))(params, x, valid)
+    logits = x.reshape(6, 8).astype(np.float64) @ np.asarray(params["router"]).astype(np.float64).T
+    routing = route_loop(logits, valid.reshape(-1), experts_per_token)
+    np.testing.assert_array_equal(experts, np.asarray(routing.experts).reshape(2, 3, -1))
+    assert (np.asarray(experts)[0, 2] == 5).all()
+    expected = moe_loop(layer_of(params), x.reshape(6, 8), routing).reshape(2, 3, 8)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=FLOAT32_ATOL)
+    np.testing.assert_array_equal(got[0, 2], np.zeros(8))
+
+
+def test_output_has_the_dtype_of_the_input() -> None:
+    graphdef, abstract = split(MoE(CONFIG, "blocked", dtype=jnp.bfloat16))
+    params = random_params(abstract, 0)
+    x, valid = jnp.zeros((2, 3, 8), jnp.bfloat16), jnp.ones((2, 3), bool)
+    out, experts = jax.eval_shape(lambda x, valid: merge(graphdef, abstract, params)(x, valid), x, valid)
+    assert out.dtype == jnp.bfloat16 and out.shape == (2, 3, 8)
+    assert experts.dtype == jnp.int32 and experts.shape == (2, 3, 2)

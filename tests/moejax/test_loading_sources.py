@@ -1,0 +1,157 @@
+"""What names a model: folders, names, limits, and the files beside the weights."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import moejax
+from convert import CheckpointError, SafetensorsFolder
+from moejax import loading
+from sharding import DeviceMemory
+from tests.convert.checkpoint_files import SINGLE
+from tests.moejax.loading_folder import Tensors, refusal, small_tensors, write
+
+
+@pytest.fixture(scope="module")
+def tensors() -> Tensors:
+    return small_tensors()
+
+
+# --- sources that are no folder ---
+
+
+def message_of(source: str | Path) -> str:
+    with pytest.raises(ValueError) as caught:
+        moejax.load(source)
+    return str(caught.value)
+
+
+def test_a_name_of_the_hub_gets_the_command_to_download_it() -> None:
+    assert message_of("mistralai/Mixtral-8x7B-v0.1") == (
+        "there is no folder mistralai/Mixtral-8x7B-v0.1 here, and moejax downloads nothing by itself; run: hf download "
+        "mistralai/Mixtral-8x7B-v0.1 --exclude 'consolidated*' --local-dir Mixtral-8x7B-v0.1"
+    )
+
+
+@pytest.mark.parametrize("source", ["x/$(date)", "a b/c d", "org/na'me; rm -r x"])
+def test_the_command_is_quoted_for_a_shell(source: str) -> None:
+    import shlex
+
+    words = shlex.split(message_of(source).split("run: ", 1)[1])
+    assert words == ["hf", "download", source, "--exclude", "consolidated*", "--local-dir", source.split("/")[1]]
+
+
+@pytest.mark.parametrize("source", ["nowhere", "./org/name", "/no/such", "a/b/c", "~/nothing-here", "org/"])
+def test_a_folder_that_is_not_there(source: str) -> None:
+    assert message_of(source) == (
+        f"there is no folder {source}; give 'demo', the folder of a Hugging Face checkpoint, or 'random:NAME' for "
+        "random weights"
+    )
+
+
+def test_a_file_instead_of_its_folder(tmp_path: Path, tensors: Tensors) -> None:
+    file = write(tmp_path, tensors) / SINGLE
+    assert message_of(file) == f"{file} is a file; give the folder that holds config.json and the safetensors files"
+
+
+def test_random_weights_of_an_unknown_name() -> None:
+    assert message_of("random:mixtral-8x7").endswith("; did you mean 'mixtral-8x7b'?")
+
+
+# --- limits ---
+
+
+@pytest.mark.parametrize(("given", "limit"), [(None, 64), (64, 64), (2, 2), (33, 33)])
+def test_max_seq_len(tmp_path: Path, tensors: Tensors, given: int | None, limit: int) -> None:
+    assert moejax.load(write(tmp_path, tensors), max_seq_len=given).max_seq_len == limit
+
+
+@pytest.mark.parametrize("given", [65, 1, 0, -1, 10.0, "32", True])
+def test_max_seq_len_out_of_bounds(tmp_path: Path, tensors: Tensors, given: Any) -> None:
+    assert refusal(write(tmp_path, tensors), max_seq_len=given) == (
+        f"max_seq_len must be from 2 to 64 (the model's max_position_embeddings), got {given!r}"
+    )
+
+
+def has_free(monkeypatch: pytest.MonkeyPatch, free_bytes: int) -> None:
+    memory = DeviceMemory(device="H200", total_bytes=141 * 10**9, free_bytes=free_bytes)
+    monkeypatch.setattr(loading, "device_memory", lambda: memory)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "gigabytes", "advice"), [("bfloat16", "281.2", ""), ("float32", "562.5", " or dtype=bfloat16")]
+)
+def test_a_model_that_does_not_fit(monkeypatch: pytest.MonkeyPatch, dtype: str, gigabytes: str, advice: str) -> None:
+    has_free(monkeypatch, 93 * 10**9)
+    with pytest.raises(ValueError) as caught:
+        moejax.load("random:mixtral-8x22b", dtype=dtype)
+    assert str(caught.value) == (
+        f"the model needs {gigabytes} GB for its {dtype} weights, but H200 has 93.0 GB free (of 141.0); use a device "
+        f"with more memory{advice}"
+    )
+
+
+def test_a_model_that_does_not_fit_is_refused_before_its_weights_are_read(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tensors: Tensors
+) -> None:
+    def read_into(*args: Any, **options: Any) -> None:
+        raise AssertionError("a weight was read")
+
+    monkeypatch.setattr(SafetensorsFolder, "read_into", read_into)
+    folder = write(tmp_path, tensors)
+    size = sum(array.size for array in tensors.values())
+    has_free(monkeypatch, 2 * size - 1)
+    assert refusal(folder).startswith("the model needs 0.0 GB for its bfloat16 weights, but H200 has 0.0 GB free")
+    has_free(monkeypatch, 2 * size)
+    with pytest.raises(AssertionError, match="a weight was read"):
+        moejax.load(folder)
+
+
+def test_an_unknown_backend_is_told_first() -> None:
+    with pytest.raises(ValueError, match="unknown expert backend 'pallas'; the known ones are auto, dense, blocked"):
+        moejax.load("there/is/no/such/folder", expert_backend="pallas")
+
+
+# --- side files ---
+
+
+@pytest.mark.parametrize(
+    ("config", "generation", "expected"),
+    [
+        ({}, None, ()),
+        ({"eos_token_id": 2}, None, (2,)),
+        ({"eos_token_id": [2, 3]}, None, (2, 3)),
+        ({"eos_token_id": 2}, {"eos_token_id": 5}, (5,)),
+        ({"eos_token_id": 2}, {"bos_token_id": 1}, (2,)),
+        ({"eos_token_id": 2}, {"eos_token_id": None}, (2,)),
+    ],
+    ids=str,
+)
+def test_tokens_that_end_a_text(
+    tmp_path: Path, tensors: Tensors, config: dict[str, Any], generation: dict[str, Any] | None, expected: tuple
+) -> None:
+    folder = write(tmp_path, tensors, **config)
+    if generation is not None:
+        (folder / "generation_config.json").write_text(json.dumps(generation))
+    assert moejax.load(folder).eos_token_ids == expected
+
+
+@pytest.mark.parametrize("wrong", [40, -1, "</s>", 2.0, True, [1, 99]])
+def test_a_token_that_ends_a_text_and_does_not_exist(tmp_path: Path, tensors: Tensors, wrong: Any) -> None:
+    folder = write(tmp_path, tensors, eos_token_id=wrong)
+    assert refusal(folder) == (f"FOLDER/config.json: eos_token_id must be token ids below 40, got {json.dumps(wrong)}")
+
+
+def test_a_folder_without_a_tokenizer(tmp_path: Path, tensors: Tensors) -> None:
+    model = moejax.load(write(tmp_path, tensors))
+    assert model.tokenizer is None and model.no_tokenizer_reason
+    with pytest.raises(ValueError) as caught:
+        moejax.decode(model, "text")
+    assert model.no_tokenizer_reason in str(caught.value)
+    assert len(moejax.decode(model, [1, 2], max_tokens=1)[0].token_ids) == 1
+
+
+def test_errors_of_a_checkpoint_are_value_errors() -> None:
+    assert issubclass(CheckpointError, ValueError) and moejax.CheckpointError is CheckpointError
