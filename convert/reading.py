@@ -173,7 +173,7 @@ def _fill_chunk(stream: io.FileIO, chunk: np.ndarray, info: TensorInfo, runs: Ru
 
 def _check_target(info: TensorInfo, out: np.ndarray, shape: tuple[int, ...]) -> None:
     if out.shape != shape:
-        raise ValueError(f"tensor {info.name!r} has shape {shape} there, the array to fill has {out.shape}")
+        raise ValueError(f"tensor {info.name!r} has shape {shape}, the array to fill has {out.shape}")
     if out.dtype not in FLOAT_DTYPES.values():
         names = ", ".join(dtype.name for dtype in FLOAT_DTYPES.values())
         raise ValueError(f"tensor {info.name!r} cannot be read as {out.dtype}; expected one of {names}")

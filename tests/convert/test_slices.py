@@ -73,7 +73,7 @@ def test_a_nan_is_told_with_its_place_in_the_whole_tensor(tmp_path: Path) -> Non
     [
         ((slice(0, 4),), (4, 6), "the index has 1 axes"),
         ((slice(0, 4, 2), slice(0, 6)), (2, 6), "slices must have step 1"),
-        ((slice(0, 2), slice(0, 6)), (4, 6), r"shape \(2, 6\) there, the array to fill has \(4, 6\)"),
+        ((slice(0, 2), slice(0, 6)), (4, 6), r"shape \(2, 6\), the array to fill has \(4, 6\)"),
     ],
     ids=["too few axes", "a step", "another shape"],
 )
