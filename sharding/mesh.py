@@ -8,7 +8,6 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 if TYPE_CHECKING:
-    import jax
     from jax.sharding import AbstractMesh, Mesh
 
 MeshAxis = Literal["data", "expert", "tensor"]
@@ -75,7 +74,7 @@ class MeshConfig:
         """Devices along several axes together."""
         return math.prod(self.shape[axis] for axis in axes)
 
-    def build(self, devices: "Sequence[jax.Device] | None" = None) -> "Mesh":
+    def build(self, devices: Sequence[Any] | None = None) -> "Mesh":
         """The mesh over the first `size` of `devices` (all that JAX sees), as JAX orders them.
 
         Raises:

@@ -29,7 +29,9 @@ class Placement:
     replicated_over: MeshAxes
 
 
-def placement(path: str, shape: tuple[int, ...], dtype: str, itemsize: int, axes: LogicalAxes, rules: Rules) -> Placement:
+def placement(
+    path: str, shape: tuple[int, ...], dtype: str, itemsize: int, axes: LogicalAxes, rules: Rules
+) -> Placement:
     """Where the array `path` of `shape` lives under `rules`.
 
     Raises:
