@@ -1,6 +1,8 @@
 """Compares a model on meshes with itself on one device."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -42,13 +44,13 @@ def fitting_meshes(config: ModelConfig, devices: int) -> list[MeshConfig]:
 class OneDevice:
     """What a model computes on one device, for comparing meshes with it.
 
+    options: what it was loaded with, and will be on each mesh.
     tokens: the greedy continuation of each prompt.  logits: along prompts and continuations, [T, V] each.
     tolerance: the largest difference of logits with which a mesh passes.
     """
 
     source: str
-    dtype: str
-    seed: int
+    options: Mapping[str, Any]
     config: ModelConfig
     prompts: list[list[int]]
     tokens: list[list[int]]
@@ -56,21 +58,21 @@ class OneDevice:
     tolerance: float
 
 
-def on_one_device(source: str, *, dtype: str = "float32", seed: int = 0) -> OneDevice:
-    """Loads the model on one device and computes what meshes are compared with.
+def on_one_device(source: str, *, dtype: str = "float32", **options: Any) -> OneDevice:
+    """Loads the model on one device, with the `options` of `moejax.load`, and computes what meshes are compared with.
 
     Raises:
         ValueError: when it cannot be loaded.
     """
-    model = moejax.load(source, dtype=dtype, seed=seed)
+    options = {"dtype": dtype, **options}
+    model = moejax.load(source, **options)
     prompts = _prompts(model.config.vocab_size, model.max_seq_len)
     tokens = _greedy(model, prompts, min(NEW_TOKENS, model.max_seq_len - max(map(len, prompts))))
     logits = moejax.logits(model, [prompt + new for prompt, new in zip(prompts, tokens, strict=True)])
     exact = model.dtype == "float32"
     return OneDevice(
         source=source,
-        dtype=dtype,
-        seed=seed,
+        options=options,
         config=model.config,
         prompts=prompts,
         tokens=tokens,
@@ -86,7 +88,7 @@ def compare_mesh(reference: OneDevice, mesh: MeshConfig, dispatch: str = "auto")
         ValueError: when the mesh cannot serve the model or is larger than the devices.
     """
     name, reason = choose_dispatch(reference.config, mesh) if dispatch == "auto" else (dispatch_name(dispatch), None)
-    model = moejax.load(reference.source, mesh=mesh, dispatch=name, dtype=reference.dtype, seed=reference.seed)
+    model = moejax.load(reference.source, mesh=mesh, dispatch=name, **reference.options)
     sequences = [prompt + new for prompt, new in zip(reference.prompts, reference.tokens, strict=True)]
     compared = compare_logits(reference.logits, moejax.logits(model, sequences), tolerance=reference.tolerance)
     tokens = _greedy(model, reference.prompts, len(reference.tokens[0]))
