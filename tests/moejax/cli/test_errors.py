@@ -179,7 +179,9 @@ def test_text_without_a_tokenizer_is_refused_before_the_weights_are_read(
 def test_damaged_checkpoint_is_told_as_the_library_tells_it(call: Call, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     outcome = call("info", tmp_path)
-    assert outcome.err == "error: config.json: model_type is 'llama'; moejax decodes 'mixtral' models only\n"
+    assert (
+        outcome.err == f"error: {tmp_path}/config.json: model_type is 'llama'; moejax decodes 'mixtral' models only\n"
+    )
 
 
 def test_debug_adds_the_traceback(call: Call) -> None:
