@@ -159,6 +159,8 @@ def read_config_json(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: when the file is missing or does not hold a JSON object.
     """
+    if path.is_symlink() and not path.exists():
+        raise ValueError(f"{path}: is a link to {path.readlink()}, where there is no file; download it again")
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file; a checkpoint folder holds a config.json")
     try:

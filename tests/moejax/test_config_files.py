@@ -44,3 +44,11 @@ def test_a_file_nested_too_deeply(tmp_path: Path) -> None:
     path.write_text("[" * 200_000)
     with pytest.raises(ValueError, match="not valid JSON"):
         read_config_json(path)
+
+
+def test_a_link_that_leads_nowhere(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.symlink_to("blobs/1234")
+    with pytest.raises(ValueError) as caught:
+        read_config_json(path)
+    assert str(caught.value) == f"{path}: is a link to blobs/1234, where there is no file; download it again"
