@@ -153,6 +153,22 @@ def named_config(name: str) -> ModelConfig:
     )
 
 
+def sequence_limit(max_seq_len: int | None, config: ModelConfig) -> int:
+    """Most tokens of prompt and output together: `max_seq_len`, or None for as many as the model has positions.
+
+    Raises:
+        ValueError: for a limit that leaves no room, or is more than the model has.
+    """
+    most = config.max_position_embeddings
+    if max_seq_len is None:
+        return most
+    if not isinstance(max_seq_len, int) or isinstance(max_seq_len, bool) or not 2 <= max_seq_len <= most:
+        raise ValueError(
+            f"max_seq_len must be from 2 to {most} (the model's max_position_embeddings), got {max_seq_len!r}"
+        )
+    return max_seq_len
+
+
 def read_config_json(path: Path) -> dict[str, Any]:
     """The object in a config.json.
 

@@ -52,7 +52,9 @@ def test_text_is_the_librarys(call: Call, tiny: Tiny, tiny_folder: Path, flag: s
     assert STATISTICS.fullmatch(outcome.err)
 
 
-def test_every_flag_reaches_the_library(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_flag_reaches_the_library(
+    call: Call, tiny_folder: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
     params = moejax.SamplingParams(
         max_tokens=9,
         min_tokens=2,
@@ -85,11 +87,11 @@ def test_every_flag_reaches_the_library(call: Call, monkeypatch: pytest.MonkeyPa
     reached: dict[str, Any] = {}
     monkeypatch.setattr(moejax, "load", lambda source, **settings: (source, settings), raising=False)
     monkeypatch.setattr(output, "decode_all", lambda *args, **_: reached.update(args=args) or "done")
-    load = ("--dtype", "f16", "--expert-backend", "dense", "--max-seq-len", "99", "--model-seed", "7")
-    outcome = call("decode", "random:mixtral-8x7b", "--token-ids", "1 2", *load, *flags)
+    load = ("--dtype", "f16", "--expert-backend", "dense", "--max-seq-len", "99")
+    outcome = call("decode", tiny_folder, "--token-ids", "1 2", *load, *flags)
     assert outcome.status == 0, outcome.err
-    settings = {"dtype": "f16", "expert_backend": "dense", "max_seq_len": 99, "seed": 7}
-    assert reached["args"] == (("random:mixtral-8x7b", settings), [[1, 2]], params)
+    settings = {"dtype": "f16", "expert_backend": "dense", "max_seq_len": 99, "seed": 0}
+    assert reached["args"] == ((str(tiny_folder), settings), [[1, 2]], params)
 
 
 def test_json_is_the_whole_result(call: Call, tiny: Tiny, tiny_folder: Path) -> None:
