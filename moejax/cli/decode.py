@@ -96,11 +96,12 @@ def decode(
         )
     load_seconds = time.perf_counter() - began
     if live:
-        summary = output.stream(model, prompts[0], params, quiet=quiet)
+        done, speed = output.stream(model, prompts[0], params, quiet=quiet)
     else:
-        summary = output.decode_all(model, prompts, params, json=json, quiet=quiet)
+        done, speed = output.decode_all(model, prompts, params, json=json, quiet=quiet)
     if not quiet:
-        console.remark(f"{summary} | load {load_seconds:.2f} s")
+        console.remark(done)
+        console.remark(f"{speed} | load {load_seconds:.1f} s")
 
 
 def _is_live(stream: bool | None, prompts: int, params: SamplingParams, *, json: bool) -> bool:
