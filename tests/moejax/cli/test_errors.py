@@ -18,6 +18,7 @@ P = ("--prompt", "x")
 MISTAKES: list[tuple[tuple[str, ...], str]] = [
     # the command line itself
     (("serve",), "no such command 'serve'; the commands are decode and info"),
+    (("inf",), "no such command 'inf'; did you mean 'info'? The commands are decode and info"),
     (("--foo",), "moejax has no --foo; see moejax --help"),
     (("decode",), "moejax decode needs a CHECKPOINT; see moejax decode --help"),
     (("info",), "moejax info needs a CHECKPOINT; see moejax info --help"),
