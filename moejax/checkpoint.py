@@ -85,6 +85,8 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
 
 
 def _find_folder(source: str | Path) -> Path:
+    if source == "":  # as a path it would be the current folder, and is most often an unset variable of a shell
+        raise ValueError("got an empty name; give 'demo', or the folder of a Hugging Face checkpoint")
     folder = DEMO_FOLDER if str(source) == "demo" else Path(source).expanduser()
     if folder.is_dir():
         return folder

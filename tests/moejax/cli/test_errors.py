@@ -108,6 +108,7 @@ MISTAKES: list[tuple[tuple[str, ...], str]] = [
         "there is no folder nowhere; give 'demo', the folder of a Hugging Face checkpoint, or 'random:NAME' for random "
         "weights",
     ),
+    (("decode", "", *P), "got an empty name; give 'demo', or the folder of a Hugging Face checkpoint"),
     (
         ("info", "mistralai/Mixtral-8x7B-v0.1"),
         "there is no folder mistralai/Mixtral-8x7B-v0.1 here, and moejax downloads nothing by itself; run: hf download "
