@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from convert import reading
 from convert.errors import CheckpointError, listed, shown
-from convert.files import AGAIN, JSON_LIMIT, opened, parse_object, read_start
+from convert.files import AGAIN, JSON_LIMIT, opened, parse_object, read_start, regular
 from convert.header import TensorInfo, read_header
 
 SINGLE = "model.safetensors"
@@ -56,7 +56,7 @@ class SafetensorsFolder:
         if INDEX in files:
             tensors = _sharded(files, _read_index(files[INDEX]))
         elif SINGLE in files:
-            tensors = read_header(_regular(files[SINGLE]))
+            tensors = read_header(regular(files[SINGLE]))
         else:
             raise CheckpointError(_nothing_to_read(folder, files))
         if not tensors:
@@ -112,18 +112,9 @@ def _listing(folder: Path) -> dict[str, Path]:
         raise CheckpointError(f"cannot read the folder {folder}: {error.strerror}; check the path") from error
 
 
-def _regular(file: Path) -> Path:
-    """`file`, when it is a file or a link to one: the HF cache links its files to blobs outside of the folder."""
-    if os.path.isfile(file):  # Path.is_file raises when a link leads into a folder that is closed to us
-        return file
-    if file.is_symlink():
-        raise CheckpointError(f"{file} is a link to {file.readlink()}, where there is no file to read; {AGAIN}")
-    raise CheckpointError(f"{file} is no regular file; remove it and {AGAIN}")
-
-
 def _read_index(index: Path) -> dict[str, str]:
     """The index's map from tensor to file name; a name that would lead out of the folder is refused."""
-    with opened(_regular(index)) as stream:
+    with opened(regular(index)) as stream:
         if (size := os.fstat(stream.fileno()).st_size) > JSON_LIMIT:
             raise CheckpointError(f"{index} has {size} bytes, at most {JSON_LIMIT} are read; {AGAIN}")
         raw = read_start(index, stream, size)
@@ -153,7 +144,7 @@ def _sharded(files: Mapping[str, Path], weight_map: Mapping[str, str]) -> dict[s
         )
     tensors: dict[str, TensorInfo] = {}
     for shard in shards:
-        held = read_header(_regular(files[shard]))
+        held = read_header(regular(files[shard]))
         if lost := [name for name, file in weight_map.items() if file == shard and name not in held]:
             raise CheckpointError(f"{files[shard]} does not hold {listed(lost)}, but {INDEX} says so; {AGAIN}")
         if unnamed := [name for name in held if name not in weight_map]:

@@ -67,8 +67,9 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
         ValueError: when there is no such folder, or it holds no Mixtral checkpoint that moejax can use.
     """
     folder = _find_folder(source)
-    raw = read_config_json(folder / "config.json")
-    config = from_hf(raw)
+    path = folder / "config.json"
+    raw = read_config_json(path)
+    config = from_hf(raw, path)
     tensors = SafetensorsFolder.open(folder)
     generation = folder / "generation_config.json"
     side = read_config_json(generation) if os.path.lexists(generation) else {}
@@ -79,11 +80,13 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
         config=config,
         tensors=tensors,
         dtype=_main_dtype(tensors),
-        eos_token_ids=_token_ids(eos, config.vocab_size, generation if named else folder / "config.json"),
+        eos_token_ids=_token_ids(eos, config.vocab_size, generation if named else path),
     )
 
 
 def _find_folder(source: str | Path) -> Path:
+    if source == "":  # as a path it would be the current folder, and is most often an unset variable of a shell
+        raise ValueError("got an empty name; give 'demo', or the folder of a Hugging Face checkpoint")
     folder = DEMO_FOLDER if str(source) == "demo" else Path(source).expanduser()
     if folder.is_dir():
         return folder

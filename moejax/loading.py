@@ -14,7 +14,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from convert import SafetensorsFolder
 from moejax.checkpoint import Checkpoint, open_checkpoint
-from moejax.config import ModelConfig, named_config
+from moejax.config import ModelConfig, named_config, sequence_limit
 from moejax.decoding.programs import Programs
 from moejax.dtypes import resolve_dtype
 from moejax.layout import choose_dispatch, dispatch_name, make_rules
@@ -122,7 +122,7 @@ def load(
         checkpoint = open_checkpoint(source)
         config = checkpoint.config
         resolved_dtype = resolve_dtype(dtype, auto=checkpoint.dtype)
-    limit = _sequence_limit(max_seq_len, config)
+    limit = sequence_limit(max_seq_len, config)
     parallel = _parallel(config, shape, dispatch)
     graphdef, abstract = abstract_model(config, backend, resolved_dtype, parallel)
     check_fits(param_placements(abstract, parallel.rules), parallel, resolved_dtype)
@@ -261,14 +261,3 @@ class _Parts:
                 self._tensors.read_into(self._sources[0], host, where)
             self._read[bounds] = host
         return self._read[bounds]
-
-
-def _sequence_limit(max_seq_len: int | None, config: ModelConfig) -> int:
-    most = config.max_position_embeddings
-    if max_seq_len is None:
-        return most
-    if not isinstance(max_seq_len, int) or isinstance(max_seq_len, bool) or not 2 <= max_seq_len <= most:
-        raise ValueError(
-            f"max_seq_len must be from 2 to {most} (the model's max_position_embeddings), got {max_seq_len!r}"
-        )
-    return max_seq_len

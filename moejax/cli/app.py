@@ -19,8 +19,12 @@ from moejax.cli.info import EXAMPLES as INFO_EXAMPLES
 from moejax.cli.info import info
 
 app = typer.Typer(name="moejax", add_completion=False, rich_markup_mode=None, context_settings=SETTINGS)
-for _function, _examples in ((decode, DECODE_EXAMPLES), (info, INFO_EXAMPLES)):
-    app.command(cls=Command, epilog=examples(*_examples), context_settings=SETTINGS)(_function)
+# With a line for the list of commands: of a longer description typer would show the beginning.
+for _function, _line, _examples in (
+    (decode, "Continue prompts with a checkpoint.", DECODE_EXAMPLES),
+    (info, "Show what is in a checkpoint and whether it fits here.", INFO_EXAMPLES),
+):
+    app.command(cls=Command, short_help=_line, epilog=examples(*_examples), context_settings=SETTINGS)(_function)
 
 
 def _print_version(wanted: bool) -> None:

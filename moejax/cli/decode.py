@@ -76,9 +76,15 @@ def decode(
             f"--model-seed is for {options.RANDOM}NAME, but {checkpoint} has weights of its own; to sample, use --seed"
         )
     live = _is_live(stream, len(prompt or []) + len(token_ids or []), params, json=json)
-    from moejax.cli.prompts import encode_prompts, read_prompts  # here, so that --help does not import numpy
+    from moejax.cli.facts import read_facts  # here, so that --help does not import numpy
+    from moejax.cli.prompts import check_flags, encode_prompts, read_prompts
+    from moejax.decoding.requests import make_requests
 
-    prompts = encode_prompts(checkpoint, read_prompts(prompt or [], token_ids or []), chat=chat, system=system)
+    given = read_prompts(prompt or [], token_ids or [])
+    check_flags(given, chat=chat, system=system)
+    facts = read_facts(checkpoint, max_seq_len)
+    prompts = encode_prompts(facts, given, chat=chat, system=system)
+    make_requests(facts, prompts, params, {})  # only to tell mistakes before the weights are read
     began = time.perf_counter()
     with console.progress(f"loading {checkpoint}", quiet=quiet):
         startup.prepare_jax(compile_cache=not no_compile_cache, quiet=quiet)
@@ -90,11 +96,12 @@ def decode(
         )
     load_seconds = time.perf_counter() - began
     if live:
-        summary = output.stream(model, prompts[0], params, quiet=quiet)
+        done, speed = output.stream(model, prompts[0], params, quiet=quiet)
     else:
-        summary = output.decode_all(model, prompts, params, json=json, quiet=quiet)
+        done, speed = output.decode_all(model, prompts, params, json=json, quiet=quiet)
     if not quiet:
-        console.remark(f"{summary} | load {load_seconds:.2f} s")
+        console.remark(done)
+        console.remark(f"{speed} | load {load_seconds:.1f} s")
 
 
 def _is_live(stream: bool | None, prompts: int, params: SamplingParams, *, json: bool) -> bool:

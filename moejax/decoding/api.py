@@ -119,15 +119,17 @@ def _batches(model: Model, rows: list[Row], began: float) -> Iterator[engine.Bat
 def _decode(model: Model, requests: list[Request], began: float) -> list[DecodeResult]:
     rows = _rows(model, requests)
     batches_of: dict[int, list[engine.Batch]] = {request.index: [] for request in requests}
+    call: list[engine.Batch] = []
     for batch in _batches(model, rows, began):
         for _ in engine.run_batch(model, batch, stream=False):
             pass
+        call.append(batch)
         for index in {row.request.index for row in batch.rows}:
             batches_of[index].append(batch)
     rows_of: dict[int, list[Row]] = {request.index: [] for request in requests}
     for row in rows:
         rows_of[row.request.index].append(row)
-    return [_result(model, request, rows_of[request.index], batches_of[request.index]) for request in requests]
+    return [_result(model, r, rows_of[r.index], batches_of[r.index], call) for r in requests]
 
 
 def _stream(model: Model, requests: list[Request], began: float) -> Iterator[DecodeEvent]:
@@ -138,7 +140,7 @@ def _stream(model: Model, requests: list[Request], began: float) -> Iterator[Dec
         for event in engine.run_batch(model, batch, stream=True):
             if event.finish_reason is not None:
                 mine = [row for row in rows if row.request.index == event.index]
-                event = replace(event, stats=_stats(model, mine, batches[-_batch_count(mine, batch) :]))
+                event = replace(event, stats=_stats(model, mine, batches[-_batch_count(mine, batch) :], batches))
             yield event
 
 
@@ -148,7 +150,8 @@ def _batch_count(rows: list[Row], last: engine.Batch) -> int:
     return 1 + -(-earlier // engine.MAX_ROWS)
 
 
-def _stats(model: Model, rows: list[Row], batches: list[engine.Batch]) -> Stats:
+def _stats(model: Model, rows: list[Row], batches: list[engine.Batch], call: list[engine.Batch]) -> Stats:
+    """The statistics of one prompt, from its own batches and all batches of the call."""
     timings = [batch.timing for batch in batches]
     decode_seconds = sum(timing.decode for timing in timings)
     generated = sum(len(row.tokens) for row in rows)
@@ -162,6 +165,7 @@ def _stats(model: Model, rows: list[Row], batches: list[engine.Batch]) -> Stats:
         prefill_seconds=sum(timing.prefill for timing in timings),
         decode_seconds=decode_seconds,
         decode_tokens_per_second=later / decode_seconds if decode_seconds > 0 else 0.0,
+        call_decode_seconds=sum(batch.timing.decode for batch in call),
         compile_seconds=model.programs.compile_seconds - timings[0].compiled_before,
     )
 
@@ -173,7 +177,9 @@ def _device_rows(model: Model, expert_rows: np.ndarray) -> tuple[int, ...]:
     return tuple(np.repeat(by_owner.reshape(-1), mesh.tensor).tolist())
 
 
-def _result(model: Model, request: Request, rows: list[Row], batches: list[engine.Batch]) -> DecodeResult:
+def _result(
+    model: Model, request: Request, rows: list[Row], batches: list[engine.Batch], call: list[engine.Batch]
+) -> DecodeResult:
     reports = batches[0].prompt_reports.get(request.index, [])
     if request.params.return_routed_experts:
         fed = np.concatenate([np.asarray(report.experts) for report in reports])[: len(request.prompt)]
@@ -183,7 +189,7 @@ def _result(model: Model, request: Request, rows: list[Row], batches: list[engin
         prompt_token_ids=request.prompt,
         prompt_logprobs=_prompt_logprobs(model, request, reports),
         outputs=[row.result() for row in rows],
-        stats=_stats(model, rows, batches),
+        stats=_stats(model, rows, batches, call),
     )
 
 

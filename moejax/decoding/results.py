@@ -35,6 +35,8 @@ class Stats:
     prefill_seconds: feeding the prompts.
     decode_seconds: all later tokens.
     decode_tokens_per_second: this prompt's later tokens divided by `decode_seconds`.
+    call_decode_seconds: `decode_seconds` of the whole call so far. Prompts of one batch share its time, so those of a
+        call cannot be added up.
     compile_seconds: compiling or loading compiled programs; in none of the others.
     """
 
@@ -46,6 +48,7 @@ class Stats:
     prefill_seconds: float
     decode_seconds: float
     decode_tokens_per_second: float
+    call_decode_seconds: float
     compile_seconds: float
 
 

@@ -288,7 +288,7 @@ def test_an_index_that_leaves_the_folder(tmp_path: Path, tensors: Tensors, place
 
 def test_a_config_of_another_family(tmp_path: Path, tensors: Tensors) -> None:
     assert refusal(write(tmp_path, tensors, model_type="qwen2_moe")) == (
-        "config.json: model_type is 'qwen2_moe'; moejax decodes 'mixtral' models only"
+        "FOLDER/config.json: model_type is 'qwen2_moe'; moejax decodes 'mixtral' models only"
     )
 
 

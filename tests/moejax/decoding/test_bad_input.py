@@ -81,7 +81,11 @@ def test_token_id_out_of_range(tiny: Tiny, prompts: Any, index: int, wrong: int)
     both(tiny.model, prompts, f"prompt {index}: token id {wrong} is out of range, this model's ids are 0 to 299")
 
 
-@pytest.mark.parametrize("prompts", [None, 5, 1.5, {"a": 1}, {1, 2}, iter([1]), np.int32(4)], ids=repr)
+@pytest.mark.parametrize(
+    "prompts",
+    [None, 5, 1.5, {"a": 1}, {1, 2}, iter([1]), np.int32(4)],
+    ids=["None", "int", "float", "dict", "set", "iterator", "numpy scalar"],
+)
 def test_prompts_of_another_type(tiny: Tiny, prompts: Any) -> None:
     both(tiny.model, prompts, f"{KINDS}, got {prompts!r:.80}")
 
