@@ -110,6 +110,18 @@ def dtype_name(spelling: str) -> str:
     return DTYPES[spelling]
 
 
+def static_elements(sizes: Iterable[str]) -> int:
+    """Elements of an array of these sizes, as printed.
+
+    Raises:
+        ValueError: for a size that the program does not know before it runs.
+    """
+    listed = list(sizes)
+    if dynamic := [size for size in listed if not size.isdecimal()]:
+        raise ValueError(f"a collective of an array with the dynamic size {dynamic[0]!r}; expected static shapes")
+    return math.prod(int(size) for size in listed)
+
+
 def scope_of(op_name: str) -> str:
     """The `jax.named_scope` path in the name that JAX gives an operation.
 
@@ -123,9 +135,11 @@ def scope_of(op_name: str) -> str:
 
 def enclosing_scope(path: str) -> str:
     """As `scope_of`, for the name of an operation whose body is entered: a call, a shard_map."""
-    path = re.sub(r"/vmap\(([^()]*)\)(?=/)", r"/\1", f"/{path}/")
-    structure = r"/(?:jit\([^/]*\)|shard_map|while/(?:body|cond)|while|cond/branch_\d+_fun|closed_call)(?=/)"
-    return "/".join(part for part in re.sub(structure, "", path).split("/") if part)
+    unwrapped = 1
+    while unwrapped:  # vmap wraps a scope, a jit or nothing: "vmap(vmap(moe))"
+        path, unwrapped = re.subn(r"(?<![^/(])vmap\(([^()]*|jit\([^()]*\))\)", r"\1", path)
+    structure = r"/(?:jit\([^/]*\)|shard_map|while/(?:body|cond)|while|cond/branch_\d+_fun|closed_call|checkpoint)(?=/)"
+    return "/".join(part for part in re.sub(structure, "", f"/{path}/").split("/") if part)
 
 
 def _decimal(value: Fraction) -> str:

@@ -11,6 +11,7 @@ from sharding.collectives.collective import (
     CollectiveKind,
     dtype_name,
     scope_of,
+    static_elements,
 )
 from sharding.collectives.device_groups import axes_of_groups, axes_of_pairs, hlo_groups
 from sharding.collectives.program import Body, Call, executed
@@ -28,7 +29,7 @@ _GROUPS = re.compile(
 _PAIRS = re.compile(r"source_target_pairs=(\{(?:\{\d+,\d+\},?)*\})")
 _OP_NAME = re.compile(r'op_name="((?:[^"\\]|\\.)*)"')
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
-_ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
+_ARRAY = re.compile(r"(\w+)\[([^\]]*)\]")
 
 
 def compiled_collectives(text: str, mesh_shape: Mapping[str, int]) -> list[Collective]:
@@ -86,7 +87,7 @@ def _body(lines: list[str], mesh_shape: Mapping[str, int]) -> Body:
                 items.append(
                     Collective(kind=kind, axes=axes, elements=elements, dtype=dtype, in_loop=False, scope=scope)
                 )
-        elif opcode not in ("async-update", "async-done"):  # these repeat what their async-start calls
+        else:
             for how, callees in _CALLEES.findall(attributes):
                 for callee in callees.strip("{}").split(","):
                     called = callee.strip().removeprefix("%")
@@ -99,18 +100,20 @@ def _axes(kind: CollectiveKind, attributes: str, mesh_shape: Mapping[str, int]) 
     if kind == "collective-permute":
         pairs = _PAIRS.search(attributes)
         if pairs is None:
-            raise ValueError(f"no source_target_pairs in a collective-permute: {attributes}")
+            raise ValueError(
+                f"a collective-permute without source_target_pairs; pass the text as XLA prints it: {attributes}"
+            )
         return axes_of_pairs(hlo_groups(pairs[1], devices=0) if pairs[1] != "{}" else [], mesh_shape)
     groups = _GROUPS.search(attributes)
     if groups is None:
-        raise ValueError(f"no replica_groups in an {kind}: {attributes}")
+        raise ValueError(f"{kind} without replica_groups; pass the text as XLA prints it: {attributes}")
     return axes_of_groups(hlo_groups(groups[1], math.prod(mesh_shape.values())), mesh_shape)
 
 
 def _members(kind: CollectiveKind, payload: str, group: int) -> list[tuple[int, str]]:
     """(elements, dtype) of each collective in an operation whose result has the type `payload`."""
     arrays = [
-        (math.prod(int(size) for size in dims.split(",") if size), dtype_name(spelling))
+        (static_elements(dims.split(",") if dims else []), dtype_name(spelling))
         for spelling, dims in _ARRAY.findall(payload)
     ]
     match kind:

@@ -1,6 +1,5 @@
 """Reads the collectives of a lowered program from its text (StableHLO)."""
 
-import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from sharding.collectives.collective import (
     dtype_name,
     enclosing_scope,
     scope_of,
+    static_elements,
 )
 from sharding.collectives.device_groups import axes_of_groups, axes_of_pairs, dense_groups
 from sharding.collectives.program import Body, Call, executed, within
@@ -23,7 +23,7 @@ _FUNCTION = re.compile(r'func\.func (?:public |private )?@("[^"]*"|[\w.$]+)')
 _CALL = re.compile(r'(?:\bcall |decomposition = )@("[^"]*"|[\w.$]+)')
 _GROUPS = re.compile(r"(?:replica_groups|source_target_pairs) = (dense<[^>]*> : tensor<[^>]*>|[^,]*)")
 _TYPES = re.compile(r" : \(([^()]*)\) -> \(?([^()]*)")
-_TENSOR = re.compile(r"tensor<((?:\d+x)*)(\w+)")
+_TENSOR = re.compile(r"tensor<((?:[\d?]+x)*)([^>]*)>")
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 _LOCATION = re.compile(r"loc\((#loc\d*)\)$")
 _NAMED_LOCATION = re.compile(r'(#loc\d*) = loc\("((?:[^"\\]|\\.)*)"(?:\(.*\))?\)')
@@ -83,10 +83,9 @@ def _closed(
     region: _Region, line: str, names: Mapping[str, str], mesh_shape: Mapping[str, int]
 ) -> Iterator[Collective | Call]:
     """What an operation does whose region ends at `line`: a loop, a shard_map, a collective or a branch."""
-    in_loop = region.opener.startswith("cond {") or '"stablehlo.while"' in region.opener
     # The names inside a shard_map leave out its own; those inside a loop do not.
     scope = enclosing_scope(_name(line, names)) if "sdy.manual_computation" in region.opener else ""
-    yield from (within(item, in_loop=in_loop, scope=scope) for item in region.items)
+    yield from (within(item, in_loop=region.opener == "cond {", scope=scope) for item in region.items)
     if _COLLECTIVE.search(region.opener):
         yield from _operation(f"{region.opener} {line}", names, mesh_shape)
 
@@ -104,14 +103,14 @@ def _operation(line: str, names: Mapping[str, str], mesh_shape: Mapping[str, int
         kind = _KINDS[collective[1]]
         groups, types = _GROUPS.search(line), _TYPES.search(line)
         if groups is None or types is None:
-            raise ValueError(f"no groups or no types in an {kind}: {line}")
+            raise ValueError(f"{kind} without groups or types; pass the text as JAX prints it: {line}")
         devices = dense_groups(groups[1])
         axes = (axes_of_pairs if kind == "collective-permute" else axes_of_groups)(devices, mesh_shape)
         for dims, spelling in _TENSOR.findall(types[2] if kind == "all-gather" else types[1]) if axes else []:
             yield Collective(
                 kind=kind,
                 axes=axes,
-                elements=math.prod(int(size) for size in dims.split("x") if size),
+                elements=static_elements(dims.split("x")[:-1]),
                 dtype=dtype_name(spelling),
                 in_loop=False,
                 scope=scope_of(_name(line, names)),

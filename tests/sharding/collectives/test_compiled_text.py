@@ -64,6 +64,7 @@ def over_tensor(kind: CollectiveKind, elements: int, *, scope: str = "", in_loop
         ("mesh['a'=2,'b'=4] {'b':(2)2}", ("tensor",)),
         ("mesh['a'=2,'b'=4] {'a','b':(2)2}", ("data", "tensor")),
         ("mesh['a'=8] {'a':(1)2,'a':(4)2}", ("data", "tensor")),
+        ("mesh['a'=8] {'a':(4)2,'a':(1)2}", ("data", "tensor")),
         ("mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'a'}", ("tensor",)),
         ("mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}", ("data", "expert")),
         ("mesh['a'=2,'b'=4], device_ids=(0,1,4,5,2,3,6,7) {'a'}", ("expert",)),
@@ -140,11 +141,14 @@ def test_merged_starts_take_scopes_from_their_results() -> None:
     assert count(merged + first) == [reduced[0], over_tensor("all-reduce", 4096)]
 
 
-def test_an_asynchronous_computation_in_a_loop() -> None:
+@pytest.mark.parametrize("operand", ["%w", "%n"], ids=["all-reduce-start", "async-start"])
+def test_an_asynchronous_computation_in_a_loop(operand: str) -> None:
+    # XLA prints a start of nothing but an all-reduce as all-reduce-start, of a type that its own has not.
     before = f"""
 %wrapped (w: f32[4,32]) -> f32[4,32] {{
   %w = f32[4,32] parameter(0)
-  ROOT %r = f32[4,32] all-reduce(%w), {GLOBAL_PAIRS}, to_apply=%add
+  {"%n = f32[4,32] negate(%w)" if operand == "%n" else ""}
+  ROOT %r = f32[4,32] all-reduce({operand}), {GLOBAL_PAIRS}, to_apply=%add
 }}
 
 %body (b: (f32[4,32])) -> (f32[4,32]) {{
@@ -181,7 +185,8 @@ def test_a_computation_that_is_called_twice_counts_twice() -> None:
   ROOT %r = f32[8,32] all-gather(%w), {GATHER}
 }}
 """
-    lines = "%one = f32[8,32] call(%p), to_apply=%gather\n  %two = f32[8,32] call(%p), to_apply=%gather"
+    misleading = 'metadata={op_name="jit(f)/to_apply=%not_called/call"}'
+    lines = f"%one = f32[8,32] call(%p), to_apply=%gather, {misleading}\n  %two = f32[8,32] call(%p), to_apply=%gather"
     assert count(lines, before=before) == 2 * [over_tensor("all-gather", 256)]
 
 
@@ -202,3 +207,8 @@ def test_kinds_that_are_not_counted_are_refused() -> None:
 def test_types_that_are_not_known_are_refused() -> None:
     with pytest.raises(ValueError, match="element type 'c64'; the known ones are pred, s8"):
         count(f"%c = c64[4] constant({{...}})\n  %r = c64[4] all-to-all(%c), {PAIRS}, dimensions={{0}}")
+
+
+def test_sizes_that_are_not_static_are_refused() -> None:
+    with pytest.raises(ValueError, match="dynamic size '<=4'; expected static shapes"):
+        count(f"%c = f32[<=4] constant({{...}})\n  %r = f32[<=4] all-reduce(%c), {GLOBAL_PAIRS}, to_apply=%add")

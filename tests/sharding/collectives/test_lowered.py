@@ -59,6 +59,33 @@ def test_a_scope_around_a_shard_map_is_kept() -> None:
     assert lowered_collectives(text, mesh.shape) == [one]
 
 
+def test_scopes_with_braces_do_not_end_functions() -> None:
+    mesh = mesh_of((2, 2, 2))
+
+    def local(x: Array) -> Array:
+        with jax.named_scope("{moe"):
+            return lax.psum(x, "tensor")
+
+    text = lower(local, mesh).as_text(debug_info=True)
+    assert lowered_collectives(text, mesh.shape) == expected("all-reduce", mesh, ("tensor",), scope="{moe")
+
+
+def test_the_decomposition_of_a_composite_operation_is_counted() -> None:
+    mesh = mesh_of((2, 2, 2))
+    composite = lax.composite(lambda x: lax.psum(x, "tensor"), name="test.sum")
+    text = lower(composite, mesh).as_text()
+    assert "stablehlo.composite" in text
+    assert lowered_collectives(text, mesh.shape) == expected("all-reduce", mesh, ("tensor",))
+
+
+def test_a_text_without_the_end_is_refused() -> None:
+    mesh = mesh_of((2, 2, 2))
+    head, function, _ = lower(nested_layers, mesh).as_text().partition("  func.func private @closed_call")
+    assert function
+    with pytest.raises(ValueError, match="calls 'closed_call', which its text does not define"):
+        lowered_collectives(head, mesh.shape)
+
+
 def test_more_devices_than_mlir_prints_as_numbers() -> None:
     mesh = AbstractMesh((2, 16, 8), AXES, axis_types=(AxisType.Auto,) * 3)
     spec = PartitionSpec(AXES)
@@ -104,6 +131,13 @@ def test_another_spelling_of_groups_is_refused() -> None:
     assert groups in text
     with pytest.raises(ValueError, match=r"spelled '#stablehlo.replica_group_mesh_axes.*expected dense"):
         lowered_collectives(text.replace(groups, other), {"data": 2, "expert": 2, "tensor": 2})
+
+
+def test_sizes_that_are_not_static_are_refused() -> None:
+    text = lower(collective("all-reduce", ("tensor",), 2), mesh_of((2, 2, 2))).as_text()
+    assert "}) : (tensor<16x3xf32>)" in text
+    with pytest.raises(ValueError, match=r"dynamic size '\?'; expected static shapes"):
+        lowered_collectives(text.replace("(tensor<16x", "(tensor<?x"), {"data": 2, "expert": 2, "tensor": 2})
 
 
 def test_a_text_that_is_no_lowered_program_is_refused() -> None:
