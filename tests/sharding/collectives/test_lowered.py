@@ -63,11 +63,11 @@ def test_scopes_with_braces_do_not_end_functions() -> None:
     mesh = mesh_of((2, 2, 2))
 
     def local(x: Array) -> Array:
-        with jax.named_scope("{moe"):
+        with jax.named_scope("}moe"):
             return lax.psum(x, "tensor")
 
     text = lower(local, mesh).as_text(debug_info=True)
-    assert lowered_collectives(text, mesh.shape) == expected("all-reduce", mesh, ("tensor",), scope="{moe")
+    assert lowered_collectives(text, mesh.shape) == expected("all-reduce", mesh, ("tensor",), scope="}moe")
 
 
 def test_the_decomposition_of_a_composite_operation_is_counted() -> None:
