@@ -2,7 +2,8 @@
 
 import time
 
-from moejax.cli import console, options, startup
+from moejax.cli import console, options, processes, startup
+from moejax.cli import devices as device_flags
 from moejax.decoding.sampling_params import SamplingParams
 
 EXAMPLES = (
@@ -48,6 +49,11 @@ def decode(
     max_seq_len: options.MaxSeqLen = None,
     model_seed: options.ModelSeed = None,
     no_compile_cache: options.NoCompileCache = False,
+    simulate_devices: device_flags.SimulateDevices = None,
+    coordinator_address: device_flags.CoordinatorAddress = None,
+    num_processes: device_flags.NumProcesses = None,
+    process_id: device_flags.ProcessId = None,
+    distributed: device_flags.Distributed = False,
 ) -> None:
     """Continue prompts with a checkpoint. Text goes to stdout, statistics and warnings to stderr."""
     params = SamplingParams(
@@ -75,13 +81,22 @@ def decode(
         raise ValueError(
             f"--model-seed is for {options.RANDOM}NAME, but {checkpoint} has weights of its own; to sample, use --seed"
         )
+    devices = device_flags.Devices(
+        simulate_devices=simulate_devices,
+        coordinator_address=coordinator_address,
+        num_processes=num_processes,
+        process_id=process_id,
+        distributed=distributed,
+    )
     live = _is_live(stream, len(prompt or []) + len(token_ids or []), params, json=json)
+    if devices.several:
+        processes.run_below_parent(debug=debug)
     from moejax.cli.prompts import encode_prompts, read_prompts  # here, so that --help does not import numpy
 
     prompts = encode_prompts(checkpoint, read_prompts(prompt or [], token_ids or []), chat=chat, system=system)
     began = time.perf_counter()
     with console.progress(f"loading {checkpoint}", quiet=quiet):
-        startup.prepare_jax(compile_cache=not no_compile_cache, quiet=quiet)
+        startup.prepare_jax(devices, compile_cache=not no_compile_cache, quiet=quiet)
         import moejax
         from moejax.cli import output
 
