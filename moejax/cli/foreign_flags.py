@@ -64,7 +64,6 @@ NOT_HERE: Mapping[str, str] = {
     "-m": _CHECKPOINT,
     "--mesh": _ONE_DEVICE,
     "--dispatch": _ONE_DEVICE,
-    "--simulate-devices": _ONE_DEVICE,
     "--tensor-parallel-size": _ONE_DEVICE,
     "--pipeline-parallel-size": _ONE_DEVICE,
     "--data-parallel-size": _ONE_DEVICE,

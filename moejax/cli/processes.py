@@ -31,18 +31,17 @@ _ENDINGS: Mapping[str, str] = {
         "process 0 of this run expects no process with this --process-id: give every process the same --num-processes"
     ),
     r"newer incarnation": (
-        "another process of this run has the same --process-id: give each its own, from 0, and start all of them again"
+        "another process of this run has the same --process-id: give each its own, and start all of them again"
     ),
     r"Failed to add port": (
         "the port of --coordinator-address is in use on this machine: choose another one, for every process"
     ),
     r"(?s)DEADLINE_EXCEEDED.*RegisterTask": (
-        "the processes of this run did not find each other in time: start all of them within a minute, each with its "
-        "own --process-id and the same --coordinator-address and --num-processes"
+        "the processes of this run did not find each other in time: start all of them at about the same time, each "
+        "with its own --process-id and the same --coordinator-address and --num-processes"
     ),
     r"JAX distributed service detected fatal errors": (
-        "another process of this run ended before this one, or cannot be reached any more: see its error, then start "
-        "all of them again"
+        "another process of this run ended, or cannot be reached any more: see its error, then start all of them again"
     ),
 }
 

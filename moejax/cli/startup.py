@@ -6,7 +6,7 @@ from pathlib import Path
 
 from moejax.cli import console
 from moejax.cli.devices import Devices
-from moejax.cli.rendezvous import join
+from moejax.cli.rendezvous import check_count, join
 
 # Settings that make a second run compile nothing: also quick compilations and small programs are kept.
 # An environment variable of the same name in capitals wins, as it does in any JAX program.
@@ -33,10 +33,7 @@ def prepare_jax(devices: Devices = _HERE, *, compile_cache: bool = True, quiet: 
     if devices.simulate_devices is not None:
         jax.config.update("jax_num_cpu_devices", devices.simulate_devices)
     if devices.several:
-        _mute_others(devices.process_id)
         join(devices)
-        _mute_others(jax.process_index())
-    _configure_cache(compile_cache=compile_cache, quiet=quiet)
     try:
         platform = jax.devices()[0].platform
     except (RuntimeError, AssertionError) as error:  # JAX 0.10 asserts where a platform's plugin is not installed
@@ -50,12 +47,11 @@ def prepare_jax(devices: Devices = _HERE, *, compile_cache: bool = True, quiet: 
             f"--simulate-devices simulates CPU devices, but JAX found {platform} devices; set the environment variable "
             "JAX_PLATFORMS=cpu"
         )
-
-
-def _mute_others(process_id: int | None) -> None:
-    """Lets only process 0 print; nothing happens while it is not known which one this is."""
-    if process_id:
-        console.print_errors_only()
+    if devices.several:
+        check_count(devices)
+        if jax.process_index() != 0:
+            console.print_errors_only()
+    _configure_cache(compile_cache=compile_cache, quiet=quiet)
 
 
 def _configure_cache(*, compile_cache: bool, quiet: bool) -> None:

@@ -9,11 +9,9 @@ from typing import Annotated
 
 import typer
 
-from moejax.cli import console, devices, main, options, processes, startup
+from moejax.cli import console, devices, main, options, processes, rendezvous, startup
 from moejax.cli.app import app
 from moejax.cli.help import SETTINGS, Command
-
-COMPILING_PSUMS = 3_000  # unrolled: about 8 s of compilation
 
 
 @app.command(cls=Command, context_settings=SETTINGS)
@@ -28,6 +26,8 @@ def loop(
     unrolled: Annotated[int, typer.Option(help="Psums in one program: many compile for long.")] = 1,
     fail_in: Annotated[int, typer.Option(help="The process that raises an error at the end.")] = -1,
     late: Annotated[int, typer.Option(help="The process that ends 3 s after the others.")] = -1,
+    join_seconds: Annotated[int, typer.Option(help="How long to wait for the others.")] = rendezvous.JOIN_SECONDS,
+    linger: Annotated[float, typer.Option(help="Seconds between joining the others and seeing their devices.")] = 0.0,
     read_stdin: Annotated[bool, typer.Option(help="Print what stdin holds.")] = False,
 ) -> None:
     where = devices.Devices(
@@ -39,6 +39,15 @@ def loop(
     )
     if where.several:
         processes.run_below_parent(debug=debug)
+    rendezvous.JOIN_SECONDS = join_seconds
+
+    def join(where: devices.Devices) -> None:
+        rendezvous.join(where)
+        if where.process_id == 0:
+            console.write("joined\n")
+        time.sleep(linger)
+
+    startup.join = join
     startup.prepare_jax(where, compile_cache=False)
     import jax
     import numpy as np
@@ -69,9 +78,9 @@ def loop(
     assert x.addressable_data(0)[0] == 1
     if jax.process_index() == fail_in:
         raise ValueError("an error of one process")
+    console.write("done\n")
     if jax.process_index() == late:
         time.sleep(3)
-    console.write("done\n")
 
 
 if __name__ == "__main__":
