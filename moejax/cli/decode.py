@@ -2,7 +2,7 @@
 
 import time
 
-from moejax.cli import console, options, processes, startup
+from moejax.cli import console, options, startup
 from moejax.cli import devices as device_flags
 from moejax.decoding.sampling_params import SamplingParams
 
@@ -89,8 +89,7 @@ def decode(
         distributed=distributed,
     )
     live = _is_live(stream, len(prompt or []) + len(token_ids or []), params, json=json)
-    if devices.several:
-        processes.run_below_parent(debug=debug)
+    startup.enter(devices, debug=debug)
     from moejax.cli.prompts import encode_prompts, read_prompts  # here, so that --help does not import numpy
 
     prompts = encode_prompts(checkpoint, read_prompts(prompt or [], token_ids or []), chat=chat, system=system)

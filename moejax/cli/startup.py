@@ -6,6 +6,7 @@ from pathlib import Path
 
 from moejax.cli import console
 from moejax.cli.devices import Devices
+from moejax.cli.processes import run_below_parent
 from moejax.cli.rendezvous import check_count, join
 
 # Settings that make a second run compile nothing: also quick compilations and small programs are kept.
@@ -19,10 +20,22 @@ _KEEP_EVERYTHING = {
 _HERE = Devices()
 
 
+def enter(devices: Devices, *, debug: bool) -> None:
+    """What a command does first: as one of several processes it goes on below a parent, and all but the first are silent.
+
+    Raises:
+        typer.Exit: in the parent, when the command has ended.
+    """
+    if devices.several:
+        run_below_parent(debug=debug)
+        if devices.process_id not in (None, 0):
+            console.print_errors_only()
+
+
 def prepare_jax(devices: Devices = _HERE, *, compile_cache: bool = True, quiet: bool = False) -> None:
     """Starts JAX on `devices`, with the other processes if any, and with or without a persistent compilation cache.
 
-    Of several processes only the first prints from then on; the others print errors.
+    To be called after `enter`. Of several processes only the first prints from then on; the others print errors.
     A cache folder that cannot be written is a warning: everything works, only slower the next time.
 
     Raises:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from moejax.cli import console, devices, main, options, processes, rendezvous, startup
+from moejax.cli import console, devices, main, options, rendezvous, startup
 from moejax.cli.app import app
 from moejax.cli.help import SETTINGS, Command
 
@@ -37,8 +37,7 @@ def loop(
         process_id=process_id,
         distributed=distributed,
     )
-    if where.several:
-        processes.run_below_parent(debug=debug)
+    startup.enter(where, debug=debug)
     rendezvous.JOIN_SECONDS = join_seconds
 
     def join(where: devices.Devices) -> None:

@@ -1,6 +1,7 @@
 """Two processes for real, over Gloo: what they print, and how the one ends when the other does."""
 
 import os
+import pty
 import re
 import signal
 import socket
@@ -263,6 +264,22 @@ def test_distributed_on_slurm(port: int) -> None:
     first, second = map(end, processes)
     assert first.out.startswith("2 processes, 4 devices\n"), first.err
     assert (first.status, second) == (0, Ended(0, "", ""))
+
+
+def test_process_1_is_silent_on_a_terminal(port: int) -> None:
+    ours, theirs = pty.openpty()
+    flags = ("decode", "nowhere", "--token-ids", "1", "--coordinator-address", f"127.0.0.1:{port}")
+    flags += ("--num-processes", "2", "--process-id", "1")
+    env = os.environ | {"TERM": "xterm", "NO_COLOR": ""}
+    # It fails while it waits for process 0, behind the progress that process 0 would show.
+    code = "from moejax.cli import main, rendezvous; rendezvous.JOIN_SECONDS = 1; main()"
+    process = subprocess.Popen([sys.executable, "-c", code, *flags], stderr=theirs, cwd=ROOT, env=env)
+    os.close(theirs)
+    assert process.wait(timeout=SECONDS) == 2
+    shown = os.read(ours, 10_000).decode()
+    os.close(ours)
+    assert shown.startswith("\x1b[1;31merror:\x1b[0m no process 0 listens")
+    assert shown.count("\n") == 1
 
 
 def test_debug_shows_what_c_writes(start: Start) -> None:
