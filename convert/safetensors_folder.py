@@ -1,8 +1,9 @@
 """A Hugging Face checkpoint folder: `model.safetensors`, or shards named by `model.safetensors.index.json`."""
 
 import os
+import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Self
@@ -20,12 +21,28 @@ INDEX = "model.safetensors.index.json"
 PICKLED = {".bin", ".pt", ".pth", ".ckpt"}
 
 
+class ByteCounter:
+    """Bytes read so far, by whichever thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.total = 0
+
+    def add(self, count: int) -> None:
+        with self._lock:
+            self.total += count
+
+
 @dataclass(frozen=True, kw_only=True)
 class SafetensorsFolder:
-    """The tensors of a checkpoint by name. Holds no open file and no weights; threads may read at the same time."""
+    """The tensors of a checkpoint by name. Holds no open file and no weights; threads may read at the same time.
+
+    read_bytes: how many bytes of tensors were read from the files so far.
+    """
 
     folder: Path
     tensors: Mapping[str, TensorInfo]
+    read_bytes: ByteCounter = field(default_factory=ByteCounter, repr=False, compare=False)
 
     @classmethod
     def open(cls, folder: Path | str) -> Self:
@@ -58,20 +75,26 @@ class SafetensorsFolder:
 
         Raises: what `read_into` raises.
         """
-        return reading.read(self._info(name), dtype, allow_nan=allow_nan)
+        info = self._info(name)
+        out = np.empty(info.shape, reading.source_dtype(info) if dtype is None else dtype)
+        self.read_into(name, out, allow_nan=allow_nan)
+        return out
 
-    def read_into(self, name: str, out: np.ndarray, *, allow_nan: bool = False) -> None:
-        """Reads one tensor into `out`: any float dtype, the tensor's shape, C-contiguous (such as a slot `stack[e]`).
+    def read_into(
+        self, name: str, out: np.ndarray, index: reading.Index | None = None, *, allow_nan: bool = False
+    ) -> None:
+        """Reads one tensor, or the part of it at `index`, into `out`.
 
-        Temporary memory is 1 MB, however large the tensor.
+        `out` has any float dtype, the shape of what is read, and is C-contiguous (such as a slot `stack[e]`). Only the
+        bytes of the part are read. Temporary memory is 1 MB, however large the tensor.
 
         Raises:
             CheckpointError: when there is no such tensor, the file has changed, the dtype is none of bf16, f16, f32 and
                 f64, a value is NaN or infinite (unless `allow_nan`), or a finite value is too large for the dtype of
                 `out`. `out` then holds a part of the tensor.
-            ValueError: when `out` is not such an array.
+            ValueError: when `out` is not such an array, or `index` not inside the tensor.
         """
-        reading.read_into(self._info(name), out, allow_nan=allow_nan)
+        self.read_bytes.add(reading.read_into(self._info(name), out, index, allow_nan=allow_nan))
 
     def _info(self, name: str) -> TensorInfo:
         if name not in self.tensors:

@@ -28,6 +28,8 @@ class Stats:
 
     prompt_tokens: tokens of this prompt.
     padded_rows: rows of the batch that were padding.
+    device_rows: rows (token and expert) that the experts of each device of the mesh computed for the whole batch, all
+        layers together, in the order of the mesh: what shows a load imbalance.
     generated_tokens: over the prompt's n outputs.
     ttft_seconds: from the call to the first token.
     prefill_seconds: feeding the prompts.
@@ -38,6 +40,7 @@ class Stats:
 
     prompt_tokens: int
     padded_rows: int
+    device_rows: tuple[int, ...]
     generated_tokens: int
     ttft_seconds: float
     prefill_seconds: float

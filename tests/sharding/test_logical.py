@@ -20,7 +20,7 @@ def test_axes_that_name_an_array(axes: tuple, shape: tuple[int, ...]) -> None:
 
 
 def test_every_known_name_is_accepted() -> None:
-    assert len(LOGICAL_AXES) == len(set(LOGICAL_AXES)) == 9
+    assert len(LOGICAL_AXES) == len(set(LOGICAL_AXES)) == 10
     check_logical_axes(LOGICAL_AXES, (1,) * 9)
 
 
