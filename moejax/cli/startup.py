@@ -21,7 +21,7 @@ _HERE = Devices()
 
 
 def enter(devices: Devices, *, debug: bool) -> None:
-    """What a command does first: as one of several processes it goes on below a parent, and all but the first are silent.
+    """What a command does first: as one of several processes it goes on below a parent, and only process 0 prints.
 
     Raises:
         typer.Exit: in the parent, when the command has ended.

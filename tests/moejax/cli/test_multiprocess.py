@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
-LOOP = (sys.executable, "-m", "tests.moejax.cli.psum_loop", "loop")
+LOOP = ("tests.moejax.cli.psum_loop", "loop")
 SECONDS = 120  # for anything that is expected to happen
 MINUTE = 60  # in which a process must have ended after another did
 JOIN = ("--join-seconds", "3")
@@ -57,10 +57,24 @@ def start(port: int) -> Iterator[Start]:
     """`start(1, ...)` starts process 1 of 2, with 4 simulated devices; what still runs after the test is killed."""
     with ExitStack() as running:
 
-        def start(process_id: int, *flags: str, num_processes: int = 2, stdin: int = subprocess.DEVNULL) -> Process:
+        def start(
+            process_id: int,
+            *flags: str,
+            num_processes: int = 2,
+            stdin: int = subprocess.DEVNULL,
+            command: Sequence[str] = LOOP,
+        ) -> Process:
             address = f"127.0.0.1:{port}"
             process = subprocess.Popen(
-                [*LOOP, "--coordinator-address", address, "--num-processes", str(num_processes)]
+                [
+                    sys.executable,
+                    "-m",
+                    *command,
+                    "--coordinator-address",
+                    address,
+                    "--num-processes",
+                    str(num_processes),
+                ]
                 + ["--process-id", str(process_id), "--simulate-devices", "4", *flags],
                 stdin=stdin,
                 stdout=subprocess.PIPE,
@@ -237,7 +251,14 @@ def test_port_that_is_in_use(start: Start, port: int) -> None:
 
 def test_distributed_without_a_cluster() -> None:
     env = {name: value for name, value in os.environ.items() if not re.match("SLURM|OMPI|KUBERNETES|JAX_COORD", name)}
-    done = subprocess.run([*LOOP, "--distributed"], capture_output=True, text=True, timeout=SECONDS, cwd=ROOT, env=env)
+    done = subprocess.run(
+        [sys.executable, "-m", *LOOP, "--distributed"],
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        cwd=ROOT,
+        env=env,
+    )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
         "error: --distributed found no cluster (Slurm, Open MPI, Kubernetes): coordinator_address should be defined. "
@@ -250,7 +271,7 @@ def test_distributed_on_slurm(port: int) -> None:
     flags = ("--distributed", "--simulate-devices", "2")
     processes = [
         subprocess.Popen(
-            [*LOOP, *flags],
+            [sys.executable, "-m", *LOOP, *flags],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
