@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from typing import Literal, get_args
 
 from moejax.config import ModelConfig
-from sharding import MeshAxes, MeshAxis, MeshConfig, Rules
+from sharding import MeshAxes, MeshAxis, MeshConfig, Rules, mesh_config
 
 DispatchName = Literal["replicated", "gather", "all_to_all"]
 
@@ -86,6 +86,31 @@ def choose_dispatch(config: ModelConfig, mesh: MeshConfig) -> tuple[DispatchName
         f"the {config.num_heads} query heads do not divide over expert x tensor = {group}, "
         "so each device takes rows of its own instead of repeating the others' attention"
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """A mesh and a dispatch by which a model can be split.
+
+    remark: what "auto" picked and why, for whoever asked; None where nothing was picked.
+    """
+
+    mesh: MeshConfig
+    dispatch: DispatchName
+    remark: str | None
+
+
+def resolve_split(config: ModelConfig, mesh: MeshConfig | str | None, dispatch: str) -> Split:
+    """The split that `moejax.load` uses, from what was asked for; checked without any device.
+
+    Raises:
+        ValueError: for a mesh or a dispatch that does not exist or cannot serve this model.
+    """
+    shape = mesh_config(mesh)
+    name, reason = choose_dispatch(config, shape) if dispatch == "auto" else (dispatch_name(dispatch), None)
+    make_rules(config, shape, name)
+    remark = f"dispatch {name} on mesh {shape}: {reason}" if reason and shape.size > 1 else None
+    return Split(mesh=shape, dispatch=name, remark=remark)
 
 
 def dispatch_name(name: str) -> DispatchName:

@@ -17,7 +17,7 @@ from moejax.checkpoint import Checkpoint, open_checkpoint
 from moejax.config import ModelConfig, named_config, sequence_limit
 from moejax.decoding.programs import Programs
 from moejax.dtypes import resolve_dtype
-from moejax.layout import choose_dispatch, dispatch_name, make_rules
+from moejax.layout import Split, dispatch_name, make_rules, resolve_split
 from moejax.model import Mixtral
 from moejax.moe import resolve_backend
 from moejax.parallel import Parallel
@@ -109,10 +109,10 @@ def load(
             or does not fit its devices, in one line that says what to do. Weights are only read once all else was
             checked.
     """
-    shape = mesh_config(mesh)
-    backend = resolve_backend(expert_backend, jax.default_backend())
+    mesh_config(mesh)
     if dispatch != "auto":
         dispatch_name(dispatch)
+    backend = resolve_backend(expert_backend, jax.default_backend())
     checkpoint = None
     if isinstance(source, str) and source.startswith("random:"):
         config = named_config(source.removeprefix("random:"))
@@ -123,7 +123,7 @@ def load(
         config = checkpoint.config
         resolved_dtype = resolve_dtype(dtype, auto=checkpoint.dtype)
     limit = sequence_limit(max_seq_len, config)
-    parallel = _parallel(config, shape, dispatch)
+    parallel = _parallel(resolve_split(config, mesh, dispatch), config)
     graphdef, abstract = abstract_model(config, backend, resolved_dtype, parallel)
     check_fits(param_placements(abstract, parallel.rules), parallel, resolved_dtype)
     tokenizer = None if checkpoint is None else Tokenizer.from_folder(checkpoint.folder)
@@ -164,13 +164,11 @@ def make_parallel(config: ModelConfig, mesh: Mesh | AbstractMesh, dispatch: str)
     return Parallel(mesh, make_rules(config, MeshConfig(**dict(mesh.shape)), name), name)
 
 
-def _parallel(config: ModelConfig, shape: MeshConfig, dispatch: str) -> Parallel:
-    """The same over devices; says on stderr, once, what `auto` picks."""
-    name, reason = choose_dispatch(config, shape) if dispatch == "auto" else (dispatch_name(dispatch), None)
-    make_rules(config, shape, name)  # a mesh that cannot serve this model is told before one that is too large
-    parallel = make_parallel(config, shape.build(), name)
-    if reason and shape.size > 1 and jax.process_index() == 0:
-        print(f"moejax: dispatch={name} on mesh {shape}: {reason}", file=sys.stderr)
+def _parallel(split: Split, config: ModelConfig) -> Parallel:
+    """How the model runs on devices split so; says on stderr what was picked for whom asked for "auto"."""
+    parallel = make_parallel(config, split.mesh.build(), split.dispatch)
+    if split.remark and jax.process_index() == 0:
+        print(f"moejax: {split.remark}", file=sys.stderr)
     return parallel
 
 

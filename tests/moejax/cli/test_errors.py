@@ -45,8 +45,7 @@ MISTAKES: list[tuple[tuple[str, ...], str]] = [
     (("decode", "demo", "-p", "x"), "moejax decode has no -p; use --prompt"),
     (
         ("decode", "demo", *P, "--tensor-parallel-size", "2"),
-        "moejax decode has no --tensor-parallel-size: moejax decodes on one device so far, parallelism over several "
-        "does not exist yet",
+        "moejax decode has no --tensor-parallel-size: a mesh says it: --mesh tensor=N",
     ),
     # values of the wrong kind, or out of range
     (("decode", "demo", *P, "--temperature", "hot"), "--temperature must be a number, got 'hot'"),
