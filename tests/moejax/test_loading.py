@@ -49,7 +49,7 @@ def test_every_tensor_lands_in_its_place(tmp_path: Path, tensors: Tensors, backe
         np.testing.assert_array_equal(params[path], tensors[name])
     for name, (expert, matrix) in EXPERT_PATHS.items():
         if backend == "blocked":
-            got = params[f"layers.0.moe.experts.each.{expert}.{matrix}"]
+            got = params[f"layers.0.moe.experts.slots.{expert}.{matrix}"][0]
         else:
             got = params[f"layers.0.moe.experts.stacked.{matrix}"][expert]
         np.testing.assert_array_equal(got, tensors[name])

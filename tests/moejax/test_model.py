@@ -25,7 +25,7 @@ from moejax.moe.experts import BACKENDS, ExpertBackend
 from moejax.moe.router import Routing
 from moejax.moe.weights import Expert
 from moejax.params import merge
-from tests.moejax.compiled import host_operations, instructions, weight_copies
+from tests.moejax.compiled import PASS_ON, host_operations, instructions, weight_copies
 from tests.moejax.meshes import made_params, on_mesh
 
 # Only F has the factor 7, so an array whose size is a multiple of F * D holds expert weights.
@@ -138,7 +138,7 @@ def test_each_expert_is_read_inside_a_loop_of_its_own(calls: list[Call], kind: s
     by_name = {(one.computation, one.name): one for one in program}
     read: dict[str, set[str]] = {}
     for one in program:
-        if one.opcode not in ("while", "tuple", "get-tuple-element", "call"):
+        if one.opcode not in PASS_ON:
             for operand in one.operands:
                 source = by_name.get((one.computation, operand))
                 if source is not None and any(array.size == WEIGHT_SIZE for array in source.results):
@@ -288,17 +288,30 @@ def test_random_weights_of_a_named_config_have_no_tokenizer_or_eos(config_file: 
         moejax.decode(model, "text")
 
 
-def largest_from_host(make: Callable[[], Any]) -> int:
-    """Elements of the largest array that `make` brings from the host. One that it takes back raises an error."""
-    traced = jax.make_jaxpr(make)()
-    return max((np.size(const) for const in traced.consts), default=0)
+def largest_from_host(function: Callable[..., Any], *args: Any) -> int:
+    """Elements of the largest array that `function(*args)` brings from the host. One that it takes back is an error."""
+    traced = jax.make_jaxpr(function)(*args)
+    return max((np.size(one) for one in (*args, *traced.consts)), default=0)
 
 
-def test_random_weights_are_made_on_the_device(config_file: Path) -> None:
+def test_random_weights_are_made_on_the_device(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is the result of a compiled function that is given a key and a hash per expert, and nothing else."""
     config = named_config(str(config_file))
     parallel = on_mesh(config)
     _, abstract = abstract_model(config, "blocked", "bfloat16", parallel)
-    assert largest_from_host(lambda: made_params(abstract, config, 0, parallel)) <= 2  # a key
+    jit, made = jax.jit, []
+
+    def recording_jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            assert largest_from_host(function, *args) <= max(2, EXPERTS)
+            made.append(jit(function, **options)(*args))
+            return made[-1]
+
+        return call
+
+    monkeypatch.setattr(jax, "jit", recording_jit)
+    params = made_params(abstract, config, 0, parallel)
+    assert [id(array) for array in params.values()] == [id(array) for array in made]
 
 
 def test_a_copy_from_or_to_the_host_would_be_found() -> None:
