@@ -1,4 +1,4 @@
-"""The devices a command computes on: a mesh of them, simulated ones, and those of several processes. Checked before JAX starts."""
+"""The devices of a command: a mesh, simulated ones, those of several processes. Checked before JAX starts."""
 
 import os
 from dataclasses import dataclass

@@ -16,8 +16,9 @@ class Comparison:
 
     positions: how many were compared.  max_abs: the largest difference.  mean_kl: of the reference's next-token
     distribution to the model's, in nats, the mean over positions.  top10_overlap: share of the 10 likeliest tokens that
-    are the same.  greedy_agreement: share of positions with the same likeliest token.  first_difference_gap: at the first
-    other position, by how much the reference prefers its token to the model's; None where there is no such position.
+    are the same.  greedy_agreement: share of positions with the same likeliest token.
+    first_difference_gap: at the first other position, by how much the reference prefers its token to the model's; None
+    where there is no such position.
     bit_equal: whether all bits are the same.  passed: the verdict, of whoever compared.
     """
 
