@@ -8,7 +8,7 @@ import numpy as np
 
 import moejax
 from moejax.config import ModelConfig
-from moejax.layout import choose_dispatch, dispatch_name
+from moejax.layout import resolve_split
 from moejax.verification.logits import ROUNDED_TOLERANCE, Comparison, compare_logits
 from sharding import MeshConfig, mesh_shapes
 
@@ -21,14 +21,13 @@ NEW_TOKENS = 32
 class MeshComparison:
     """How far a model on a mesh is from itself on one device.
 
-    mesh, dispatch: what was compared.  reason: why "auto" took that dispatch, None where it was named.
+    mesh, dispatch: what was compared.
     logits: along prompts and the tokens that one device generated.  same_tokens: whether decoding the whole batch
     greedily gave the same tokens.  tolerance: largest difference of logits with which it passes.
     """
 
     mesh: str
     dispatch: str
-    reason: str | None
     logits: Comparison
     same_tokens: bool
     tolerance: float
@@ -87,15 +86,20 @@ def compare_mesh(reference: OneDevice, mesh: MeshConfig, dispatch: str = "auto")
     Raises:
         ValueError: when the mesh cannot serve the model or is larger than the devices.
     """
-    name, reason = choose_dispatch(reference.config, mesh) if dispatch == "auto" else (dispatch_name(dispatch), None)
-    model = moejax.load(reference.source, mesh=mesh, dispatch=name, **reference.options)
+    split = resolve_split(reference.config, mesh, dispatch)
+    return compare_model(
+        reference, moejax.load(reference.source, mesh=split.mesh, dispatch=split.dispatch, **reference.options)
+    )
+
+
+def compare_model(reference: OneDevice, model: moejax.Model) -> MeshComparison:
+    """Compares a model that was loaded with the options of the reference, on another mesh."""
     sequences = [prompt + new for prompt, new in zip(reference.prompts, reference.tokens, strict=True)]
     compared = compare_logits(reference.logits, moejax.logits(model, sequences), tolerance=reference.tolerance)
     tokens = _greedy(model, reference.prompts, len(reference.tokens[0]))
     return MeshComparison(
-        mesh=str(mesh),
-        dispatch=name,
-        reason=reason,
+        mesh=str(model.mesh),
+        dispatch=model.dispatch,
         logits=compared,
         same_tokens=tokens == reference.tokens,
         tolerance=reference.tolerance,
