@@ -44,7 +44,7 @@ def moe_collectives(
     """Of one MoE layer."""
     found: list[Collective] = []
     for transfer in DISPATCHES[dispatch].transfers:
-        axes = tuple(axis for logical in transfer.over for axis in rules[logical])
+        axes: MeshAxes = sum((rules[logical] for logical in transfer.over), ())
         count = tokens.own(rules) if transfer.tokens == "own" else tokens.group(rules)
         width = 2 * config.experts_per_token if transfer.routing else config.embed_dim
         found += _between(rules, "moe", transfer.kind, axes, count * width, "int32" if transfer.routing else dtype)
