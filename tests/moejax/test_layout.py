@@ -260,5 +260,5 @@ def test_names_of_dispatches() -> None:
     with pytest.raises(ValueError) as caught:
         dispatch_name("alltoall")
     assert str(caught.value) == (
-        f"unknown dispatch 'alltoall': the known ones are auto, {', '.join(NAMES)}; did you mean 'all_to_all'?"
+        f"unknown dispatch 'alltoall': the known ones are auto, {', '.join(DISPATCHES)}; did you mean 'all_to_all'?"
     )
