@@ -22,7 +22,7 @@ MESH = "expert=4,tensor=2"
 
 def held_bytes(model: moejax.Model) -> int:
     """Bytes of the distinct parts of all parameters that this process' devices hold, from the placements alone."""
-    devices = np.array(model.devices).reshape(tuple(model.mesh.shape.values()))
+    devices: Any = np.array(model.devices).reshape(tuple(model.mesh.shape.values()))
     here = [place for place in np.ndindex(devices.shape) if devices[place].process_index == jax.process_index()]
     total = 0
     for placement in model.placements():
