@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SECONDS = 240
+SECONDS = 120
 READ_SHARE = 0.05  # how far the bytes that a process reads may be from those that its devices hold
 
 SAME = "start all of them again with the same prompts, flags and checkpoint"
