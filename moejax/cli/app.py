@@ -17,11 +17,14 @@ from moejax.cli.decode import decode
 from moejax.cli.help import SETTINGS, Command, examples
 from moejax.cli.info import EXAMPLES as INFO_EXAMPLES
 from moejax.cli.info import info
+from moejax.cli.verify import EXAMPLES as VERIFY_EXAMPLES
+from moejax.cli.verify import verify
 
 app = typer.Typer(name="moejax", add_completion=False, rich_markup_mode=None, context_settings=SETTINGS)
 # With a line for the list of commands: of a longer description typer would show the beginning.
 for _function, _line, _examples in (
     (decode, "Continue prompts with a checkpoint.", DECODE_EXAMPLES),
+    (verify, "Compare meshes with one device.", VERIFY_EXAMPLES),
     (info, "Show what is in a checkpoint and whether it fits here.", INFO_EXAMPLES),
 ):
     app.command(cls=Command, short_help=_line, epilog=examples(*_examples), context_settings=SETTINGS)(_function)

@@ -257,5 +257,6 @@ def test_names_of_dispatches() -> None:
     with pytest.raises(ValueError) as caught:
         dispatch_name("alltoall")
     assert str(caught.value) == (
-        "unknown dispatch 'alltoall': the known ones are auto, replicated, gather, all_to_all; did you mean 'all_to_all'?"
+        "unknown dispatch 'alltoall': the known ones are auto, replicated, gather, all_to_all; "
+        "did you mean 'all_to_all'?"
     )
