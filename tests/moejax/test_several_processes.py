@@ -11,7 +11,6 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 120
-READ_SHARE = 0.05  # how far the bytes that a process reads may be from those that its devices hold
 
 SAME = "start all of them again with the same prompts, flags and checkpoint"
 
@@ -40,7 +39,7 @@ def reports() -> list[dict[str, Any]]:
 
 def test_each_process_reads_what_its_devices_hold(reports: list[dict[str, Any]]) -> None:
     for report in reports:
-        assert abs(report["read"] - report["held"]) <= READ_SHARE * report["held"]
+        assert report["read"] == report["held"]  # every distinct part once: 5% more would be within the promise
         assert report["held"] < 0.6 * report["whole"], "this mesh splits too little for the test to mean anything"
     assert sum(report["held"] for report in reports) >= reports[0]["whole"]
 
