@@ -1,4 +1,4 @@
-"""From a checkpoint, or from nothing, to a model on the device."""
+"""From a checkpoint, or from nothing, to a model on the devices of a mesh."""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -30,7 +30,7 @@ from sharding import MeshConfig, Placement, bytes_per_device, device_memory, mes
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Model:
-    """A model on the device, ready for `decode` and `logits`. Made by `load`.
+    """A model on its devices, ready for `decode` and `logits`. Made by `load`.
 
     config: its sizes.  tokenizer: None where there is none, for the reason in `no_tokenizer_reason`.
     max_seq_len: most tokens of prompt and output together.  dtype: of weights, activations and cache.
