@@ -13,6 +13,7 @@ from flax import nnx
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from convert import SafetensorsFolder
+from moejax.agreement import check_same
 from moejax.checkpoint import Checkpoint, open_checkpoint
 from moejax.config import ModelConfig, named_config, sequence_limit
 from moejax.decoding.programs import Programs
@@ -106,8 +107,8 @@ def load(
 
     Raises:
         ValueError: for a source, option or checkpoint that cannot be used, a model that cannot be split over the mesh
-            or does not fit its devices, in one line that says what to do. Weights are only read once all else was
-            checked.
+            or does not fit its devices, or that another process of this run was not given as well, in one line that
+            says what to do. Weights are only read once all else was checked.
     """
     mesh_config(mesh)
     if dispatch != "auto":
@@ -127,6 +128,17 @@ def load(
     graphdef, abstract = abstract_model(config, backend, resolved_dtype, parallel)
     check_fits(param_placements(abstract, parallel.rules), parallel, resolved_dtype)
     tokenizer = None if checkpoint is None else Tokenizer.from_folder(checkpoint.folder)
+    check_same(
+        {
+            "model configuration": config,
+            "dtype": resolved_dtype,
+            "mesh": parallel.rules.mesh,
+            "dispatch": parallel.dispatch,
+            "expert backend": backend,
+            "max_seq_len": limit,
+            "seed of random weights": seed,
+        }
+    )
 
     def sharding_of(path: str) -> NamedSharding:
         return parallel.sharding(*abstract[path].get_metadata("out_sharding"))

@@ -10,6 +10,7 @@ import typer
 
 from moejax.cli import console
 from moejax.cli.foreign_flags import NOT_HERE, OURS
+from moejax.cli.processes import PEER_ENDED, PEER_GONE
 from moejax.decoding.sampling_params import PARAMETER_NAMES
 
 FAILED = 2
@@ -47,6 +48,8 @@ def describe(error: Exception) -> str:
         return f"{where}{error.strerror or error}"
     if isinstance(error, ValueError):
         return with_flags(str(error))
+    if PEER_GONE.search(str(error)):
+        return PEER_ENDED
     # Nothing of ours says it in one line: most often the device is out of memory, or JAX_PLATFORMS names one it lacks.
     first_line = str(error).strip().partition("\n")[0]
     return f"{type(error).__name__}: {first_line or 'no message'}; run it again with --debug to see where"
@@ -80,7 +83,8 @@ def _describe_usage(error: Any) -> str:
         return f"{path} needs a {param.metavar or param.opts[0]}; see {path} --help"
     if commands := getattr(command, "commands", None):
         what, _, hint = message.partition(". ")  # as in: No such command 'inf'. Did you mean 'info'?
-        known = f"the commands are {' and '.join(commands)}"
+        *others, last = commands
+        known = f"the commands are {', '.join(others)} and {last}"
         return f"{what}; {hint[:1].lower()}{hint[1:]} {known.capitalize()}" if hint else f"{what}; {known}"
     if "unexpected extra argument" in message and "--prompt" in flags:
         message += ': prompts are given with --prompt "TEXT"'
