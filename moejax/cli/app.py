@@ -12,14 +12,23 @@ from typer.main import get_command
 import moejax
 from moejax.cli import errors
 from moejax.cli.console import StdoutClosed
+from moejax.cli.convert import EXAMPLES as CONVERT_EXAMPLES
+from moejax.cli.convert import convert
 from moejax.cli.decode import EXAMPLES as DECODE_EXAMPLES
 from moejax.cli.decode import decode
 from moejax.cli.help import SETTINGS, Command, examples
 from moejax.cli.info import EXAMPLES as INFO_EXAMPLES
 from moejax.cli.info import info
+from moejax.cli.verify import EXAMPLES as VERIFY_EXAMPLES
+from moejax.cli.verify import verify
 
 app = typer.Typer(name="moejax", add_completion=False, rich_markup_mode=None, context_settings=SETTINGS)
-for _function, _examples in ((decode, DECODE_EXAMPLES), (info, INFO_EXAMPLES)):
+for _function, _examples in (
+    (decode, DECODE_EXAMPLES),
+    (convert, CONVERT_EXAMPLES),
+    (verify, VERIFY_EXAMPLES),
+    (info, INFO_EXAMPLES),
+):
     app.command(cls=Command, epilog=examples(*_examples), context_settings=SETTINGS)(_function)
 
 
@@ -29,7 +38,7 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(epilog=examples(DECODE_EXAMPLES[0], INFO_EXAMPLES[0], "moejax decode --help"))
+@app.callback(epilog=examples(DECODE_EXAMPLES[0], CONVERT_EXAMPLES[0], INFO_EXAMPLES[0], "moejax decode --help"))
 def root(
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
