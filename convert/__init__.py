@@ -1,7 +1,7 @@
 """Named tensors of a checkpoint on disk: read one by one, checked before they are believed, and converted.
 
-This package knows no model: tables of names and expected shapes are handed in as data. Importing it imports no JAX; what
-reads or writes an Orbax checkpoint does.
+This package knows no model: tables of names and expected shapes are handed in as data. Importing it imports no JAX;
+what reads or writes an Orbax checkpoint does.
 """
 
 from convert.conversion import Conversion, Report, refuse_unfinished, run

@@ -1,7 +1,7 @@
 """Checksums: CRC-32 of an array's bytes, SHA-256 of a file.
 
-An array's is checked whenever it is read whole, so it has to run near memory speed. A source file's is compared once, and
-SHA-256 is what the Hugging Face Hub publishes for a file, so that a manifest can be compared with it.
+An array's is checked whenever it is read whole, so it has to run near memory speed. A source file's is compared once,
+and SHA-256 is what the Hugging Face Hub publishes for a file, so that a manifest can be compared with it.
 """
 
 import hashlib

@@ -37,7 +37,8 @@ class Conversion:
 
     source_files: name -> path of the files that the result depends on, in the order in which items need them.
     options: words that change the result, by the name of their flag.  side_files: other files of the target, whole.
-    ignored: tensors of the source that are left out, with the reason.
+    ignored: tensors of the source that are left out, with the reason.  checksums: those of tensors of the source that
+    are compared when they are read.
     """
 
     source: TensorSource
@@ -49,6 +50,7 @@ class Conversion:
     options: Mapping[str, str]
     side_files: Mapping[str, bytes]
     ignored: Mapping[str, str]
+    checksums: Mapping[str, str]
     moejax_version: str
 
 
@@ -56,8 +58,8 @@ class Conversion:
 class Report:
     """How a conversion went. Bytes are of arrays in the target; seconds are wall time.
 
-    converted, kept: items written now, and items found done and sound.  redone: of the written ones, those that were there
-    and damaged, with what was wrong.  checked: whether every array was read back.
+    converted, kept: items written now, and items found done and sound.  redone: of the written ones, those that were
+    there and damaged, with what was wrong.  checked: whether every array was read back.
     """
 
     target: Path
@@ -78,7 +80,7 @@ class Report:
 class _Times:
     convert: float = 0.0
     check: float = 0.0
-    redone: dict[str, str] = field(default_factory=dict)
+    redone: Mapping[str, str] = field(default_factory=dict)
 
 
 def run(
@@ -116,6 +118,7 @@ def run(
             def stream(journal: Journal) -> Stream:
                 return Stream(
                     source=conversion.source,
+                    checksums=conversion.checksums,
                     target=conversion.target,
                     journal=journal,
                     hashes=hashes,
@@ -272,16 +275,16 @@ def _check_same(conversion: Conversion, journal: Journal, hashes: SourceHashes) 
     folder, begun, asked = conversion.target.folder, journal.header, _header(conversion)
     if (begun.target_format, begun.options) != (asked.target_format, asked.options):
         raise CheckpointError(
-            f"{folder} is an unfinished conversion with other options; continue with: {how_to_continue(folder, begun)}, "
-            "or begin anew with --restart"
+            f"{folder} is an unfinished conversion with other options; continue with: {how_to_continue(folder, begun)}, or "
+            "begin anew with --restart"
         )
     changed = sorted(begun.source_files.items() ^ asked.source_files.items())
     if not changed:
         changed = sorted(hashes.of(journal.hashes).items() - journal.hashes.items())
     if changed:
         raise CheckpointError(
-            f"{folder} is an unfinished conversion of {begun.source}, and the source has changed since ({changed[0][0]}); "
-            "begin anew with --restart"
+            f"{folder} is an unfinished conversion of {begun.source}, and the source has changed since ({changed[0][0]}); begin "
+            "anew with --restart"
         )
 
 
@@ -334,6 +337,6 @@ def _check_room(folder: Path, items: Sequence[Item]) -> None:
     free = shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if path.is_dir())).free
     if needed > free:
         raise CheckpointError(
-            f"{folder}: {needed / 1e9:.3f} GB are needed and {free / 1e9:.3f} GB are free on this disk; make room and run "
-            "the same command again, or give a folder on another disk"
+            f"{folder}: {needed / 1e9:.3f} GB are needed and {free / 1e9:.3f} GB are free on this disk; make room and "
+            "run the same command again, or give a folder on another disk"
         )

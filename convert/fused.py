@@ -11,7 +11,8 @@ from convert.mapping import translate
 
 @dataclass(frozen=True)
 class Fused:
-    """The tensor called `pattern`, [count, rows, columns], is `count` times the tensors `parts`, in equal shares of rows.
+    """The tensor called `pattern`, [count, rows, columns], is `count` times the tensors `parts`, in equal shares of
+    rows.
 
     The field called `index` of `parts` is the position on the leading axis; the other fields are those of `pattern`:
     `Fused("layers.{layer}.gate_up_proj", ("layers.{layer}.{expert}.w1", "layers.{layer}.{expert}.w3"), "expert")`.

@@ -44,8 +44,8 @@ class ArrayEntry:
 class Manifest:
     """What is in a converted folder, and what it was made from.
 
-    source_files: SHA-256 of the files it was made from.  options: those that change the result.  ignored: tensors of the
-    source that are not here, with the reason.  files: SHA-256 of the other files of the folder.
+    source_files: SHA-256 of the files it was made from.  options: those that change the result.  ignored: tensors of
+    the source that are not here, with the reason.  files: SHA-256 of the other files of the folder.
     """
 
     format: Format

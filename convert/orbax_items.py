@@ -17,7 +17,8 @@ from convert.durable import full, is_full
 from convert.errors import CheckpointError
 from convert.source import Index
 
-# A chunk is what is read at least. 8 parts serve meshes of 2, 4 and 8 devices exactly; more where a chunk would be large.
+# A chunk is what is read at least. 8 parts serve meshes of 2, 4 and 8 devices exactly; more where a chunk would be
+# large.
 CHUNK_BYTES = 16 << 20
 _SMALLEST_CHUNK_BYTES = 1 << 20
 _PARTS = 8
@@ -30,7 +31,7 @@ _CONTEXT = {
 
 
 def chunk_shape(shape: tuple[int, ...], itemsize: int, split_axis: int) -> tuple[int, ...]:
-    """The chunks of an array: it is divided along `split_axis` only, into a power of two of equal parts where it can be."""
+    """The chunks of an array, divided along `split_axis` only: a power of two of equal parts, where its size allows."""
     if not shape:
         return ()
     nbytes = math.prod(shape) * itemsize

@@ -1,11 +1,12 @@
 """Writes a folder of Orbax checkpoints, one for each item.
 
-Orbax's save is atomic and cannot go on where it stopped, so an item is saved under a name in the work folder, and renamed
-into `weights/` when all of it is on the disk.
+Orbax's save is atomic and cannot go on where it stopped, so an item is saved under a name in the work folder, and
+renamed into `weights/` when all of it is on the disk.
 """
 
+import threading
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,8 @@ class OrbaxTarget:
     folder: Path
     places: Mapping[str, Place]
     format: Format = "orbax"
+    # Orbax copies what it saves, and is parallel in itself: so one at a time.
+    _saving: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def clear(self) -> None:
         remove(self.folder / WEIGHTS)
@@ -42,7 +45,9 @@ class OrbaxTarget:
 
         path = self._unfinished / item.name
         by_key = {self.places[name].key: values for name, values in arrays.items()}
-        write_orbax(path, by_key, {self.places[name].key: self.places[name].split_axis for name in arrays})
+        split_axes = {self.places[name].key: self.places[name].split_axis for name in arrays}
+        with self._saving:
+            write_orbax(path, by_key, split_axes)
         sync_tree(path)
         move(path, self.folder / WEIGHTS / item.name)
 

@@ -25,6 +25,7 @@ from convert.safetensors_folder import INDEX, SINGLE
 
 # transformers reads a file only when it says which framework's tensors are in it.
 _METADATA = {"format": "pt"}
+_BLOCK_BYTES = 8 << 20
 _OURS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
 
 
@@ -40,7 +41,10 @@ class Shard:
 
 @dataclass(frozen=True, kw_only=True)
 class SafetensorsTarget:
-    """See `Target`. arrays: all of them, in the order of the files.  shard_bytes: the most that a file's tensors take."""
+    """See `Target`. arrays: all of them, in the order of the files.
+
+    shard_bytes: the most that a file's tensors take.
+    """
 
     folder: Path
     arrays: tuple[ArrayPlan, ...]
@@ -159,7 +163,8 @@ def _shard(name: str, arrays: Sequence[ArrayPlan]) -> Shard:
 
 
 def _write_at(descriptor: int, array: np.ndarray, offset: int) -> None:
+    """Writes in blocks: one large write is slower, since the system begins to store only what has been handed over."""
     memory = array.reshape(-1).view(np.uint8)
     done = 0
-    while done < memory.size:  # one write may take less than it is given: Linux stops at 2 GB
-        done += os.pwrite(descriptor, memory.data[done:], offset + done)
+    while done < memory.size:
+        done += os.pwrite(descriptor, memory.data[done : done + _BLOCK_BYTES], offset + done)

@@ -1,8 +1,8 @@
 """The conversion itself: item by item from a source to a target, in bounded memory, resumable at any moment.
 
-The order is what makes it safe. The journal is there before anything else; an item is on the disk before the journal says
-so; the manifest comes last, when everything has its final name. So a folder without a manifest is unfinished, and what its
-journal says is true.
+The order is what makes it safe. The journal is there before anything else; an item is on the disk before the journal
+says so; the manifest comes last, when everything has its final name. So a folder without a manifest is unfinished, and
+what its journal says is true.
 """
 
 import threading
@@ -31,9 +31,14 @@ OnProgress = Callable[[Phase, int, int], None]  # what is done, bytes of it, byt
 
 @dataclass(frozen=True, kw_only=True)
 class Stream:
-    """What does not change while a conversion runs. workers: items in flight, as far as memory allows."""
+    """What does not change while a conversion runs.
+
+    checksums: of tensors of the source whose reading compares them already.  workers: items in flight, as far as memory
+    allows.
+    """
 
     source: TensorSource
+    checksums: Mapping[str, str]
     target: Target
     journal: Journal
     hashes: SourceHashes
@@ -50,7 +55,7 @@ def convert_items(stream: Stream, items: Sequence[Item]) -> float:
         CheckpointError: for the first item that fails; those before it are done.
     """
 
-    writing_one = threading.Lock()  # a write copies what it writes, and is parallel in itself
+    tensors = stream.source.tensors
 
     def one(item: Item, buffer: np.ndarray) -> None:
         stream.hashes.start(item.files)
@@ -61,9 +66,10 @@ def convert_items(stream: Stream, items: Sequence[Item]) -> float:
             stream.source.read_into(array.source, values, allow_nan=True)
             if not (finite := all_finite(values)) and not stream.allow_nan:
                 raise CheckpointError(_not_finite(stream.source, array, values))
-            records[array.target] = Record(checksum=array_checksum(values), finite=finite)
+            checksum = stream.checksums.get(array.source) if array.dtype == tensors[array.source].dtype else None
+            records[array.target] = Record(checksum=checksum or array_checksum(values), finite=finite)
             arrays[array.target] = values
-        with writing_one, writing(stream.target.folder):
+        with writing(stream.target.folder):
             stream.target.write(item, arrays)
             stream.journal.add_hashes(stream.hashes.of(item.files))
             stream.journal.add_item(item.name, records)
@@ -123,7 +129,9 @@ def _problem(target: Target, array: ArrayPlan, values: np.ndarray, record: Recor
     return None
 
 
-def _in_parallel(stream: Stream, phase: Phase, items: Sequence[Item], work: Callable[[Item, np.ndarray], None]) -> float:
+def _in_parallel(
+    stream: Stream, phase: Phase, items: Sequence[Item], work: Callable[[Item, np.ndarray], None]
+) -> float:
     """`work` for every item, in order, as many at a time as workers and memory allow; stops at the first failure."""
     began = time.perf_counter()
     total, done = sum(item.nbytes for item in items), 0

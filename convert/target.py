@@ -1,4 +1,7 @@
-"""What a conversion writes to. Whatever `write` has returned for is on the disk, and stays when the process is killed."""
+"""What a conversion writes to.
+
+Whatever `write` has returned for is on the disk, and stays when the process is killed.
+"""
 
 from collections.abc import Collection, Mapping
 from pathlib import Path

@@ -113,7 +113,8 @@ def plan_conversion(checkpoint: Checkpoint, target: Path, *, dtype: str, shard_b
     """
     plan = checkpoint.plan(expected_shapes(checkpoint))
     tensors = checkpoint.tensors.tensors
-    to_orbax = not isinstance(checkpoint.tensors, OrbaxFolder)
+    from_orbax = checkpoint.tensors if isinstance(checkpoint.tensors, OrbaxFolder) else None
+    to_orbax = from_orbax is None
     if to_orbax and shard_bytes is not None:
         raise ValueError(
             "shard_size is for conversions to Hugging Face's format; chunks of Orbax have a size of their own"
@@ -161,6 +162,7 @@ def plan_conversion(checkpoint: Checkpoint, target: Path, *, dtype: str, shard_b
         options=options,
         side_files={name: _side_bytes(path, dtype) for name, path in sides.items()},
         ignored=plan.ignored,
+        checksums={name: entry.checksum for name, entry in from_orbax.manifest.arrays.items()} if from_orbax else {},
         moejax_version=moejax.__version__,
     )
 

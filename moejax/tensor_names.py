@@ -9,7 +9,8 @@ from convert import Fused, Ignore, Rule, Slot
 class Row:
     """Hugging Face's name of a tensor, our path of it, and where it is in a converted folder: Orbax checkpoint and key.
 
-    split_axis: the axis that tensor parallelism divides (the expert's hidden axis, the attention heads, the vocabulary).
+    split_axis: the axis that tensor parallelism divides (the expert's hidden axis, the attention heads, the
+    vocabulary).
     """
 
     hf: str

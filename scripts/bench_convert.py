@@ -2,10 +2,11 @@
 
     python scripts/bench_convert.py --gigabytes 3 --folder /tmp
 
-Makes a random checkpoint of Mixtral 8x7B with fewer layers, then, `--rounds` times in turn: copies its files, converts them to Orbax, and
-converts those back. Each side ends with fsync. A conversion is timed without reading back (`--no-verify`), checksums
-included; reading back is timed apart, once. The source is in the system's cache, unless `--cold`, which asks the system to
-drop it before each run. Prints MB/s, medians, the ratio to the copy and the peak memory; exits with 1 below `--at-least`.
+Makes a random checkpoint of Mixtral 8x7B with fewer layers, then, `--rounds` times in turn: copies its files, converts
+them to Orbax, and converts those back. Each side ends with fsync. A conversion is timed without reading back
+(`--no-verify`), checksums included; reading back is timed apart, once. The source is in the system's cache, unless
+`--cold`, which asks the system to drop it before each run. Prints MB/s, medians, the ratio to the copy and the peak
+memory; exits with 1 below `--at-least`.
 """
 
 import argparse
