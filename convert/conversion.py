@@ -274,17 +274,18 @@ def _check_same(conversion: Conversion, journal: Journal, hashes: SourceHashes) 
     """Refuses to continue a conversion of something else. Every source file that was read from is hashed again."""
     folder, begun, asked = conversion.target.folder, journal.header, _header(conversion)
     if (begun.target_format, begun.options) != (asked.target_format, asked.options):
+        command = how_to_continue(folder, begun)
         raise CheckpointError(
-            f"{folder} is an unfinished conversion with other options; continue with: {how_to_continue(folder, begun)}, or "
-            "begin anew with --restart"
+            f"{folder} is an unfinished conversion with other options; continue with: {command}, or begin anew with "
+            "--restart"
         )
     changed = sorted(begun.source_files.items() ^ asked.source_files.items())
     if not changed:
         changed = sorted(hashes.of(journal.hashes).items() - journal.hashes.items())
     if changed:
         raise CheckpointError(
-            f"{folder} is an unfinished conversion of {begun.source}, and the source has changed since ({changed[0][0]}); begin "
-            "anew with --restart"
+            f"{folder} is an unfinished conversion of {begun.source}, and the source has changed since "
+            f"({changed[0][0]}); begin anew with --restart"
         )
 
 

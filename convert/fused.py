@@ -34,7 +34,7 @@ def split_fused(table: Sequence[Fused], tensors: Mapping[str, TensorInfo]) -> di
         for part in _parts(table, info):
             if part.name in split:
                 raise CheckpointError(
-                    f"{info.file}: {part.name!r} is there twice, in {info.name!r} and on its own; remove one of them"
+                    f"{info.file}: {part.name!r} is there twice, in a fused tensor and on its own; remove one of them"
                 )
             split[part.name] = part
     return split

@@ -49,6 +49,7 @@ class OrbaxTarget:
         with self._saving:
             write_orbax(path, by_key, split_axes)
         sync_tree(path)
+        remove(self.folder / WEIGHTS / item.name)  # it is there where it was found damaged
         move(path, self.folder / WEIGHTS / item.name)
 
     def read_into(self, array: ArrayPlan, out: np.ndarray) -> None:

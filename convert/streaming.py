@@ -144,12 +144,12 @@ def _in_parallel(
         try:
             with stream.buffers.taken(item.nbytes) as buffer:
                 work(item, buffer)
+            with reporting:
+                done += item.nbytes
+                stream.on_progress(phase, done, total)
         except BaseException:
             failed.set()
             raise
-        with reporting:
-            done += item.nbytes
-            stream.on_progress(phase, done, total)
 
     with ThreadPoolExecutor(stream.workers, thread_name_prefix=phase) as pool:
         futures = [pool.submit(one, item) for item in items]

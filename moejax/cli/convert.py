@@ -113,17 +113,17 @@ def _bound(report: "ConversionReport") -> int:
 
 def _lines(report: "ConversionReport") -> list[str]:
     """What happened, in a few lines."""
-    size = _size(report.bytes)
-    if report.converted:
-        speed = f", {_size(report.bytes * report.converted / report.items / max(report.convert_seconds, 1e-9))}/s"
-        kept = f"; {report.kept} were done before and read back" if report.kept else ""
-        first = f"{report.target}: converted {report.converted} items in {report.convert_seconds:.1f} s{speed if not kept else ''}{kept}"
+    seconds = f"{report.convert_seconds:.1f} s"
+    if not report.converted:
+        first = f"already converted, {report.items} items"
+    elif report.kept:
+        first = f"converted {report.converted} items in {seconds}; {report.kept} were done before and read back"
     else:
-        first = f"{report.target}: already converted, {report.items} items"
+        first = f"converted {report.items} items in {seconds}, {report.bytes / report.convert_seconds / 1e6:.0f} MB/s"
     checked = (
         f"every array read back in {report.check_seconds:.1f} s" if report.checked else "not read back (--no-verify)"
     )
-    lines = [f"{first}; {size} in all", checked]
+    lines = [f"{report.target}: {first}; {_size(report.bytes)} in all", checked]
     lines += [f"written again, because {problem}" for problem in report.redone.values()]
     reasons: dict[str, list[str]] = {}
     for name, reason in report.ignored.items():

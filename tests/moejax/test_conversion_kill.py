@@ -1,0 +1,138 @@
+"""A conversion that is killed at any moment is never loadable by mistake, and ends as one that was not."""
+
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import moejax
+from convert import CheckpointError, OrbaxFolder
+from convert.journal import WORK, read_journal
+from moejax.checkpoint import open_checkpoint
+from tests.moejax.conversion_folders import (
+    assert_same_tensors,
+    config_of,
+    everything_in,
+    tensors_in,
+    weights_of,
+    write_hf,
+)
+
+SECONDS = 60
+POLL_SECONDS = 0.005
+
+
+@dataclass
+class Kills:
+    """What was found after each kill."""
+
+    before: int = 0  # before there was a target
+    without_items: int = 0
+    with_items: int = 0
+    finished: int = 0  # too late: the conversion had ended, or its manifest was there
+
+    @property
+    def total(self) -> int:
+        return self.before + self.without_items + self.with_items + self.finished
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = config_of(num_hidden_layers=2, num_local_experts=8)
+    return write_hf(tmp_path_factory.mktemp("kill") / "hf", config, weights_of(config), files=3)
+
+
+@pytest.mark.slow
+def test_to_orbax(source: Path, tmp_path: Path) -> None:
+    kills = kill_until(40, source, tmp_path, seed=0)
+    # Most have to fall into the conversion itself, not before it.
+    assert kills.with_items >= 15, kills
+
+
+@pytest.mark.slow
+def test_to_hugging_face(source: Path, tmp_path: Path) -> None:
+    moejax.convert(source, tmp_path / "orbax")
+    kills = kill_until(10, tmp_path / "orbax", tmp_path, "--shard-size", "40KB", seed=1)
+    assert kills.with_items + kills.without_items >= 3, kills
+
+
+def kill_until(times: int, source: Path, folder: Path, *options: str, seed: int) -> Kills:
+    """Kills conversions at random moments, `times` in all, each continued until it is finished; compares every one."""
+    whole = folder / "whole"
+    begins, ends = uninterrupted(source, whole, options)
+    rng = np.random.default_rng(seed)
+    kills, number = Kills(), 0
+    while kills.total < times:
+        target = folder / f"target-{number}"
+        number += 1
+        while kills.total < times and not is_finished(target):
+            process = start(source, target, options)
+            try:
+                # From just before the target appears to a little before the end of a run that has all to do.
+                status = process.wait(timeout=rng.uniform(0.9 * begins, 0.95 * ends))
+                assert status == 0
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            look(target, kills)
+        if not is_finished(target):
+            assert start(source, target, options).wait(timeout=SECONDS) == 0
+        assert_same(target, whole)
+    return kills
+
+
+def start(source: Path, target: Path, options: tuple[str, ...]) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "moejax", "convert", str(source), str(target), *options, "--quiet"]
+    return subprocess.Popen(command)
+
+
+def uninterrupted(source: Path, target: Path, options: tuple[str, ...]) -> tuple[float, float]:
+    """Seconds from the start of a process until there is a target, and until it has ended."""
+    process = start(source, target, options)
+    began, begins = time.perf_counter(), None
+    while process.poll() is None:
+        if begins is None and target.exists():
+            begins = time.perf_counter() - began
+        time.sleep(POLL_SECONDS)
+    assert process.returncode == 0 and begins is not None
+    return begins, time.perf_counter() - began
+
+
+def is_finished(target: Path) -> bool:
+    return (target / "manifest.json").exists()
+
+
+def look(target: Path, kills: Kills) -> None:
+    """Counts the state in which a kill has left `target`, which nothing loads unless it is complete."""
+    if is_finished(target):
+        kills.finished += 1
+        open_checkpoint(target)
+    elif not target.exists() or not (target / WORK).exists():
+        kills.before += 1
+        assert not target.exists() or not any(target.iterdir())
+    else:
+        journal = read_journal(target)
+        if journal is not None and journal.items:
+            kills.with_items += 1
+        else:
+            kills.without_items += 1
+        with pytest.raises(CheckpointError, match="is an unfinished conversion, continue with: moejax convert "):
+            open_checkpoint(target)  # the first that `load` does
+
+
+def assert_same(target: Path, whole: Path) -> None:
+    """Array for array, and every other file byte for byte. A work folder may remain of a kill after the end."""
+    found = {name: raw for name, raw in everything_in(target).items() if not name.startswith(WORK)}
+    assert found == everything_in(whole)
+    if (whole / "weights").exists():
+        opened = [OrbaxFolder.open(folder) for folder in (target, whole)]
+        assert_same_tensors(*({name: one.read(name) for name in one.tensors} for one in opened))
+        assert {path.name for path in (target / "weights").iterdir()} == {
+            path.name for path in (whole / "weights").iterdir()
+        }
+    else:
+        assert_same_tensors(tensors_in(target), tensors_in(whole))
