@@ -23,66 +23,80 @@ from tests.moejax.conversion_folders import (
 )
 
 SECONDS = 60
-POLL_SECONDS = 0.005
+POLL_SECONDS = 0.002
+LOCKS = Path("/proc/locks")
 
 
 @dataclass
 class Kills:
-    """What was found after each kill."""
+    """What was found after each kill of a running conversion."""
 
     before: int = 0  # before there was a target
     without_items: int = 0
     with_items: int = 0
-    finished: int = 0  # too late: the conversion had ended, or its manifest was there
+    complete: int = 0  # after the manifest, which comes last
 
     @property
     def total(self) -> int:
-        return self.before + self.without_items + self.with_items + self.finished
+        return self.before + self.without_items + self.with_items + self.complete
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    config = config_of(num_hidden_layers=2, num_local_experts=8)
+    config = config_of(num_hidden_layers=3, num_local_experts=8)
     return write_hf(tmp_path_factory.mktemp("kill") / "hf", config, weights_of(config), files=3)
 
 
 @pytest.mark.slow
 def test_to_orbax(source: Path, tmp_path: Path) -> None:
     kills = kill_until(40, source, tmp_path, seed=0)
-    # Most have to fall into the conversion itself, not before it.
-    assert kills.with_items >= 15, kills
+    # Most have to fall between the items, not before the first or after the last.
+    assert kills.with_items >= 20, kills
 
 
 @pytest.mark.slow
 def test_to_hugging_face(source: Path, tmp_path: Path) -> None:
     moejax.convert(source, tmp_path / "orbax")
     kills = kill_until(10, tmp_path / "orbax", tmp_path, "--shard-size", "40KB", seed=1)
-    assert kills.with_items + kills.without_items >= 3, kills
+    assert kills.with_items + kills.without_items >= 5, kills
 
 
 def kill_until(times: int, source: Path, folder: Path, *options: str, seed: int) -> Kills:
     """Kills conversions at random moments, `times` in all, each continued until it is finished; compares every one."""
     whole = folder / "whole"
-    begins, ends = uninterrupted(source, whole, options)
+    process = start(source, whole, options)
+    wait_for_work(process)
+    began = time.perf_counter()
+    assert process.wait(timeout=SECONDS) == 0
+    seconds = time.perf_counter() - began
     rng = np.random.default_rng(seed)
     kills, number = Kills(), 0
     while kills.total < times:
         target = folder / f"target-{number}"
-        number += 1
-        while kills.total < times and not is_finished(target):
-            process = start(source, target, options)
-            try:
-                # From just before the target appears to a little before the end of a run that has all to do.
-                status = process.wait(timeout=rng.uniform(0.9 * begins, 0.95 * ends))
-                assert status == 0
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        process = start(source, target, options)
+        if rng.random() < 0.9:  # of a process' time most is start-up: nine in ten are let come to the conversion
+            wait_for_work(process)
+        try:
+            assert process.wait(timeout=rng.uniform(0, seconds)) == 0
+            assert_same(target, whole)
+            number += 1
+            seconds *= 0.9  # it had ended: the machine is quicker than when the whole was timed
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
             look(target, kills)
-        if not is_finished(target):
-            assert start(source, target, options).wait(timeout=SECONDS) == 0
-        assert_same(target, whole)
+    target = folder / f"target-{number}"
+    assert start(source, target, options).wait(timeout=SECONDS) == 0
+    assert_same(target, whole)
     return kills
+
+
+def wait_for_work(process: subprocess.Popen[bytes]) -> None:
+    """Waits until the process holds the lock of its target, or has ended."""
+    while process.poll() is None and not any(
+        str(process.pid) in line.split() for line in LOCKS.open() if "FLOCK" in line
+    ):
+        time.sleep(POLL_SECONDS)
 
 
 def start(source: Path, target: Path, options: tuple[str, ...]) -> subprocess.Popen[bytes]:
@@ -90,26 +104,10 @@ def start(source: Path, target: Path, options: tuple[str, ...]) -> subprocess.Po
     return subprocess.Popen(command)
 
 
-def uninterrupted(source: Path, target: Path, options: tuple[str, ...]) -> tuple[float, float]:
-    """Seconds from the start of a process until there is a target, and until it has ended."""
-    process = start(source, target, options)
-    began, begins = time.perf_counter(), None
-    while process.poll() is None:
-        if begins is None and target.exists():
-            begins = time.perf_counter() - began
-        time.sleep(POLL_SECONDS)
-    assert process.returncode == 0 and begins is not None
-    return begins, time.perf_counter() - began
-
-
-def is_finished(target: Path) -> bool:
-    return (target / "manifest.json").exists()
-
-
 def look(target: Path, kills: Kills) -> None:
     """Counts the state in which a kill has left `target`, which nothing loads unless it is complete."""
-    if is_finished(target):
-        kills.finished += 1
+    if (target / "manifest.json").exists():
+        kills.complete += 1
         open_checkpoint(target)
     elif not target.exists() or not (target / WORK).exists():
         kills.before += 1
