@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,28 @@ AGAIN = "download it again"
 JSON_LIMIT = 100_000_000
 # Where a clone without git-lfs leaves a file of about 130 bytes in place of each large one.
 LFS_POINTER = b"version https://git-lfs"
+
+
+def regular(file: Path) -> Path:
+    """`file`, when it is a file or a link to one: the HF cache links its files to blobs outside of the folder.
+
+    Raises:
+        CheckpointError: when it is anything else.
+    """
+    if os.path.isfile(file):  # Path.is_file raises when a link leads into a folder that is closed to us
+        return file
+    if file.is_symlink():
+        raise CheckpointError(f"{file} is a link to {file.readlink()}, where there is no file to read; {AGAIN}")
+    raise CheckpointError(f"{file} is no regular file; remove it and {AGAIN}")
+
+
+def is_there(file: Path) -> bool:
+    """Whether there is such a file, for one that a folder may do without.
+
+    Raises:
+        CheckpointError: when something of its name is there that cannot be read, such as a link that leads nowhere.
+    """
+    return os.path.lexists(file) and bool(regular(file))
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """A converted folder: arrays in Orbax checkpoints under `weights/`, named by `manifest.json`."""
 
 import math
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +15,8 @@ from convert.dtypes import FLOAT_DTYPES
 from convert.errors import CheckpointError, listed
 from convert.header import TensorInfo
 from convert.manifest import MANIFEST, ArrayEntry, Manifest, read_manifest
-from convert.reading import WIDER, all_finite
-from convert.source import Index
+from convert.reading import WIDER, Index, all_finite
+from convert.safetensors_folder import ByteCounter
 
 WEIGHTS = "weights"
 _STEP_BYTES = 1 << 20  # of the temporary memory in which values are converted
@@ -28,12 +27,13 @@ class OrbaxFolder:
     """The arrays of a finished conversion by name. Holds no weights; threads may read at the same time.
 
     A whole array is compared with its checksum when it is read; a part of one cannot be.
+    read_bytes: how many bytes of chunks were read so far.
     """
 
     folder: Path
     manifest: Manifest
     tensors: Mapping[str, TensorInfo]
-    _count: "_Counter" = field(default_factory=lambda: _Counter(), repr=False, compare=False)
+    read_bytes: ByteCounter = field(default_factory=ByteCounter, repr=False, compare=False)
 
     @classmethod
     def open(cls, folder: Path | str) -> Self:
@@ -57,11 +57,6 @@ class OrbaxFolder:
         """Bytes of all arrays, as they are stored."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
-    @property
-    def bytes_read(self) -> int:
-        """Bytes of all chunks that were read so far."""
-        return self._count.value
-
     def read(self, name: str, dtype: npt.DTypeLike | None = None, *, allow_nan: bool = False) -> np.ndarray:
         """One array as a new one of `dtype` (None: the stored one), with the errors of `read_into`."""
         info = self._info(name)
@@ -80,13 +75,14 @@ class OrbaxFolder:
             ValueError: when `out` is not such an array.
         """
         info, entry = self._info(name), self.manifest.arrays[name]
-        _check_target(name, out, info.shape if index is None else _shape(info.shape, index))
+        shape = info.shape if index is None else _shape(info.shape, index)
+        _check_target(name, out, shape)
         stored = FLOAT_DTYPES[info.dtype]
         values = out if out.dtype == stored else np.empty(out.shape, stored)
         from convert.orbax_items import read_array  # here, because it imports Orbax
 
-        self._count.add(read_array(info.file, entry.key, values, index))
-        if index is None and (got := array_checksum(values)) != entry.checksum:
+        self.read_bytes.add(read_array(info.file, entry.key, values, index))
+        if shape == info.shape and (got := array_checksum(values)) != entry.checksum:
             raise CheckpointError(
                 f"{info.file}: array {entry.key!r} was damaged after it was converted: its checksum is {got}, "
                 f"{MANIFEST} says {entry.checksum}; convert again with --restart"
@@ -97,16 +93,6 @@ class OrbaxFolder:
         if name not in self.tensors:
             raise CheckpointError(f"{self.folder} holds no array {name!r}, only {listed(self.tensors)}")
         return self.tensors[name]
-
-
-@dataclass
-class _Counter:
-    value: int = 0
-    _adding: threading.Lock = field(default_factory=threading.Lock)
-
-    def add(self, amount: int) -> None:
-        with self._adding:
-            self.value += amount
 
 
 def _info(name: str, entry: ArrayEntry, item: Path) -> TensorInfo:

@@ -15,7 +15,7 @@ import tensorstore as ts
 
 from convert.durable import full, is_full
 from convert.errors import CheckpointError
-from convert.source import Index
+from convert.reading import Index
 
 # A chunk is what is read at least. 8 parts serve meshes of 2, 4 and 8 devices exactly; more where a chunk would be
 # large.

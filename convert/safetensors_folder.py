@@ -1,8 +1,9 @@
 """A Hugging Face checkpoint folder: `model.safetensors`, or shards named by `model.safetensors.index.json`."""
 
 import os
+import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Self
@@ -12,7 +13,7 @@ import numpy.typing as npt
 
 from convert import reading
 from convert.errors import CheckpointError, listed, shown
-from convert.files import AGAIN, JSON_LIMIT, opened, parse_object, read_start
+from convert.files import AGAIN, JSON_LIMIT, opened, parse_object, read_start, regular
 from convert.header import TensorInfo, read_header
 
 SINGLE = "model.safetensors"
@@ -20,12 +21,28 @@ INDEX = "model.safetensors.index.json"
 PICKLED = {".bin", ".pt", ".pth", ".ckpt"}
 
 
+class ByteCounter:
+    """Bytes read so far, by whichever thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.total = 0
+
+    def add(self, count: int) -> None:
+        with self._lock:
+            self.total += count
+
+
 @dataclass(frozen=True, kw_only=True)
 class SafetensorsFolder:
-    """The tensors of a checkpoint by name. Holds no open file and no weights; threads may read at the same time."""
+    """The tensors of a checkpoint by name. Holds no open file and no weights; threads may read at the same time.
+
+    read_bytes: how many bytes of tensors were read from the files so far.
+    """
 
     folder: Path
     tensors: Mapping[str, TensorInfo]
+    read_bytes: ByteCounter = field(default_factory=ByteCounter, repr=False, compare=False)
 
     @classmethod
     def open(cls, folder: Path | str) -> Self:
@@ -39,7 +56,7 @@ class SafetensorsFolder:
         if INDEX in files:
             tensors = _sharded(files, _read_index(files[INDEX]))
         elif SINGLE in files:
-            tensors = read_header(_regular(files[SINGLE]))
+            tensors = read_header(regular(files[SINGLE]))
         else:
             raise CheckpointError(_nothing_to_read(folder, files))
         if not tensors:
@@ -58,20 +75,26 @@ class SafetensorsFolder:
 
         Raises: what `read_into` raises.
         """
-        return reading.read(self._info(name), dtype, allow_nan=allow_nan)
+        info = self._info(name)
+        out = np.empty(info.shape, reading.source_dtype(info) if dtype is None else dtype)
+        self.read_into(name, out, allow_nan=allow_nan)
+        return out
 
-    def read_into(self, name: str, out: np.ndarray, *, allow_nan: bool = False) -> None:
-        """Reads one tensor into `out`: any float dtype, the tensor's shape, C-contiguous (such as a slot `stack[e]`).
+    def read_into(
+        self, name: str, out: np.ndarray, index: reading.Index | None = None, *, allow_nan: bool = False
+    ) -> None:
+        """Reads one tensor, or the part of it at `index`, into `out`.
 
-        Temporary memory is 1 MB, however large the tensor.
+        `out` has any float dtype, the shape of what is read, and is C-contiguous (such as a slot `stack[e]`). Only the
+        bytes of the part are read. Temporary memory is 1 MB, however large the tensor.
 
         Raises:
             CheckpointError: when there is no such tensor, the file has changed, the dtype is none of bf16, f16, f32 and
                 f64, a value is NaN or infinite (unless `allow_nan`), or a finite value is too large for the dtype of
                 `out`. `out` then holds a part of the tensor.
-            ValueError: when `out` is not such an array.
+            ValueError: when `out` is not such an array, or `index` not inside the tensor.
         """
-        reading.read_into(self._info(name), out, allow_nan=allow_nan)
+        self.read_bytes.add(reading.read_into(self._info(name), out, index, allow_nan=allow_nan))
 
     def _info(self, name: str) -> TensorInfo:
         if name not in self.tensors:
@@ -89,18 +112,9 @@ def _listing(folder: Path) -> dict[str, Path]:
         raise CheckpointError(f"cannot read the folder {folder}: {error.strerror}; check the path") from error
 
 
-def _regular(file: Path) -> Path:
-    """`file`, when it is a file or a link to one: the HF cache links its files to blobs outside of the folder."""
-    if os.path.isfile(file):  # Path.is_file raises when a link leads into a folder that is closed to us
-        return file
-    if file.is_symlink():
-        raise CheckpointError(f"{file} is a link to {file.readlink()}, where there is no file to read; {AGAIN}")
-    raise CheckpointError(f"{file} is no regular file; remove it and {AGAIN}")
-
-
 def _read_index(index: Path) -> dict[str, str]:
     """The index's map from tensor to file name; a name that would lead out of the folder is refused."""
-    with opened(_regular(index)) as stream:
+    with opened(regular(index)) as stream:
         if (size := os.fstat(stream.fileno()).st_size) > JSON_LIMIT:
             raise CheckpointError(f"{index} has {size} bytes, at most {JSON_LIMIT} are read; {AGAIN}")
         raw = read_start(index, stream, size)
@@ -130,7 +144,7 @@ def _sharded(files: Mapping[str, Path], weight_map: Mapping[str, str]) -> dict[s
         )
     tensors: dict[str, TensorInfo] = {}
     for shard in shards:
-        held = read_header(_regular(files[shard]))
+        held = read_header(regular(files[shard]))
         if lost := [name for name, file in weight_map.items() if file == shard and name not in held]:
             raise CheckpointError(f"{files[shard]} does not hold {listed(lost)}, but {INDEX} says so; {AGAIN}")
         if unnamed := [name for name in held if name not in weight_map]:

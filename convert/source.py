@@ -6,8 +6,8 @@ from typing import Protocol
 import numpy as np
 
 from convert.header import TensorInfo
-
-Index = tuple[slice, ...]
+from convert.reading import Index
+from convert.safetensors_folder import ByteCounter
 
 
 class TensorSource(Protocol):
@@ -18,12 +18,22 @@ class TensorSource(Protocol):
         """Name -> shape and dtype; nothing has been read yet."""
         ...
 
-    def read_into(self, name: str, out: np.ndarray, *, allow_nan: bool = False) -> None:
-        """Reads one tensor into `out` (any float dtype, C-contiguous), rounding to its dtype.
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all tensors, as they are stored."""
+        ...
+
+    @property
+    def read_bytes(self) -> ByteCounter:
+        """Bytes of tensors that were read so far."""
+        ...
+
+    def read_into(self, name: str, out: np.ndarray, index: Index | None = None, *, allow_nan: bool = False) -> None:
+        """Reads one tensor, or the part of it at `index`, into `out` (any float dtype, C-contiguous), rounding.
 
         Raises:
             CheckpointError: when it cannot be read, is damaged, holds NaN or infinity (unless `allow_nan`), or a value
                 is too large for the dtype of `out`.
-            ValueError: when `out` is not such an array.
+            ValueError: when `out` is not such an array, or `index` not inside the tensor.
         """
         ...

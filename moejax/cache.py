@@ -16,6 +16,7 @@ from jax import Array, lax
 from jaxtyping import Float, Int, Shaped
 
 from moejax.config import ModelConfig
+from moejax.parallel import Parallel
 from sharding import LogicalAxes
 
 CACHE_AXES: LogicalAxes = ("batch", "kv_heads", "sequence", "head_dim")
@@ -53,14 +54,25 @@ class LayerCache:
 KVCache = tuple[LayerCache, ...]
 
 
-def empty_cache(config: ModelConfig, batch: int, length: int, dtype: jax.typing.DTypeLike) -> KVCache:
-    """A cache of zeros with `length` slots for each of `batch` rows."""
+def empty_cache(
+    config: ModelConfig, batch: int, length: int, dtype: jax.typing.DTypeLike, parallel: Parallel
+) -> KVCache:
+    """A cache of zeros with `length` slots for each of `batch` rows, where caches live."""
     shape = (batch, config.num_kv_heads, length, config.head_dim)
     name = jnp.dtype(dtype).name
     stored = _storage_dtype(name)
-    return tuple(
-        LayerCache(k=jnp.zeros(shape, stored), v=jnp.zeros(shape, stored), dtype=name) for _ in range(config.num_layers)
+    return place_cache(
+        tuple(
+            LayerCache(k=jnp.zeros(shape, stored), v=jnp.zeros(shape, stored), dtype=name)
+            for _ in range(config.num_layers)
+        ),
+        parallel,
     )
+
+
+def place_cache(cache: KVCache, parallel: Parallel) -> KVCache:
+    """The same, where caches live: rows split as the batch, heads as the key/value heads are."""
+    return parallel.constrain(cache, *CACHE_AXES)
 
 
 def copy_rows(target: KVCache, source: KVCache, rows: Int[Array, " B_source"]) -> KVCache:

@@ -61,8 +61,9 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
     """
     folder = _find_folder(source)
     refuse_unfinished(folder)
-    raw = read_config_json(folder / "config.json")
-    config = from_hf(raw)
+    path = folder / "config.json"
+    raw = read_config_json(path)
+    config = from_hf(raw, path)
     tensors = open_tensors(folder)
     generation = folder / "generation_config.json"
     side = read_config_json(generation) if os.path.lexists(generation) else {}
@@ -73,7 +74,7 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
         config=config,
         tensors=tensors,
         dtype=_main_dtype(tensors),
-        eos_token_ids=_token_ids(eos, config.vocab_size, generation if named else folder / "config.json"),
+        eos_token_ids=_token_ids(eos, config.vocab_size, generation if named else path),
     )
 
 
@@ -93,6 +94,8 @@ def open_tensors(folder: Path) -> SafetensorsFolder | OrbaxFolder:
 
 
 def _find_folder(source: str | Path) -> Path:
+    if source == "":  # as a path it would be the current folder, and is most often an unset variable of a shell
+        raise ValueError("got an empty name; give 'demo', or the folder of a Hugging Face checkpoint")
     folder = DEMO_FOLDER if str(source) == "demo" else Path(source).expanduser()
     if folder.is_dir():
         return folder

@@ -36,32 +36,9 @@ class ModelConfig:
     tie_embeddings: bool = False
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.type is int and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                raise ValueError(f"config: {field.name} must be a positive whole number, got {value!r}")
-        if self.num_heads % self.num_kv_heads:
-            raise ValueError(
-                f"config: {self.num_heads} query heads do not divide over {self.num_kv_heads} key/value heads"
-            )
-        if self.head_dim % 2:
-            raise ValueError(f"config: head_dim must be even for rotary embeddings, got {self.head_dim}")
-        if self.experts_per_token > self.num_experts:
-            raise ValueError(
-                f"config: {self.experts_per_token} experts per token, but there are only {self.num_experts} experts"
-            )
-        if self.sliding_window is not None and (
-            not isinstance(self.sliding_window, int) or isinstance(self.sliding_window, bool) or self.sliding_window < 1
-        ):
-            raise ValueError(f"config: sliding_window must be null or a positive number, got {self.sliding_window!r}")
-        if not isinstance(self.tie_embeddings, bool):
-            raise ValueError(f"config: tie_embeddings must be true or false, got {self.tie_embeddings!r}")
-        for name in ("rope_theta", "norm_eps"):
-            value = getattr(self, name)
-            if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < 1e30:
-                raise ValueError(f"config: {name} must be a positive number, got {value!r:.80}")
-        if self.max_position_embeddings >= 2**31:
-            raise ValueError(f"config: max_position_embeddings must be below 2^31, got {self.max_position_embeddings}")
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        if problem := _problem(values, {name: name for name in values}):
+            raise ValueError(f"config: {problem}")
         if self.sliding_window is not None and self.sliding_window >= self.max_position_embeddings:
             object.__setattr__(self, "sliding_window", None)  # it hides nothing
 
@@ -95,6 +72,38 @@ class ModelConfig:
     def cache_elements_per_token(self) -> int:
         """Elements of the KV cache that one token takes, over all layers."""
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim
+
+
+def _problem(values: Mapping[str, Any], names: Mapping[str, str]) -> str | None:
+    """Why `values` of ModelConfig's fields belong to no model, calling the fields what their reader does; else None."""
+    for field in dataclasses.fields(ModelConfig):
+        if field.type is int and not _is_positive_int(value := values[field.name]):
+            return f"{names[field.name]} must be a positive whole number, got {value!r}"
+    heads, kv_heads = values["num_heads"], values["num_kv_heads"]
+    if heads % kv_heads:
+        return f"{names['num_heads']} must be a multiple of {names['num_kv_heads']}, got {heads} and {kv_heads}"
+    if values["head_dim"] % 2:
+        return f"{names['head_dim']} must be even for rotary embeddings, got {values['head_dim']}"
+    if values["experts_per_token"] > values["num_experts"]:
+        return (
+            f"{names['experts_per_token']} must be at most {names['num_experts']}, got {values['experts_per_token']} "
+            f"and {values['num_experts']}"
+        )
+    if (window := values["sliding_window"]) is not None and not _is_positive_int(window):
+        return f"{names['sliding_window']} must be null or a positive number, got {window!r}"
+    if not isinstance(tied := values["tie_embeddings"], bool):
+        return f"{names['tie_embeddings']} must be true or false, got {tied!r}"
+    for name in ("rope_theta", "norm_eps"):
+        value = values[name]
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < 1e30:
+            return f"{names[name]} must be a positive number, got {value!r:.80}"
+    if values["max_position_embeddings"] >= 2**31:
+        return f"{names['max_position_embeddings']} must be below 2^31, got {values['max_position_embeddings']}"
+    return None
+
+
+def _is_positive_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 NAMED_CONFIGS: Mapping[str, ModelConfig] = {
@@ -136,12 +145,28 @@ def named_config(name: str) -> ModelConfig:
     if name in NAMED_CONFIGS:
         return NAMED_CONFIGS[name]
     if name.endswith(".json"):
-        return from_hf(read_config_json(Path(name)))
+        return from_hf(read_config_json(Path(name)), name)
     near = get_close_matches(name, NAMED_CONFIGS, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ValueError(
         f"unknown model {name!r}: the known names are {', '.join(NAMED_CONFIGS)}, or the path of a config.json{hint}"
     )
+
+
+def sequence_limit(max_seq_len: int | None, config: ModelConfig) -> int:
+    """Most tokens of prompt and output together: `max_seq_len`, or None for as many as the model has positions.
+
+    Raises:
+        ValueError: for a limit that leaves no room, or is more than the model has.
+    """
+    most = config.max_position_embeddings
+    if max_seq_len is None:
+        return most
+    if not isinstance(max_seq_len, int) or isinstance(max_seq_len, bool) or not 2 <= max_seq_len <= most:
+        raise ValueError(
+            f"max_seq_len must be from 2 to {most} (the model's max_position_embeddings), got {max_seq_len!r}"
+        )
+    return max_seq_len
 
 
 def read_config_json(path: Path) -> dict[str, Any]:
@@ -150,6 +175,8 @@ def read_config_json(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: when the file is missing or does not hold a JSON object.
     """
+    if path.is_symlink() and not path.exists():
+        raise ValueError(f"{path}: is a link to {path.readlink()}, where there is no file; download it again")
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file; a checkpoint folder holds a config.json")
     try:
@@ -170,59 +197,75 @@ _HARMLESS_KEYS = frozenset(
     output_router_logits pad_token_id pretraining_tp problem_type return_dict router_aux_loss_coef
     router_jitter_noise torch_dtype transformers_version unk_token_id use_cache""".split()
 )
-_REQUIRED_KEYS = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_local_experts",
-    "num_experts_per_tok",
-)
+# Our fields -> their keys in config.json: those that must be there, and those that have a default.
+_REQUIRED: Mapping[str, str] = {
+    "vocab_size": "vocab_size",
+    "embed_dim": "hidden_size",
+    "expert_dim": "intermediate_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "num_experts": "num_local_experts",
+    "experts_per_token": "num_experts_per_tok",
+}
+_OPTIONAL: Mapping[str, str] = {
+    "num_kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "max_position_embeddings": "max_position_embeddings",
+    "rope_theta": "rope_theta",
+    "norm_eps": "rms_norm_eps",
+    "sliding_window": "sliding_window",
+    "tie_embeddings": "tie_word_embeddings",
+}
 
 
-def from_hf(raw: Mapping[str, Any]) -> ModelConfig:
+def from_hf(raw: Mapping[str, Any], path: Path | str = "config.json") -> ModelConfig:
     """Reads a Hugging Face config.json, v4 (`rope_theta`, `torch_dtype`) or v5 (`rope_parameters`, `dtype`).
 
-    Absent optional keys take the defaults of transformers' MixtralConfig.
+    Absent optional keys take the defaults of transformers' MixtralConfig. `path` is the file that messages name.
 
     Raises:
-        ValueError: for another model family, a missing size, and, by name, any feature that would change the
-            numbers and is not implemented.
+        ValueError: for another model family, a missing or impossible size, and, by name, any feature that would
+            change the numbers and is not implemented.
     """
-    raw = dict(raw)
+    try:
+        return ModelConfig(**_fields(dict(raw)))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _fields(raw: dict[str, Any]) -> dict[str, Any]:
+    """ModelConfig's fields, checked under the names that config.json has for them."""
     if raw.get("model_type") != "mixtral":
-        raise ValueError(f"config.json: model_type is {raw.get('model_type')!r}; moejax decodes 'mixtral' models only")
-    if missing := [key for key in _REQUIRED_KEYS if raw.get(key) is None]:
-        raise ValueError(f"config.json: missing {', '.join(missing)}")
+        raise ValueError(f"model_type is {raw.get('model_type')!r}; moejax decodes 'mixtral' models only")
+    if missing := [key for key in _REQUIRED.values() if raw.get(key) is None]:
+        raise ValueError(f"missing {', '.join(missing)}")
     _refuse_unsupported(raw)
-    num_heads = raw.pop("num_attention_heads")
-    num_kv_heads = raw.pop("num_key_value_heads", 8)  # transformers: null means as many as query heads
-    embed_dim = raw.pop("hidden_size")
-    head_dim = raw.pop("head_dim", None)
-    config = ModelConfig(
-        vocab_size=raw.pop("vocab_size"),
-        embed_dim=embed_dim,
-        num_layers=raw.pop("num_hidden_layers"),
-        num_heads=num_heads,
-        num_kv_heads=num_heads if num_kv_heads is None else num_kv_heads,
-        head_dim=_default_head_dim(embed_dim, num_heads) if head_dim is None else head_dim,
-        num_experts=raw.pop("num_local_experts"),
-        experts_per_token=raw.pop("num_experts_per_tok"),
-        expert_dim=raw.pop("intermediate_size"),
-        max_position_embeddings=raw.pop("max_position_embeddings", 4096 * 32),
-        rope_theta=_rope_theta(raw),
-        norm_eps=raw.pop("rms_norm_eps", 1e-5),
-        sliding_window=raw.pop("sliding_window", None),
-        tie_embeddings=False if (tied := raw.pop("tie_word_embeddings", None)) is None else tied,
-    )
+    names = {**_REQUIRED, **_OPTIONAL}
+    fields = {
+        "rope_theta": _rope_theta(raw),
+        **{field: raw.pop(key) for field, key in _REQUIRED.items()},
+        "max_position_embeddings": raw.pop("max_position_embeddings", 4096 * 32),
+        "norm_eps": raw.pop("rms_norm_eps", 1e-5),
+        "sliding_window": raw.pop("sliding_window", None),
+        "tie_embeddings": False if (tied := raw.pop("tie_word_embeddings", None)) is None else tied,
+    }
+    if "num_key_value_heads" not in raw:
+        names["num_kv_heads"] = "the default of num_key_value_heads"
+    kv_heads = raw.pop("num_key_value_heads", 8)  # transformers: null means as many as query heads
+    fields["num_kv_heads"] = fields["num_heads"] if kv_heads is None else kv_heads
+    fields["head_dim"] = raw.pop("head_dim", None)
+    if fields["head_dim"] is None:
+        names["head_dim"] = "head_dim (by default hidden_size / num_attention_heads)"
+        fields["head_dim"] = _default_head_dim(fields["embed_dim"], fields["num_heads"])
+    if problem := _problem(fields, names):
+        raise ValueError(problem)
     unknown = [key for key, value in raw.items() if value and not _is_harmless(key)]
     if unknown:
         raise ValueError(
-            f"config.json: {unknown[0]}={raw[unknown[0]]!r} is not a key moejax knows, so it may change the numbers; "
-            "remove it from config.json if it does not"
+            f"{unknown[0]}={raw[unknown[0]]!r} is not a key moejax knows, so it may change the numbers; "
+            "remove it if it does not"
         )
-    return config
+    return fields
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -246,19 +289,19 @@ def _default_head_dim(embed_dim: Any, num_heads: Any) -> int:
 def _refuse_unsupported(raw: dict[str, Any]) -> None:
     architectures = raw.get("architectures") or ["MixtralForCausalLM"]
     if not isinstance(architectures, list) or "MixtralForCausalLM" not in architectures:
-        raise ValueError(f"config.json: architectures {architectures} is not supported; expected MixtralForCausalLM")
+        raise ValueError(f"architectures {architectures} is not supported; expected MixtralForCausalLM")
     activation = raw.pop("hidden_act", "silu")
     if activation not in ("silu", "swish"):
-        raise ValueError(f"config.json: hidden_act {activation!r} is not supported; moejax computes silu")
+        raise ValueError(f"hidden_act {activation!r} is not supported; moejax computes silu")
     if raw.get("quantization_config"):
         method = raw["quantization_config"]
         method = method.get("quant_method", method) if isinstance(method, dict) else method
         raise ValueError(
-            f"config.json: quantization_config ({method}) is not supported; use the unquantised bf16/f16/f32 checkpoint"
+            f"quantization_config ({method}) is not supported; use the unquantised bf16/f16/f32 checkpoint"
         )
     for key in ("attention_bias", "mlp_bias", "use_qk_norm"):
         if raw.get(key):
-            raise ValueError(f"config.json: {key}={raw[key]!r} is not supported")
+            raise ValueError(f"{key}={raw[key]!r} is not supported")
 
 
 def _rope_theta(raw: dict[str, Any]) -> float:
@@ -267,14 +310,14 @@ def _rope_theta(raw: dict[str, Any]) -> float:
     scaling = raw.pop("rope_scaling", None) or {}
     for key, value in (("rope_parameters", parameters), ("rope_scaling", scaling)):
         if not isinstance(value, dict):
-            raise ValueError(f"config.json: {key} must be an object, got {value!r}")
+            raise ValueError(f"{key} must be an object, got {value!r}")
         kind = value.get("rope_type", value.get("type", "default"))
         rest = sorted(set(value) - {"rope_theta", "rope_type", "type"})
         if kind != "default" or rest:
             what = f"rope type {kind!r}" if kind != "default" else f"{rest[0]}={value[rest[0]]!r}"
-            raise ValueError(f"config.json: {key} asks for {what}, which is not supported; moejax has 'default' rope")
+            raise ValueError(f"{key} asks for {what}, which is not supported; moejax has 'default' rope")
     theta = raw.pop("rope_theta", None)
     given = [value for value in (theta, parameters.get("rope_theta")) if value is not None]
     if len(given) == 2 and given[0] != given[1]:
-        raise ValueError(f"config.json: rope_theta is {given[0]!r} and also {given[1]!r} in rope_parameters; keep one")
+        raise ValueError(f"rope_theta is {given[0]!r} and also {given[1]!r} in rope_parameters; keep one")
     return given[0] if given else 1e6

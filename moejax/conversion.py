@@ -111,7 +111,9 @@ def plan_conversion(checkpoint: Checkpoint, target: Path, *, dtype: str, shard_b
     Raises:
         ValueError: when the checkpoint's tensors are not those of its configuration, or for an option that has no use.
     """
-    plan = checkpoint.plan(expected_shapes(checkpoint))
+    from moejax.loading import expected_tensors  # here, because it imports JAX
+
+    plan = checkpoint.plan(expected_tensors(checkpoint.config))
     tensors = checkpoint.tensors.tensors
     from_orbax = checkpoint.tensors if isinstance(checkpoint.tensors, OrbaxFolder) else None
     to_orbax = from_orbax is None
@@ -165,19 +167,6 @@ def plan_conversion(checkpoint: Checkpoint, target: Path, *, dtype: str, shard_b
         checksums={name: entry.checksum for name, entry in from_orbax.manifest.arrays.items()} if from_orbax else {},
         moejax_version=moejax.__version__,
     )
-
-
-def expected_shapes(checkpoint: Checkpoint) -> Mapping[str, tuple[int, ...]]:
-    """The shape of every array that the configuration asks for, by path, each expert on its own."""
-    from moejax.loading import abstract_model, logical_tensors  # here, because it imports JAX
-
-    # The stacked layout has fewer parameters to declare; the tensors of a checkpoint are the same for all.
-    _, abstract = abstract_model(checkpoint.config, "dense", checkpoint.dtype)
-    return {
-        tensor.path: tensor.shape
-        for path, variable in abstract.items()
-        for tensor in logical_tensors(path, variable.get_value().shape)
-    }
 
 
 def hf_names(paths: Mapping[str, str]) -> dict[str, str]:

@@ -8,6 +8,7 @@ from flax import nnx
 from jax import Array, lax
 from jaxtyping import Float, Int
 
+from moejax.parallel import Parallel
 from moejax.params import param
 from moejax.platform import smallest_product
 
@@ -63,12 +64,26 @@ def rotate(x: Float[Array, "B T N H"], angles: Rotation) -> Float[Array, "B T N 
 class Embedding(nnx.Module):
     """A table of V vectors: token ids to vectors, and (tied, or as the output head) vectors to logits."""
 
-    def __init__(self, vocab_size: int, dim: int, *, dtype: jax.typing.DTypeLike) -> None:
+    def __init__(self, vocab_size: int, dim: int, parallel: Parallel, *, dtype: jax.typing.DTypeLike) -> None:
+        self.parallel = parallel
         init = jax.nn.initializers.normal(dim**-0.5)
         self.table = param((vocab_size, dim), ("vocab", "embed"), init=init, dtype=dtype)
 
     def encode(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        return self.table[...].at[tokens].get(mode="clip")
+        axes = self.parallel.axes("vocab")
+
+        def body(table: Float[Array, "Vl D"], tokens: Int[Array, "Bl T"]) -> Float[Array, "Bl T D"]:
+            if not axes:
+                return table.at[tokens].get(mode="clip")
+            places = tokens - lax.axis_index(axes) * table.shape[0]
+            here = ((places >= 0) & (places < table.shape[0]))[..., None]
+            return lax.psum(jnp.where(here, table.at[places].get(mode="clip"), jnp.zeros((), table.dtype)), axes)
+
+        rows = self.parallel.spec("batch")
+        return self.parallel.map(body, (self.parallel.spec("vocab"), rows), rows)(self.table[...], tokens)
 
     def logits(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows V"]:
-        return linear(x, self.table[...])
+        """The last axis of the result is split as the vocabulary is."""
+        middle: tuple[None, ...] = (None,) * (x.ndim - 2)
+        in_specs = (self.parallel.spec("batch"), self.parallel.spec("vocab"))
+        return self.parallel.map(linear, in_specs, self.parallel.spec("batch", *middle, "vocab"))(x, self.table[...])

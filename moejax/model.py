@@ -14,40 +14,43 @@ from moejax.attention import Attention
 from moejax.cache import KVCache, LayerCache
 from moejax.config import ModelConfig
 from moejax.layers import Embedding, RMSNorm, Rotation, rotation
-from moejax.moe import MoE
+from moejax.moe import MoE, Routed
 from moejax.moe.experts import BackendName
+from moejax.parallel import Parallel
 
 
 class Mixtral(nnx.Module):
     """A decoder of L layers, each attention and then a mixture of experts, both pre-normed and residual."""
 
-    def __init__(self, config: ModelConfig, backend: BackendName, *, dtype: jax.typing.DTypeLike) -> None:
-        self.config = config
-        self.embed = Embedding(config.vocab_size, config.embed_dim, dtype=dtype)
-        self.layers = nnx.List([Layer(config, backend, dtype=dtype) for _ in range(config.num_layers)])
+    def __init__(
+        self, config: ModelConfig, backend: BackendName, parallel: Parallel, *, dtype: jax.typing.DTypeLike
+    ) -> None:
+        self.config, self.parallel = config, parallel
+        self.embed = Embedding(config.vocab_size, config.embed_dim, parallel, dtype=dtype)
+        self.layers = nnx.List([Layer(config, backend, parallel, dtype=dtype) for _ in range(config.num_layers)])
         self.final_norm = RMSNorm(config.embed_dim, config.norm_eps, dtype=dtype)
         if not config.tie_embeddings:
-            self.head = Embedding(config.vocab_size, config.embed_dim, dtype=dtype)
+            self.head = Embedding(config.vocab_size, config.embed_dim, parallel, dtype=dtype)
 
     def __call__(
         self, tokens: Int[Array, "B T"], starts: Int[Array, " B"], lengths: Int[Array, " B"], cache: KVCache
-    ) -> tuple[Float[Array, "B T D"], KVCache, Int[Array, "B T L A"]]:
+    ) -> tuple[Float[Array, "B T D"], KVCache, Routed]:
         """Feeds T new tokens per row, at positions `starts` and on, the first `lengths` of which are real.
 
-        Returns the normed hidden states (for `logits`), the cache with the new tokens in it, and the experts that
-        each token chose in each layer (E where a token is padding).
+        Returns the normed hidden states (for `logits`), the cache with the new tokens in it, and where tokens went.
         """
         steps = jnp.arange(tokens.shape[1])[None, :]
         valid = steps < lengths[:, None]
         angles = rotation(starts[:, None] + steps, self.config.head_dim, self.config.rope_theta)
         with jax.named_scope("embed"):
             x = self.embed.encode(tokens)
-        layer_caches, experts = [], []
+        layer_caches, experts, rows = [], [], []
         for layer, layer_cache in zip(self.layers, cache, strict=True):
-            x, layer_cache, chosen = layer(x, angles, starts, valid, layer_cache)
+            x, layer_cache, routed = layer(x, angles, starts, valid, layer_cache)
             layer_caches.append(layer_cache)
-            experts.append(chosen)
-        return self.final_norm(x), tuple(layer_caches), jnp.stack(experts, axis=2)
+            experts.append(routed.experts)
+            rows.append(routed.rows)
+        return self.final_norm(x), tuple(layer_caches), Routed(jnp.stack(experts, axis=2), jnp.stack(rows, axis=1))
 
     def logits(self, hidden: Float[Array, "*rows D"]) -> Float[Array, "*rows V"]:
         """Next-token logits of normed hidden states, float32."""
@@ -58,18 +61,20 @@ class Mixtral(nnx.Module):
 class Layer(nnx.Module):
     """x + attention(norm(x)), then x + moe(norm(x))."""
 
-    def __init__(self, config: ModelConfig, backend: BackendName, *, dtype: jax.typing.DTypeLike) -> None:
+    def __init__(
+        self, config: ModelConfig, backend: BackendName, parallel: Parallel, *, dtype: jax.typing.DTypeLike
+    ) -> None:
         self.attention_norm = RMSNorm(config.embed_dim, config.norm_eps, dtype=dtype)
-        self.attention = Attention(config, dtype=dtype)
+        self.attention = Attention(config, parallel, dtype=dtype)
         self.moe_norm = RMSNorm(config.embed_dim, config.norm_eps, dtype=dtype)
-        self.moe = MoE(config, backend, dtype=dtype)
+        self.moe = MoE(config, backend, parallel, dtype=dtype)
 
     def __call__(
         self, x: Float[Array, "B T D"], angles: Rotation, starts: Array, valid: Array, cache: LayerCache
-    ) -> tuple[Float[Array, "B T D"], LayerCache, Int[Array, "B T A"]]:
+    ) -> tuple[Float[Array, "B T D"], LayerCache, Routed]:
         with jax.named_scope("attention"):
             attended, cache = self.attention(self.attention_norm(x), angles, starts, cache)
         x = x + attended
         with jax.named_scope("moe"):
-            mixed, experts = self.moe(self.moe_norm(x), valid)
-        return x + mixed, cache, experts
+            mixed, routed = self.moe(self.moe_norm(x), valid)
+        return x + mixed, cache, routed

@@ -22,6 +22,7 @@ from string import hexdigits
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from convert.errors import CheckpointError, shown
+from convert.files import is_there
 
 if TYPE_CHECKING:  # at run time `from_folder` imports it, so that `import moejax` stays light
     import tokenizers
@@ -59,10 +60,10 @@ class Tokenizer:
         post-processor in tokenizer.json does. Truncation and padding saved in tokenizer.json are switched off.
 
         Raises:
-          CheckpointError: a tokenizer file is malformed.
+          CheckpointError: a tokenizer file is malformed, or a link that leads nowhere.
         """
         path = folder / "tokenizer.json"
-        if not path.is_file():
+        if not is_there(path):
             return None
         config = _read_object(folder / "tokenizer_config.json")
         backend = _read_backend(path)
@@ -183,7 +184,7 @@ class Tokenizer:
 
 def missing_tokenizer_message(folder: Path) -> str:
     """One sentence for the caller that was given text while `Tokenizer.from_folder(folder)` is None."""
-    if (folder / "tokenizer.model").is_file():
+    if is_there(folder / "tokenizer.model"):
         # With transformers 5.23, AutoTokenizer loses the space in front of a text, and both lose BOS unless told.
         path = json.dumps(str(folder), ensure_ascii=False)
         load = f"LlamaTokenizer.from_pretrained({path}, add_bos_token=True)"
@@ -299,7 +300,7 @@ def _read_text(path: Path) -> str:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    if not path.is_file():
+    if not is_there(path):
         return {}
     try:
         value = json.loads(_read_text(path))
@@ -348,7 +349,7 @@ def _first_added_id(backend: "tokenizers.Tokenizer") -> int | None:
 
 def _read_chat_template(folder: Path, config: dict[str, Any]) -> str | None:
     """chat_template.jinja (transformers 5) before tokenizer_config.json's string or list of named templates."""
-    if (folder / "chat_template.jinja").is_file():
+    if is_there(folder / "chat_template.jinja"):
         return _read_text(folder / "chat_template.jinja")
     value = config.get("chat_template")
     if value is None or isinstance(value, str):

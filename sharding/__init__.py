@@ -1,10 +1,33 @@
-"""Where arrays live: the names of array axes that can be split over devices, and the memory devices have.
+"""Where arrays live: meshes, the rules that split arrays over them, and the memory devices have.
 
 This package knows no model. `LogicalAxis` is the vocabulary in which a model declares what each axis of each
-parameter and cache *is*; which mesh axis that is split over is decided elsewhere, from the same vocabulary.
+parameter and cache *is*; `Rules` say which mesh axis that is split over. Importing it imports no JAX.
 """
 
 from sharding.logical import LOGICAL_AXES, LogicalAxes, LogicalAxis, check_logical_axes
 from sharding.memory import DeviceMemory, device_memory
+from sharding.mesh import MESH_AXES, MeshAxes, MeshAxis, MeshConfig, mesh_config, mesh_shapes
+from sharding.report import Placement, bytes_per_device, describe, placement
+from sharding.rules import Rules, Spec, partition_spec
 
-__all__ = ["LOGICAL_AXES", "DeviceMemory", "LogicalAxes", "LogicalAxis", "check_logical_axes", "device_memory"]
+__all__ = [
+    "LOGICAL_AXES",
+    "MESH_AXES",
+    "DeviceMemory",
+    "LogicalAxes",
+    "LogicalAxis",
+    "MeshAxes",
+    "MeshAxis",
+    "MeshConfig",
+    "Placement",
+    "Rules",
+    "Spec",
+    "bytes_per_device",
+    "check_logical_axes",
+    "describe",
+    "device_memory",
+    "mesh_config",
+    "mesh_shapes",
+    "partition_spec",
+    "placement",
+]

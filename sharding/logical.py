@@ -1,8 +1,14 @@
-"""The names of array axes that a mesh may split."""
+"""The names of array axes that a mesh may split.
+
+`batch` has one entry per sequence; `groups` has one (or a share of the batch) per group of devices that together hold
+all experts.
+"""
 
 from typing import Literal, get_args
 
-LogicalAxis = Literal["batch", "sequence", "vocab", "embed", "q_heads", "kv_heads", "head_dim", "experts", "mlp"]
+LogicalAxis = Literal[
+    "batch", "groups", "sequence", "vocab", "embed", "q_heads", "kv_heads", "head_dim", "experts", "mlp"
+]
 LogicalAxes = tuple[LogicalAxis | None, ...]
 
 LOGICAL_AXES: tuple[LogicalAxis, ...] = get_args(LogicalAxis)

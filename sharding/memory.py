@@ -1,7 +1,9 @@
 """How much memory the devices here have."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 GB = 10**9
 
@@ -15,23 +17,29 @@ class DeviceMemory:
     free_bytes: int
 
 
-def device_memory() -> DeviceMemory:
-    """Memory of the first device JAX sees, in bytes.
+def device_memory(devices: Sequence[Any] | None = None) -> DeviceMemory:
+    """Memory of the fullest of `devices` that belong to this process (default: the first one), in bytes.
 
-    A CPU device's memory is this machine's (what the kernel calls available, so page cache counts as free); an
-    accelerator's is the pool that its driver lends to JAX.
+    A CPU device's memory is this machine's (what the kernel calls available, so page cache counts as free), of which
+    several simulated devices have equal shares; an accelerator's is the pool that its driver lends to JAX.
 
     Raises:
-        RuntimeError: when the device does not say how much memory it has.
+        RuntimeError: when a device does not say how much memory it has.
     """
     import jax  # lazily: the names of this package must not cost a JAX import
 
-    device = jax.devices()[0]
-    if device.platform == "cpu":
+    here = (
+        jax.local_devices()[:1] if devices is None else [d for d in devices if d.process_index == jax.process_index()]
+    )
+    if here[0].platform == "cpu":
         meminfo = _read_meminfo(Path("/proc/meminfo"))
         limit, used = _cgroup("memory.max"), _cgroup("memory.current")
         total, free = min(meminfo["MemTotal"], limit), min(meminfo["MemAvailable"], max(0, limit - used))
-        return DeviceMemory(device=device.device_kind, total_bytes=total, free_bytes=free)
+        return DeviceMemory(device=here[0].device_kind, total_bytes=total // len(here), free_bytes=free // len(here))
+    return min((_accelerator_memory(device) for device in here), key=lambda memory: memory.free_bytes)
+
+
+def _accelerator_memory(device: Any) -> DeviceMemory:
     stats = device.memory_stats()
     if not stats or "bytes_limit" not in stats:
         raise RuntimeError(f"device {device} ({device.device_kind}) does not report its memory")

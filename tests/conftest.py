@@ -13,6 +13,8 @@ SETTINGS = {
     # A silent int32 -> float32 or [B] -> [B, 1] is how a wrong shape or dtype hides.
     "JAX_NUMPY_DTYPE_PROMOTION": "strict",
     "JAX_NUMPY_RANK_PROMOTION": "raise",
+    # Meshes are tested on simulated devices; a test that needs them fails without, it is never skipped.
+    "JAX_NUM_CPU_DEVICES": "8",
     # Keep every compiled program, however small, so that the second run of the suite compiles next to nothing.
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",

@@ -261,3 +261,8 @@ def test_every_public_name_resolves_and_is_visible_to_type_checkers() -> None:
     assert public == typed - {None}
     for name in public:
         assert callable(getattr(moejax, name)), name
+
+
+def test_names_of_tests_hold_no_memory_address(request: pytest.FixtureRequest) -> None:
+    """pytest-xdist compares the names that its workers collect: an object's default repr differs in each."""
+    assert [item.nodeid for item in request.session.items if re.search(r"0x[0-9a-f]{8,}", item.nodeid)] == []

@@ -16,7 +16,11 @@ def main() -> None:
     _exit_on_interrupt()
     from moejax.cli.app import run  # here, because Ctrl-C may come while it is imported
 
-    sys.exit(run(sys.argv[1:]))
+    status = run(sys.argv[1:])
+    if status != 0:
+        # At once: as one of several processes this one would otherwise wait, on its way out, for the others to finish.
+        os._exit(status)
+    sys.exit(0)
 
 
 def _exit_on_interrupt() -> None:
@@ -38,6 +42,7 @@ def _exit_on_interrupt() -> None:
 def _exit_after_interrupt(receiver: int) -> None:
     while os.read(receiver, 1) != bytes([signal.SIGINT]):
         pass
-    if os.isatty(2):
-        os.write(2, b"\n")  # so that the shell's prompt begins on a line of its own
+    stderr = sys.stderr.fileno()
+    if os.isatty(stderr):
+        os.write(stderr, b"\n")  # so that the shell's prompt begins on a line of its own
     os._exit(INTERRUPTED)

@@ -23,13 +23,14 @@ from moejax.cli.verify import EXAMPLES as VERIFY_EXAMPLES
 from moejax.cli.verify import verify
 
 app = typer.Typer(name="moejax", add_completion=False, rich_markup_mode=None, context_settings=SETTINGS)
-for _function, _examples in (
-    (decode, DECODE_EXAMPLES),
-    (convert, CONVERT_EXAMPLES),
-    (verify, VERIFY_EXAMPLES),
-    (info, INFO_EXAMPLES),
+# With a line for the list of commands: of a longer description typer would show the beginning.
+for _function, _line, _examples in (
+    (decode, "Continue prompts with a checkpoint.", DECODE_EXAMPLES),
+    (convert, "Convert a checkpoint to Orbax, or back.", CONVERT_EXAMPLES),
+    (verify, "Compare a checkpoint with what transformers computes.", VERIFY_EXAMPLES),
+    (info, "Show what is in a checkpoint and whether it fits here.", INFO_EXAMPLES),
 ):
-    app.command(cls=Command, epilog=examples(*_examples), context_settings=SETTINGS)(_function)
+    app.command(cls=Command, short_help=_line, epilog=examples(*_examples), context_settings=SETTINGS)(_function)
 
 
 def _print_version(wanted: bool) -> None:

@@ -19,8 +19,17 @@ PIPED_WIDTH = 120  # columns of a table that no terminal shows; rich would take 
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
+_errors_only = False
+
+
 class StdoutClosed(Exception):
     """Whoever read stdout has gone (`| head`): there is nobody left to write for."""
+
+
+def print_errors_only() -> None:
+    """From now on nothing but errors is printed: another process of this run prints the same."""
+    global _errors_only
+    _errors_only = True
 
 
 def write(text: str) -> None:
@@ -63,11 +72,15 @@ def printable(value: object) -> str:
 
 def remark(text: str) -> None:
     """A quiet line on stderr, beside the result."""
+    if _errors_only:
+        return
     _write_line(f"\x1b[2m{printable(text)}\x1b[0m" if _styled(sys.stderr) else printable(text))
 
 
 def warn(text: str) -> None:
     """A warning on stderr, in one line."""
+    if _errors_only:
+        return
     _write_line(f"{_coloured('warning:', 33)} {printable(text)}")
 
 
@@ -84,7 +97,7 @@ def has_terminal() -> bool:
 @contextmanager
 def progress(text: str, *, quiet: bool) -> Iterator[None]:
     """Shows `text` on a terminal's stderr while the block runs; nothing without a terminal, or when `quiet`."""
-    shown = _styled(sys.stderr) and not quiet
+    shown = _styled(sys.stderr) and not quiet and not _errors_only
     if shown:
         sys.stderr.write(f"\x1b[2m{printable(text)} ...\x1b[0m")
         sys.stderr.flush()
@@ -97,6 +110,8 @@ def progress(text: str, *, quiet: bool) -> Iterator[None]:
 
 
 def _emit(text: str) -> None:
+    if _errors_only:
+        return
     try:
         sys.stdout.write(text)
         sys.stdout.flush()

@@ -3,11 +3,13 @@
 import time
 
 from moejax.cli import console, options, startup
+from moejax.cli import devices as device_flags
 from moejax.decoding.sampling_params import SamplingParams
 
 EXAMPLES = (
     'moejax decode demo --prompt "The import statement"',
     'moejax decode path/to/checkpoint --chat --prompt "What is a list?" --temperature 0.7 -n 200',
+    'moejax decode demo --prompt "A list is" --mesh expert=4,tensor=2 --simulate-devices 8',
     r'cat notes.txt | moejax decode demo --prompt - --stop "\n\n" --json',
 )
 
@@ -48,6 +50,13 @@ def decode(
     max_seq_len: options.MaxSeqLen = None,
     model_seed: options.ModelSeed = None,
     no_compile_cache: options.NoCompileCache = False,
+    mesh: device_flags.Mesh = None,
+    dispatch: device_flags.Dispatch = "auto",
+    simulate_devices: device_flags.SimulateDevices = None,
+    coordinator_address: device_flags.CoordinatorAddress = None,
+    num_processes: device_flags.NumProcesses = None,
+    process_id: device_flags.ProcessId = None,
+    distributed: device_flags.Distributed = False,
 ) -> None:
     """Continue prompts with a checkpoint. Text goes to stdout, statistics and warnings to stderr."""
     params = SamplingParams(
@@ -75,26 +84,51 @@ def decode(
         raise ValueError(
             f"--model-seed is for {options.RANDOM}NAME, but {checkpoint} has weights of its own; to sample, use --seed"
         )
+    devices = device_flags.Devices(
+        simulate_devices=simulate_devices,
+        coordinator_address=coordinator_address,
+        num_processes=num_processes,
+        process_id=process_id,
+        distributed=distributed,
+    )
     live = _is_live(stream, len(prompt or []) + len(token_ids or []), params, json=json)
-    from moejax.cli.prompts import encode_prompts, read_prompts  # here, so that --help does not import numpy
+    startup.enter(devices, debug=debug)
+    from moejax.cli.facts import read_facts  # here, so that --help does not import numpy
+    from moejax.cli.prompts import check_flags, encode_prompts, read_prompts
+    from moejax.decoding.requests import make_requests
+    from moejax.layout import resolve_split
 
-    prompts = encode_prompts(checkpoint, read_prompts(prompt or [], token_ids or []), chat=chat, system=system)
+    given = read_prompts(prompt or [], token_ids or [])
+    check_flags(given, chat=chat, system=system)
+    facts = read_facts(checkpoint, max_seq_len)
+    split = resolve_split(facts.config, mesh, dispatch)
+    prompts = encode_prompts(facts, given, chat=chat, system=system)
+    make_requests(facts, prompts, params, {})  # only to tell mistakes before the weights are read
+    if split.remark and not quiet:
+        console.remark(split.remark)
     began = time.perf_counter()
     with console.progress(f"loading {checkpoint}", quiet=quiet):
-        startup.prepare_jax(compile_cache=not no_compile_cache, quiet=quiet)
+        startup.prepare_jax(devices, compile_cache=not no_compile_cache, quiet=quiet)
         import moejax
         from moejax.cli import output
 
         model = moejax.load(
-            checkpoint, dtype=dtype, max_seq_len=max_seq_len, expert_backend=expert_backend, seed=model_seed or 0
+            checkpoint,
+            mesh=split.mesh,
+            dtype=dtype,
+            max_seq_len=max_seq_len,
+            expert_backend=expert_backend,
+            dispatch=split.dispatch,
+            seed=model_seed or 0,
         )
     load_seconds = time.perf_counter() - began
     if live:
-        summary = output.stream(model, prompts[0], params, quiet=quiet)
+        done, speed = output.stream(model, prompts[0], params, quiet=quiet)
     else:
-        summary = output.decode_all(model, prompts, params, json=json, quiet=quiet)
+        done, speed = output.decode_all(model, prompts, params, json=json, quiet=quiet)
     if not quiet:
-        console.remark(f"{summary} | load {load_seconds:.2f} s")
+        console.remark(done)
+        console.remark(f"{speed} | load {load_seconds:.1f} s")
 
 
 def _is_live(stream: bool | None, prompts: int, params: SamplingParams, *, json: bool) -> bool:

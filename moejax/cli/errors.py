@@ -82,7 +82,9 @@ def _describe_usage(error: Any) -> str:
     if param is not None:
         return f"{path} needs a {param.metavar or param.opts[0]}; see {path} --help"
     if commands := getattr(command, "commands", None):
-        return f"{message}; the commands are {' and '.join(commands)}"
+        what, _, hint = message.partition(". ")  # as in: No such command 'inf'. Did you mean 'info'?
+        known = f"the commands are {' and '.join(commands)}"
+        return f"{what}; {hint[:1].lower()}{hint[1:]} {known.capitalize()}" if hint else f"{what}; {known}"
     if "unexpected extra argument" in message and "--prompt" in flags:
         message += ': prompts are given with --prompt "TEXT"'
     return f"{message}; see {path} --help"

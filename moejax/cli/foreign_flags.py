@@ -52,7 +52,7 @@ OURS: Mapping[str, str] = {
 }
 
 _CHECKPOINT = "the checkpoint is the argument without a flag, as in: moejax decode PATH"
-_ONE_DEVICE = "moejax decodes on one device so far, parallelism over several does not exist yet"
+_TENSOR, _EXPERT, _DATA = (f"a mesh says it: --mesh {axis}=N" for axis in ("tensor", "expert", "data"))
 _QUANTISED = "quantised weights do not exist yet; --dtype is bfloat16, float16 or float32"
 _FILE = "give a file as standard input: --prompt - < FILE"
 
@@ -62,17 +62,14 @@ NOT_HERE: Mapping[str, str] = {
     "--model-path": _CHECKPOINT,
     "--checkpoint": _CHECKPOINT,
     "-m": _CHECKPOINT,
-    "--mesh": _ONE_DEVICE,
-    "--dispatch": _ONE_DEVICE,
-    "--simulate-devices": _ONE_DEVICE,
-    "--tensor-parallel-size": _ONE_DEVICE,
-    "--pipeline-parallel-size": _ONE_DEVICE,
-    "--data-parallel-size": _ONE_DEVICE,
-    "--expert-parallel-size": _ONE_DEVICE,
-    "--enable-expert-parallel": _ONE_DEVICE,
-    "--tp": _ONE_DEVICE,
-    "--ep": _ONE_DEVICE,
-    "--tensor-split": _ONE_DEVICE,
+    "--tensor-parallel-size": _TENSOR,
+    "--pipeline-parallel-size": "layers are not split over devices; --mesh tensor=N or expert=N splits each of them",
+    "--data-parallel-size": _DATA,
+    "--expert-parallel-size": _EXPERT,
+    "--enable-expert-parallel": _EXPERT,
+    "--tp": _TENSOR,
+    "--ep": _EXPERT,
+    "--tensor-split": _TENSOR,
     "--quantization": _QUANTISED,
     "--load-in-4bit": _QUANTISED,
     "--load-in-8bit": _QUANTISED,

@@ -83,14 +83,18 @@ def _weights(weights: dict[str, Any] | None) -> Iterator[tuple[str, str]]:
     if weights is None:
         yield "weights", "random, made when the model is loaded"
         return
-    dtypes = ", ".join(f"{size(nbytes)} {dtype}" for dtype, nbytes in weights["bytes_by_dtype"].items())
-    files = weights["bytes_by_file"]
-    yield (
-        "weights",
-        f"{size(weights['bytes'])} in {_plural(len(files), 'file')}, {weights['tensors']:,} tensors ({dtypes})",
+    by_dtype, files, ignored = weights["bytes_by_dtype"], weights["bytes_by_file"], weights["ignored"]
+    where = next(iter(files)) if len(files) == 1 else f"{len(files):,} files"
+    dtypes = (
+        f"all {next(iter(by_dtype))}"
+        if len(by_dtype) == 1
+        else ", ".join(f"{size(nbytes)} {dtype}" for dtype, nbytes in by_dtype.items())
     )
-    yield "files", _listed([f"{name} {size(nbytes)}" for name, nbytes in files.items()])
-    yield "ignored", _listed([f"{name} ({reason})" for name, reason in weights["ignored"].items()]) or "no tensor"
+    yield "weights", f"{size(weights['bytes'])} in {where}, {weights['tensors']:,} tensors, {dtypes}"
+    if len(files) > 1:
+        yield "files", _listed([f"{name} {size(nbytes)}" for name, nbytes in files.items()])
+    if ignored:
+        yield "ignored", _listed([f"{name} ({reason})" for name, reason in ignored.items()])
 
 
 def _text(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -118,8 +122,9 @@ def _fit(found: dict[str, Any]) -> Table:
     table = Table(
         title=printable(title), title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False, expand=False
     )
-    for name in ("dtype", "weights", "fits", "cache per token", "cache that fits beside"):
-        table.add_column(name, justify="left" if name in ("dtype", "fits") else "right")
+    # Two lines of heading, so that 80 columns are enough.
+    for name in ("dtype", "weights", "fits", "cache\nper token", "room for\ntokens", f"or texts\nof {longest:,}"):
+        table.add_column(Text(name), justify="left" if name in ("dtype", "fits") else "right", vertical="bottom")
     for dtype, fit in found["fit"].items():
         tokens = fit["cache_tokens"]
         table.add_row(
@@ -127,7 +132,7 @@ def _fit(found: dict[str, Any]) -> Table:
             size(fit["weight_bytes"]),
             "yes" if fit["fits"] else f"no, {size(fit['weight_bytes'] - device['free_bytes'])} missing",
             size(fit["cache_bytes_per_token"]),
-            "" if tokens is None else f"{tokens:,} tokens, {tokens // longest:,} texts of {longest:,}",
+            *([] if tokens is None else [f"{tokens:,}", f"{tokens // longest:,}"]),
         )
     return table
 
@@ -139,7 +144,3 @@ def _indented(part: RenderableType) -> Padding:
 def _listed(names: list[str]) -> str:
     more = len(names) - _MOST_LISTED
     return ", ".join(names[:_MOST_LISTED]) + (f" and {more} more" if more > 0 else "")
-
-
-def _plural(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -61,16 +61,9 @@ def _weights(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _ignored(checkpoint: Checkpoint) -> dict[str, str]:
     """Tensors that loading does not use, with the reason; also finds missing and wrongly shaped ones."""
-    from moejax.loading import abstract_model, logical_tensors
+    from moejax.loading import expected_tensors
 
-    # The stacked layout has fewer parameters to declare; the tensors of a checkpoint are the same for all.
-    _, abstract = abstract_model(checkpoint.config, "dense", checkpoint.dtype)
-    expected = {
-        tensor.path: tensor.shape
-        for path, variable in abstract.items()
-        for tensor in logical_tensors(path, variable.get_value().shape)
-    }
-    return dict(checkpoint.plan(expected).ignored)
+    return dict(checkpoint.plan(expected_tensors(checkpoint.config)).ignored)
 
 
 def _tokenizer(folder: Path) -> dict[str, Any]:

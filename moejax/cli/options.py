@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
+from moejax.config import NAMED_CONFIGS
+
 # Panels of the help text. What has none stands in the first, beside --help.
 STOPPING, SAMPLING, REPORTS, MODEL = "Length and stopping", "Sampling", "Reports", "Model"
 
@@ -150,7 +152,8 @@ Checkpoint = Annotated[
     str,
     typer.Argument(
         metavar="CHECKPOINT",
-        help="demo, the folder of a Hugging Face Mixtral checkpoint, or random:NAME for random weights.",
+        help="demo, the folder of a Hugging Face Mixtral checkpoint, or random:NAME for random weights, "
+        f"with NAME one of {', '.join(NAMED_CONFIGS)}, or the path of a config.json.",
         show_default=False,
     ),
 ]

@@ -9,8 +9,8 @@ from moejax.cli import console, report
 from moejax.decoding.results import TokenLogprobs
 
 
-def stream(model: Model, prompt: list[int], params: SamplingParams, *, quiet: bool) -> str:
-    """Prints one output while it is generated; returns the line of statistics."""
+def stream(model: Model, prompt: list[int], params: SamplingParams, *, quiet: bool) -> tuple[str, str]:
+    """Prints one output while it is generated; returns the lines of statistics."""
     events = moejax.decode(model, [prompt], params, stream=True)
     with console.progress("reading the prompt", quiet=quiet):
         last = next(events)
@@ -32,8 +32,10 @@ def stream(model: Model, prompt: list[int], params: SamplingParams, *, quiet: bo
     return report.statistics([last.stats], [report.ending(last)])
 
 
-def decode_all(model: Model, prompts: Sequence[list[int]], params: SamplingParams, *, json: bool, quiet: bool) -> str:
-    """Decodes all prompts together, then prints the results; returns the line of statistics."""
+def decode_all(
+    model: Model, prompts: Sequence[list[int]], params: SamplingParams, *, json: bool, quiet: bool
+) -> tuple[str, str]:
+    """Decodes all prompts together, then prints the results; returns the lines of statistics."""
     with console.progress("decoding", quiet=quiet):
         results = moejax.decode(model, prompts, params)
     if json:

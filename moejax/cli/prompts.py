@@ -3,10 +3,8 @@
 import sys
 from collections.abc import Sequence
 
-from moejax.checkpoint import open_checkpoint
 from moejax.cli import console
-from moejax.cli.options import RANDOM
-from moejax.tokenizer import Tokenizer, missing_tokenizer_message
+from moejax.decoding.requests import ModelFacts
 
 
 def read_prompts(texts: Sequence[str], token_ids: Sequence[str]) -> list[str | list[int]]:
@@ -30,47 +28,38 @@ def read_prompts(texts: Sequence[str], token_ids: Sequence[str]) -> list[str | l
     return prompts
 
 
+def check_flags(prompts: Sequence[str | list[int]], *, chat: bool, system: str | None) -> None:
+    """Raises ValueError for flags about prompts that do not go together."""
+    if system is not None and not chat:
+        raise ValueError("--system is a message of a chat; add --chat")
+    if chat and not all(isinstance(prompt, str) for prompt in prompts):
+        raise ValueError("--chat puts text into a template; it cannot be used with --token-ids")
+
+
 def encode_prompts(
-    source: str, prompts: Sequence[str | list[int]], *, chat: bool, system: str | None
+    facts: ModelFacts, prompts: Sequence[str | list[int]], *, chat: bool, system: str | None
 ) -> list[list[int]]:
-    """Token ids of each prompt, by the tokenizer of the checkpoint `source`.
+    """Token ids of each prompt.
 
     With `chat` a text is what the user says, after the message `system` if there is one.
 
     Raises:
-        ValueError: for text that this checkpoint cannot encode, or flags that do not go together.
+        ValueError: for text that this checkpoint cannot encode.
     """
-    if system is not None and not chat:
-        raise ValueError("--system is a message of a chat; add --chat")
-    ids = {index: prompt for index, prompt in enumerate(prompts) if not isinstance(prompt, str)}
-    if ids and chat:
-        raise ValueError("--chat puts text into a template; it cannot be used with --token-ids")
-    if len(ids) == len(prompts):
-        return list(ids.values())
-    tokenizer, reason = _open_tokenizer(source)
-    if tokenizer is None:
-        raise ValueError(f"--prompt is text, but {reason}")
     return [
-        prompt if not isinstance(prompt, str) else _encode(tokenizer, prompt, chat=chat, system=system)
-        for prompt in prompts
+        _encode(facts, prompt, chat=chat, system=system) if isinstance(prompt, str) else prompt for prompt in prompts
     ]
 
 
-def _encode(tokenizer: Tokenizer, text: str, *, chat: bool, system: str | None) -> list[int]:
+def _encode(facts: ModelFacts, text: str, *, chat: bool, system: str | None) -> list[int]:
+    if facts.tokenizer is None:
+        raise ValueError(f"--prompt is text, but {facts.no_tokenizer_reason}")
     if not chat:
-        return tokenizer.encode(text)
+        return facts.tokenizer.encode(text)
     from moejax.chat import encode_chat  # here, because jinja2 is only needed for chats
 
     messages = [] if system is None else [{"role": "system", "content": system}]
-    return encode_chat(tokenizer, [*messages, {"role": "user", "content": text}])
-
-
-def _open_tokenizer(source: str) -> tuple[Tokenizer | None, str]:
-    """The tokenizer of a checkpoint, or None and the reason."""
-    if source.startswith(RANDOM):
-        return None, f"{source} has random weights and no tokenizer: use --token-ids"
-    folder = open_checkpoint(source).folder
-    return Tokenizer.from_folder(folder), missing_tokenizer_message(folder)
+    return encode_chat(facts.tokenizer, [*messages, {"role": "user", "content": text}])
 
 
 def _read_stdin() -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,8 +17,11 @@ if TYPE_CHECKING:  # imported where a table is made: plain text needs no rich
 
 
 def as_json(results: Sequence[DecodeResult]) -> str:
-    """A JSON array with every field of every result; token ids that are keys become strings."""
-    return json.dumps([dataclasses.asdict(result) for result in results], default=_array_as_lists, ensure_ascii=False)
+    """A JSON array with every field of every result.
+
+    Token ids that are keys become strings; numbers that JSON does not have (NaN, infinities) become null.
+    """
+    return json.dumps([_as_json(dataclasses.asdict(result)) for result in results], allow_nan=False, ensure_ascii=False)
 
 
 def logprob_table(title: str, token_ids: Sequence[int], entries: Sequence[TokenLogprobs | None]) -> "Table":
@@ -59,26 +63,24 @@ def routing_table(routed: np.ndarray, num_experts: int) -> "Table":
     return table
 
 
-def statistics(stats: Sequence[Stats], endings: Sequence[str]) -> str:
-    """One line about a whole call; `endings` has the `ending` of each output.
-
-    Times of a batch are the same in all its prompts' `stats`, so each batch counts once.
-    """
+def statistics(stats: Sequence[Stats], endings: Sequence[str]) -> tuple[str, str]:
+    """Two lines about a whole call, what was done and how fast; `endings` has the `ending` of each output."""
     generated = sum(one.generated_tokens for one in stats)
-    decode_seconds = sum({one.decode_seconds for one in stats})
+    seconds = max(one.call_decode_seconds for one in stats)
     later = sum(one.decode_tokens_per_second * one.decode_seconds for one in stats)
     counts = Counter(endings).most_common()
     ended = endings[0] if len(endings) == 1 else ", ".join(f"{count} {name}" for name, count in counts)
-    return " | ".join(
-        [
-            *([f"{len(stats)} prompts"] if len(stats) > 1 else []),
-            f"prompt {_tokens(sum(one.prompt_tokens for one in stats))}",
-            f"generated {generated:,} ({ended})",
-            f"first token {min(one.ttft_seconds for one in stats):.3f} s",
-            f"decode {later / decode_seconds:,.1f} tokens/s" if later else "decode -",
-            f"compile {max(one.compile_seconds for one in stats):.2f} s",
-        ]
-    )
+    done = [
+        *([f"{len(stats)} prompts"] if len(stats) > 1 else []),
+        f"prompt {_tokens(sum(one.prompt_tokens for one in stats))}",
+        f"generated {generated:,} ({ended})",
+    ]
+    speed = [
+        f"first token {min(one.ttft_seconds for one in stats):.3f} s",
+        f"decode {later / seconds:,.1f} tokens/s" if later else "decode -",
+        f"compile {max(one.compile_seconds for one in stats):.1f} s",
+    ]
+    return " | ".join(done), " | ".join(speed)
 
 
 def ending(output: Output | DecodeEvent) -> str:
@@ -103,7 +105,14 @@ def _quoted(token: str) -> str:
     return printable(repr(token))
 
 
-def _array_as_lists(value: Any) -> Any:
+def _as_json(value: Any) -> Any:
+    """`value` with lists for tuples and arrays, and null for floats that JSON cannot express."""
+    if isinstance(value, dict):
+        return {key: _as_json(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_json(entry) for entry in value]
     if isinstance(value, np.ndarray):
         return value.tolist()
-    raise TypeError(f"a result holds a {type(value).__name__}, which JSON cannot express")
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

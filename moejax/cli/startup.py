@@ -5,6 +5,9 @@ import tempfile
 from pathlib import Path
 
 from moejax.cli import console
+from moejax.cli.devices import Devices
+from moejax.cli.processes import run_below_parent
+from moejax.cli.rendezvous import check_count, join
 
 # Settings that make a second run compile nothing: also quick compilations and small programs are kept.
 # An environment variable of the same name in capitals wins, as it does in any JAX program.
@@ -14,25 +17,54 @@ _KEEP_EVERYTHING = {
 }
 
 
-def prepare_jax(*, compile_cache: bool = True, quiet: bool = False) -> None:
-    """Switches the persistent compilation cache on, or off, and starts JAX.
+_HERE = Devices()
 
+
+def enter(devices: Devices, *, debug: bool) -> None:
+    """What a command does first: as one of several processes it goes on below a parent, and only process 0 prints.
+
+    Raises:
+        typer.Exit: in the parent, when the command has ended.
+    """
+    if devices.several:
+        run_below_parent(debug=debug)
+        if devices.process_id not in (None, 0):
+            console.print_errors_only()
+
+
+def prepare_jax(devices: Devices = _HERE, *, compile_cache: bool = True, quiet: bool = False) -> None:
+    """Starts JAX on `devices`, with the other processes if any, and with or without a persistent compilation cache.
+
+    To be called after `enter`. Of several processes only the first prints from then on; the others print errors.
     A cache folder that cannot be written is a warning: everything works, only slower the next time.
 
     Raises:
-        ValueError: when JAX finds no device.
+        ValueError: when JAX finds no device, cannot simulate any, or the processes do not find each other.
     """
     import jax
 
-    _configure_cache(compile_cache=compile_cache, quiet=quiet)
+    if devices.simulate_devices is not None:
+        jax.config.update("jax_num_cpu_devices", devices.simulate_devices)
+    if devices.several:
+        join(devices)
     try:
-        jax.devices()
+        platform = jax.devices()[0].platform
     except (RuntimeError, AssertionError) as error:  # JAX 0.10 asserts where a platform's plugin is not installed
         platforms = os.environ.get("JAX_PLATFORMS", "")
         reason = str(error).partition("\n")[0] or "it has no plugin for this platform"
         raise ValueError(
             f"JAX cannot start with JAX_PLATFORMS={platforms!r}: {reason}; unset it, or set it to cpu"
         ) from error
+    if devices.simulate_devices is not None and platform != "cpu":
+        raise ValueError(
+            f"--simulate-devices simulates CPU devices, but JAX found {platform} devices; set the environment variable "
+            "JAX_PLATFORMS=cpu"
+        )
+    if devices.several:
+        check_count(devices)
+        if jax.process_index() != 0:
+            console.print_errors_only()
+    _configure_cache(compile_cache=compile_cache, quiet=quiet)
 
 
 def _configure_cache(*, compile_cache: bool, quiet: bool) -> None:

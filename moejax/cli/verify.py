@@ -10,6 +10,7 @@ from moejax.cli import console, options, startup
 
 if TYPE_CHECKING:
     from moejax.verification.logits import Comparison
+    from moejax.verification.reference import Passes
 
 EXAMPLES = (
     "moejax verify path/to/checkpoint --reference path/to/hf-folder",
@@ -39,22 +40,22 @@ def verify(
 
     with console.progress(f"comparing {checkpoint} with {reference}", quiet=quiet):
         startup.prepare_jax(quiet=quiet)
-        compared = verify_reference(checkpoint, reference, dtype=dtype)
+        compared, passes = verify_reference(checkpoint, reference, dtype=dtype)
     if json:
-        console.write(f"{json_format.dumps(dataclasses.asdict(compared))}\n")
+        console.write(f"{json_format.dumps(dataclasses.asdict(compared) | {'passes': dataclasses.asdict(passes)})}\n")
     else:
-        console.write("".join(f"{line}\n" for line in _lines(compared)))
+        console.write("".join(f"{line}\n" for line in _lines(compared, passes)))
     return 0 if compared.passed else NOT_EQUAL
 
 
-def _lines(compared: "Comparison") -> list[str]:
+def _lines(compared: "Comparison", passes: "Passes") -> list[str]:
     gap = compared.first_difference_gap
     where = "" if gap is None else f"; at the first difference the reference prefers its token by {gap:.3g}"
-    limit = "" if compared.max_abs_limit is None else f" ({compared.max_abs_limit:.3g} passes)"
+    limit = "" if passes.max_abs is None else f" (passes up to {passes.max_abs:.3g})"
     return [
         f"positions compared        {compared.positions}",
         f"largest difference        {compared.max_abs:.3g}{limit}",
-        f"mean KL divergence        {compared.mean_kl:.3g} nats",
+        f"mean KL divergence        {compared.mean_kl:.3g} nats (passes up to {passes.mean_kl:.3g})",
         f"overlap of the 10 best    {compared.top10_overlap:.2%}",
         f"greedy agreement          {compared.greedy_agreement:.2%}{where}",
         "verdict                   " + ("the same" if compared.passed else "NOT the same"),

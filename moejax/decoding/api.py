@@ -76,14 +76,15 @@ def logits(model: Model, prompts: Sequence[Prompt]) -> list[np.ndarray]:
     results = []
     for ids in given:
         width = buckets.length_bucket(len(ids), buckets.MIN_PROMPT)
-        tokens = np.zeros((1, width), np.int32)
-        tokens[0, : len(ids)] = ids
+        rows = model.parallel.rules.parts("batch")  # one prompt, and padding where a batch is split
+        tokens, lengths = np.zeros((rows, width), np.int32), np.zeros((rows,), np.int32)
+        tokens[0, : len(ids)], lengths[0] = ids, len(ids)
         values = model.programs.call(
             ("logits", width),
             lambda params, *args: steps.full_logits(model.merged(params), *args),
             model.params,
             tokens,
-            np.array([len(ids)], np.int32),
+            lengths,
         )
         results.append(np.asarray(values)[0, : len(ids)])
     return results
@@ -108,32 +109,38 @@ def _rows(model: Model, requests: list[Request]) -> list[Row]:
 def _batches(model: Model, rows: list[Row], began: float) -> Iterator[engine.Batch]:
     compiled_before = model.programs.compile_seconds
     for part in engine.split_batches(rows):
-        yield engine.Batch(rows=part, timing=engine.Timing(began=began, compiled_before=compiled_before))
+        yield engine.Batch(
+            rows=part,
+            timing=engine.Timing(began=began, compiled_before=compiled_before),
+            expert_rows=np.zeros(model.expert_rows_shape, np.int64),
+        )
 
 
 def _decode(model: Model, requests: list[Request], began: float) -> list[DecodeResult]:
     rows = _rows(model, requests)
     batches_of: dict[int, list[engine.Batch]] = {request.index: [] for request in requests}
+    call: list[engine.Batch] = []
     for batch in _batches(model, rows, began):
         for _ in engine.run_batch(model, batch, stream=False):
             pass
+        call.append(batch)
         for index in {row.request.index for row in batch.rows}:
             batches_of[index].append(batch)
     rows_of: dict[int, list[Row]] = {request.index: [] for request in requests}
     for row in rows:
         rows_of[row.request.index].append(row)
-    return [_result(model, request, rows_of[request.index], batches_of[request.index]) for request in requests]
+    return [_result(model, r, rows_of[r.index], batches_of[r.index], call) for r in requests]
 
 
 def _stream(model: Model, requests: list[Request], began: float) -> Iterator[DecodeEvent]:
     rows = _rows(model, requests)
-    timings: list[engine.Timing] = []
+    batches: list[engine.Batch] = []
     for batch in _batches(model, rows, began):
-        timings.append(batch.timing)
+        batches.append(batch)
         for event in engine.run_batch(model, batch, stream=True):
             if event.finish_reason is not None:
                 mine = [row for row in rows if row.request.index == event.index]
-                event = replace(event, stats=_stats(model, mine, timings[-_batch_count(mine, batch) :]))
+                event = replace(event, stats=_stats(model, mine, batches[-_batch_count(mine, batch) :], batches))
             yield event
 
 
@@ -143,23 +150,36 @@ def _batch_count(rows: list[Row], last: engine.Batch) -> int:
     return 1 + -(-earlier // engine.MAX_ROWS)
 
 
-def _stats(model: Model, rows: list[Row], timings: list[engine.Timing]) -> Stats:
+def _stats(model: Model, rows: list[Row], batches: list[engine.Batch], call: list[engine.Batch]) -> Stats:
+    """The statistics of one prompt, from its own batches and all batches of the call."""
+    timings = [batch.timing for batch in batches]
     decode_seconds = sum(timing.decode for timing in timings)
     generated = sum(len(row.tokens) for row in rows)
     later = generated - sum(1 for row in rows if row.tokens)
     return Stats(
         prompt_tokens=len(rows[0].request.prompt),
         padded_rows=sum(timing.padded_rows for timing in timings),
+        device_rows=_device_rows(model, np.sum([batch.expert_rows for batch in batches], axis=0)),
         generated_tokens=generated,
         ttft_seconds=timings[0].ttft,
         prefill_seconds=sum(timing.prefill for timing in timings),
         decode_seconds=decode_seconds,
         decode_tokens_per_second=later / decode_seconds if decode_seconds > 0 else 0.0,
+        call_decode_seconds=sum(batch.timing.decode for batch in call),
         compile_seconds=model.programs.compile_seconds - timings[0].compiled_before,
     )
 
 
-def _result(model: Model, request: Request, rows: list[Row], batches: list[engine.Batch]) -> DecodeResult:
+def _device_rows(model: Model, expert_rows: np.ndarray) -> tuple[int, ...]:
+    """Rows per device from rows per expert [d, L, E]; devices along `tensor` share the rows of their experts."""
+    mesh = model.mesh
+    by_owner = expert_rows.sum(axis=1).reshape(mesh.data, mesh.expert, -1).sum(axis=-1)
+    return tuple(np.repeat(by_owner.reshape(-1), mesh.tensor).tolist())
+
+
+def _result(
+    model: Model, request: Request, rows: list[Row], batches: list[engine.Batch], call: list[engine.Batch]
+) -> DecodeResult:
     reports = batches[0].prompt_reports.get(request.index, [])
     if request.params.return_routed_experts:
         fed = np.concatenate([np.asarray(report.experts) for report in reports])[: len(request.prompt)]
@@ -169,7 +189,7 @@ def _result(model: Model, request: Request, rows: list[Row], batches: list[engin
         prompt_token_ids=request.prompt,
         prompt_logprobs=_prompt_logprobs(model, request, reports),
         outputs=[row.result() for row in rows],
-        stats=_stats(model, rows, [batch.timing for batch in batches]),
+        stats=_stats(model, rows, batches, call),
     )
 
 

@@ -16,12 +16,12 @@ def length_bucket(length: int, smallest: int) -> int:
     return three_quarters if bucket >= 512 and three_quarters >= length else bucket
 
 
-def batch_bucket(rows: int) -> int:
-    """The least power of two that holds `rows`."""
+def batch_bucket(rows: int, parts: int = 1) -> int:
+    """The least power of two that holds `rows`, rounded up to what divides into `parts` equal parts."""
     bucket = 1
     while bucket < rows:
         bucket *= 2
-    return bucket
+    return -(-bucket // parts) * parts
 
 
 def count_bucket(count: int) -> int:

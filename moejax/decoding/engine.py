@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from moejax.cache import KVCache, empty_cache
 from moejax.decoding import buckets, steps
@@ -16,10 +17,12 @@ from moejax.decoding.results import DecodeEvent
 from moejax.decoding.rows import Row
 from moejax.decoding.state import DecodeState, Features, RowParams, empty_state
 from moejax.loading import Model
-from sharding import device_memory
+from moejax.placement import cache_placements
+from sharding import bytes_per_device, device_memory
 
 MAX_ROWS = 64  # sequences decoded at a time; more wait for the next batch
 STREAM_SECONDS = 0.05  # how long a streaming call of the decode loop should take
+STREAM_STEPS = 4  # its steps where several processes decode
 
 
 @dataclass(kw_only=True)
@@ -39,10 +42,12 @@ class Batch:
     """Rows that are decoded together, and what was learnt of their prompts.
 
     prompt_reports: for each request, what was reported of its prompt, as host arrays [T, ...], part after part.
+    expert_rows: int64 [d, L, E], rows that each expert computed, for each of the d groups of devices.
     """
 
     rows: list[Row]
     timing: Timing
+    expert_rows: np.ndarray
     prompt_reports: dict[int, list[steps.PromptReport]] = field(default_factory=dict)
 
 
@@ -56,7 +61,7 @@ def run_batch(model: Model, batch: Batch, *, stream: bool) -> Iterator[DecodeEve
     """Decodes the rows of a batch to their end, an event per token."""
     rows, timing = batch.rows, batch.timing
     features = _features(rows, model.config.vocab_size)
-    size = buckets.batch_bucket(len(rows))
+    size = buckets.batch_bucket(len(rows), model.parallel.rules.parts("batch"))
     length = buckets.length_bucket(
         max(len(row.request.prompt) + row.request.params.max_tokens for row in rows), buckets.MIN_CACHE
     )
@@ -64,13 +69,14 @@ def run_batch(model: Model, batch: Batch, *, stream: bool) -> Iterator[DecodeEve
     _check_cache_fits(model, size, length)
     state = model.programs.call(
         ("empty state", features, size, length),
-        lambda: empty_state(model.config, features, size, length, model.dtype),
+        lambda: empty_state(model.config, features, size, length, model.dtype, model.parallel),
     )
     clock = _Clock(model)
     first: list[DecodeEvent] = []
+    entropy = _shared_entropy()
     for group in _prefill_groups(rows):
         cache, logits = _feed(model, batch, group, features)
-        state, output = _admit(model, state, cache, logits, group, rows, features, (size, length))
+        state, output = _admit(model, state, cache, logits, group, rows, features, (size, length), entropy)
         first += _push(rows, [rows.index(row) for row in _rows_of(group, rows)], jax.device_get(output))
     timing.prefill = clock.lap()
     timing.ttft = time.perf_counter() - timing.began - (model.programs.compile_seconds - timing.compiled_before)
@@ -79,12 +85,10 @@ def run_batch(model: Model, batch: Batch, *, stream: bool) -> Iterator[DecodeEve
     step_seconds: float | None = None
     stops = any(row.request.params.stop for row in rows)
     while any(row.finish_reason is None for row in rows):
-        wanted = buckets.STEPS_PER_CALL
-        if stream or stops:
-            wanted = 1 if step_seconds is None else max(1, min(wanted, int(STREAM_SECONDS / max(1e-6, step_seconds))))
+        wanted = _steps_wanted(step_seconds) if stream or stops else buckets.STEPS_PER_CALL
         clock.lap()  # what the reader of a stream did since the last step is no time of ours
         cancelled = np.array([row.finish_reason is not None for row in rows] + [False] * (size - len(rows)))
-        state, output, taken = model.programs.call(
+        state, generated = model.programs.call(
             ("generate", features, size, length),
             lambda params, *args: steps.generate(model.merged(params), features, *args),
             model.params,
@@ -93,11 +97,13 @@ def run_batch(model: Model, batch: Batch, *, stream: bool) -> Iterator[DecodeEve
             np.int32(wanted),
             donate=(1,),
         )
-        taken, output = int(taken), jax.device_get(output)
+        generated: steps.Generated = jax.device_get(generated)
+        taken, output = int(generated.taken), generated.outputs
         assert taken > 0, "no row is active on the device, yet some are unfinished here"
         seconds = clock.lap()
         timing.decode += seconds
-        step_seconds = seconds / max(1, taken)
+        step_seconds = seconds / taken
+        batch.expert_rows += generated.rows
         for step in range(taken):
             one = jax.tree.map(lambda leaf, step=step: leaf[step], output)
             yield from _push(rows, range(len(rows)), one)
@@ -134,12 +140,14 @@ def _features(rows: Sequence[Row], vocabulary: int) -> Features:
 
 
 def _check_cache_fits(model: Model, size: int, length: int) -> None:
-    needed = size * length * model.config.cache_elements_per_token * jnp.dtype(model.dtype).itemsize
-    memory = device_memory()
+    placements = cache_placements(model.config, model.parallel.rules, size, length, model.dtype)
+    needed = bytes_per_device(placements)
+    memory = device_memory(model.devices)
     if needed > memory.free_bytes:
         raise ValueError(
-            f"the key/value cache of {size} rows x {length} tokens needs {needed / 1e9:.1f} GB, but {memory.device} "
-            f"has {memory.free_bytes / 1e9:.1f} GB free: give fewer or shorter prompts at a time, or a lower max_tokens"
+            f"the key/value cache of {size} rows x {length} tokens needs {needed / 1e9:.1f} GB"
+            f"{' per device' if model.mesh.size > 1 else ''}, but {memory.device} has {memory.free_bytes / 1e9:.1f} GB "
+            "free: give fewer or shorter prompts at a time, or a lower max_tokens"
         )
 
 
@@ -162,7 +170,7 @@ def _rows_of(group: Sequence[Request], rows: Sequence[Row]) -> list[Row]:
 def _feed(model: Model, batch: Batch, group: list[Request], features: Features) -> tuple[KVCache, jax.Array]:
     """Feeds a group of prompts; returns their cache [Bg, ...] and the logits [Bg, V] after each one's last token."""
     config = model.config
-    size = buckets.batch_bucket(len(group))
+    size = buckets.batch_bucket(len(group), model.parallel.rules.parts("batch"))
     length = buckets.prompt_bucket(len(group[0].prompt))
     width = min(length, buckets.PREFILL_CHUNK)
     asked = [r.params.prompt_logprobs for r in group if r.params.prompt_logprobs is not None]
@@ -175,12 +183,12 @@ def _feed(model: Model, batch: Batch, group: list[Request], features: Features) 
     cache, logits = model.programs.call(
         ("empty cache", size, length),
         lambda: (
-            empty_cache(config, size, length, model.dtype),
-            jnp.zeros((size, config.vocab_size), jnp.float32),
+            empty_cache(config, size, length, model.dtype, model.parallel),
+            model.parallel.constrain(jnp.zeros((size, config.vocab_size), jnp.float32), "batch", "vocab"),
         ),
     )
     for start in range(0, int(lengths.max()), width):
-        cache, logits, report = model.programs.call(
+        cache, logits, report, expert_rows = model.programs.call(
             ("prefill", features.experts, best, size, length),
             lambda params, *args: steps.prefill(model.merged(params), features.experts, best, *args),
             model.params,
@@ -192,6 +200,7 @@ def _feed(model: Model, batch: Batch, group: list[Request], features: Features) 
             lengths,
             donate=(1, 2),
         )
+        batch.expert_rows += jax.device_get(expert_rows)
         if best is not None or features.experts:
             reported = jax.device_get(report)
             for row, request in enumerate(group):
@@ -209,10 +218,11 @@ def _admit(
     rows: list[Row],
     features: Features,
     shape: tuple[int, int],
+    entropy: int,
 ) -> tuple[DecodeState, steps.StepOutput]:
     """Moves a prefilled group into its rows of the state; the outputs are one per row, in the order of `_rows_of`."""
     config, admitted = model.config, _rows_of(group, rows)
-    count = buckets.batch_bucket(len(admitted))
+    count = buckets.batch_bucket(len(admitted), model.parallel.rules.parts("batch"))
     places = {request.index: place for place, request in enumerate(group)}
     sources = np.zeros((count,), np.int32)
     targets = np.full((count,), shape[0], np.int32)  # past the end: padding
@@ -226,7 +236,7 @@ def _admit(
             in_prompt[i, row.request.prompt] = True
     return model.programs.call(
         ("admit", features, logits.shape[0], cache[0].length, count, shape),
-        lambda *args: steps.admit(features, *args),
+        lambda *args: steps.admit(model.parallel, features, *args),
         state,
         cache,
         logits,
@@ -234,13 +244,13 @@ def _admit(
         targets,
         lengths,
         in_prompt,
-        row_params(admitted, count, features),
+        row_params(admitted, count, features, entropy),
         donate=(0,),
     )
 
 
-def row_params(rows: Sequence[Row], count: int, features: Features) -> RowParams:
-    """The sampling parameters of `rows` as arrays of `count` rows."""
+def row_params(rows: Sequence[Row], count: int, features: Features, entropy: int) -> RowParams:
+    """The sampling parameters of `rows` as arrays of `count` rows; `entropy` is for those without a seed."""
 
     def column(name: str, dtype: type, padding: float) -> Any:
         values = [getattr(row.request.params, name) for row in rows]
@@ -251,7 +261,7 @@ def row_params(rows: Sequence[Row], count: int, features: Features) -> RowParams
     stop_ids: Any = np.full((count, features.stop_ids), -1, np.int32)
     for i, row in enumerate(rows):
         stop_ids[i, : len(row.request.stop_ids)] = row.request.stop_ids
-    seeds: Any = np.array([_row_seed(row) for row in rows] + [(0, 0)] * (count - len(rows)), np.uint32)
+    seeds: Any = np.array([_row_seed(row, entropy) for row in rows] + [(0, 0)] * (count - len(rows)), np.uint32)
     return RowParams(
         temperature=column("temperature", np.float32, 0),
         top_k=top_k,
@@ -267,11 +277,31 @@ def row_params(rows: Sequence[Row], count: int, features: Features) -> RowParams
     )
 
 
-def _row_seed(row: Row) -> tuple[int, ...]:
-    """64 bits for a row's random numbers, from the request's seed (or fresh ones) and the output's number."""
+def _row_seed(row: Row, entropy: int) -> tuple[int, ...]:
+    """64 bits for a row's random numbers, from the request's seed (or `entropy`) and the output's number."""
     seed = row.request.params.seed
-    entropy = None if seed is None else [seed, row.output]
-    return tuple(np.random.SeedSequence(entropy).generate_state(2).tolist())
+    source = [entropy, row.request.index, row.output] if seed is None else [seed, row.output]
+    return tuple(np.random.SeedSequence(source).generate_state(2).tolist())
+
+
+def _shared_entropy() -> int:
+    """Fresh random bits, the same in all processes: they must draw the same tokens."""
+    bits: Any = np.array(np.random.SeedSequence().generate_state(2))
+    if jax.process_count() > 1:
+        bits = multihost_utils.broadcast_one_to_all(bits)
+    return int(bits[0]) << 32 | int(bits[1])
+
+
+def _steps_wanted(step_seconds: float | None) -> int:
+    """Steps per call where somebody waits for each token: as many as take STREAM_SECONDS, known after the first.
+
+    Several processes have to take the same number of steps, which their clocks would not agree on.
+    """
+    if jax.process_count() > 1:
+        return STREAM_STEPS
+    if step_seconds is None:
+        return 1
+    return max(1, min(buckets.STEPS_PER_CALL, int(STREAM_SECONDS / max(1e-6, step_seconds))))
 
 
 def _push(rows: list[Row], which: Sequence[int], output: steps.StepOutput) -> list[DecodeEvent]:

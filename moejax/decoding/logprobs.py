@@ -1,12 +1,14 @@
 """Log-probabilities of tokens and of the best candidates beside them."""
 
 import dataclasses
-from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float, Int
+
+from moejax.model import Mixtral
 
 POSITIONS_PER_BLOCK = 64  # prompt positions whose logits are in memory at once
 
@@ -31,15 +33,22 @@ def score_tokens(logits: Float[Array, "*places V"], tokens: Int[Array, "*places"
     return TokenScores(logprob=chosen[..., 0], rank=rank, best_ids=best_ids, best_logprobs=best_logprobs)
 
 
-def score_hidden(
-    project: Callable[[Array], Array], hidden: Float[Array, "B T D"], targets: Int[Array, "B T"], best: int
-) -> TokenScores:
-    """Scores of `targets`, the tokens that follow each position, without all T x V logits at once.
+def empty_scores(places: tuple[int, ...], best: int) -> TokenScores:
+    """Zeros in the shapes of `score_tokens` for as many places."""
+    real, whole = jnp.zeros(places, jnp.float32), jnp.zeros(places, jnp.int32)
+    best_ids, best_logprobs = jnp.zeros((*places, best), jnp.int32), jnp.zeros((*places, best), jnp.float32)
+    return TokenScores(logprob=real, rank=whole, best_ids=best_ids, best_logprobs=best_logprobs)
 
-    `project` turns hidden states [B, T', D] into logits [B, T', V].
-    """
+
+def score_hidden(model: Mixtral, hidden: Float[Array, "B T D"], targets: Int[Array, "B T"], best: int) -> TokenScores:
+    """Scores of `targets`, the tokens that follow each position, without all T x V logits at once."""
     b, t, d = hidden.shape
     block = min(t, POSITIONS_PER_BLOCK)
     blocks = (hidden.reshape(b, t // block, block, d).swapaxes(0, 1), targets.reshape(b, -1, block).swapaxes(0, 1))
-    scores = lax.map(lambda part: score_tokens(project(part[0]), part[1], best), blocks)
+
+    def one_block(part: tuple[Array, Array]) -> TokenScores:
+        hidden, targets = part
+        return model.parallel.map_rows(partial(score_tokens, best=best), model.logits(hidden), targets)
+
+    scores = lax.map(one_block, blocks)
     return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(b, t, *x.shape[3:]), scores)

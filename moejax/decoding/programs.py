@@ -6,16 +6,19 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
+from jax.sharding import NamedSharding, Sharding
 
 
 class Programs:
     """Compiled functions by key.
 
+    host_arrays: where arguments that come from the host are put, whole on every device of the mesh.
     compiled: how many there are.
     compile_seconds: time spent making them so far (loading one from the compilation cache included).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, host_arrays: NamedSharding) -> None:
+        self._host_arrays = host_arrays
         self._programs: dict[Hashable, Callable[..., Any]] = {}
         self._lock = threading.Lock()
         self.compile_seconds = 0.0
@@ -33,7 +36,11 @@ class Programs:
             program = self._programs.get(key)
             if program is None:
                 began = time.perf_counter()
-                program = jax.jit(function, donate_argnums=donate).lower(*args).compile()
+                places = jax.tree.map(self._place, args)
+                program = jax.jit(function, in_shardings=places, donate_argnums=donate).lower(*args).compile()
                 self.compile_seconds += time.perf_counter() - began
                 self._programs[key] = program
         return program(*args)
+
+    def _place(self, arg: Any) -> Sharding:
+        return arg.sharding if isinstance(arg, jax.Array) else self._host_arrays

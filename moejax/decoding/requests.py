@@ -1,15 +1,31 @@
-"""Prompts and parameters, as users give them, into checked requests."""
+"""Prompts and parameters, as users give them, into checked requests. Imports no JAX."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
+from moejax.config import ModelConfig
 from moejax.decoding.sampling_params import SamplingParams, override
-from moejax.loading import Model
+from moejax.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int]
+
+
+class ModelFacts(Protocol):
+    """What requests are checked against: the part of a `Model` that is known before its weights are read."""
+
+    @property
+    def config(self) -> ModelConfig: ...
+    @property
+    def tokenizer(self) -> Tokenizer | None: ...
+    @property
+    def no_tokenizer_reason(self) -> str | None: ...
+    @property
+    def max_seq_len(self) -> int: ...
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +39,7 @@ class Request:
 
 
 def make_requests(
-    model: Model,
+    model: ModelFacts,
     prompts: Prompt | Sequence[Prompt],
     params: SamplingParams | Sequence[SamplingParams] | None,
     overrides: Mapping[str, Any],
@@ -68,7 +84,7 @@ def split_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     return list(prompts)  # type: ignore[arg-type]
 
 
-def prompt_token_ids(model: Model, index: int, prompt: Prompt) -> list[int]:
+def prompt_token_ids(model: ModelFacts, index: int, prompt: Prompt) -> list[int]:
     """Token ids of one prompt.
 
     Raises:
@@ -101,7 +117,7 @@ def _is_list(value: object) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray, memoryview))
 
 
-def _make_request(model: Model, index: int, prompt: Prompt, params: SamplingParams) -> Request:
+def _make_request(model: ModelFacts, index: int, prompt: Prompt, params: SamplingParams) -> Request:
     ids = prompt_token_ids(model, index, prompt)
     limit, vocabulary = model.max_seq_len, model.config.vocab_size
     if len(ids) + params.max_tokens > limit:

@@ -28,21 +28,27 @@ class Stats:
 
     prompt_tokens: tokens of this prompt.
     padded_rows: rows of the batch that were padding.
+    device_rows: rows (token and expert) that the experts of each device of the mesh computed for the whole batch, all
+        layers together, in the order of the mesh: what shows a load imbalance.
     generated_tokens: over the prompt's n outputs.
     ttft_seconds: from the call to the first token.
     prefill_seconds: feeding the prompts.
     decode_seconds: all later tokens.
     decode_tokens_per_second: this prompt's later tokens divided by `decode_seconds`.
+    call_decode_seconds: `decode_seconds` of the whole call so far. Prompts of one batch share its time, so those of a
+        call cannot be added up.
     compile_seconds: compiling or loading compiled programs; in none of the others.
     """
 
     prompt_tokens: int
     padded_rows: int
+    device_rows: tuple[int, ...]
     generated_tokens: int
     ttft_seconds: float
     prefill_seconds: float
     decode_seconds: float
     decode_tokens_per_second: float
+    call_decode_seconds: float
     compile_seconds: float
 
 

@@ -1,11 +1,12 @@
-"""From logits to a token, row by row: nothing here mixes two rows."""
+"""From logits to a token, row by row: nothing here mixes two rows. All but `best_tokens` sees whole vocabularies."""
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
 from moejax.decoding.state import Features, RowParams
+from moejax.parallel import Parallel
 
 
 def penalize(
@@ -41,6 +42,24 @@ def keep_probable(scaled: Float[Array, "B V"], params: RowParams) -> Float[Array
     inside = ((before < top_p) | (top_p >= 1) | best) & (descending >= kth)  # at 1 also tokens that round to 0
     bound = jnp.min(jnp.where(inside, descending, jnp.inf), axis=-1, keepdims=True)
     return jnp.where(scaled < bound, -jnp.inf, scaled)
+
+
+def best_tokens(parallel: Parallel, logits: Float[Array, "B V"]) -> Int[Array, " B"]:
+    """Each row's most probable token, the lowest of equal ones, from logits whose vocabulary may be split.
+
+    Each device sends its best token and that one's logit, and not its logits.
+    """
+    axes = parallel.axes("vocab")
+
+    def body(logits: Float[Array, "Bl Vl"]) -> Int[Array, " Bl"]:
+        best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        if not axes:
+            return best
+        values = lax.all_gather(jnp.take_along_axis(logits, best[:, None], axis=-1)[:, 0], axes)  # parts Bl
+        tokens = lax.all_gather(best + lax.axis_index(axes) * logits.shape[1], axes)
+        return jnp.take_along_axis(tokens, jnp.argmax(values, axis=0)[None], axis=0)[0]
+
+    return parallel.map(body, (parallel.spec("batch", "vocab"),), parallel.spec("batch"))(logits)
 
 
 def choose(logits: Float[Array, "B V"], generated: Int[Array, " B"], params: RowParams, features: Features) -> Array:

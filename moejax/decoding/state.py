@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int, UInt32
 
-from moejax.cache import KVCache, empty_cache
+from moejax.cache import KVCache, empty_cache, place_cache
 from moejax.config import ModelConfig
+from moejax.parallel import Parallel
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,11 @@ class Features:
     logprobs: int | None = None
     experts: bool = False
     stop_ids: int = 1
+
+    @property
+    def greedy(self) -> bool:
+        """Whether a row's best token is all that is asked for."""
+        return not (self.sample or self.penalize or self.min_tokens) and self.logprobs is None
 
 
 @jax.tree_util.register_dataclass
@@ -60,6 +66,8 @@ class DecodeState:
     active: whether the row goes on; a row that does not is padding for the experts.
     in_prompt, in_output: how often each token of the vocabulary occurred; [B, 0] where no row is penalised.
     params: the rows' sampling parameters.
+
+    On a mesh, cache and occurrences are split as the batch; what is one number per row is whole on every device.
     """
 
     cache: KVCache
@@ -72,15 +80,31 @@ class DecodeState:
     params: RowParams
 
 
+def place_state(state: DecodeState, parallel: Parallel) -> DecodeState:
+    """The same state, each array where it lives on the mesh."""
+    per_row = dataclasses.replace(state, cache=(), in_prompt=None, in_output=None)
+    return dataclasses.replace(
+        parallel.constrain(per_row),
+        cache=place_cache(state.cache, parallel),
+        in_prompt=parallel.constrain(state.in_prompt, "batch"),
+        in_output=parallel.constrain(state.in_output, "batch"),
+    )
+
+
 def empty_state(
-    config: ModelConfig, features: Features, batch: int, length: int, dtype: jax.typing.DTypeLike
+    config: ModelConfig,
+    features: Features,
+    batch: int,
+    length: int,
+    dtype: jax.typing.DTypeLike,
+    parallel: Parallel,
 ) -> DecodeState:
     """A state of `batch` inactive rows with `length` cache slots each."""
     vocabulary = config.vocab_size if features.penalize else 0
     whole = jnp.zeros((batch,), jnp.int32)
     real = jnp.zeros((batch,), jnp.float32)
-    return DecodeState(
-        cache=empty_cache(config, batch, length, dtype),
+    state = DecodeState(
+        cache=empty_cache(config, batch, length, dtype, parallel),
         token=whole,
         position=whole,
         generated=whole,
@@ -101,3 +125,4 @@ def empty_state(
             stop_ids=jnp.full((batch, features.stop_ids), -1, jnp.int32),
         ),
     )
+    return place_state(state, parallel)

@@ -1,10 +1,13 @@
 """The four compiled functions of decoding: feed prompts, admit rows, generate tokens, and score for checks.
 
-Each is a pure function of a merged `Mixtral` and arrays. Shapes: Bg rows of a prefill group, R rows being admitted,
-B rows of the decode state, T prompt tokens of one call, V vocabulary, L layers, A experts per token.
+Each is a pure function of a merged `Mixtral` and arrays, which live on the mesh as `place_state` and the model's rules
+say; what the host reads is whole on every device. Shapes: Bg rows of a prefill group, R rows being admitted, B rows of
+the decode state, T prompt tokens of one call, V vocabulary, L layers, A experts per token, d groups of devices that
+together hold all experts.
 """
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +15,13 @@ from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
 from moejax.cache import KVCache, copy_rows, empty_cache
+from moejax.config import ModelConfig
 from moejax.decoding.buckets import STEPS_PER_CALL
-from moejax.decoding.logprobs import TokenScores, score_hidden, score_tokens
-from moejax.decoding.sampling import choose, forbid_stops, penalize
-from moejax.decoding.state import DecodeState, Features, RowParams
+from moejax.decoding.logprobs import TokenScores, empty_scores, score_hidden, score_tokens
+from moejax.decoding.sampling import best_tokens, choose, forbid_stops, penalize
+from moejax.decoding.state import DecodeState, Features, RowParams, place_state
 from moejax.model import Mixtral
+from moejax.parallel import Parallel
 
 
 @jax.tree_util.register_dataclass
@@ -31,6 +36,19 @@ class StepOutput:
     token: Int[Array, "*steps B"]
     scores: TokenScores | None
     experts: Int[Array, "*steps B L A"] | None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Generated:
+    """What one call of `generate` did: `outputs` [STEPS_PER_CALL, ...], of which the first `taken` steps are real.
+
+    rows: that each expert computed, for each group of devices.
+    """
+
+    outputs: StepOutput
+    taken: Int[Array, ""]
+    rows: Int[Array, "d L E"]
 
 
 @jax.tree_util.register_dataclass
@@ -55,29 +73,28 @@ def prefill(
     targets: Int[Array, "Bg T"],
     start: Int[Array, ""],
     lengths: Int[Array, " Bg"],
-) -> tuple[KVCache, Float[Array, "Bg V"], PromptReport]:
+) -> tuple[KVCache, Float[Array, "Bg V"], PromptReport, Int[Array, "d L E"]]:
     """Feeds positions `start` to `start` + T of prompts that are `lengths` long.
 
     `logits` are those after the last tokens of prompts, as far as fed; those that this part brings are filled in.
-    `targets` are the tokens one place on.
+    `targets` are the tokens one place on. The last result is how many rows each expert computed.
     """
+    parallel = model.parallel
     batch, width = tokens.shape
     here = jnp.clip(lengths - start, 0, width)
-    hidden, cache, experts = model(tokens, jnp.broadcast_to(start, (batch,)), here, cache)
-    last = jnp.take_along_axis(hidden, jnp.maximum(here - 1, 0)[:, None, None], axis=1)[:, 0]
+    hidden, cache, routed = model(tokens, jnp.broadcast_to(start, (batch,)), here, cache)
+    last = parallel.map_rows(_last_of_each, hidden, here)
     ends_here = (lengths > start) & (lengths <= start + width)
     logits = jnp.where(ends_here[:, None], model.logits(last), logits)
-    return (
-        cache,
-        logits,
-        PromptReport(
-            scores=None if prompt_logprobs is None else score_hidden(model.logits, hidden, targets, prompt_logprobs),
-            experts=experts.astype(jnp.int16) if report_experts else None,
-        ),
+    report = PromptReport(
+        scores=None if prompt_logprobs is None else score_hidden(model, hidden, targets, prompt_logprobs),
+        experts=routed.experts.astype(jnp.int16) if report_experts else None,
     )
+    return cache, parallel.constrain(logits, "batch", "vocab"), *parallel.constrain((report, routed.rows))
 
 
 def admit(
+    parallel: Parallel,
     features: Features,
     state: DecodeState,
     cache: KVCache,
@@ -93,7 +110,7 @@ def admit(
     Row `rows[i]` becomes a copy of prefilled row `sources[i]`, whose prompt is `lengths[i]` long; a row number past
     the end of the state is padding.
     """
-    logits = logits[sources]
+    logits = parallel.constrain(logits[sources], "batch", "vocab")
     count = rows.shape[0]
     fresh = DecodeState(
         cache=(),
@@ -105,75 +122,91 @@ def admit(
         in_output=jnp.zeros(in_prompt.shape, jnp.int32),
         params=params,
     )
-    fresh, output = _accept(fresh, logits, features)
+    fresh, output = _accept(parallel, fresh, logits, features)
     whole = jax.tree.map(lambda cached: cached[sources], cache)
     merged = jax.tree.map(
         lambda old, new: old.at[rows].set(new, mode="drop"), dataclasses.replace(state, cache=()), fresh
     )
-    return dataclasses.replace(merged, cache=copy_rows(state.cache, whole, rows)), output
+    merged = dataclasses.replace(merged, cache=copy_rows(state.cache, whole, rows))
+    return place_state(merged, parallel), parallel.constrain(output)
 
 
 def generate(
     model: Mixtral, features: Features, state: DecodeState, cancelled: Bool[Array, " B"], steps: Int[Array, ""]
-) -> tuple[DecodeState, StepOutput, Int[Array, ""]]:
+) -> tuple[DecodeState, Generated]:
     """Up to `steps` (at most STEPS_PER_CALL) tokens for every active row that is not `cancelled`.
 
-    Stops early when no row is active. Returns the state, outputs [STEPS_PER_CALL, ...] and the steps taken.
+    Stops early when no row is active.
     """
+    parallel, config = model.parallel, model.config
     state = dataclasses.replace(state, active=state.active & ~cancelled)
-    shapes = jax.eval_shape(lambda s: _step(model, features, s)[1], state)
-    outputs = jax.tree.map(lambda leaf: jnp.zeros((STEPS_PER_CALL, *leaf.shape), leaf.dtype), shapes)
+    rows = jnp.zeros((parallel.rules.parts("groups"), config.num_layers, config.num_experts), jnp.int32)
+    nothing = Generated(
+        outputs=_no_output(config, features, state.token.shape[0]),
+        taken=jnp.zeros((), jnp.int32),
+        rows=parallel.constrain(rows, "groups", None, "experts"),
+    )
 
-    def unfinished(carry: tuple[DecodeState, StepOutput, Array]) -> Array:
-        return (carry[2] < steps) & jnp.any(carry[0].active)
+    def unfinished(carry: tuple[DecodeState, Generated]) -> Array:
+        return (carry[1].taken < steps) & jnp.any(carry[0].active)
 
-    def one_step(carry: tuple[DecodeState, StepOutput, Array]) -> tuple[DecodeState, StepOutput, Array]:
-        state, outputs, taken = carry
-        state, output = _step(model, features, state)
-        outputs = jax.tree.map(lambda all_, one: lax.dynamic_update_index_in_dim(all_, one, taken, 0), outputs, output)
-        return state, outputs, taken + 1
+    def one_step(carry: tuple[DecodeState, Generated]) -> tuple[DecodeState, Generated]:
+        state, so_far = carry
+        state, output, rows = _step(model, features, state)
+        return state, Generated(
+            outputs=jax.tree.map(
+                lambda all_, one: lax.dynamic_update_index_in_dim(all_, one, so_far.taken, 0), so_far.outputs, output
+            ),
+            taken=so_far.taken + 1,
+            rows=so_far.rows + rows,
+        )
 
-    return lax.while_loop(unfinished, one_step, (state, outputs, jnp.zeros((), jnp.int32)))
+    state, generated = lax.while_loop(unfinished, one_step, (place_state(state, parallel), nothing))
+    return state, parallel.constrain(generated)
 
 
 def full_logits(model: Mixtral, tokens: Int[Array, "B T"], length: Int[Array, " B"]) -> Float[Array, "B T V"]:
     """Logits at every position, teacher-forced."""
     batch, width = tokens.shape
     dtype = model.embed.table[...].dtype
-    cache = empty_cache(model.config, batch, width, dtype)
+    cache = empty_cache(model.config, batch, width, dtype, model.parallel)
     hidden, _, _ = model(tokens, jnp.zeros((batch,), jnp.int32), length, cache)
-    return model.logits(hidden)
+    return model.parallel.constrain(model.logits(hidden))
 
 
-def _step(model: Mixtral, features: Features, state: DecodeState) -> tuple[DecodeState, StepOutput]:
-    """Feeds each row's last token and generates its next one."""
-    hidden, cache, experts = model(state.token[:, None], state.position, state.active.astype(jnp.int32), state.cache)
+def _step(
+    model: Mixtral, features: Features, state: DecodeState
+) -> tuple[DecodeState, StepOutput, Int[Array, "d L E"]]:
+    """Feeds each row's last token and generates its next one; the last result is what each expert computed."""
+    hidden, cache, routed = model(state.token[:, None], state.position, state.active.astype(jnp.int32), state.cache)
     with jax.named_scope("sample"):
-        state, output = _accept(dataclasses.replace(state, cache=cache), model.logits(hidden[:, 0]), features)
+        logits = model.logits(hidden[:, 0])
+        state, output = _accept(model.parallel, dataclasses.replace(state, cache=cache), logits, features)
     if features.experts:
-        output = dataclasses.replace(output, experts=experts[:, 0].astype(jnp.int16))
-    return state, output
+        output = dataclasses.replace(output, experts=routed.experts[:, 0].astype(jnp.int16))
+    return place_state(state, model.parallel), output, routed.rows
 
 
-def _accept(state: DecodeState, logits: Float[Array, "B V"], features: Features) -> tuple[DecodeState, StepOutput]:
+def _accept(
+    parallel: Parallel, state: DecodeState, logits: Float[Array, "B V"], features: Features
+) -> tuple[DecodeState, StepOutput]:
     """Chooses each row's next token and decides whether the row ends with it."""
-    params, adjusted = state.params, logits
-    if features.penalize:
-        adjusted = penalize(adjusted, state.in_prompt, state.in_output, params)
-    if features.min_tokens:
-        adjusted = forbid_stops(adjusted, state.generated < params.min_tokens, params)
-    token = choose(adjusted, state.generated, params, features)
-    generated = state.generated + 1
+    if features.greedy:
+        token, in_output, scores = best_tokens(parallel, logits), state.in_output, None
+    else:
+        token, in_output, scores = parallel.map_rows(
+            partial(_choose_row_by_row, features=features),
+            logits,
+            state.in_prompt,
+            state.in_output,
+            state.generated,
+            state.params,
+        )
+    token = parallel.constrain(token)
+    generated, params = state.generated + 1, state.params
     ended = jnp.any(token[:, None] == params.stop_ids, axis=1) | (generated >= params.max_tokens)
-    in_output = state.in_output
-    if features.penalize:
-        in_output = in_output + jax.nn.one_hot(token, in_output.shape[1], dtype=jnp.int32)
     advanced = state.active.astype(jnp.int32)
-    output = StepOutput(
-        token=jnp.where(state.active, token, -1),
-        scores=None if features.logprobs is None else score_tokens(logits, token, features.logprobs),
-        experts=None,
-    )
+    output = StepOutput(token=jnp.where(state.active, token, -1), scores=scores, experts=None)
     return dataclasses.replace(
         state,
         token=jnp.where(state.active, token, state.token),
@@ -182,3 +215,41 @@ def _accept(state: DecodeState, logits: Float[Array, "B V"], features: Features)
         active=state.active & ~ended,
         in_output=in_output,
     ), output
+
+
+def _choose_row_by_row(
+    logits: Float[Array, "Bl V"],
+    in_prompt: Bool[Array, "Bl V"],
+    in_output: Int[Array, "Bl V"],
+    generated: Int[Array, " Bl"],
+    params: RowParams,
+    *,
+    features: Features,
+) -> tuple[Int[Array, " Bl"], Int[Array, "Bl V"], TokenScores | None]:
+    """One device's rows with their whole vocabulary: the next tokens, the occurrences with them, and their scores."""
+    adjusted = logits
+    if features.penalize:
+        adjusted = penalize(adjusted, in_prompt, in_output, params)
+    if features.min_tokens:
+        adjusted = forbid_stops(adjusted, generated < params.min_tokens, params)
+    token = choose(adjusted, generated, params, features)
+    if features.penalize:
+        in_output = in_output + jax.nn.one_hot(token, in_output.shape[1], dtype=jnp.int32)
+    scores = None if features.logprobs is None else score_tokens(logits, token, features.logprobs)
+    return token, in_output, scores
+
+
+def _no_output(config: ModelConfig, features: Features, batch: int) -> StepOutput:
+    """Room for the outputs of all steps of a call."""
+    steps = (STEPS_PER_CALL, batch)
+    experts = jnp.zeros((*steps, config.num_layers, config.experts_per_token), jnp.int16)
+    return StepOutput(
+        token=jnp.zeros(steps, jnp.int32),
+        scores=None if features.logprobs is None else empty_scores(steps, features.logprobs),
+        experts=experts if features.experts else None,
+    )
+
+
+def _last_of_each(hidden: Float[Array, "Bl T D"], lengths: Int[Array, " Bl"]) -> Float[Array, "Bl D"]:
+    """The hidden state of each row's last real token."""
+    return jnp.take_along_axis(hidden, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]

@@ -19,7 +19,9 @@ from moejax.moe.dense import dense
 from moejax.moe.ragged import ragged
 from moejax.moe.router import Routing
 from moejax.moe.weights import Expert
+from moejax.parallel import Parallel
 from moejax.params import fan_in_normal, param
+from sharding import LogicalAxes, Rules
 
 WeightLayout = Literal["per_expert", "stacked"]
 BackendName = Literal["dense", "blocked", "ragged"]
@@ -31,6 +33,7 @@ class ExpertBackend:
 
     layout: `per_expert`, three arrays for each expert, or `stacked`, three arrays with a leading axis E.
     apply: (experts, x [T, D], routing) -> float32 [T, D]; experts is a sequence of `Expert`, or one stacked `Expert`.
+        On a mesh they are those that one device holds, and the routing counts them from 0.
     """
 
     layout: WeightLayout
@@ -61,31 +64,58 @@ def resolve_backend(name: str, platform: str) -> BackendName:
 
 
 class Experts(nnx.Module):
-    """E expert feed-forward networks, laid out as `backend` wants them."""
+    """E expert feed-forward networks, laid out as `backend` wants them.
 
-    def __init__(self, config: ModelConfig, backend: BackendName, *, dtype: jax.typing.DTypeLike) -> None:
+    `stacked`: one array [E, ...] per matrix.  `per_expert`: one array [peers, ...] per matrix and slot, where slot j
+    holds the j-th expert of each of the `peers` devices that experts are split over: expert i El + j is its entry i.
+    """
+
+    def __init__(self, config: ModelConfig, backend: BackendName, rules: Rules, *, dtype: jax.typing.DTypeLike) -> None:
         self.backend: BackendName = backend
+        peers = rules.parts("experts")
         if BACKENDS[backend].layout == "stacked":
-            self.stacked = ExpertParams(config, (config.num_experts,), dtype=dtype)
+            self.stacked = ExpertParams(config, config.num_experts, dtype=dtype)
         else:
-            self.each = nnx.List([ExpertParams(config, (), dtype=dtype) for _ in range(config.num_experts)])
+            slots = [ExpertParams(config, peers, dtype=dtype) for _ in range(config.num_experts // peers)]
+            self.slots = nnx.List(slots)
 
-    def __call__(self, x: Float[Array, "T D"], routing: Routing) -> Float[Array, "T D"]:
+    def weights(self) -> Expert | list[Expert]:
+        """The arrays, for `apply` on each device."""
+        if BACKENDS[self.backend].layout == "stacked":
+            return self.stacked.weights()
+        return [slot.weights() for slot in self.slots]
+
+    def specs(self, parallel: Parallel) -> Any:
+        """How `weights` are split."""
+        spec = ExpertParams.specs(parallel)
+        return spec if BACKENDS[self.backend].layout == "stacked" else [spec] * len(self.slots)
+
+    def apply(self, local: Any, x: Float[Array, "T D"], routing: Routing) -> Float[Array, "T D"]:
+        """Inside `shard_map`: this device's part of the sum over experts; `local` is its part of `weights`."""
         backend = BACKENDS[self.backend]
-        if backend.layout == "stacked":
-            return backend.apply(self.stacked.weights(), x, routing)
-        return backend.apply([expert.weights() for expert in self.each], x, routing)
+        if backend.layout == "per_expert":
+            local = [Expert(slot.gate[0], slot.up[0], slot.down[0]) for slot in local]
+        return backend.apply(local, x, routing)
 
 
 class ExpertParams(nnx.Module):
-    """The parameters of one expert (`stack` is empty) or of a stack of them."""
+    """The parameters of a stack of experts."""
 
-    def __init__(self, config: ModelConfig, stack: tuple[int, ...], *, dtype: jax.typing.DTypeLike) -> None:
+    GATE: LogicalAxes = ("experts", "mlp", "embed")
+    DOWN: LogicalAxes = ("experts", "embed", "mlp")
+
+    def __init__(self, config: ModelConfig, stack: int, *, dtype: jax.typing.DTypeLike) -> None:
         d, f = config.embed_dim, config.expert_dim
-        axes = ("experts",) if stack else ()
-        self.gate = param((*stack, f, d), (*axes, "mlp", "embed"), init=fan_in_normal(d), dtype=dtype)
-        self.up = param((*stack, f, d), (*axes, "mlp", "embed"), init=fan_in_normal(d), dtype=dtype)
-        self.down = param((*stack, d, f), (*axes, "embed", "mlp"), init=fan_in_normal(f), dtype=dtype)
+        self.gate = param((stack, f, d), self.GATE, init=fan_in_normal(d), dtype=dtype)
+        self.up = param((stack, f, d), self.GATE, init=fan_in_normal(d), dtype=dtype)
+        self.down = param((stack, d, f), self.DOWN, init=fan_in_normal(f), dtype=dtype)
 
     def weights(self) -> Expert:
         return Expert(self.gate[...], self.up[...], self.down[...])
+
+    @classmethod
+    def specs(cls, parallel: Parallel) -> Any:
+        """How `weights` are split."""
+        gate, down = parallel.spec(*cls.GATE), parallel.spec(*cls.DOWN)
+        specs: Any = (gate, gate, down)
+        return Expert(*specs)

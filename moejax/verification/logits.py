@@ -16,17 +16,16 @@ _PROMPTS, _LENGTH, _SEED = 2, 24, 0
 class Comparison:
     """How far the logits of a model are from a reference's.
 
-    positions: how many were compared.  max_abs: the largest difference, and the one that passes.  mean_kl: of the
-    reference's next-token distribution to the model's, in nats, the mean over positions.  top10_overlap: share of the
-    10 likeliest tokens that are the same.  greedy_agreement: share of positions with the same likeliest token.
+    positions: how many were compared.  max_abs: the largest difference.  mean_kl: of the reference's next-token
+    distribution to the model's, in nats, the mean over positions.  top10_overlap: share of the 10 likeliest tokens that
+    are the same.  greedy_agreement: share of positions with the same likeliest token.
     first_difference_gap: at the first other position, by how much the reference prefers its token to the model's; None
     where there is no such position.
-    bit_equal: whether all bits are the same.  passed: the verdict.
+    bit_equal: whether all bits are the same.  passed: the verdict, of whoever compared.
     """
 
     positions: int
     max_abs: float
-    max_abs_limit: float | None
     mean_kl: float
     top10_overlap: float
     greedy_agreement: float
@@ -35,31 +34,17 @@ class Comparison:
     passed: bool
 
 
-@dataclass(frozen=True, kw_only=True)
-class Tolerance:
-    """What passes.
-
-    max_abs_share: the largest difference, in standard deviations of the reference's logits, if it counts.
-    """
-
-    max_abs_share: float | None
-    mean_kl: float
-
-
-# Measured against transformers: below 3e-5 standard deviations (docs/decisions.md, "Parity with transformers").
-FLOAT32 = Tolerance(max_abs_share=2e-4, mean_kl=1e-6)
-# Rounded weights or 16-bit arithmetic turn close choices of experts, and then single logits differ by anything: so what
-# counts is the distribution. Measured: 0.006 nats
-# (`moejax verify demo --reference demo --dtype bfloat16`).
-ROUNDED = Tolerance(max_abs_share=None, mean_kl=0.05)
-
-
 def compare_logits(
     reference: Sequence[Float[np.ndarray, "T V"]],
     model: Sequence[Float[np.ndarray, "T V"]],
-    tolerance: Tolerance | None,
+    *,
+    tolerance: float,
+    kl_tolerance: float = np.inf,
 ) -> Comparison:
-    """Compares float32 logits, one array per prompt. Without a tolerance every bit has to be the same.
+    """Compares float32 logits, one array per prompt.
+
+    It passes when no logit differs by more than `tolerance`, and the mean divergence is at most `kl_tolerance` nats, or
+    when every bit is the same.
 
     Raises:
         ValueError: when the shapes differ.
@@ -77,20 +62,15 @@ def compare_logits(
     # NaN fails too, as no comparison with it holds.
     max_abs, mean_kl = float(difference.max()), float(_kl(wanted, got).mean())
     bit_equal = wanted.tobytes() == got.tobytes()
-    limit = 0.0 if tolerance is None else None
-    if tolerance is not None and tolerance.max_abs_share is not None:
-        limit = tolerance.max_abs_share * float(wanted.std())
-    close = tolerance is not None and (limit is None or max_abs <= limit) and mean_kl <= tolerance.mean_kl
     return Comparison(
         positions=len(wanted),
         max_abs=max_abs,
-        max_abs_limit=limit,
         mean_kl=mean_kl,
         top10_overlap=_overlap(wanted, got),
         greedy_agreement=float((best == chosen).mean()),
         first_difference_gap=None if first is None else float(first),
         bit_equal=bit_equal,
-        passed=bit_equal if tolerance is None else close,
+        passed=bit_equal or (max_abs <= tolerance and mean_kl <= kl_tolerance),
     )
 
 
@@ -100,16 +80,28 @@ def fixed_prompts(vocab_size: int, max_seq_len: int) -> list[list[int]]:
     return [rng.integers(0, vocab_size, size=min(_LENGTH, max_seq_len)).tolist() for _ in range(_PROMPTS)]
 
 
+# Largest difference, in standard deviations of the logits, that rounded weights or 16-bit arithmetic leave. Measured:
+# 0.01 to 0.05 for random and trained models in bfloat16; an error in a weight's place gives 1 and more.
+ROUNDED_TOLERANCE = 0.25
+
+
+# Against another implementation, or other weights, close choices of experts turn, and then single logits differ by
+# anything: what counts is the distribution. Measured: 0.006 nats (`moejax verify demo --reference demo --dtype
+# bfloat16`).
+ROUNDED_KL = 0.05
+
+
 def compare_checkpoints(reference: Path, checkpoint: Path, *, exact: bool) -> Comparison:
     """Compares two folders with the same program, one model in memory after the other.
 
-    Both compute in the dtype of the reference. `exact`: every bit has to be the same; otherwise they pass as `ROUNDED`.
+    Both compute in the dtype of the reference. `exact`: every bit has to be the same; otherwise `ROUNDED_KL` passes.
     """
     from moejax.checkpoint import open_checkpoint
 
     dtype = open_checkpoint(reference).dtype
     wanted = _logits(reference, dtype)
-    return compare_logits(wanted, _logits(checkpoint, dtype), None if exact else ROUNDED)
+    got = _logits(checkpoint, dtype)
+    return compare_logits(wanted, got, tolerance=0.0 if exact else np.inf, kl_tolerance=ROUNDED_KL)
 
 
 def _logits(folder: Path, dtype: str) -> list[np.ndarray]:

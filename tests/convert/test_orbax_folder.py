@@ -87,15 +87,15 @@ def test_chunk_shapes(shape: tuple[int, ...], axis: int, expected: tuple[int, ..
 
 
 def test_a_part_reads_only_its_chunks(opened: OrbaxFolder) -> None:
-    before = opened.bytes_read
+    before = opened.read_bytes.total
     out = np.empty((1024, 1024), BF16)
     opened.read_into("path.wide", out, (slice(0, 1024), slice(2048, 3072)))
     assert np.array_equal(out, WIDE[:, 2048:3072])
-    assert opened.bytes_read - before == out.nbytes == WIDE.nbytes // 4
+    assert opened.read_bytes.total - before == out.nbytes == WIDE.nbytes // 4
     crossing = np.empty((512, 2), BF16)
     opened.read_into("path.tall", crossing, (slice(768, 1280), slice(5, 7)))
     assert np.array_equal(crossing, TALL[768:1280, 5:7])
-    assert opened.bytes_read - before == out.nbytes + TALL.nbytes // 2
+    assert opened.read_bytes.total - before == out.nbytes + TALL.nbytes // 2
 
 
 def test_orbaxs_own_count_of_bytes_agrees(opened: OrbaxFolder) -> None:
@@ -105,9 +105,9 @@ def test_orbaxs_own_count_of_bytes_agrees(opened: OrbaxFolder) -> None:
         (metric,) = ts.experimental_collect_matching_metrics("/tensorstore/kvstore/file/bytes_read")
         return int(metric["values"][0]["value"])
 
-    before, ours = counted(), opened.bytes_read
+    before, ours = counted(), opened.read_bytes.total
     opened.read_into("path.wide", np.empty((1024, 1024), BF16), (slice(0, 1024), slice(0, 1024)))
-    assert 0 <= (counted() - before) - (opened.bytes_read - ours) < 100_000, "more than metadata beside the chunk"
+    assert 0 <= (counted() - before) - (opened.read_bytes.total - ours) < 100_000, "more than metadata beside the chunk"
 
 
 def test_values_are_rounded_to_the_dtype_of_the_target(opened: OrbaxFolder) -> None:
@@ -132,6 +132,8 @@ def test_a_flipped_byte_is_found(tmp_path: Path) -> None:
     flip_byte(max((tmp_path / "weights").rglob("*"), key=lambda path: path.stat().st_size))
     message = refusal(tmp_path, "path.wide")
     assert "array 'wide' was damaged after it was converted: its checksum is crc32:" in message
+    with pytest.raises(CheckpointError, match="was damaged"):  # a slice that is all of it is no part
+        OrbaxFolder.open(tmp_path).read_into("path.wide", np.empty_like(WIDE), (slice(None), slice(0, 4096)))
     assert message.endswith("convert again with --restart")
 
 

@@ -20,6 +20,7 @@ from moejax.decoding import steps
 from moejax.loading import abstract_model
 from moejax.params import merge
 from tests.moejax.counting import count
+from tests.moejax.meshes import on_mesh
 
 # Weighted means of values of order 1, from float32 scores of order 1: rounding of 6e-8, some dozen times.
 FLOAT32_ATOL = 3e-6
@@ -230,16 +231,19 @@ MANY_HEADS = ModelConfig(
 )
 
 
+ONE_DEVICE = on_mesh(MANY_HEADS)
+
+
 def compiled_prefill(tokens: int, slots: int) -> Prefill:
     """Compiles, without running it, the program that feeds one prompt."""
-    graphdef, abstract = abstract_model(MANY_HEADS, "blocked", "bfloat16")
+    graphdef, abstract = abstract_model(MANY_HEADS, "blocked", "bfloat16", ONE_DEVICE)
     shape = jax.ShapeDtypeStruct
     program = jax.jit(
         lambda params, *args: steps.prefill(merge(graphdef, abstract, params), False, None, *args),
         donate_argnums=(1, 2),
     ).lower(
         {path: variable.get_value() for path, variable in abstract.items()},
-        jax.eval_shape(lambda: empty_cache(MANY_HEADS, 1, slots, "bfloat16")),
+        jax.eval_shape(lambda: empty_cache(MANY_HEADS, 1, slots, "bfloat16", ONE_DEVICE)),
         shape((1, MANY_HEADS.vocab_size), jnp.float32),
         shape((1, tokens), jnp.int32),
         shape((1, tokens), jnp.int32),

@@ -12,6 +12,7 @@ from moejax.cache import CACHE_AXES, KVCache, LayerCache, copy_rows, empty_cache
 from moejax.config import ModelConfig
 from sharding import check_logical_axes
 from tests.moejax.compiled import made
+from tests.moejax.meshes import on_mesh
 
 CONFIG = ModelConfig(
     vocab_size=16,
@@ -25,6 +26,7 @@ CONFIG = ModelConfig(
     expert_dim=8,
     max_position_embeddings=64,
 )
+ONE_DEVICE = on_mesh(CONFIG)
 K, H = CONFIG.num_kv_heads, CONFIG.head_dim
 DTYPES = ("bfloat16", "float16", "float32")
 
@@ -42,13 +44,13 @@ def filled(batch: int, length: int, dtype: str = "float32", seed: int = 0) -> KV
         layer.write(
             jnp.asarray(normal(*shape, seed=seed + 2 * i)), jnp.asarray(normal(*shape, seed=seed + 2 * i + 1)), starts
         )
-        for i, layer in enumerate(empty_cache(CONFIG, batch, length, dtype))
+        for i, layer in enumerate(empty_cache(CONFIG, batch, length, dtype, ONE_DEVICE))
     )
 
 
 @dtypes
 def test_empty_cache(dtype: str) -> None:
-    cache = empty_cache(CONFIG, 3, 10, dtype)
+    cache = empty_cache(CONFIG, 3, 10, dtype, ONE_DEVICE)
     assert len(cache) == CONFIG.num_layers
     for layer in cache:
         assert layer.length == 10
@@ -59,20 +61,20 @@ def test_empty_cache(dtype: str) -> None:
 
 
 def test_axes_name_the_arrays() -> None:
-    cache = empty_cache(CONFIG, 3, 10, "bfloat16")
+    cache = empty_cache(CONFIG, 3, 10, "bfloat16", ONE_DEVICE)
     check_logical_axes(CACHE_AXES, cache[0].k.shape)
     assert cache[0].k.shape == (3, CONFIG.num_kv_heads, 10, CONFIG.head_dim)
     assert CACHE_AXES == ("batch", "kv_heads", "sequence", "head_dim")
 
 
 def test_one_token_takes_as_many_elements_as_the_config_says() -> None:
-    cache = empty_cache(CONFIG, 3, 10, "bfloat16")
+    cache = empty_cache(CONFIG, 3, 10, "bfloat16", ONE_DEVICE)
     assert sum(array.size for array in jax.tree.leaves(cache)) == 3 * 10 * CONFIG.cache_elements_per_token
 
 
 @dtypes
 def test_what_is_stored_is_16_bits_wide_when_the_dtype_is(dtype: str) -> None:
-    layer = empty_cache(CONFIG, 1, 4, dtype)[0]
+    layer = empty_cache(CONFIG, 1, 4, dtype, ONE_DEVICE)[0]
     assert layer.k.dtype == layer.v.dtype == (jnp.float32 if dtype == "float32" else jnp.uint16)
     assert layer.k.dtype.itemsize == jnp.dtype(dtype).itemsize
 
@@ -119,7 +121,9 @@ def test_every_bit_pattern_comes_back(dtype: str) -> None:
 def test_write_rounds_float32_to_the_caches_dtype(dtype: str) -> None:
     """Keys arrive in float32 after the rotation."""
     k = normal(1, K, 4, H)
-    layer = run_write(empty_cache(CONFIG, 1, 4, dtype)[0], jnp.asarray(k), jnp.asarray(2 * k), np.zeros(1, np.int32))
+    layer = run_write(
+        empty_cache(CONFIG, 1, 4, dtype, ONE_DEVICE)[0], jnp.asarray(k), jnp.asarray(2 * k), np.zeros(1, np.int32)
+    )
     np.testing.assert_array_equal(np.asarray(layer.keys()), k.astype(jnp.dtype(dtype)))
     np.testing.assert_array_equal(np.asarray(layer.values()), (2 * k).astype(jnp.dtype(dtype)))
 
@@ -175,7 +179,7 @@ def looped_write(layer: LayerCache) -> LayerCache:
 
 def whole_caches_made(dtype: str) -> list[str]:
     """Types of the arrays as large as the cache that the compiled loop makes."""
-    arrays = jnp.zeros(LOOPED, empty_cache(CONFIG, 1, 1, dtype)[0].k.dtype)
+    arrays = jnp.zeros(LOOPED, empty_cache(CONFIG, 1, 1, dtype, ONE_DEVICE)[0].k.dtype)
     layer = LayerCache(k=arrays, v=arrays, dtype=dtype)
     # A function of its own, because one that was traced before would not be traced again.
     program = jax.jit(lambda layer: looped_write(layer), donate_argnums=0).lower(layer).compile().as_text()

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from jax import Array
 
+from moejax.config import NAMED_CONFIGS
 from moejax.layers import Embedding, RMSNorm, linear, rotate, rotation
 from moejax.params import merge, split
 from moejax.platform import smallest_product
+from tests.moejax.meshes import on_mesh
 
 FLOAT32_RTOL = 2e-6  # a dozen roundings of 6e-8
 
@@ -116,8 +118,13 @@ def test_rotation_is_float32_for_16_bit_heads() -> None:
     assert rotate(x, angles).dtype == jnp.float32
 
 
+ONE_DEVICE = on_mesh(NAMED_CONFIGS["mixtral-8x7b"])
+
+
 def embedding_of(table: np.ndarray, dtype: str) -> Embedding:
-    return merge(*split(Embedding(*table.shape, dtype=dtype)), {"table": jnp.asarray(table, dtype)})
+    return merge(
+        *split(Embedding(table.shape[0], table.shape[1], ONE_DEVICE, dtype=dtype)), {"table": jnp.asarray(table, dtype)}
+    )
 
 
 def test_embedding_looks_up_rows_and_scores_them() -> None:

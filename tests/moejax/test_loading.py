@@ -49,7 +49,7 @@ def test_every_tensor_lands_in_its_place(tmp_path: Path, tensors: Tensors, backe
         np.testing.assert_array_equal(params[path], tensors[name])
     for name, (expert, matrix) in EXPERT_PATHS.items():
         if backend == "blocked":
-            got = params[f"layers.0.moe.experts.each.{expert}.{matrix}"]
+            got = params[f"layers.0.moe.experts.slots.{expert}.{matrix}"][0]
         else:
             got = params[f"layers.0.moe.experts.stacked.{matrix}"][expert]
         np.testing.assert_array_equal(got, tensors[name])
@@ -288,7 +288,7 @@ def test_an_index_that_leaves_the_folder(tmp_path: Path, tensors: Tensors, place
 
 def test_a_config_of_another_family(tmp_path: Path, tensors: Tensors) -> None:
     assert refusal(write(tmp_path, tensors, model_type="qwen2_moe")) == (
-        "config.json: model_type is 'qwen2_moe'; moejax decodes 'mixtral' models only"
+        "FOLDER/config.json: model_type is 'qwen2_moe'; moejax decodes 'mixtral' models only"
     )
 
 

@@ -77,11 +77,11 @@ def test_max_seq_len_out_of_bounds(tmp_path: Path, tensors: Tensors, given: Any)
 
 def has_free(monkeypatch: pytest.MonkeyPatch, free_bytes: int) -> None:
     memory = DeviceMemory(device="H200", total_bytes=141 * 10**9, free_bytes=free_bytes)
-    monkeypatch.setattr(loading, "device_memory", lambda: memory)
+    monkeypatch.setattr(loading, "device_memory", lambda devices: memory)
 
 
 @pytest.mark.parametrize(
-    ("dtype", "gigabytes", "advice"), [("bfloat16", "281.2", ""), ("float32", "562.5", " or dtype=bfloat16")]
+    ("dtype", "gigabytes", "advice"), [("bfloat16", "281.2", ""), ("float32", "562.5", ", or dtype=bfloat16")]
 )
 def test_a_model_that_does_not_fit(monkeypatch: pytest.MonkeyPatch, dtype: str, gigabytes: str, advice: str) -> None:
     has_free(monkeypatch, 93 * 10**9)
@@ -89,7 +89,7 @@ def test_a_model_that_does_not_fit(monkeypatch: pytest.MonkeyPatch, dtype: str, 
         moejax.load("random:mixtral-8x22b", dtype=dtype)
     assert str(caught.value) == (
         f"the model needs {gigabytes} GB for its {dtype} weights, but H200 has 93.0 GB free (of 141.0); use a device "
-        f"with more memory{advice}"
+        f"with more memory, or a mesh of several{advice}"
     )
 
 

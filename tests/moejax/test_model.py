@@ -24,8 +24,9 @@ from moejax.moe.blocked import blocked
 from moejax.moe.experts import BACKENDS, ExpertBackend
 from moejax.moe.router import Routing
 from moejax.moe.weights import Expert
-from moejax.params import merge, random_params
-from tests.moejax.compiled import host_operations, instructions, weight_copies
+from moejax.params import merge
+from tests.moejax.compiled import PASS_ON, host_operations, instructions, weight_copies
+from tests.moejax.meshes import made_params, on_mesh
 
 # Only F has the factor 7, so an array whose size is a multiple of F * D holds expert weights.
 RAW = {
@@ -96,7 +97,7 @@ def recorded_decode(model: moejax.Model, prompts: list[list[int]], max_tokens: i
             calls.append(Call(kind=key[0], program=program, cache_bytes=cache_bytes, before=before, after=after))
             return result
 
-    moejax.decode(replace(model, programs=Recorder()), prompts, max_tokens=max_tokens)
+    moejax.decode(replace(model, programs=Recorder(model.parallel.sharding())), prompts, max_tokens=max_tokens)
     return calls
 
 
@@ -137,7 +138,7 @@ def test_each_expert_is_read_inside_a_loop_of_its_own(calls: list[Call], kind: s
     by_name = {(one.computation, one.name): one for one in program}
     read: dict[str, set[str]] = {}
     for one in program:
-        if one.opcode not in ("while", "tuple", "get-tuple-element", "call"):
+        if one.opcode not in PASS_ON:
             for operand in one.operands:
                 source = by_name.get((one.computation, operand))
                 if source is not None and any(array.size == WEIGHT_SIZE for array in source.results):
@@ -204,7 +205,7 @@ def test_full_size_declares_every_parameter(name: str, backend: str) -> None:
     experts = c.num_experts * 3 * c.embed_dim * c.expert_dim
     layer = attention + experts + c.num_experts * c.embed_dim + 2 * c.embed_dim
     total = 2 * c.vocab_size * c.embed_dim + c.num_layers * layer + c.embed_dim
-    _, abstract = abstract_model(c, backend, "bfloat16")
+    _, abstract = abstract_model(c, backend, "bfloat16", on_mesh(c))
     leaves = [variable.get_value() for variable in abstract.values()]
     assert sum(leaf.size for leaf in leaves) == total == c.num_parameters == FULL_SIZES[name]
     assert {leaf.dtype for leaf in leaves} == {jnp.dtype("bfloat16")}
@@ -215,23 +216,25 @@ def test_full_size_declares_every_parameter(name: str, backend: str) -> None:
 def test_full_size_lowers(name: str, backend: str) -> None:
     """A decode step of 2 rows x 4,096 slots, and a prefill of 2,048 tokens, from shapes alone."""
     config, shape = NAMED_CONFIGS[name], jax.ShapeDtypeStruct
-    graphdef, abstract = abstract_model(config, backend, "bfloat16")
+    parallel = on_mesh(config)
+    graphdef, abstract = abstract_model(config, backend, "bfloat16", parallel)
     params = {path: variable.get_value() for path, variable in abstract.items()}
     features = Features(sample=True, filter=True)
-    state = jax.eval_shape(lambda: empty_state(config, features, 2, 4096, "bfloat16"))
+    state = jax.eval_shape(lambda: empty_state(config, features, 2, 4096, "bfloat16", parallel))
     decode = jax.jit(lambda params, *args: steps.generate(merge(graphdef, abstract, params), features, *args))
     lowered = decode.lower(params, state, shape((2,), bool), shape((), jnp.int32))
-    new_state, output, taken = lowered.out_info
+    new_state, generated = lowered.out_info
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), new_state) == jax.tree.map(
         lambda leaf: (leaf.shape, leaf.dtype), state
     )
-    assert output.token.shape == (steps.STEPS_PER_CALL, 2) and taken.shape == ()
+    assert generated.outputs.token.shape == (steps.STEPS_PER_CALL, 2) and generated.taken.shape == ()
+    assert generated.rows.shape == (1, config.num_layers, config.num_experts)
 
-    cache = jax.eval_shape(lambda: empty_cache(config, 1, 2048, "bfloat16"))
+    cache = jax.eval_shape(lambda: empty_cache(config, 1, 2048, "bfloat16", parallel))
     prefill = jax.jit(lambda params, *args: steps.prefill(merge(graphdef, abstract, params), False, None, *args))
     tokens, logits = shape((1, 2048), jnp.int32), shape((1, config.vocab_size), jnp.float32)
     lowered = prefill.lower(params, cache, logits, tokens, tokens, shape((), jnp.int32), shape((1,), jnp.int32))
-    new_cache, new_logits, _ = lowered.out_info
+    new_cache, new_logits, _, _ = lowered.out_info
     assert [layer.k.shape for layer in new_cache] == [(1, 8, 2048, 128)] * config.num_layers
     assert new_logits.shape == (1, config.vocab_size) and new_logits.dtype == jnp.float32
 
@@ -285,15 +288,30 @@ def test_random_weights_of_a_named_config_have_no_tokenizer_or_eos(config_file: 
         moejax.decode(model, "text")
 
 
-def largest_from_host(make: Callable[[], Any]) -> int:
-    """Elements of the largest array that `make` brings from the host. One that it takes back raises an error."""
-    traced = jax.make_jaxpr(make)()
-    return max((np.size(const) for const in traced.consts), default=0)
+def largest_from_host(function: Callable[..., Any], *args: Any) -> int:
+    """Elements of the largest array that `function(*args)` brings from the host. One that it takes back is an error."""
+    traced = jax.make_jaxpr(function)(*args)
+    return max((np.size(one) for one in (*args, *traced.consts)), default=0)
 
 
-def test_random_weights_are_made_on_the_device(config_file: Path) -> None:
-    _, abstract = abstract_model(named_config(str(config_file)), "blocked", "bfloat16")
-    assert largest_from_host(lambda: random_params(abstract, 0)) <= 2  # a key
+def test_random_weights_are_made_on_the_device(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is the result of a compiled function that is given a key and a hash per expert, and nothing else."""
+    config = named_config(str(config_file))
+    parallel = on_mesh(config)
+    _, abstract = abstract_model(config, "blocked", "bfloat16", parallel)
+    jit, made = jax.jit, []
+
+    def recording_jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            assert largest_from_host(function, *args) <= max(2, EXPERTS)
+            made.append(jit(function, **options)(*args))
+            return made[-1]
+
+        return call
+
+    monkeypatch.setattr(jax, "jit", recording_jit)
+    params = made_params(abstract, config, 0, parallel)
+    assert [id(array) for array in params.values()] == [id(array) for array in made]
 
 
 def test_a_copy_from_or_to_the_host_would_be_found() -> None:

@@ -263,6 +263,40 @@ def test_malformed_file(tmp_path: Path, name: str, content: Any, message: str) -
     assert text.startswith(f"{tmp_path / name}: ") and message in text and "\n" not in text
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "generation_config.json",
+        "chat_template.jinja",
+    ],
+)
+def test_link_that_leads_nowhere(tmp_path: Path, name: str) -> None:
+    """As in a copy of the HF cache without its blobs: to go on without the file would give other tokens."""
+    save(tmp_path, sentencepiece(), bos_token=None, eos_token=None)
+    (tmp_path / name).unlink(missing_ok=True)
+    (tmp_path / name).symlink_to("blobs/1234")
+    with pytest.raises(CheckpointError) as caught:
+        Tokenizer.from_folder(tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path / name} is a link to blobs/1234, where there is no file to read; download it again"
+    )
+
+
+def test_tokenizer_model_that_is_a_link_to_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").symlink_to("gone")
+    with pytest.raises(CheckpointError, match=r"tokenizer.model is a link to gone, where there is no file to read"):
+        missing_tokenizer_message(tmp_path)
+
+
+def test_folder_in_place_of_a_tokenizer(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").mkdir()
+    with pytest.raises(CheckpointError, match=r"tokenizer.json is no regular file; remove it and download it again$"):
+        Tokenizer.from_folder(tmp_path)
+
+
 def test_add_bos_token_without_a_bos_token(tmp_path: Path) -> None:
     backend = sentencepiece()
     backend.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])

@@ -20,26 +20,52 @@ def test_this_machine() -> None:
     assert found.total_bytes < 2**60, "no limit of a container was taken for memory"
 
 
-def accelerator(monkeypatch: pytest.MonkeyPatch, stats: dict[str, int] | None) -> DeviceMemory:
-    """What a GPU with these statistics has."""
-    device: Any = SimpleNamespace(platform="gpu", device_kind="H200", memory_stats=lambda: stats)
-    monkeypatch.setattr(jax, "devices", lambda: [device])
-    return device_memory()
+def accelerator(stats: dict[str, int] | None, process: int = 0) -> Any:
+    """A GPU with these statistics."""
+    return SimpleNamespace(platform="gpu", device_kind="H200", process_index=process, memory_stats=lambda: stats)
 
 
-def test_an_accelerator_has_the_pool_that_its_driver_lends(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = accelerator(monkeypatch, {"bytes_limit": 100 * GB, "bytes_in_use": 30 * GB, "peak_bytes_in_use": 50 * GB})
+def test_an_accelerator_has_the_pool_that_its_driver_lends() -> None:
+    found = device_memory(
+        [accelerator({"bytes_limit": 100 * GB, "bytes_in_use": 30 * GB, "peak_bytes_in_use": 50 * GB})]
+    )
     assert found == DeviceMemory(device="H200", total_bytes=100 * GB, free_bytes=70 * GB)
 
 
-def test_an_accelerator_that_nobody_uses(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert accelerator(monkeypatch, {"bytes_limit": 5 * GB}).free_bytes == 5 * GB
+def test_an_accelerator_that_nobody_uses() -> None:
+    assert device_memory([accelerator({"bytes_limit": 5 * GB})]).free_bytes == 5 * GB
+
+
+def test_without_devices_it_is_the_first_one_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = [accelerator({"bytes_limit": size * GB}) for size in (7, 5)]
+    monkeypatch.setattr(jax, "local_devices", lambda: here)
+    assert device_memory().free_bytes == 7 * GB
+
+
+def test_the_fullest_of_several_counts() -> None:
+    """Every device gets as much of a model as the others, so the one with the least room decides."""
+    stats = [{"bytes_limit": 100 * GB, "bytes_in_use": used * GB} for used in (10, 60, 20)]
+    found = device_memory([accelerator(one) for one in stats])
+    assert found == DeviceMemory(device="H200", total_bytes=100 * GB, free_bytes=40 * GB)
+
+
+def test_devices_of_other_processes_do_not_count() -> None:
+    """Their memory cannot be asked for from here."""
+    devices = [accelerator(None, process=1), accelerator({"bytes_limit": 9 * GB}), accelerator({}, process=2)]
+    assert device_memory(devices).free_bytes == 9 * GB
+
+
+def test_simulated_devices_share_the_memory_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = {"memory.max": 8 * GB // 10, "memory.current": 0}
+    monkeypatch.setattr(memory, "_cgroup", lambda name: figures[name])
+    found = device_memory(jax.devices()[:4])
+    assert (found.total_bytes, found.free_bytes) == (2 * GB // 10, 2 * GB // 10)
 
 
 @pytest.mark.parametrize("stats", [None, {}, {"bytes_in_use": 1}])
-def test_an_accelerator_that_says_nothing(monkeypatch: pytest.MonkeyPatch, stats: dict[str, int] | None) -> None:
+def test_an_accelerator_that_says_nothing(stats: dict[str, int] | None) -> None:
     with pytest.raises(RuntimeError, match=r"\(H200\) does not report its memory"):
-        accelerator(monkeypatch, stats)
+        device_memory([accelerator(stats)])
 
 
 def test_what_the_kernel_says(tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from tests.moejax.decoding.tiny_checkpoint import Tiny
 PROMPT = "the import statement"
 F32 = ("--dtype", "float32")  # as `tiny` is loaded
 STATISTICS = re.compile(
-    r"prompt 7 tokens \| generated 12 \(length\) \| first token \d+\.\d{3} s \| decode [\d,]+\.\d tokens/s "
-    r"\| compile \d+\.\d\d s \| load \d+\.\d\d s\n"
+    r"prompt 7 tokens \| generated 12 \(length\)\n"
+    r"first token \d+\.\d{3} s \| decode [\d,]+\.\d tokens/s \| compile \d+\.\d s \| load \d+\.\d s\n"
 )
 
 
@@ -52,7 +52,9 @@ def test_text_is_the_librarys(call: Call, tiny: Tiny, tiny_folder: Path, flag: s
     assert STATISTICS.fullmatch(outcome.err)
 
 
-def test_every_flag_reaches_the_library(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_flag_reaches_the_library(
+    call: Call, tiny_folder: Path, tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
     params = moejax.SamplingParams(
         max_tokens=9,
         min_tokens=2,
@@ -84,12 +86,12 @@ def test_every_flag_reaches_the_library(call: Call, monkeypatch: pytest.MonkeyPa
             flags += [f"--{name.replace('_', '-')}", *([] if one is True else [str(one)])]
     reached: dict[str, Any] = {}
     monkeypatch.setattr(moejax, "load", lambda source, **settings: (source, settings), raising=False)
-    monkeypatch.setattr(output, "decode_all", lambda *args, **_: reached.update(args=args) or "done")
-    load = ("--dtype", "f16", "--expert-backend", "dense", "--max-seq-len", "99", "--model-seed", "7")
-    outcome = call("decode", "random:mixtral-8x7b", "--token-ids", "1 2", *load, *flags)
+    monkeypatch.setattr(output, "decode_all", lambda *args, **_: reached.update(args=args) or ("done", "speed"))
+    load = ("--dtype", "f16", "--expert-backend", "dense", "--max-seq-len", "99")
+    outcome = call("decode", tiny_folder, "--token-ids", "1 2", *load, *flags)
     assert outcome.status == 0, outcome.err
-    settings = {"dtype": "f16", "expert_backend": "dense", "max_seq_len": 99, "seed": 7}
-    assert reached["args"] == (("random:mixtral-8x7b", settings), [[1, 2]], params)
+    settings = {"dtype": "f16", "expert_backend": "dense", "max_seq_len": 99, "seed": 0}
+    assert reached["args"] == ((str(tiny_folder), settings), [[1, 2]], params)
 
 
 def test_json_is_the_whole_result(call: Call, tiny: Tiny, tiny_folder: Path) -> None:
@@ -162,7 +164,7 @@ def test_several_outputs_are_headed_by_their_numbers(call: Call, tiny: Tiny, tin
     first, second = expected(tiny, [PROMPT, "a list"])
     assert outcome.out == f"--- prompt 0 ---\n{first.text}\n\n--- prompt 1 ---\n{second.text}\n"
     assert outcome.err.startswith("2 prompts | prompt ")
-    assert "| generated 24 (2 length) |" in outcome.err
+    assert "| generated 24 (2 length)\n" in outcome.err
     sampled = call("decode", tiny_folder, "--prompt", PROMPT, "-n", "3", "--n", "2", "--temperature", "1", *F32)
     assert re.findall("--- .* ---", sampled.out) == ["--- prompt 0, output 0 ---", "--- prompt 0, output 1 ---"]
 

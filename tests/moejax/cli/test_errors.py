@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from moejax.cli import startup
 from moejax.cli.errors import describe, with_flags
 from moejax.cli.foreign_flags import NOT_HERE, OURS
 from tests.moejax.cli.conftest import Call
@@ -13,10 +14,11 @@ from tests.moejax.decoding.tiny_checkpoint import Tiny
 
 P = ("--prompt", "x")
 
-# What can be told without a model: (arguments after `moejax`, the whole message).
+# What is told before JAX starts: (arguments after `moejax`, the whole message).
 MISTAKES: list[tuple[tuple[str, ...], str]] = [
     # the command line itself
     (("serve",), "no such command 'serve'; the commands are decode and info"),
+    (("inf",), "no such command 'inf'; did you mean 'info'? The commands are decode and info"),
     (("--foo",), "moejax has no --foo; see moejax --help"),
     (("decode",), "moejax decode needs a CHECKPOINT; see moejax decode --help"),
     (("info",), "moejax info needs a CHECKPOINT; see moejax info --help"),
@@ -43,8 +45,7 @@ MISTAKES: list[tuple[tuple[str, ...], str]] = [
     (("decode", "demo", "-p", "x"), "moejax decode has no -p; use --prompt"),
     (
         ("decode", "demo", *P, "--tensor-parallel-size", "2"),
-        "moejax decode has no --tensor-parallel-size: moejax decodes on one device so far, parallelism over several "
-        "does not exist yet",
+        "moejax decode has no --tensor-parallel-size: a mesh says it: --mesh tensor=N",
     ),
     # values of the wrong kind, or out of range
     (("decode", "demo", *P, "--temperature", "hot"), "--temperature must be a number, got 'hot'"),
@@ -106,6 +107,7 @@ MISTAKES: list[tuple[tuple[str, ...], str]] = [
         "there is no folder nowhere; give 'demo', the folder of a Hugging Face checkpoint, or 'random:NAME' for random "
         "weights",
     ),
+    (("decode", "", *P), "got an empty name; give 'demo', or the folder of a Hugging Face checkpoint"),
     (
         ("info", "mistralai/Mixtral-8x7B-v0.1"),
         "there is no folder mistralai/Mixtral-8x7B-v0.1 here, and moejax downloads nothing by itself; run: hf download "
@@ -125,12 +127,12 @@ MISTAKES: list[tuple[tuple[str, ...], str]] = [
         "this checkpoint has no chat template (neither chat_template.jinja nor chat_template in "
         "tokenizer_config.json), so it is probably no chat model: give the text as a plain prompt",
     ),
-    # what only the model can tell
-    (("decode", "demo", *P, "--dtype", "fp8"), "unknown dtype 'fp8': use bfloat16, float16, float32 or auto"),
     (
-        ("decode", "demo", *P, "--expert-backend", "triton"),
-        "unknown expert backend 'triton'; the known ones are auto, dense, blocked, ragged",
+        ("decode", "random:mixtral-8x9b", *P),
+        "unknown model 'mixtral-8x9b': the known names are mixtral-8x7b, mixtral-8x22b, or the path of a config.json; "
+        "did you mean 'mixtral-8x7b'?",
     ),
+    # a request that this model cannot serve
     (
         ("decode", "demo", *P, "--max-seq-len", "9999"),
         "--max-seq-len must be from 2 to 1024 (the model's max_position_embeddings), got 9999",
@@ -148,11 +150,37 @@ MISTAKES: list[tuple[tuple[str, ...], str]] = [
         ("decode", "demo", *P, "--stop-token-id", "2048"),
         "--stop-token-id: 2048 is out of range, this model's ids are 0 to 2047",
     ),
+    (("decode", "demo", *P, "--logprobs", "2049"), "--logprobs 2049 is more than the 2048 tokens of this model"),
+    (
+        ("decode", "random:mixtral-8x7b", "--token-ids", "1", "--stop", "x"),
+        "stop strings need a tokenizer, but random:mixtral-8x7b has random weights and no tokenizer: use --token-ids; "
+        "or use --stop-token-id",
+    ),
+]
+# What JAX has to be there for.
+LATER: list[tuple[tuple[str, ...], str]] = [
+    (("decode", "demo", *P, "--dtype", "fp8"), "unknown dtype 'fp8': use bfloat16, float16, float32 or auto"),
+    (
+        ("decode", "demo", *P, "--expert-backend", "triton"),
+        "unknown expert backend 'triton'; the known ones are auto, dense, blocked, ragged",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("arguments", "message"), MISTAKES, ids=[ascii(" ".join(a)) for a, _ in MISTAKES])
-def test_mistake_is_told_in_one_line(call: Call, arguments: tuple[str, ...], message: str) -> None:
+def test_mistake_is_told_in_one_line_and_at_once(
+    call: Call, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], message: str
+) -> None:
+    def fail(**_: bool) -> None:
+        raise AssertionError("JAX is started")
+
+    monkeypatch.setattr(startup, "prepare_jax", fail)
+    outcome = call(*arguments)
+    assert (outcome.status, outcome.out, outcome.err) == (2, "", f"error: {message}\n")
+
+
+@pytest.mark.parametrize(("arguments", "message"), LATER, ids=[ascii(" ".join(a)) for a, _ in LATER])
+def test_later_mistake_is_told_in_one_line(call: Call, arguments: tuple[str, ...], message: str) -> None:
     outcome = call(*arguments)
     assert (outcome.status, outcome.out, outcome.err) == (2, "", f"error: {message}\n")
 
@@ -179,7 +207,9 @@ def test_text_without_a_tokenizer_is_refused_before_the_weights_are_read(
 def test_damaged_checkpoint_is_told_as_the_library_tells_it(call: Call, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     outcome = call("info", tmp_path)
-    assert outcome.err == "error: config.json: model_type is 'llama'; moejax decodes 'mixtral' models only\n"
+    assert (
+        outcome.err == f"error: {tmp_path}/config.json: model_type is 'llama'; moejax decodes 'mixtral' models only\n"
+    )
 
 
 def test_debug_adds_the_traceback(call: Call) -> None:

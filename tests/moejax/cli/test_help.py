@@ -8,6 +8,7 @@ import pytest
 import moejax
 from moejax.cli.decode import EXAMPLES as DECODE_EXAMPLES
 from moejax.cli.info import EXAMPLES as INFO_EXAMPLES
+from moejax.config import NAMED_CONFIGS
 from moejax.decoding.sampling_params import PARAMETER_NAMES
 from tests.moejax.cli.conftest import Call
 
@@ -29,6 +30,19 @@ def test_help_has_examples_and_fits(
     assert max(map(len, usage.splitlines())) <= min(columns, 100)
     assert max(map(len, examples.splitlines())) <= 100
     assert "\x1b" not in outcome.out
+
+
+def test_list_of_commands_is_not_cut(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    out = call("--help").out
+    assert "  info    Show what is in a checkpoint and whether it fits here.\n" in out
+    assert "..." not in out.partition("Commands:")[2]
+
+
+@pytest.mark.parametrize("command", ["decode", "info"])
+def test_help_of_the_checkpoint_names_the_named_models(call: Call, command: str) -> None:
+    text = " ".join(call(command, "--help").out.split())
+    assert f"random:NAME for random weights, with NAME one of {', '.join(NAMED_CONFIGS)}, or the path of a" in text
 
 
 def test_no_arguments_is_help(call: Call) -> None:

@@ -1,6 +1,7 @@
 """`moejax info` says what is in a checkpoint, and does not read its weights."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 import sharding
 from moejax.checkpoint import open_checkpoint
+from moejax.cli import console
 from moejax.cli.info_tables import count, size
 from moejax.config import NAMED_CONFIGS
 from sharding import DeviceMemory
@@ -101,6 +103,31 @@ def test_ignored_tensors_and_features_are_named(call: Call, tiny: Tiny, tiny_fol
     assert "sliding window of 77 tokens" in text
     assert "tied: the head is the embedding" in text
     assert "lm_head.weight (tied to the embedding)" in text
+
+
+@pytest.mark.parametrize("source", ["demo", "random:mixtral-8x7b", "random:mixtral-8x22b"])
+def test_tables_fit_80_columns(call: Call, memory: DeviceMemory, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+    wide = call("info", source).out.splitlines()
+    monkeypatch.setattr(console, "PIPED_WIDTH", 80)
+    narrow = call("info", source).out.splitlines()
+    assert narrow[1:] == wide[1:]  # nothing was wrapped; the first line holds a path
+    assert max(map(len, narrow[1:])) <= 80
+
+
+def test_what_there_is_only_one_of_is_said_once(call: Call, tiny: Tiny, tiny_folder: Path, tmp_path: Path) -> None:
+    lines = call("info", "demo").out.splitlines()
+    assert "  weights        7.74 MB in model.safetensors, 127 tensors, all BF16" in lines
+    assert not [line for line in lines if line.startswith(("  files", "  ignored"))]
+    tensors = load_file(tiny_folder / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(dict(tiny.config)))
+    halves = {"a.safetensors": dict(list(tensors.items())[::2]), "b.safetensors": dict(list(tensors.items())[1::2])}
+    for name, half in halves.items():
+        save_file(half, tmp_path / name)
+    weight_map = {tensor: name for name, half in halves.items() for tensor in half}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    text = call("info", tmp_path).out
+    assert f"in 2 files, {len(tensors)} tensors, all F32" in text
+    assert re.search(r"^  files +a\.safetensors [\d.]+ kB, b\.safetensors [\d.]+ kB$", text, re.MULTILINE)
 
 
 def test_weights_are_not_read(call: Call, tiny: Tiny, tiny_folder: Path, tmp_path: Path) -> None:

@@ -83,12 +83,12 @@ def test_folder_that_cannot_be_written_is_a_warning(
     if flags:
         assert outcome.err == ""
     else:
-        warning, statistics = outcome.err.splitlines()
+        warning, statistics, _ = outcome.err.splitlines()
         assert warning == (
             "warning: compiled programs cannot be kept for the next run "
             f"({tmp_path}/file/moejax/xla: Not a directory); set XDG_CACHE_HOME to a folder that can be written"
         )
-        assert statistics.startswith("prompt 2 tokens | generated 1 ")
+        assert statistics.startswith("prompt 2 tokens | generated 1 (")
 
 
 def test_user_without_a_home_is_a_warning(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,7 +81,11 @@ def test_token_id_out_of_range(tiny: Tiny, prompts: Any, index: int, wrong: int)
     both(tiny.model, prompts, f"prompt {index}: token id {wrong} is out of range, this model's ids are 0 to 299")
 
 
-@pytest.mark.parametrize("prompts", [None, 5, 1.5, {"a": 1}, {1, 2}, iter([1]), np.int32(4)], ids=repr)
+@pytest.mark.parametrize(
+    "prompts",
+    [None, 5, 1.5, {"a": 1}, {1, 2}, iter([1]), np.int32(4)],
+    ids=["None", "int", "float", "dict", "set", "iterator", "numpy scalar"],
+)
 def test_prompts_of_another_type(tiny: Tiny, prompts: Any) -> None:
     both(tiny.model, prompts, f"{KINDS}, got {prompts!r:.80}")
 
@@ -207,7 +211,7 @@ def test_min_tokens_where_every_token_is_a_stop(tiny: Tiny) -> None:
 def test_cache_that_does_not_fit(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     """2 layers x 2 KV heads x 8 x keys and values in float32: 256 bytes a token."""
     memory = DeviceMemory(device="cpu", total_bytes=10**6, free_bytes=2 * 128 * 256 - 1)
-    monkeypatch.setattr(engine, "device_memory", lambda: memory)
+    monkeypatch.setattr(engine, "device_memory", lambda devices: memory)
     with pytest.raises(
         ValueError, match=r"^the key/value cache of 2 rows x 128 tokens needs 0.0 GB, but cpu has 0.0 GB"
     ):

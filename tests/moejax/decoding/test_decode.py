@@ -32,7 +32,9 @@ def limited(tiny: Tiny, limit: int) -> Tiny:
 
 def recompiled(tiny: Tiny) -> Tiny:
     """The same model without compiled programs: for tests that change the sizes that programs are made for."""
-    return dataclasses.replace(tiny, model=dataclasses.replace(tiny.model, programs=Programs()))
+    return dataclasses.replace(
+        tiny, model=dataclasses.replace(tiny.model, programs=Programs(tiny.model.parallel.sharding()))
+    )
 
 
 # --- cached decode and full forward ---

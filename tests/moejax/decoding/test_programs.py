@@ -38,7 +38,7 @@ def events() -> Iterator[list[str]]:
 @pytest.fixture
 def model(tiny: Tiny) -> moejax.Model:
     """The model without compiled programs."""
-    return dataclasses.replace(tiny.model, programs=Programs())
+    return dataclasses.replace(tiny.model, programs=Programs(tiny.model.parallel.sharding()))
 
 
 def test_listener_hears_jax_compile() -> None:

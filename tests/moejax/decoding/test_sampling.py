@@ -42,7 +42,7 @@ def row_params(params: list[SamplingParams], stop_ids: tuple[int, ...] = ()) -> 
         )
         for i, p in enumerate(params)
     ]
-    return engine.row_params(rows, len(rows), EVERYTHING)
+    return engine.row_params(rows, len(rows), EVERYTHING, entropy=0)
 
 
 def random_rows(rng: np.random.Generator, count: int, width: int = 40) -> np.ndarray:

@@ -12,7 +12,8 @@ from moejax.config import ModelConfig
 from moejax.moe import BACKENDS, MoE, resolve_backend
 from moejax.moe.experts import BackendName
 from moejax.moe.weights import Expert
-from moejax.params import ParamTree, merge, random_params, split
+from moejax.params import ParamTree, merge, split
+from tests.moejax.meshes import made_params, on_mesh
 from tests.moejax.moe.oracle import Layer, moe_loop, route_loop
 
 CONFIG = ModelConfig(
@@ -54,8 +55,8 @@ def test_every_name_has_a_backend() -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_layout_declares_the_parameters(backend: BackendName) -> None:
-    """The same weights, as arrays of one expert or of all of them; the experts have an axis only when stacked."""
-    _, abstract = split(MoE(CONFIG, backend, dtype=jnp.float32))
+    """The same weights, as an array of all experts or one per expert that a device holds."""
+    _, abstract = split(MoE(CONFIG, backend, on_mesh(CONFIG), dtype=jnp.float32))
     shapes = {path: variable.get_value().shape for path, variable in abstract.items()}
     axes = {path: variable.get_metadata("out_sharding") for path, variable in abstract.items()}
     assert shapes.pop("router") == (5, 8)
@@ -69,15 +70,15 @@ def test_layout_declares_the_parameters(backend: BackendName) -> None:
         assert axes["experts.stacked.down"] == ("experts", "embed", "mlp")
     else:
         assert len(shapes) == 3 * 5
-        assert {shapes[f"experts.each.{e}.gate"] for e in range(5)} == {(12, 8)}
-        assert {shapes[f"experts.each.{e}.down"] for e in range(5)} == {(8, 12)}
-        assert axes["experts.each.0.up"] == ("mlp", "embed")
+        assert {shapes[f"experts.slots.{e}.gate"] for e in range(5)} == {(1, 12, 8)}
+        assert {shapes[f"experts.slots.{e}.down"] for e in range(5)} == {(1, 8, 12)}
+        assert axes["experts.slots.0.up"] == ("experts", "mlp", "embed")
 
 
 def layer_of(params: ParamTree) -> Layer:
     if "experts.stacked.gate" in params:
         return Layer(experts=[Expert(*(params[f"experts.stacked.{m}"][e] for m in Expert._fields)) for e in range(5)])
-    return Layer(experts=[Expert(*(params[f"experts.each.{e}.{m}"] for m in Expert._fields)) for e in range(5)])
+    return Layer(experts=[Expert(*(params[f"experts.slots.{e}.{m}"][0] for m in Expert._fields)) for e in range(5)])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -85,11 +86,14 @@ def layer_of(params: ParamTree) -> Layer:
 def test_layer_equals_loop(backend: BackendName, experts_per_token: int) -> None:
     """Router and experts together, [B, T, D] with padding: it contributes 0 and is reported as expert E."""
     config = replace(CONFIG, experts_per_token=experts_per_token)
-    graphdef, abstract = split(MoE(config, backend, dtype=jnp.float32))
-    params = random_params(abstract, 3)
+    parallel = on_mesh(config)
+    graphdef, abstract = split(MoE(config, backend, parallel, dtype=jnp.float32))
+    params = made_params(abstract, config, 3, parallel)
     x = np.random.default_rng(0).standard_normal((2, 3, 8)).astype(np.float32)
     valid = np.array([[True, True, False], [True, True, True]])
-    got, experts = jax.jit(lambda params, x, valid: merge(graphdef, abstract, params)(x, valid))(params, x, valid)
+    got, (experts, rows) = jax.jit(lambda params, x, valid: merge(graphdef, abstract, params)(x, valid))(
+        params, x, valid
+    )
     logits = x.reshape(6, 8).astype(np.float64) @ np.asarray(params["router"]).astype(np.float64).T
     routing = route_loop(logits, valid.reshape(-1), experts_per_token)
     np.testing.assert_array_equal(experts, np.asarray(routing.experts).reshape(2, 3, -1))
@@ -97,12 +101,16 @@ def test_layer_equals_loop(backend: BackendName, experts_per_token: int) -> None
     expected = moe_loop(layer_of(params), x.reshape(6, 8), routing).reshape(2, 3, 8)
     np.testing.assert_allclose(got, expected, rtol=0, atol=FLOAT32_ATOL)
     np.testing.assert_array_equal(got[0, 2], np.zeros(8))
+    counts = np.bincount(np.asarray(routing.experts).reshape(-1), minlength=6)[:5]
+    np.testing.assert_array_equal(rows, counts[None])
 
 
 def test_output_has_the_dtype_of_the_input() -> None:
-    graphdef, abstract = split(MoE(CONFIG, "blocked", dtype=jnp.bfloat16))
-    params = random_params(abstract, 0)
+    parallel = on_mesh(CONFIG)
+    graphdef, abstract = split(MoE(CONFIG, "blocked", parallel, dtype=jnp.bfloat16))
+    params = made_params(abstract, CONFIG, 0, parallel)
     x, valid = jnp.zeros((2, 3, 8), jnp.bfloat16), jnp.ones((2, 3), bool)
-    out, experts = jax.eval_shape(lambda x, valid: merge(graphdef, abstract, params)(x, valid), x, valid)
+    out, (experts, rows) = jax.eval_shape(lambda x, valid: merge(graphdef, abstract, params)(x, valid), x, valid)
     assert out.dtype == jnp.bfloat16 and out.shape == (2, 3, 8)
     assert experts.dtype == jnp.int32 and experts.shape == (2, 3, 2)
+    assert rows.dtype == jnp.int32 and rows.shape == (1, 5)

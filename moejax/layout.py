@@ -1,0 +1,144 @@
+"""How a model is split over a mesh: the table of dispatches, and the rules that follow from one. Imports no JAX.
+
+A dispatch is how tokens reach the device that owns their expert. It decides everything else: where tokens are between
+layers, and so over which axes heads, cache and vocabulary may be split. Adding one: a file in `moejax/moe/`, a row in
+`DISPATCHES`, its name in `DispatchName`.
+"""
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Literal, get_args
+
+from moejax.config import ModelConfig
+from sharding import MeshAxes, MeshAxis, MeshConfig, Rules, mesh_config
+
+DispatchName = Literal["replicated", "gather", "all_to_all"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dispatch:
+    """Where things are under one dispatch.
+
+    tokens: mesh axes that the batch is split over between layers; all others hold every token of their rows.
+    dense: what query heads, key/value heads and the vocabulary may be split over: each takes the first that divides it.
+    body: "module:function", what one device does with its tokens in an MoE layer (see `moejax.moe.dispatch.Body`).
+    """
+
+    tokens: MeshAxes
+    dense: tuple[MeshAxes, ...]
+    body: str
+
+
+DISPATCHES: dict[DispatchName, Dispatch] = {
+    "replicated": Dispatch(
+        tokens=("data",),
+        dense=(("expert", "tensor"), ("tensor",), ("expert",)),
+        body="moejax.moe.replicated:replicated",
+    ),
+    "gather": Dispatch(tokens=("data", "expert"), dense=(("tensor",),), body="moejax.moe.gather:gather"),
+    "all_to_all": Dispatch(tokens=("data", "expert"), dense=(("tensor",),), body="moejax.moe.all_to_all:all_to_all"),
+}
+
+
+def make_rules(config: ModelConfig, mesh: MeshConfig, dispatch: DispatchName) -> Rules:
+    """Which mesh axes each logical axis of this model is split over.
+
+    Key/value heads are split over a part of the axes of the query heads, outermost, so that every device holds the
+    key/value heads that its query heads use.
+
+    Raises:
+        ValueError: when the experts or their hidden axis do not divide, naming axis, size and mesh.
+    """
+    row = DISPATCHES[dispatch]
+    _check_divides("number of experts", config.num_experts, "expert", mesh)
+    _check_divides("experts' hidden axis (expert_dim)", config.expert_dim, "tensor", mesh)
+    queries = _first_that_divides(config.num_heads, mesh, row.dense)
+    keys = _first_that_divides(
+        config.num_kv_heads, mesh, tuple(axes for axes in row.dense if set(axes) <= set(queries))
+    )
+    return Rules.of(
+        mesh,
+        batch=row.tokens,
+        groups=("data",),
+        experts=("expert",),
+        mlp=("tensor",),
+        vocab=_first_that_divides(config.vocab_size, mesh, row.dense),
+        q_heads=keys + _without(queries, keys),
+        kv_heads=keys,
+    )
+
+
+def choose_dispatch(config: ModelConfig, mesh: MeshConfig) -> tuple[DispatchName, str]:
+    """The dispatch that `auto` stands for on this mesh, and why.
+
+    `replicated` serves a batch of any size without padding and splits attention over every device of the group.
+    Where the query heads cannot be split so far, devices would repeat each other's attention: `gather` then gives each
+    its own rows.
+    """
+    group = mesh.expert * mesh.tensor
+    if mesh.expert == 1:
+        return "replicated", "with expert=1 the tokens are where their experts are"
+    if config.num_heads % group == 0:
+        return "replicated", (
+            f"the {config.num_heads} query heads divide over expert x tensor = {group}, and no batch has to be padded"
+        )
+    return "gather", (
+        f"the {config.num_heads} query heads do not divide over expert x tensor = {group}, "
+        "so each device takes rows of its own instead of repeating the others' attention"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """A mesh and a dispatch by which a model can be split.
+
+    remark: what "auto" picked and why, for whoever asked; None where nothing was picked.
+    """
+
+    mesh: MeshConfig
+    dispatch: DispatchName
+    remark: str | None
+
+
+def resolve_split(config: ModelConfig, mesh: MeshConfig | str | None, dispatch: str) -> Split:
+    """The split that `moejax.load` uses, from what was asked for; checked without any device.
+
+    Raises:
+        ValueError: for a mesh or a dispatch that does not exist or cannot serve this model.
+    """
+    shape = mesh_config(mesh)
+    name, reason = choose_dispatch(config, shape) if dispatch == "auto" else (dispatch_name(dispatch), None)
+    make_rules(config, shape, name)
+    remark = f"dispatch {name} on mesh {shape}: {reason}" if reason and shape.size > 1 else None
+    return Split(mesh=shape, dispatch=name, remark=remark)
+
+
+def dispatch_name(name: str) -> DispatchName:
+    """Checks the name of a dispatch.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    for known in get_args(DispatchName):
+        if name == known:
+            return known
+    near = get_close_matches(str(name), DISPATCHES, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"unknown dispatch {name!r}: the known ones are auto, {', '.join(DISPATCHES)}{hint}")
+
+
+def _first_that_divides(size: int, mesh: MeshConfig, candidates: tuple[MeshAxes, ...]) -> MeshAxes:
+    return next((axes for axes in candidates if size % mesh.extent(axes) == 0), ())
+
+
+def _without(axes: MeshAxes, others: MeshAxes) -> MeshAxes:
+    return tuple(axis for axis in axes if axis not in others)
+
+
+def _check_divides(what: str, size: int, axis: MeshAxis, mesh: MeshConfig) -> None:
+    if size % mesh.shape[axis]:
+        divisor = next(i for i in range(mesh.shape[axis], 0, -1) if size % i == 0)
+        raise ValueError(
+            f"the {what} is {size}, which does not divide over mesh axis {axis} = {mesh.shape[axis]} of {mesh}; "
+            f"use {axis}={divisor} or another divisor of {size}"
+        )

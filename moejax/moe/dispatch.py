@@ -1,0 +1,78 @@
+"""What every dispatch is given and gives back. Each is one file beside this one and a row in `layout.DISPATCHES`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import NamedTuple, Protocol
+
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Bool, Float, Int
+
+from moejax.layout import DISPATCHES, DispatchName
+from moejax.moe.router import Routing
+from sharding import MeshAxes
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertGroup:
+    """The devices that together hold all experts, seen from one of them (inside `shard_map`).
+
+    expert, tensor: the mesh axes that experts and their hidden axis are split over; () where they are whole.
+    peers: devices along `expert`.  local_experts: experts that this device holds (El = E / peers).
+    route: the router, (x [T, D], valid [T]) -> Routing with the ids of all E experts.
+    compute: this device's experts, (x [T, D], routing with local ids) -> float32 [T, D], a part of the sum.
+    """
+
+    expert: MeshAxes
+    tensor: MeshAxes
+    peers: int
+    local_experts: int
+    route: Callable[[Float[Array, "T D"], Bool[Array, " T"]], Routing]
+    compute: Callable[[Float[Array, "T D"], Routing], Float[Array, "T D"]]
+
+    def local(self, routing: Routing, owner: Int[Array, "..."] | None = None) -> Routing:
+        """The same with ids that count the experts of device `owner` (None: this one) from 0.
+
+        Places whose expert is another device's have id El and weight 0: routed to no expert here.
+        """
+        owner = lax.axis_index(self.expert) if owner is None else owner
+        ids = routing.experts - owner * self.local_experts
+        here = (ids >= 0) & (ids < self.local_experts)
+        return Routing(jnp.where(here, ids, self.local_experts), jnp.where(here, routing.weights, 0.0))
+
+    def mine(self, x: Array) -> Array:
+        """This device's share of rows [peers x T, ...] that lie in the order of the devices along `expert`."""
+        return x.reshape(self.peers, -1, *x.shape[1:])[lax.axis_index(self.expert)]
+
+    def count(self, local: Routing) -> Int[Array, " El"]:
+        """Rows that each expert of this device computes."""
+        ids = jnp.arange(self.local_experts)[:, None]
+        return jnp.sum(local.experts.reshape(1, -1) == ids, axis=1, dtype=jnp.int32)
+
+
+class Dispatched(NamedTuple):
+    """What one device has after an MoE layer.
+
+    y: of its own tokens [Tl, D], in the dtype of x.  experts: that its own tokens chose [Tl, A], E where padding.
+    rows: that each of its experts computed [El].
+    """
+
+    y: Float[Array, "Tl D"]
+    experts: Int[Array, "Tl A"]
+    rows: Int[Array, " El"]
+
+
+class Body(Protocol):
+    """One device's part of an MoE layer: x [Tl, D] its own tokens, valid [T] of all tokens of the group.
+
+    Tl is T where every device of the group holds all tokens, else T / peers.
+    """
+
+    def __call__(self, x: Float[Array, "Tl D"], valid: Bool[Array, " T"], group: ExpertGroup) -> Dispatched: ...
+
+
+def dispatch_body(name: DispatchName) -> Body:
+    """The function of a dispatch."""
+    module, function = DISPATCHES[name].body.split(":")
+    return getattr(import_module(module), function)

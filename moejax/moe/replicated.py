@@ -1,0 +1,17 @@
+"""Dispatch `replicated`: every device of the group holds all tokens, computes its part, and the parts are summed.
+
+No token moves. One all-reduce over (expert, tensor) per layer: 2 (G - 1) / G of the tokens.
+"""
+
+from jax import Array, lax
+from jaxtyping import Bool, Float
+
+from moejax.moe.dispatch import Dispatched, ExpertGroup
+
+
+def replicated(x: Float[Array, "T D"], valid: Bool[Array, " T"], group: ExpertGroup) -> Dispatched:
+    """On entry and on exit tokens are whole over (expert, tensor) and split over data."""
+    routing = group.route(x, valid)
+    local = group.local(routing)
+    part = group.compute(x, local).astype(x.dtype)
+    return Dispatched(lax.psum(part, group.expert + group.tensor), routing.experts, group.count(local))

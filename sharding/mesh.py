@@ -1,0 +1,132 @@
+"""The mesh: how many devices work on each of three axes. Importing this module imports no JAX."""
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+if TYPE_CHECKING:
+    from jax.sharding import AbstractMesh, Mesh
+
+MeshAxis = Literal["data", "expert", "tensor"]
+MeshAxes = tuple[MeshAxis, ...]
+
+MESH_AXES: MeshAxes = get_args(MeshAxis)  # in the order of the device array, the last one nearest to each other
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """Devices along each mesh axis. Written `data=1,expert=4,tensor=2`.
+
+    data: the batch is split over it, weights are repeated.  expert: the experts are split over it.
+    tensor: every expert's hidden axis is split over it.
+
+    Raises:
+        ValueError: for a size that is not a positive whole number.
+    """
+
+    data: int = 1
+    expert: int = 1
+    tensor: int = 1
+
+    def __post_init__(self) -> None:
+        for axis, size in self.shape.items():
+            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+                raise ValueError(f"mesh axis {axis} must be a positive whole number, got {size!r}")
+
+    @classmethod
+    def parse(cls, text: str) -> "MeshConfig":
+        """Reads `expert=4,tensor=2`: axes in any order, those not named are 1.
+
+        Raises:
+            ValueError: for anything else.
+        """
+        sizes: dict[str, int] = {}
+        for part in text.split(","):
+            axis, equals, size = (word.strip() for word in part.partition("="))
+            if not equals or not re.fullmatch(r"[0-9]{1,9}", size):
+                raise ValueError(f'a mesh is written like "data=1,expert=4,tensor=2", got {text!r}')
+            if axis not in MESH_AXES:
+                near = get_close_matches(axis, MESH_AXES, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise ValueError(f"mesh {text!r}: unknown axis {axis!r}, the axes are {', '.join(MESH_AXES)}{hint}")
+            if axis in sizes:
+                raise ValueError(f"mesh {text!r} names the axis {axis!r} twice")
+            sizes[axis] = int(size)
+        return cls(**sizes)
+
+    def __str__(self) -> str:
+        return ",".join(f"{axis}={size}" for axis, size in self.shape.items())
+
+    @property
+    def shape(self) -> Mapping[MeshAxis, int]:
+        """Sizes by axis, in the order of the device array."""
+        return {"data": self.data, "expert": self.expert, "tensor": self.tensor}
+
+    @property
+    def size(self) -> int:
+        """Devices in all."""
+        return math.prod(self.shape.values())
+
+    def extent(self, axes: MeshAxes) -> int:
+        """Devices along several axes together."""
+        return math.prod(self.shape[axis] for axis in axes)
+
+    def build(self, devices: Sequence[Any] | None = None) -> "Mesh":
+        """The mesh over the first `size` of `devices` (all that JAX sees), as JAX orders them.
+
+        Raises:
+            ValueError: when there are fewer devices, or when some of several processes would have none.
+        """
+        import jax
+        import numpy as np
+        from jax.sharding import AxisType, Mesh
+
+        available = list(jax.devices() if devices is None else devices)
+        if self.size > len(available):
+            seen = f"{len(available)} {available[0].platform} device{'s' if len(available) > 1 else ''}"
+            raise ValueError(
+                f"mesh {self} needs {self.size} devices, but there {'is' if len(available) == 1 else 'are'} {seen}; "
+                f"use a smaller mesh, or --simulate-devices {self.size} to try it on simulated CPU devices"
+            )
+        if devices is None and jax.process_count() > 1 and self.size != len(available):
+            raise ValueError(
+                f"mesh {self} takes {self.size} of the {len(available)} devices of {jax.process_count()} processes; "
+                "with several processes it must take all of them"
+            )
+        array: Any = np.array(available[: self.size]).reshape(tuple(self.shape.values()))
+        return Mesh(array, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+    def abstract(self) -> "AbstractMesh":
+        """The mesh without devices: programs can be traced and lowered for it, not compiled."""
+        from jax.sharding import AbstractMesh, AxisType
+
+        return AbstractMesh(tuple(self.shape.values()), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def mesh_config(mesh: MeshConfig | str | None) -> MeshConfig:
+    """A mesh from any of the forms in which it can be given; None is one device.
+
+    Raises:
+        ValueError: for a string that is no mesh, or another type.
+    """
+    if mesh is None:
+        return MeshConfig()
+    if isinstance(mesh, str):
+        return MeshConfig.parse(mesh)
+    if isinstance(mesh, MeshConfig):
+        return mesh
+    raise ValueError(f'mesh must be a MeshConfig, a string like "expert=4,tensor=2" or None, got {mesh!r}')
+
+
+def mesh_shapes(devices: int) -> Iterator[MeshConfig]:
+    """Every way to arrange exactly `devices` devices, data first."""
+    for data in _divisors(devices):
+        for expert in _divisors(devices // data):
+            yield MeshConfig(data=data, expert=expert, tensor=devices // data // expert)
+
+
+def _divisors(number: int) -> list[int]:
+    return [i for i in range(1, number + 1) if number % i == 0]

@@ -1,0 +1,25 @@
+"""Models on meshes of simulated devices, for tests of the parts below `moejax.load`."""
+
+from typing import Any
+
+from jax.sharding import NamedSharding
+
+from moejax.config import ModelConfig
+from moejax.loading import make_parallel
+from moejax.parallel import Parallel
+from moejax.params import ParamTree, random_params
+from sharding import mesh_config
+
+
+def on_mesh(config: ModelConfig, mesh: str | None = None, dispatch: str = "replicated") -> Parallel:
+    """How a model of this configuration runs on `mesh`; by default on one device."""
+    return make_parallel(config, mesh_config(mesh).build(), dispatch)
+
+
+def made_params(abstract: dict[str, Any], config: ModelConfig, seed: int, parallel: Parallel) -> ParamTree:
+    """Random weights on the mesh."""
+
+    def sharding_of(path: str) -> NamedSharding:
+        return parallel.sharding(*abstract[path].get_metadata("out_sharding"))
+
+    return random_params(abstract, config.num_experts, seed, sharding_of)

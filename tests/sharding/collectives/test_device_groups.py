@@ -1,0 +1,79 @@
+"""Mesh axes from groups of devices; the spellings are in test_compiled_text.py, read as XLA prints them."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sharding.collectives.device_groups import axes_of_groups, axes_of_pairs, dense_groups, hlo_groups
+
+
+@st.composite
+def meshes_and_axes(draw: st.DrawFn) -> tuple[dict[str, int], tuple[str, ...]]:
+    mesh = {name: draw(st.integers(1, 4)) for name in "abcd"[: draw(st.integers(1, 4))]}
+    return mesh, tuple(draw(st.permutations(sorted(mesh)))[: draw(st.integers(0, len(mesh)))])
+
+
+@given(meshes_and_axes(), st.randoms())
+def test_groups_give_back_the_axes_they_were_made_from(drawn: tuple, random) -> None:
+    mesh, axes = drawn
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for device, coordinates in enumerate(np.ndindex(*mesh.values())):
+        fixed = tuple(at for name, at in zip(mesh, coordinates, strict=True) if name not in axes)
+        groups.setdefault(fixed, []).append(device)
+    listed = list(groups.values())
+    random.shuffle(listed)
+    for group in listed:
+        random.shuffle(group)
+    moved = tuple(name for name in mesh if name in axes and mesh[name] > 1)
+    assert axes_of_groups(listed, mesh) == moved
+    assert math.prod(mesh[name] for name in moved) == len(listed[0])
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ([[0, 1], [2, 3]], "do not hold each of the 8 devices"),
+        ([[0, 1, 2, 3], [4, 5, 6, 8]], "do not hold each of the 8 devices"),
+        ([[0, 1, 2, 3], [3, 5, 6, 7]], "do not hold each of the 8 devices"),
+        ([[0, 3], [1, 2], [4, 7], [5, 6]], "no product of axes"),
+        ([[0, 1], [2, 4], [3, 5], [6, 7]], "no product of axes"),
+        ([[0, 1], [2, 3], [4, 5, 6, 7]], "no product of axes"),
+        ([[0, 1, 2], [3, 4, 5], [6, 7]], "no product of axes"),
+    ],
+)
+def test_other_groups_are_refused_and_printed(groups: list[list[int]], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        axes_of_groups(groups, {"data": 2, "expert": 2, "tensor": 2})
+    assert str(groups) in str(error.value)
+
+
+def test_a_permutation_beyond_the_mesh_is_refused() -> None:
+    with pytest.raises(ValueError, match="names device 4, mesh {'tensor': 4} has 4"):
+        axes_of_pairs([[0, 4]], {"tensor": 4})
+
+
+@pytest.mark.parametrize("spelling", ["{{0,1},{2,3}", "[2,4]", "{{},{}}", "mesh<'a'=8> {'a'}", ""])
+def test_other_spellings_are_refused(spelling: str) -> None:
+    with pytest.raises(ValueError, match="replica groups spelled .* teach hlo_groups this spelling"):
+        hlo_groups(spelling, 8)
+
+
+@pytest.mark.parametrize(
+    ("spelling", "groups"),
+    [
+        ("dense<[[0, 2], [1, 3]]> : tensor<2x2xi64>", [[0, 2], [1, 3]]),
+        ("dense<0> : tensor<1x1xi64>", [[0]]),
+        ("dense<> : tensor<0x2xi64>", []),
+        ('dense<"0x00000000000000000100000000000000"> : tensor<1x2xi64>', [[0, 1]]),
+    ],
+)
+def test_stablehlo_groups(spelling: str, groups: list[list[int]]) -> None:
+    assert dense_groups(spelling) == groups
+
+
+def test_other_stablehlo_groups_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"expected dense<...> : tensor<NxMxi64>"):
+        dense_groups("dense<[0, 1]> : tensor<2xi64>")

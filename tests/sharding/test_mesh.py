@@ -1,0 +1,139 @@
+"""Meshes: how they are written, refused, and built over devices."""
+
+import math
+from typing import Any
+
+import jax
+import pytest
+from jax.sharding import AxisType
+
+from sharding import MESH_AXES, MeshConfig, mesh_config, mesh_shapes
+
+
+@pytest.mark.parametrize(
+    ("text", "sizes"),
+    [
+        ("data=1,expert=4,tensor=2", (1, 4, 2)),
+        ("expert=4", (1, 4, 1)),
+        ("tensor=2,data=3", (3, 1, 2)),
+        (" expert = 8 , tensor = 16 ", (1, 8, 16)),
+        ("data=064", (64, 1, 1)),
+    ],
+)
+def test_how_a_mesh_is_written(text: str, sizes: tuple[int, int, int]) -> None:
+    mesh = MeshConfig.parse(text)
+    assert (mesh.data, mesh.expert, mesh.tensor) == sizes
+    assert MeshConfig.parse(str(mesh)) == mesh
+    assert mesh.size == math.prod(sizes)
+
+
+@pytest.mark.parametrize("text", ["", "8", "expert", "expert=", "expert=4,", "expert=-1", "expert=two", "expert=4.0"])
+def test_what_is_no_mesh(text: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        MeshConfig.parse(text)
+    assert str(caught.value) == f'a mesh is written like "data=1,expert=4,tensor=2", got {text!r}'
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("experts=4", "unknown axis 'experts', the axes are data, expert, tensor; did you mean 'expert'?"),
+        ("=4", "unknown axis '', the axes are data, expert, tensor"),
+        ("pipeline=4", "unknown axis 'pipeline', the axes are data, expert, tensor"),
+        ("expert=4,expert=2", "mesh 'expert=4,expert=2' names the axis 'expert' twice"),
+    ],
+)
+def test_axes_that_do_not_exist_or_come_twice(text: str, message: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        MeshConfig.parse(text)
+    assert str(caught.value).endswith(message)
+    assert repr(text) in str(caught.value)
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.0, "2", True, None])
+@pytest.mark.parametrize("axis", MESH_AXES)
+def test_sizes_that_are_none(axis: str, size: Any) -> None:
+    sizes: dict[str, Any] = {axis: size}
+    with pytest.raises(ValueError) as caught:
+        MeshConfig(**sizes)
+    assert str(caught.value) == f"mesh axis {axis} must be a positive whole number, got {size!r}"
+
+
+def test_a_size_of_zero_in_words() -> None:
+    with pytest.raises(ValueError, match=r"mesh axis tensor must be a positive whole number, got 0"):
+        MeshConfig.parse("tensor=0")
+
+
+def test_every_form_in_which_a_mesh_is_given() -> None:
+    assert mesh_config(None) == MeshConfig(data=1, expert=1, tensor=1)
+    assert mesh_config("expert=2") == mesh_config(MeshConfig(expert=2)) == MeshConfig(expert=2)
+
+
+@pytest.mark.parametrize("given", [4, (1, 4, 2), {"expert": 4}])
+def test_another_type_is_no_mesh(given: Any) -> None:
+    with pytest.raises(ValueError) as caught:
+        mesh_config(given)
+    assert str(caught.value) == (f'mesh must be a MeshConfig, a string like "expert=4,tensor=2" or None, got {given!r}')
+
+
+@pytest.mark.parametrize(("devices", "count"), [(1, 1), (2, 3), (8, 10), (12, 18), (64, 28)])
+def test_every_shape_of_a_number_of_devices(devices: int, count: int) -> None:
+    """As many as ways to write the number as a product of three, in order."""
+    shapes = list(mesh_shapes(devices))
+    assert len(shapes) == len(set(map(str, shapes))) == count
+    assert all(shape.size == devices for shape in shapes)
+
+
+def test_devices_along_several_axes() -> None:
+    mesh = MeshConfig(data=2, expert=3, tensor=5)
+    assert mesh.extent(()) == 1
+    assert mesh.extent(("expert", "tensor")) == 15
+    assert mesh.extent(MESH_AXES) == mesh.size == 30
+
+
+@pytest.mark.parametrize("shape", list(mesh_shapes(8)), ids=str)
+def test_built_over_all_devices(shape: MeshConfig) -> None:
+    """The tensor axis is innermost: its devices are neighbours in JAX's order."""
+    mesh = shape.build()
+    assert len(jax.devices()) == 8, "the suite runs on 8 simulated devices"
+    assert dict(mesh.shape) == shape.shape and mesh.axis_names == MESH_AXES
+    assert list(mesh.devices.flat) == jax.devices()
+    assert mesh.axis_types == (AxisType.Auto,) * 3
+
+
+def test_built_over_some_devices() -> None:
+    mesh = MeshConfig(expert=3, tensor=2).build()
+    assert list(mesh.devices.flat) == jax.devices()[:6]
+    last = MeshConfig(tensor=2).build(jax.devices()[6:])
+    assert list(last.devices.flat) == jax.devices()[6:]
+
+
+@pytest.mark.parametrize(
+    ("given", "there"),
+    [(None, "there are 8 cpu devices"), (2, "there are 2 cpu devices"), (1, "there is 1 cpu device")],
+)
+def test_more_devices_than_there_are(given: int | None, there: str) -> None:
+    mesh = MeshConfig(expert=3, tensor=3)
+    with pytest.raises(ValueError) as caught:
+        mesh.build(None if given is None else jax.devices()[:given])
+    assert str(caught.value) == (
+        f"mesh data=1,expert=3,tensor=3 needs 9 devices, but {there}; use a smaller mesh, or --simulate-devices 9 to "
+        "try it on simulated CPU devices"
+    )
+
+
+def test_several_processes_must_all_have_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ValueError) as caught:
+        MeshConfig(expert=4).build()
+    assert str(caught.value) == (
+        "mesh data=1,expert=4,tensor=1 takes 4 of the 8 devices of 2 processes; with several processes it must take "
+        "all of them"
+    )
+    assert MeshConfig(expert=8).build().size == 8
+
+
+def test_a_mesh_without_devices_may_be_of_any_size() -> None:
+    mesh = MeshConfig(data=4, expert=8, tensor=32).abstract()
+    assert dict(mesh.shape) == {"data": 4, "expert": 8, "tensor": 32}
+    assert mesh.axis_types == (AxisType.Auto,) * 3
