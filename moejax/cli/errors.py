@@ -83,7 +83,8 @@ def _describe_usage(error: Any) -> str:
         return f"{path} needs a {param.metavar or param.opts[0]}; see {path} --help"
     if commands := getattr(command, "commands", None):
         what, _, hint = message.partition(". ")  # as in: No such command 'inf'. Did you mean 'info'?
-        known = f"the commands are {' and '.join(commands)}"
+        *others, last = commands
+        known = f"the commands are {', '.join(others)} and {last}"
         return f"{what}; {hint[:1].lower()}{hint[1:]} {known.capitalize()}" if hint else f"{what}; {known}"
     if "unexpected extra argument" in message and "--prompt" in flags:
         message += ': prompts are given with --prompt "TEXT"'
