@@ -34,11 +34,10 @@ class Kills:
     before: int = 0  # before there was a target
     without_items: int = 0
     with_items: int = 0
-    complete: int = 0  # after the manifest, which comes last
 
     @property
     def total(self) -> int:
-        return self.before + self.without_items + self.with_items + self.complete
+        return self.before + self.without_items + self.with_items
 
 
 @pytest.fixture(scope="module")
@@ -65,38 +64,41 @@ def kill_until(times: int, source: Path, folder: Path, *options: str, seed: int)
     """Kills conversions at random moments, `times` in all, each continued until it is finished; compares every one."""
     whole = folder / "whole"
     process = start(source, whole, options)
-    wait_for_work(process)
+    wait_for_lock(process, held=True)
     began = time.perf_counter()
-    assert process.wait(timeout=SECONDS) == 0
+    wait_for_lock(process, held=False)
     seconds = time.perf_counter() - began
+    assert process.wait(timeout=SECONDS) == 0
     rng = np.random.default_rng(seed)
     kills, number = Kills(), 0
     while kills.total < times:
         target = folder / f"target-{number}"
         process = start(source, target, options)
         if rng.random() < 0.9:  # of a process' time most is start-up: nine in ten are let come to the conversion
-            wait_for_work(process)
+            wait_for_lock(process, held=True)
         try:
-            assert process.wait(timeout=rng.uniform(0, seconds)) == 0
-            assert_same(target, whole)
-            number += 1
-            seconds *= 0.9  # it had ended: the machine is quicker than when the whole was timed
+            process.wait(timeout=rng.uniform(0, seconds))
         except subprocess.TimeoutExpired:
             process.kill()
-            process.wait()
-            look(target, kills)
+        process.wait()
+        if look(target, kills):  # it was quicker than the kill
+            assert_same(target, whole)
+            number += 1
+            seconds *= 0.9
     target = folder / f"target-{number}"
     assert start(source, target, options).wait(timeout=SECONDS) == 0
     assert_same(target, whole)
     return kills
 
 
-def wait_for_work(process: subprocess.Popen[bytes]) -> None:
-    """Waits until the process holds the lock of its target, or has ended."""
-    while process.poll() is None and not any(
-        str(process.pid) in line.split() for line in LOCKS.open() if "FLOCK" in line
-    ):
+def wait_for_lock(process: subprocess.Popen[bytes], *, held: bool) -> None:
+    """Waits until the process holds the lock of its target, or does not, or has ended."""
+    while process.poll() is None and held != holds_lock(process.pid):
         time.sleep(POLL_SECONDS)
+
+
+def holds_lock(pid: int) -> bool:
+    return any("FLOCK" in line and str(pid) in line.split() for line in LOCKS.read_text().splitlines())
 
 
 def start(source: Path, target: Path, options: tuple[str, ...]) -> subprocess.Popen[bytes]:
@@ -104,22 +106,23 @@ def start(source: Path, target: Path, options: tuple[str, ...]) -> subprocess.Po
     return subprocess.Popen(command)
 
 
-def look(target: Path, kills: Kills) -> None:
-    """Counts the state in which a kill has left `target`, which nothing loads unless it is complete."""
+def look(target: Path, kills: Kills) -> bool:
+    """Whether `target` is complete; if not, counts the state in which a kill has left it, which nothing loads."""
     if (target / "manifest.json").exists():
-        kills.complete += 1
         open_checkpoint(target)
-    elif not target.exists() or not (target / WORK).exists():
+        return True
+    if not target.exists() or not (target / WORK).exists():
         kills.before += 1
         assert not target.exists() or not any(target.iterdir())
+        return False
+    journal = read_journal(target)
+    if journal is not None and journal.items:
+        kills.with_items += 1
     else:
-        journal = read_journal(target)
-        if journal is not None and journal.items:
-            kills.with_items += 1
-        else:
-            kills.without_items += 1
-        with pytest.raises(CheckpointError, match="is an unfinished conversion, continue with: moejax convert "):
-            open_checkpoint(target)  # the first that `load` does
+        kills.without_items += 1
+    with pytest.raises(CheckpointError, match="is an unfinished conversion, continue with: moejax convert "):
+        open_checkpoint(target)  # the first that `load` does
+    return False
 
 
 def assert_same(target: Path, whole: Path) -> None:
