@@ -19,6 +19,7 @@ FORMAT_VERSION = 1
 Format = Literal["orbax", "safetensors"]
 _FORMATS: Mapping[str, Format] = {"moejax-orbax": "orbax", "moejax-safetensors": "safetensors"}
 _NAMES = {name: word for word, name in _FORMATS.items()}
+_OURS, _START_BYTES = b'"moejax-', 100  # how ours begins, even when it is damaged later on
 # What may stand for an item, a key or a file: nothing that leads out of the folder, or hides in it.
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _CHECKSUM = re.compile(r"crc32:[0-9a-f]{8}")
@@ -77,6 +78,9 @@ def read_manifest(folder: Path) -> Manifest | None:
     if not os.path.lexists(path):
         return None
     with opened(path) as stream:
+        if _OURS not in read_start(path, stream, _START_BYTES):
+            return None
+        stream.seek(0)
         if (size := os.fstat(stream.fileno()).st_size) > JSON_LIMIT:
             raise CheckpointError(f"{path} has {size} bytes, at most {JSON_LIMIT} are read; {_AGAIN}")
         raw = parse_object(str(path), read_start(path, stream, size))

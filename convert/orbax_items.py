@@ -86,7 +86,8 @@ def open_array(item: Path, key: str) -> Any:
     """
     spec = {
         "driver": "zarr",
-        "kvstore": {"driver": "ocdbt", "base": f"file://{item.resolve()}/", "path": f"{key}/"},
+        # A path and not a URL, in which some characters would mean something else.
+        "kvstore": {"driver": "ocdbt", "base": {"driver": "file", "path": f"{item.resolve()}/"}, "path": f"{key}/"},
     }
     try:
         return ts.open(spec, open=True, read=True, context=ts.Context(_CONTEXT)).result()

@@ -153,6 +153,10 @@ def _in_parallel(
 
     with ThreadPoolExecutor(stream.workers, thread_name_prefix=phase) as pool:
         futures = [pool.submit(one, item) for item in items]
-    for future in futures:
-        future.result()
+        try:
+            for future in futures:
+                future.result()
+        except BaseException:  # Ctrl-C too: what has not begun does not begin
+            failed.set()
+            raise
     return time.perf_counter() - began

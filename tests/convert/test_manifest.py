@@ -35,6 +35,9 @@ def test_reads_what_it_writes(tmp_path: Path) -> None:
 def test_another_programs_manifest_is_none_of_ours(tmp_path: Path) -> None:
     assert read_manifest(written(tmp_path, format="vite")) is None
     assert read_manifest(written(tmp_path, format=["moejax-orbax"])) is None
+    for text in ("", "[1, 2]", "no JSON"):
+        (tmp_path / "manifest.json").write_text(text)
+        assert read_manifest(tmp_path) is None
 
 
 def entry(**changes: Any) -> dict[str, Any]:

@@ -123,6 +123,13 @@ def test_dtype_rounds_every_array_and_tells_config_json(tmp_path: Path, small: t
     assert json.loads((tmp_path / "back" / "config.json").read_text())["torch_dtype"] == "float16"
 
 
+def test_any_name_of_a_folder(tmp_path: Path, small: tuple[dict[str, Any], Tensors]) -> None:
+    hf = write_hf(tmp_path / "a b #1%20?é", *small)
+    moejax.convert(hf, tmp_path / "c %41#?&")
+    moejax.convert(tmp_path / "c %41#?&", tmp_path / "d|e")
+    assert_same_tensors(tensors_in(tmp_path / "d|e"), small[1])
+
+
 def test_ignored_tensors_are_listed_with_the_reason(tmp_path: Path) -> None:
     config = config_of(num_hidden_layers=1, tie_word_embeddings=True)
     weights = weights_of(config)
