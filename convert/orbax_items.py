@@ -19,6 +19,7 @@ from convert.reading import Index
 
 # A chunk is what is read at least. 8 parts serve meshes of 2, 4 and 8 devices exactly; more where a chunk would be
 # large.
+# Also the size of the files: a file is written at once, and the disk begins only then.
 CHUNK_BYTES = 16 << 20
 _SMALLEST_CHUNK_BYTES = 1 << 20
 _PARTS = 8
@@ -72,7 +73,8 @@ def write_orbax(path: Path, arrays: Mapping[str, np.ndarray], split_axes: Mappin
     handler = ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=registry)
     try:
         with ocp.Checkpointer(handler) as checkpointer:
-            checkpointer.save(path, args=ocp.args.PyTreeSave(dict(arrays)))
+            save = ocp.args.PyTreeSave(dict(arrays), ocdbt_target_data_file_size=CHUNK_BYTES)
+            checkpointer.save(path, args=save)
     except ValueError as error:  # how tensorstore reports whatever the system refuses
         message = str(error).partition("\n")[0]
         raise CheckpointError(full(path.parent) if is_full(message) else f"cannot write {path}: {message}") from error

@@ -83,33 +83,31 @@ def parse_args() -> argparse.Namespace:
 
 def measure(source: Path, folder: Path, rounds: int, *, cold: bool) -> tuple[dict[str, list[float]], int, int, float]:
     """MB/s of every round by name, peak memory and its bound in bytes, and the seconds of reading back."""
-    orbax, back, copied = folder / "orbax", folder / "back", folder / "copy"
-    moejax.convert("demo", folder / "warm", verify=False)  # imports and starts everything
+    orbax, target = folder / "orbax", folder / "target"
+    first = moejax.convert(source, orbax)  # imports and starts everything, too
     nbytes = sum(file.stat().st_size for file in source.glob("*.safetensors"))
-    speeds: dict[str, list[float]] = {COPY: [], TO_ORBAX: [], TO_HF: []}
-    peak = bound = 0
+    runs: dict[str, tuple[Path, Callable[[], Any]]] = {
+        COPY: (source, lambda: copy_folder(source, target)),
+        TO_ORBAX: (source, lambda: moejax.convert(source, target, verify=False)),
+        TO_HF: (orbax, lambda: moejax.convert(orbax, target, verify=False, shard_size="2GB")),
+    }
+    order = list(runs)
+    speeds: dict[str, list[float]] = {name: [] for name in order}
+    peak = first.peak_memory_bytes
     for number in range(rounds):
-        runs: dict[str, tuple[Path, Callable[[], Any]]] = {
-            COPY: (source, lambda: copy_folder(source, copied)),
-            TO_ORBAX: (source, lambda: moejax.convert(source, orbax, verify=False)),
-            TO_HF: (orbax, lambda: moejax.convert(orbax, back, verify=False, shard_size="2GB")),
-        }
-        for name, (read, run) in runs.items():
+        # Each begins where another's output was just removed, and each comes first in turn: what the system does with
+        # memory and blocks that become free is the same for all.
+        for name in order[number % len(order) :] + order[: number % len(order)]:
+            read, run = runs[name]
             os.sync()
             if cold:
                 drop_from_cache(read)
             began = time.perf_counter()
             report = run()
             speeds[name].append(nbytes / (time.perf_counter() - began) / 1e6)
-            if name != COPY:
-                peak = max(peak, report.peak_memory_bytes)
-                bound = 3 * report.largest_item_bytes + 600_000_000
-        shutil.rmtree(copied)
-        shutil.rmtree(back)
-        if number < rounds - 1:
-            shutil.rmtree(orbax)
-    checked = moejax.convert(source, orbax)  # it is there: what is left to do is reading back
-    return speeds, max(peak, checked.peak_memory_bytes), bound, checked.check_seconds
+            peak = peak if name == COPY else max(peak, report.peak_memory_bytes)
+            shutil.rmtree(target)
+    return speeds, peak, 3 * first.largest_item_bytes + 600_000_000, first.check_seconds
 
 
 def copy_folder(source: Path, target: Path) -> None:
