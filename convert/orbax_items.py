@@ -3,8 +3,10 @@
 Importing this module imports Orbax and JAX.
 """
 
+import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +62,7 @@ class _ChunkedArrays(ocp.type_handlers.NumpyHandler):
 
 
 def write_orbax(path: Path, arrays: Mapping[str, np.ndarray], split_axes: Mapping[str, int]) -> None:
-    """Saves `arrays` as the new Orbax checkpoint `path`. Safe in several threads.
+    """Saves `arrays` as the new Orbax checkpoint `path`. One call at a time.
 
     Raises:
         CheckpointError: when the system refuses to write.
@@ -72,12 +74,24 @@ def write_orbax(path: Path, arrays: Mapping[str, np.ndarray], split_axes: Mappin
     )
     handler = ocp.PyTreeCheckpointHandler(use_compression=False, type_handler_registry=registry)
     try:
-        with ocp.Checkpointer(handler) as checkpointer:
+        with _quiet_orbax(), ocp.Checkpointer(handler) as checkpointer:
             save = ocp.args.PyTreeSave(dict(arrays), ocdbt_target_data_file_size=CHUNK_BYTES)
-            checkpointer.save(path, args=save)
+            checkpointer.save(path.absolute(), args=save)
     except ValueError as error:  # how tensorstore reports whatever the system refuses
         message = str(error).partition("\n")[0]
         raise CheckpointError(full(path.parent) if is_full(message) else f"cannot write {path}: {message}") from error
+
+
+@contextmanager
+def _quiet_orbax() -> Iterator[None]:
+    """Keeps the tracebacks off stderr that Orbax logs from its threads: the error itself comes to the caller."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def open_array(item: Path, key: str) -> Any:

@@ -51,6 +51,15 @@ def test_json_and_quiet(call: Call, hf: Path, tmp_path: Path) -> None:
     assert len(list((tmp_path / "back").glob("*.safetensors"))) > 1
 
 
+def test_relative_paths(call: Call, hf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert call("convert", "hf", "orbax").status == 0
+    assert call("convert", "orbax", "back").status == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"hf", "orbax", "back"}
+    found = tensors_in(Path("back"))
+    assert all(values.tobytes() == found[name].tobytes() for name, values in weights_of(CONFIG).items())
+
+
 def test_verify_logits(call: Call, hf: Path, tmp_path: Path) -> None:
     outcome = call("convert", hf, tmp_path / "target", "--verify-logits")
     assert "logits of 48 positions: bit-equal" in outcome.out.splitlines()
