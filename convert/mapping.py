@@ -97,7 +97,7 @@ def _compiled(pattern: str) -> re.Pattern[str]:
     return re.compile("".join(parts))
 
 
-def _translate(name: str, source: str, target: str) -> str | None:
+def translate(name: str, source: str, target: str) -> str | None:
     """`target` with the numbers that `name` has in the places of `source`'s fields; None when it does not match."""
     match = _compiled(source).fullmatch(name)
     return None if match is None else FIELD.sub(lambda field: match[field[1]], target)
@@ -105,7 +105,7 @@ def _translate(name: str, source: str, target: str) -> str | None:
 
 def _path_of(name: str, rules: Sequence[Rule], expected: Mapping[str, tuple[int, ...]]) -> str | None:
     """The expected path that the rules give to the tensor `name`, or None."""
-    candidates = (_translate(name, rule.pattern, rule.path) for rule in rules)
+    candidates = (translate(name, rule.pattern, rule.path) for rule in rules)
     paths = {path for path in candidates if path is not None and path in expected}
     if len(paths) > 1:
         raise ValueError(f"tensor {name!r} is given to {listed(sorted(paths))}: two rules match it")
@@ -119,7 +119,7 @@ def _reason_to_ignore(name: str, ignores: Sequence[Ignore]) -> str | None:
 def _source_of(path: str, rules: Sequence[Rule]) -> str:
     """The tensor that the first rule for `path` expects in the checkpoint."""
     for rule in rules:
-        if (name := _translate(path, rule.path, rule.pattern)) is not None:
+        if (name := translate(path, rule.path, rule.pattern)) is not None:
             return name
     raise ValueError(f"no rule has the path {path!r}")
 

@@ -16,6 +16,8 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from convert import CheckpointError as CheckpointError
     from moejax.config import ModelConfig as ModelConfig
+    from moejax.conversion import ConversionReport as ConversionReport
+    from moejax.conversion import convert as convert
     from moejax.decoding.api import decode as decode
     from moejax.decoding.api import logits as logits
     from moejax.decoding.results import DecodeEvent as DecodeEvent
@@ -35,6 +37,9 @@ _HOME = {
     "ModelConfig": "moejax.config",
     "MeshConfig": "sharding",
     "CheckpointError": "convert",
+    # checkpoints
+    "convert": "moejax.conversion",
+    "ConversionReport": "moejax.conversion",
     # decoding
     "decode": "moejax.decoding.api",
     "logits": "moejax.decoding.api",

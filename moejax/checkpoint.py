@@ -1,5 +1,9 @@
-"""A Hugging Face Mixtral folder: which tensors it must hold, and what its side files say. Imports no JAX."""
+"""A Mixtral folder, as Hugging Face has it or converted: which tensors it must hold, and what its side files say.
 
+Imports no JAX.
+"""
+
+import dataclasses
 import json
 import os
 import shlex
@@ -7,34 +11,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from convert import CheckpointError, Ignore, Plan, Rule, SafetensorsFolder, plan
+from convert import (
+    CheckpointError,
+    OrbaxFolder,
+    Plan,
+    SafetensorsFolder,
+    plan,
+    read_manifest,
+    refuse_unfinished,
+    split_fused,
+)
 from moejax.config import ModelConfig, from_hf, read_config_json
+from moejax.tensor_names import FUSED, HF_IGNORES, HF_RULES, PATH_RULES
 
 DEMO_FOLDER = Path(__file__).parent / "checkpoints" / "demo"
 
-_LAYER = "model.layers.{layer}"
-_EXPERT = "model.layers.{layer}.block_sparse_moe.experts.{expert}"
-
-# Hugging Face's names of Mixtral's tensors -> paths of parameters, each expert on its own.
-HF_RULES = (
-    Rule("model.embed_tokens.weight", "embed.table"),
-    Rule(f"{_LAYER}.input_layernorm.weight", "layers.{layer}.attention_norm.scale"),
-    Rule(f"{_LAYER}.self_attn.q_proj.weight", "layers.{layer}.attention.q"),
-    Rule(f"{_LAYER}.self_attn.k_proj.weight", "layers.{layer}.attention.k"),
-    Rule(f"{_LAYER}.self_attn.v_proj.weight", "layers.{layer}.attention.v"),
-    Rule(f"{_LAYER}.self_attn.o_proj.weight", "layers.{layer}.attention.o"),
-    Rule(f"{_LAYER}.post_attention_layernorm.weight", "layers.{layer}.moe_norm.scale"),
-    Rule(f"{_LAYER}.block_sparse_moe.gate.weight", "layers.{layer}.moe.router"),
-    Rule(f"{_EXPERT}.w1.weight", "layers.{layer}.moe.experts.{expert}.gate"),
-    Rule(f"{_EXPERT}.w3.weight", "layers.{layer}.moe.experts.{expert}.up"),
-    Rule(f"{_EXPERT}.w2.weight", "layers.{layer}.moe.experts.{expert}.down"),
-    Rule("model.norm.weight", "final_norm.scale"),
-    Rule("lm_head.weight", "head.table"),
-)
-_IGNORES = (
-    Ignore(f"{_LAYER}.self_attn.rotary_emb.inv_freq", "derived from rope_theta"),
-    Ignore("lm_head.weight", "tied to the embedding"),  # a rule comes first where the head is a parameter of its own
-)
 _DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 
@@ -47,7 +38,7 @@ class Checkpoint:
 
     folder: Path
     config: ModelConfig
-    tensors: SafetensorsFolder
+    tensors: SafetensorsFolder | OrbaxFolder
     dtype: str
     eos_token_ids: tuple[int, ...]
 
@@ -57,7 +48,9 @@ class Checkpoint:
         Raises:
             CheckpointError: for a missing, unexpected or wrongly shaped tensor.
         """
-        return plan(HF_RULES, _IGNORES, self.tensors.tensors, expected)
+        if isinstance(self.tensors, OrbaxFolder):
+            return plan(PATH_RULES, (), self.tensors.tensors, expected)
+        return plan(HF_RULES, HF_IGNORES, self.tensors.tensors, expected)
 
 
 def open_checkpoint(source: str | Path) -> Checkpoint:
@@ -67,10 +60,11 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
         ValueError: when there is no such folder, or it holds no Mixtral checkpoint that moejax can use.
     """
     folder = _find_folder(source)
+    refuse_unfinished(folder)
     path = folder / "config.json"
     raw = read_config_json(path)
     config = from_hf(raw, path)
-    tensors = SafetensorsFolder.open(folder)
+    tensors = open_tensors(folder)
     generation = folder / "generation_config.json"
     side = read_config_json(generation) if os.path.lexists(generation) else {}
     named = side.get("eos_token_id") is not None
@@ -82,6 +76,21 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
         dtype=_main_dtype(tensors),
         eos_token_ids=_token_ids(eos, config.vocab_size, generation if named else path),
     )
+
+
+def open_tensors(folder: Path) -> SafetensorsFolder | OrbaxFolder:
+    """The tensors of a folder: converted, where its manifest says so, else Hugging Face's, each expert on its own.
+
+    Raises:
+        CheckpointError: when they are missing or damaged.
+    """
+    manifest = read_manifest(folder)
+    if manifest is not None and manifest.format == "orbax":
+        return OrbaxFolder.open(folder)
+    if manifest is None and (folder / "weights").is_dir() and not any(folder.glob("*.safetensors")):
+        raise CheckpointError(f"{folder} has weights/ but no manifest.json that moejax wrote; convert it again")
+    tensors = SafetensorsFolder.open(folder)
+    return dataclasses.replace(tensors, tensors=split_fused(FUSED, tensors.tensors))
 
 
 def _find_folder(source: str | Path) -> Path:
@@ -104,7 +113,7 @@ def _find_folder(source: str | Path) -> Path:
     )
 
 
-def _main_dtype(tensors: SafetensorsFolder) -> str:
+def _main_dtype(tensors: SafetensorsFolder | OrbaxFolder) -> str:
     sizes: dict[str, int] = {}
     for info in tensors.tensors.values():
         sizes[info.dtype] = sizes.get(info.dtype, 0) + info.nbytes

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
-from convert import SafetensorsFolder
+from convert import TensorSource
 from moejax.agreement import check_same
 from moejax.checkpoint import Checkpoint, open_checkpoint
 from moejax.config import ModelConfig, named_config, sequence_limit
@@ -93,8 +93,8 @@ def load(
     """Loads a model onto the devices of a mesh; every device reads its own part of the weights.
 
     Args:
-        source: "demo" (the checkpoint in this package), a Hugging Face folder (config.json and safetensors), or
-            "random:NAME" for random weights of a named configuration or of a config.json.
+        source: "demo" (the checkpoint in this package), a Hugging Face folder (config.json and safetensors), a
+            converted folder, or "random:NAME" for random weights of a named configuration or of a config.json.
         mesh: devices along the axes data, expert and tensor, as in "expert=4,tensor=2" or a `MeshConfig`; None is one
             device.
         dtype: "bfloat16", "float16" or "float32" (also "bf16", "fp16", "f32"), or "auto" for the checkpoint's own.
@@ -251,7 +251,7 @@ class _Parts:
     """The parts of one parameter, each read from the checkpoint when a device first asks for it."""
 
     def __init__(
-        self, tensors: SafetensorsFolder, sources: list[str], shape: tuple[int, ...], dtype: Any, *, stacked: bool
+        self, tensors: TensorSource, sources: list[str], shape: tuple[int, ...], dtype: Any, *, stacked: bool
     ) -> None:
         self._tensors, self._sources, self._shape, self._dtype = tensors, sources, shape, dtype
         self._stacked = stacked

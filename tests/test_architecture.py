@@ -26,6 +26,8 @@ PACKAGES = ("sharding", "convert", "moejax")
 MAX_LINES = 400
 # torch and transformers are the reference in scripts and tests; a user's installation has neither.
 REFERENCE_ONLY = {"torch", "transformers"}
+# But for `moejax verify --reference`, which says what to install where they are missing.
+REFERENCE_FILE = Path("moejax/verification/reference.py")
 # What `import moejax` and the configs must not bring in: each of these costs between 0.1 and 2 seconds at start-up.
 HEAVY = {"jax", "jaxlib", "flax", "orbax", "tensorstore", "optax", "tokenizers", "safetensors", "torch", "transformers"}
 
@@ -116,6 +118,7 @@ def reference_imports(root: Path) -> list[str]:
     return [
         f"{path.relative_to(root)}:{line}: imports {module}, which only scripts/ and tests/ may"
         for path in sources(root, PACKAGES)
+        if path.relative_to(root) != REFERENCE_FILE
         for line, module in imports(path)
         if top_level(module) in REFERENCE_ONLY
     ]
@@ -131,6 +134,7 @@ def undeclared_imports(root: Path) -> list[str]:
         for path in sources(root, PACKAGES)
         for line, module in imports(path)
         if (name := top_level(module)) not in ours
+        and not (name in REFERENCE_ONLY and path.relative_to(root) == REFERENCE_FILE)
         and declared.isdisjoint(distribution(provider) for provider in providers.get(name, []))
     ]
 
@@ -232,6 +236,8 @@ LIGHT = {
     "command line": "import moejax.cli",
     "help": COMMAND.format(argv=["moejax", "--help"]),
     "help of decode": COMMAND.format(argv=["moejax", "decode", "--help"]),
+    "help of convert": COMMAND.format(argv=["moejax", "convert", "--help"]),
+    "help of verify": COMMAND.format(argv=["moejax", "verify", "--help"]),
 }
 
 

@@ -12,6 +12,8 @@ from typer.main import get_command
 import moejax
 from moejax.cli import errors
 from moejax.cli.console import StdoutClosed
+from moejax.cli.convert import EXAMPLES as CONVERT_EXAMPLES
+from moejax.cli.convert import convert
 from moejax.cli.decode import EXAMPLES as DECODE_EXAMPLES
 from moejax.cli.decode import decode
 from moejax.cli.help import SETTINGS, Command, examples
@@ -24,7 +26,8 @@ app = typer.Typer(name="moejax", add_completion=False, rich_markup_mode=None, co
 # With a line for the list of commands: of a longer description typer would show the beginning.
 for _function, _line, _examples in (
     (decode, "Continue prompts with a checkpoint.", DECODE_EXAMPLES),
-    (verify, "Compare meshes with one device.", VERIFY_EXAMPLES),
+    (convert, "Convert a checkpoint to Orbax, or back.", CONVERT_EXAMPLES),
+    (verify, "Compare meshes with one device, or a checkpoint with transformers.", VERIFY_EXAMPLES),
     (info, "Show what is in a checkpoint and whether it fits here.", INFO_EXAMPLES),
 ):
     app.command(cls=Command, short_help=_line, epilog=examples(*_examples), context_settings=SETTINGS)(_function)
@@ -36,7 +39,7 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(epilog=examples(DECODE_EXAMPLES[0], INFO_EXAMPLES[0], "moejax decode --help"))
+@app.callback(epilog=examples(DECODE_EXAMPLES[0], CONVERT_EXAMPLES[0], INFO_EXAMPLES[0], "moejax decode --help"))
 def root(
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)

@@ -89,6 +89,11 @@ def error(text: str) -> None:
     _write_line(f"{_coloured('error:', 31)} {printable(text)}")
 
 
+def has_terminal() -> bool:
+    """Whether somebody watches stderr on a terminal that can move its cursor."""
+    return _styled(sys.stderr)
+
+
 @contextmanager
 def progress(text: str, *, quiet: bool) -> Iterator[None]:
     """Shows `text` on a terminal's stderr while the block runs; nothing without a terminal, or when `quiet`."""

@@ -19,7 +19,10 @@ FAILED = 2
 UsageError: type[Any] = typer.BadParameter.__mro__[1]
 
 # Arguments of the Python API that are flags here; the library's messages name them as arguments.
-_FLAGS = {name: f"--{name.replace('_', '-')}" for name in (*PARAMETER_NAMES, "max_seq_len", "dtype", "expert_backend")}
+_FLAGS = {
+    name: f"--{name.replace('_', '-')}"
+    for name in (*PARAMETER_NAMES, "max_seq_len", "dtype", "expert_backend", "shard_size", "workers")
+}
 _FLAGS["stop_token_ids"] = "--stop-token-id"
 # `stop` and `n` are also words: such a name is an argument only where a value or "must" follows.
 _WORDS = "|".join(name for name in _FLAGS if "_" not in name)

@@ -1,7 +1,9 @@
 """Compares the logits of two models on the same tokens."""
 
+import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
@@ -33,9 +35,16 @@ class Comparison:
 
 
 def compare_logits(
-    reference: Sequence[Float[np.ndarray, "T V"]], model: Sequence[Float[np.ndarray, "T V"]], *, tolerance: float
+    reference: Sequence[Float[np.ndarray, "T V"]],
+    model: Sequence[Float[np.ndarray, "T V"]],
+    *,
+    tolerance: float,
+    kl_tolerance: float = np.inf,
 ) -> Comparison:
-    """Compares float32 logits, one array per prompt. It passes when no logit differs by more than `tolerance`.
+    """Compares float32 logits, one array per prompt.
+
+    It passes when no logit differs by more than `tolerance`, and the mean divergence is at most `kl_tolerance` nats, or
+    when every bit is the same.
 
     Raises:
         ValueError: when the shapes differ.
@@ -51,16 +60,17 @@ def compare_logits(
     other = np.flatnonzero(best != chosen)
     first = None if not other.size else wanted[other[0], best[other[0]]] - wanted[other[0], chosen[other[0]]]
     # NaN fails too, as no comparison with it holds.
-    max_abs = float(difference.max())
+    max_abs, mean_kl = float(difference.max()), float(_kl(wanted, got).mean())
+    bit_equal = wanted.tobytes() == got.tobytes()
     return Comparison(
         positions=len(wanted),
         max_abs=max_abs,
-        mean_kl=float(_kl(wanted, got).mean()),
+        mean_kl=mean_kl,
         top10_overlap=_overlap(wanted, got),
         greedy_agreement=float((best == chosen).mean()),
         first_difference_gap=None if first is None else float(first),
-        bit_equal=wanted.tobytes() == got.tobytes(),
-        passed=max_abs <= tolerance,
+        bit_equal=bit_equal,
+        passed=bit_equal or (max_abs <= tolerance and mean_kl <= kl_tolerance),
     )
 
 
@@ -70,9 +80,34 @@ def fixed_prompts(vocab_size: int, max_seq_len: int) -> list[list[int]]:
     return [rng.integers(0, vocab_size, size=min(_LENGTH, max_seq_len)).tolist() for _ in range(_PROMPTS)]
 
 
-# Largest difference, in standard deviations of the logits, that rounded weights or 16-bit arithmetic leave. Measured:
-# 0.01 to 0.05 for random and trained models in bfloat16; an error in a weight's place gives 1 and more.
-ROUNDED_TOLERANCE = 0.25
+# Against another implementation, or other weights, close choices of experts turn, and then single logits differ by
+# anything: what counts is the distribution. Measured: 0.006 nats (`moejax verify demo --reference demo --dtype
+# bfloat16`).
+ROUNDED_KL = 0.05
+
+
+def compare_checkpoints(reference: Path, checkpoint: Path, *, exact: bool) -> Comparison:
+    """Compares two folders with the same program, one model in memory after the other.
+
+    Both compute in the dtype of the reference. `exact`: every bit has to be the same; otherwise `ROUNDED_KL` passes.
+    """
+    from moejax.checkpoint import open_checkpoint
+
+    dtype = open_checkpoint(reference).dtype
+    wanted = _logits(reference, dtype)
+    got = _logits(checkpoint, dtype)
+    return compare_logits(wanted, got, tolerance=0.0 if exact else np.inf, kl_tolerance=ROUNDED_KL)
+
+
+def _logits(folder: Path, dtype: str) -> list[np.ndarray]:
+    import moejax
+
+    model = moejax.load(folder, dtype=dtype)
+    computed = moejax.logits(model, fixed_prompts(model.config.vocab_size, model.max_seq_len))
+    logits = [np.asarray(array) for array in computed]
+    del model
+    gc.collect()  # frees its memory before the next model is loaded
+    return logits
 
 
 def _kl(wanted: Float[np.ndarray, "T V"], got: Float[np.ndarray, "T V"]) -> Float[np.ndarray, " T"]:

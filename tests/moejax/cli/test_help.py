@@ -35,7 +35,7 @@ def test_help_has_examples_and_fits(
 def test_list_of_commands_is_not_cut(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     out = call("--help").out
-    assert "  info    Show what is in a checkpoint and whether it fits here.\n" in out
+    assert "  info     Show what is in a checkpoint and whether it fits here.\n" in out
     assert "..." not in out.partition("Commands:")[2]
 
 

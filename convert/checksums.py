@@ -1,0 +1,38 @@
+"""Checksums: CRC-32 of an array's bytes, SHA-256 of a file.
+
+An array's is checked whenever it is read whole, so it has to run near memory speed. A source file's is compared once,
+and SHA-256 is what the Hugging Face Hub publishes for a file, so that a manifest can be compared with it.
+"""
+
+import hashlib
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from convert.files import opened
+
+BLOCK_BYTES = 1 << 20
+
+
+def array_checksum(array: np.ndarray) -> str:
+    """`crc32:` and 8 hexadecimal digits, of the bytes of a C-contiguous array."""
+    return f"crc32:{zlib.crc32(array.reshape(-1).view(np.uint8).data):08x}"
+
+
+def bytes_checksum(raw: bytes) -> str:
+    """The SHA-256 of `raw`, in hexadecimal."""
+    return hashlib.sha256(raw).hexdigest()
+
+
+def file_checksum(file: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal; reads it block by block, beside other threads.
+
+    Raises:
+        CheckpointError: when the file cannot be read.
+    """
+    digest, block = hashlib.sha256(), bytearray(BLOCK_BYTES)
+    with opened(file) as stream:
+        while count := stream.readinto(block):
+            digest.update(memoryview(block)[:count])
+    return digest.hexdigest()

@@ -1,0 +1,343 @@
+"""One conversion from its beginning to its manifest: a new one, one that goes on, or one that is there already."""
+
+import shlex
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from convert.checksums import bytes_checksum
+from convert.durable import sync, write_atomically, writing
+from convert.errors import CheckpointError, listed
+from convert.items import Item
+from convert.journal import (
+    WORK,
+    Header,
+    Journal,
+    Record,
+    begin_journal,
+    cut_journal,
+    locked,
+    read_journal,
+    remove_work,
+)
+from convert.manifest import MANIFEST, ArrayEntry, Manifest, read_manifest
+from convert.memory import Buffers, PeakMemory
+from convert.source import TensorSource
+from convert.source_hashes import SourceHashes
+from convert.streaming import OnProgress, Stream, check_items, convert_items
+from convert.target import Target
+
+_SPARE_BYTES = 20_000  # what an item takes on the disk beside its arrays
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversion:
+    """What is converted into what.
+
+    source_files: name -> path of the files that the result depends on, in the order in which items need them.
+    options: words that change the result, by the name of their flag.  side_files: other files of the target, whole.
+    ignored: tensors of the source that are left out, with the reason.  checksums: those of tensors of the source that
+    are compared when they are read.
+    """
+
+    source: TensorSource
+    source_folder: Path
+    source_format: str
+    source_files: Mapping[str, Path]
+    target: Target
+    items: Sequence[Item]
+    options: Mapping[str, str]
+    side_files: Mapping[str, bytes]
+    ignored: Mapping[str, str]
+    checksums: Mapping[str, str]
+    moejax_version: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """How a conversion went. Bytes are of arrays in the target; seconds are wall time.
+
+    converted, kept: items written now, and items found done and sound.  redone: of the written ones, those that were
+    there and damaged, with what was wrong.  checked: whether every array was read back.
+    """
+
+    target: Path
+    items: int
+    converted: int
+    kept: int
+    redone: Mapping[str, str]
+    checked: bool
+    bytes: int
+    convert_seconds: float
+    check_seconds: float
+    ignored: Mapping[str, str]
+    peak_memory_bytes: int = 0
+    largest_item_bytes: int = 0
+
+
+@dataclass
+class _Times:
+    convert: float = 0.0
+    check: float = 0.0
+    redone: Mapping[str, str] = field(default_factory=dict)
+
+
+def run(
+    conversion: Conversion,
+    *,
+    restart: bool = False,
+    force: bool = False,
+    allow_nan: bool = False,
+    check: bool = True,
+    workers: int = 2,
+    on_progress: OnProgress = lambda phase, done, total: None,
+) -> Report:
+    """Converts, continues a conversion that was stopped, or checks one that is finished.
+
+    Memory: three times the largest item and what Python and its libraries take, whatever `workers` is.
+
+    Args:
+        restart: begin anew where a conversion is there.
+        force: convert into a folder that holds something else. Weights there are replaced, other files stay.
+        check: read every array back. What was done before the conversion was stopped is read back in any case.
+
+    Raises:
+        CheckpointError: for a source, a target or a disk that cannot be used. What is there then is never loadable
+            unless it is complete, and the same command continues.
+    """
+    folder = conversion.target.folder
+    with PeakMemory() as peak:
+        _check_apart(conversion.source_folder, folder)
+        _check_target(folder, restart=restart, force=force)
+        if not folder.exists():  # so that nothing is made where it cannot be finished
+            _check_room(folder, conversion.items)
+        largest = max(item.nbytes for item in conversion.items)
+        with writing(folder), locked(folder), SourceHashes(conversion.source_files) as hashes:
+
+            def stream(journal: Journal) -> Stream:
+                return Stream(
+                    source=conversion.source,
+                    checksums=conversion.checksums,
+                    target=conversion.target,
+                    journal=journal,
+                    hashes=hashes,
+                    buffers=Buffers(largest),
+                    allow_nan=allow_nan,
+                    workers=workers,
+                    on_progress=on_progress,
+                )
+
+            manifest = None if restart else read_manifest(folder)
+            if manifest is not None:
+                report = _check_finished(conversion, manifest, hashes, stream, check=check)
+            else:
+                report = _convert(conversion, hashes, stream, restart=restart, check=check)
+            remove_work(folder)
+            sync(folder)
+    return replace(report, peak_memory_bytes=peak.bytes, largest_item_bytes=largest)
+
+
+def _convert(
+    conversion: Conversion,
+    hashes: SourceHashes,
+    stream_with: Callable[[Journal], Stream],
+    *,
+    restart: bool,
+    check: bool,
+) -> Report:
+    times = _Times()
+    journal = None if restart else read_journal(conversion.target.folder)
+    if journal is None:
+        journal = _begin(conversion)
+    else:
+        _check_same(conversion, journal, hashes)
+        cut_journal(journal)
+    stream = stream_with(journal)
+    target, items = conversion.target, conversion.items
+    target.prepare(journal.items.keys())
+    there = [item for item in items if item.name in journal.items]
+    times.redone, times.check = check_items(stream, there)
+    for name in times.redone:
+        journal.drop_item(name)
+    todo = [item for item in items if item.name not in journal.items]
+    _check_room(target.folder, todo)
+    times.convert = convert_items(stream, todo)
+    if check:
+        damaged, seconds = check_items(stream, todo)
+        times.check += seconds
+        for name in damaged:
+            journal.drop_item(name)
+        if damaged:
+            name, problem = next(iter(damaged.items()))
+            raise CheckpointError(
+                f"{target.folder}: {name} was written, but {problem}; check the disk, then run the same command again"
+            )
+    journal.add_hashes(hashes.of(conversion.source_files))
+    hashes.check_unchanged()
+    _finish(conversion, journal)
+    return _report(conversion, times, converted=len(todo), checked=check)
+
+
+def _begin(conversion: Conversion) -> Journal:
+    """Makes the target an unfinished conversion, then removes what was there before: never the other way round."""
+    folder = conversion.target.folder
+    journal = begin_journal(folder, _header(conversion))
+    (folder / MANIFEST).unlink(missing_ok=True)
+    sync(folder)
+    conversion.target.clear()
+    return journal
+
+
+def _finish(conversion: Conversion, journal: Journal) -> None:
+    target = conversion.target
+    target.publish()
+    for name, raw in conversion.side_files.items():
+        write_atomically(target.folder / name, raw, scratch=target.folder / WORK)
+    arrays: dict[str, ArrayEntry] = {}
+    for item in conversion.items:
+        for array in item.arrays:
+            stored, key = target.place(array)
+            record = journal.items[item.name][array.target]
+            arrays[array.target] = ArrayEntry(
+                item=stored, key=key, shape=array.shape, dtype=array.dtype, **vars(record)
+            )
+    manifest = Manifest(
+        format=target.format,
+        moejax_version=conversion.moejax_version,
+        source_format="orbax" if conversion.source_format == "orbax" else "safetensors",
+        source_files={name: journal.hashes[name] for name in conversion.source_files},
+        options=conversion.options,
+        ignored=conversion.ignored,
+        arrays=arrays,
+        files={name: bytes_checksum(raw) for name, raw in conversion.side_files.items()},
+    )
+    write_atomically(target.folder / MANIFEST, manifest.to_json(), scratch=target.folder / WORK)
+
+
+def _check_finished(
+    conversion: Conversion,
+    manifest: Manifest,
+    hashes: SourceHashes,
+    stream_with: Callable[[Journal], Stream],
+    *,
+    check: bool,
+) -> Report:
+    """Compares a finished conversion with what is asked for, and its arrays with its manifest."""
+    folder = conversion.target.folder
+    same = manifest.format == conversion.target.format and manifest.options == conversion.options
+    if not same or manifest.source_files != hashes.of(conversion.source_files):
+        raise CheckpointError(
+            f"{folder} holds a finished conversion of another source, or with other options; give another folder, or "
+            "--restart to convert into this one anew"
+        )
+    journal = Journal(path=folder / WORK, header=_header(conversion))
+    for item in conversion.items:
+        journal.items[item.name] = {
+            array.target: Record(checksum=entry.checksum, finite=entry.finite)
+            for array in item.arrays
+            if (entry := manifest.arrays.get(array.target)) is not None
+        }
+    damaged, seconds = check_items(stream_with(journal), conversion.items) if check else ({}, 0.0)
+    if damaged:
+        problem = next(iter(damaged.values()))
+        raise CheckpointError(f"{folder} was damaged after it was converted: {problem}; convert anew with --restart")
+    return _report(conversion, _Times(check=seconds), converted=0, checked=check)
+
+
+def _report(conversion: Conversion, times: _Times, *, converted: int, checked: bool) -> Report:
+    return Report(
+        target=conversion.target.folder,
+        items=len(conversion.items),
+        converted=converted,
+        kept=len(conversion.items) - converted,
+        redone=times.redone,
+        checked=checked,
+        bytes=sum(item.nbytes for item in conversion.items),
+        convert_seconds=times.convert,
+        check_seconds=times.check,
+        ignored=conversion.ignored,
+    )
+
+
+def _header(conversion: Conversion) -> Header:
+    return Header(
+        source=str(conversion.source_folder.absolute()),
+        source_format=conversion.source_format,
+        target_format=conversion.target.format,
+        source_files={name: path.stat().st_size for name, path in conversion.source_files.items()},
+        options=conversion.options,
+    )
+
+
+def _check_same(conversion: Conversion, journal: Journal, hashes: SourceHashes) -> None:
+    """Refuses to continue a conversion of something else. Every source file that was read from is hashed again."""
+    folder, begun, asked = conversion.target.folder, journal.header, _header(conversion)
+    if (begun.target_format, begun.options) != (asked.target_format, asked.options):
+        command = how_to_continue(folder, begun)
+        raise CheckpointError(
+            f"{folder} is an unfinished conversion with other options; continue with: {command}, or begin anew with "
+            "--restart"
+        )
+    changed = sorted(begun.source_files.items() ^ asked.source_files.items())
+    if not changed:
+        changed = sorted(hashes.of(journal.hashes).items() - journal.hashes.items())
+    if changed:
+        raise CheckpointError(
+            f"{folder} is an unfinished conversion of {begun.source}, and the source has changed since "
+            f"({changed[0][0]}); begin anew with --restart"
+        )
+
+
+def how_to_continue(folder: Path, header: Header) -> str:
+    """The command line that continues the unfinished conversion in `folder`."""
+    flags = [word for name, value in header.options.items() for word in (name, value)]
+    return shlex.join(["moejax", "convert", header.source, str(folder), *flags])
+
+
+def refuse_unfinished(folder: Path) -> None:
+    """Raises CheckpointError when `folder` is a conversion that has not ended: nothing may load it."""
+    if not (folder / WORK).is_dir() or read_manifest(folder) is not None:
+        return
+    journal = read_journal(folder)
+    command = f"moejax convert SOURCE {folder}" if journal is None else how_to_continue(folder, journal.header)
+    raise CheckpointError(f"{folder} is an unfinished conversion, continue with: {command}")
+
+
+def _check_apart(source: Path, target: Path) -> None:
+    source, target = source.resolve(), target.resolve()
+    if source == target or source in target.parents or target in source.parents:
+        raise CheckpointError(
+            f"the source {source} and the target {target} overlap; give a folder apart from the source"
+        )
+
+
+def _check_target(folder: Path, *, restart: bool, force: bool) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError(f"{folder} is a file; give a folder to convert into")
+    if force or not folder.exists() or (folder / WORK).is_dir() or _is_finished(folder, restart=restart):
+        return
+    if held := sorted(path.name for path in folder.iterdir()):
+        raise CheckpointError(
+            f"{folder} holds something else ({listed(held)}); give a new or empty folder, or --force to convert into "
+            "this one: weights there are replaced, other files stay"
+        )
+
+
+def _is_finished(folder: Path, *, restart: bool) -> bool:
+    try:
+        return read_manifest(folder) is not None
+    except CheckpointError:  # a damaged one, which says itself that --restart is what helps
+        if restart:
+            return True
+        raise
+
+
+def _check_room(folder: Path, items: Sequence[Item]) -> None:
+    needed = sum(item.nbytes + _SPARE_BYTES for item in items)
+    free = shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if path.is_dir())).free
+    if needed > free:
+        raise CheckpointError(
+            f"{folder}: {needed / 1e9:.3f} GB are needed and {free / 1e9:.3f} GB are free on this disk; make room and "
+            "run the same command again, or give a folder on another disk"
+        )

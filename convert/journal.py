@@ -1,0 +1,175 @@
+"""The work folder of a conversion: its lock, and the journal of what is done, so that a stopped one can go on.
+
+Its presence without a manifest is what makes a folder an unfinished conversion. The journal is a line of JSON for each
+step. A step is on the disk before its line is written, so whatever a line says is true at any moment of a crash.
+"""
+
+import fcntl
+import json
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from convert.durable import remove, sync, write_atomically
+from convert.errors import CheckpointError
+from convert.files import opened, parse_object
+
+WORK = ".moejax-conversion"
+_LOCK, _JOURNAL = "lock", "journal.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What was written for one array."""
+
+    checksum: str
+    finite: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """What a conversion is: it may be continued by one with the same, `source` aside, which is for messages.
+
+    source_files: names and sizes of the files of the source.  options: those that change the result.
+    """
+
+    source: str
+    source_format: str
+    target_format: str
+    source_files: Mapping[str, int]
+    options: Mapping[str, str]
+
+
+@dataclass
+class Journal:
+    """The steps done so far: SHA-256 of source files by name, and finished items with their arrays."""
+
+    path: Path
+    header: Header
+    hashes: dict[str, str] = field(default_factory=dict)
+    items: dict[str, dict[str, Record]] = field(default_factory=dict)
+    _writing: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def add_hashes(self, hashes: Mapping[str, str]) -> None:
+        """Notes source files that finished items were, or will be, read from."""
+        with self._writing:
+            if new := {name: digest for name, digest in hashes.items() if self.hashes.get(name) != digest}:
+                self._append({"hashes": new})
+                self.hashes |= new
+
+    def add_item(self, item: str, records: Mapping[str, Record]) -> None:
+        """Notes that an item is on the disk."""
+        with self._writing:
+            self._append({"item": item, "arrays": {name: asdict(record) for name, record in records.items()}})
+            self.items[item] = dict(records)
+
+    def drop_item(self, item: str) -> None:
+        """Notes that an item was found damaged and has to be written again."""
+        with self._writing:
+            self._append({"dropped": item})
+            del self.items[item]
+
+    def _append(self, step: Mapping[str, Any]) -> None:
+        with self.path.open("ab") as file:
+            file.write(json.dumps(step).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def begin_journal(folder: Path, header: Header) -> Journal:
+    """A new journal in the work folder of the target `folder`, in place of one that may be there."""
+    work = folder / WORK
+    write_atomically(work / _JOURNAL, json.dumps({"header": asdict(header)}).encode() + b"\n", scratch=work)
+    sync(folder)
+    return Journal(path=work / _JOURNAL, header=header)
+
+
+def read_journal(folder: Path) -> Journal | None:
+    """The journal in `folder`, or None: there is no conversion, or it was stopped before it wrote anything.
+
+    Raises:
+        CheckpointError: when it is damaged.
+    """
+    path = folder / WORK / _JOURNAL
+    if not os.path.lexists(path):
+        return None
+    with opened(path) as stream:
+        raw = stream.readall()
+    whole = raw[: raw.rfind(b"\n") + 1]  # a crash of the machine may leave half of the last line
+    try:
+        first, *steps = (parse_object(f"a line of {path}", line) for line in whole.splitlines())
+        journal = Journal(path=path, header=Header(**_mapping(first["header"])))
+        for step in steps:
+            _replay(journal, step)
+    except (CheckpointError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}); begin anew with --restart") from error
+    return journal
+
+
+def cut_journal(journal: Journal) -> None:
+    """Removes half a last line, so that the next one begins where a line begins."""
+    raw = journal.path.read_bytes()
+    os.truncate(journal.path, raw.rfind(b"\n") + 1)
+
+
+def _replay(journal: Journal, step: Mapping[str, Any]) -> None:
+    if "hashes" in step:
+        journal.hashes |= {str(name): str(digest) for name, digest in _mapping(step["hashes"]).items()}
+    elif "item" in step:
+        arrays = _mapping(step["arrays"]).items()
+        journal.items[str(step["item"])] = {name: Record(**_mapping(record)) for name, record in arrays}
+    else:
+        del journal.items[str(step["dropped"])]
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise TypeError(f"expected an object, got {type(value).__name__}")
+    return value
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[Path]:
+    """Holds the work folder of `folder`, making both where they are missing. The system frees it when a process ends.
+
+    Raises:
+        CheckpointError: when another process holds it.
+    """
+    work = folder / WORK
+    while True:
+        work.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(work / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        except FileNotFoundError:  # another process ended just now and has removed the folder
+            continue
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise CheckpointError(
+                f"another conversion into {folder} is running; wait until it has ended, or give another folder"
+            ) from error
+        if _is_there(work / _LOCK, descriptor):
+            break
+        os.close(descriptor)
+    try:
+        yield work
+    finally:
+        os.close(descriptor)
+
+
+def remove_work(folder: Path) -> None:
+    """Removes the work folder; to be called while it is locked."""
+    remove(folder / WORK)
+
+
+def _is_there(path: Path, descriptor: int) -> bool:
+    """Whether `path` still names the file that was opened."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,195 @@
+"""The conversion itself: item by item from a source to a target, in bounded memory, resumable at any moment.
+
+The order is what makes it safe. The journal is there before anything else; an item is on the disk before the journal
+says so; the manifest comes last, when everything has its final name. So a folder without a manifest is unfinished, and
+what its journal says is true.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from convert.checksums import array_checksum
+from convert.durable import writing
+from convert.errors import CheckpointError
+from convert.items import ArrayPlan, Item
+from convert.journal import Journal, Record
+from convert.memory import Buffers
+from convert.reading import all_finite
+from convert.source import TensorSource
+from convert.source_hashes import SourceHashes
+from convert.target import Target
+
+Phase = Literal["convert", "check"]
+OnProgress = Callable[[Phase, int, int], None]  # what is done, bytes of it, bytes in all
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stream:
+    """What does not change while a conversion runs.
+
+    checksums: of tensors of the source whose reading compares them already.  workers: items in flight, as far as memory
+    allows.
+    """
+
+    source: TensorSource
+    checksums: Mapping[str, str]
+    target: Target
+    journal: Journal
+    hashes: SourceHashes
+    buffers: Buffers
+    allow_nan: bool
+    workers: int
+    on_progress: OnProgress
+
+
+def convert_items(stream: Stream, items: Sequence[Item]) -> float:
+    """Converts `items` and notes each in the journal; returns the seconds that it took.
+
+    Raises:
+        CheckpointError: for the first item that fails; those before it are done.
+    """
+
+    tensors = stream.source.tensors
+
+    def one(item: Item, buffer: np.ndarray) -> None:
+        stream.hashes.start(item.files)
+        arrays: dict[str, np.ndarray] = {}
+        records: dict[str, Record] = {}
+        for array, memory in zip(item.arrays, _divided(item, buffer), strict=True):
+            values = memory.view(array.numpy_dtype).reshape(array.shape)
+            stream.source.read_into(array.source, values, allow_nan=True)
+            if not (finite := all_finite(values)) and not stream.allow_nan:
+                raise CheckpointError(_not_finite(stream.source, array, values))
+            checksum = stream.checksums.get(array.source) if array.dtype == tensors[array.source].dtype else None
+            records[array.target] = Record(checksum=checksum or array_checksum(values), finite=finite)
+            arrays[array.target] = values
+        with writing(stream.target.folder):
+            stream.target.write(item, arrays)
+            written.add(item, records)
+
+    written = _Written(stream)
+    try:
+        return _in_parallel(stream, "convert", items, one)
+    finally:
+        with writing(stream.target.folder):
+            written.note(wait=True)
+
+
+class _Written:
+    """Items that are on the disk, noted in the journal as soon as the files that they were read from have their hashes.
+
+    So a continued conversion knows that its source is the same; and writing goes on while a large file is hashed.
+    """
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self._waiting: list[tuple[Item, Mapping[str, Record]]] = []
+        self._changing = threading.Lock()
+
+    def add(self, item: Item, records: Mapping[str, Record]) -> None:
+        with self._changing:
+            self._waiting.append((item, records))
+        self.note(wait=False)
+
+    def note(self, *, wait: bool) -> None:
+        """Notes the items whose files have been hashed; `wait`: all of them."""
+        hashes, journal = self._stream.hashes, self._stream.journal
+        with self._changing:
+            waiting, self._waiting = self._waiting, []
+            for item, records in waiting:
+                if wait or hashes.are_there(item.files):
+                    journal.add_hashes(hashes.of(item.files))
+                    journal.add_item(item.name, records)
+                else:
+                    self._waiting.append((item, records))
+
+
+def check_items(stream: Stream, items: Sequence[Item]) -> tuple[Mapping[str, str], float]:
+    """Reads `items` back and compares them with the journal.
+
+    Returns: what is wrong, by item, and the seconds that it took.
+    """
+    damaged: dict[str, str] = {}
+
+    def one(item: Item, buffer: np.ndarray) -> None:
+        records = stream.journal.items[item.name]
+        for array, memory in zip(item.arrays, _divided(item, buffer), strict=True):
+            values = memory.view(array.numpy_dtype).reshape(array.shape)
+            problem = _problem(stream.target, array, values, records.get(array.target))
+            if problem is not None:
+                damaged[item.name] = problem
+                return
+
+    seconds = _in_parallel(stream, "check", items, one)
+    return {item.name: damaged[item.name] for item in items if item.name in damaged}, seconds
+
+
+def _not_finite(source: TensorSource, array: ArrayPlan, values: np.ndarray) -> str:
+    where = ~np.isfinite(values.reshape(-1))
+    return (
+        f"{source.tensors[array.source].file}: tensor {array.source!r} holds {int(where.sum())} NaN or infinite values "
+        f"of {where.size}, the first at flat index {int(where.argmax())}; download it again, ask its maker for a sound "
+        "one, or convert it as it is with --allow-nan"
+    )
+
+
+def _divided(item: Item, buffer: np.ndarray) -> Iterator[np.ndarray]:
+    """The part of `buffer` for each array of an item, widest dtypes first so that all are aligned."""
+    ends = dict.fromkeys(item.arrays, 0)
+    end = 0
+    for array in sorted(item.arrays, key=lambda array: -array.numpy_dtype.itemsize):
+        end += array.nbytes
+        ends[array] = end
+    for array in item.arrays:
+        yield buffer[ends[array] - array.nbytes : ends[array]]
+
+
+def _problem(target: Target, array: ArrayPlan, values: np.ndarray, record: Record | None) -> str | None:
+    if record is None:
+        return f"{array.target!r} is not in the journal"
+    try:
+        target.read_into(array, values)
+    except CheckpointError as error:
+        return str(error)
+    if (got := array_checksum(values)) != record.checksum:
+        return f"{array.target!r} reads back with the checksum {got}, but {record.checksum} was written"
+    return None
+
+
+def _in_parallel(
+    stream: Stream, phase: Phase, items: Sequence[Item], work: Callable[[Item, np.ndarray], None]
+) -> float:
+    """`work` for every item, in order, as many at a time as workers and memory allow; stops at the first failure."""
+    began = time.perf_counter()
+    total, done = sum(item.nbytes for item in items), 0
+    reporting, failed = threading.Lock(), threading.Event()
+
+    def one(item: Item) -> None:
+        nonlocal done
+        if failed.is_set():
+            return
+        try:
+            with stream.buffers.taken(item.nbytes) as buffer:
+                work(item, buffer)
+            with reporting:
+                done += item.nbytes
+                stream.on_progress(phase, done, total)
+        except BaseException:
+            failed.set()
+            raise
+
+    with ThreadPoolExecutor(stream.workers, thread_name_prefix=phase) as pool:
+        futures = [pool.submit(one, item) for item in items]
+        try:
+            for future in futures:
+                future.result()
+        except BaseException:  # Ctrl-C too: what has not begun does not begin
+            failed.set()
+            raise
+    return time.perf_counter() - began

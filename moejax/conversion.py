@@ -1,0 +1,221 @@
+"""Converts a checkpoint: Hugging Face safetensors to Orbax, or back. Which one is found from the source."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import moejax
+from convert import (
+    FLOAT_DTYPES,
+    ArrayPlan,
+    CheckpointError,
+    Conversion,
+    Item,
+    OrbaxFolder,
+    OrbaxTarget,
+    Report,
+    SafetensorsTarget,
+    places,
+    run,
+)
+from convert.conversion import OnProgress
+from convert.manifest import MANIFEST
+from moejax.checkpoint import Checkpoint, open_checkpoint
+from moejax.config import read_config_json
+from moejax.dtypes import resolve_dtype
+from moejax.tensor_names import SLOTS, TABLE
+from moejax.verification.logits import Comparison, compare_checkpoints
+
+DEFAULT_SHARD_SIZE = "5GB"
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
+_WORDS = {dtype.name: word for word, dtype in FLOAT_DTYPES.items()}
+# Files of a folder that go along as they are: texts and tokenizers, no weights of other formats.
+_SIDE_SUFFIXES = {".json", ".jinja", ".txt", ".model", ".md"}
+_SIDE_NAMES = {"LICENSE", "NOTICE"}
+_LARGEST_SIDE_FILE = 100_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConversionReport(Report):
+    """What `convert` did; see `convert.Report`. logits: the comparison that `verify_logits` asked for."""
+
+    logits: Comparison | None = None
+
+
+def convert(
+    source: str | Path,
+    target: str | Path,
+    *,
+    dtype: str = "auto",
+    restart: bool = False,
+    force: bool = False,
+    allow_nan: bool = False,
+    verify: bool = True,
+    verify_logits: bool = False,
+    workers: int = 2,
+    shard_size: str | None = None,
+    on_progress: OnProgress = lambda phase, done, total: None,
+) -> ConversionReport:
+    """Converts a Hugging Face folder to Orbax, or a converted folder back. The same call continues a stopped one.
+
+    Takes at most three times the largest item (an expert, an embedding) + 600 MB of memory, whatever the model's size.
+
+    Args:
+        source: "demo", a Hugging Face folder, or a converted one.
+        target: the folder to make.
+        dtype: "bfloat16", "float16", "float32" for all arrays, or "auto": each as it is stored.
+        restart: begin anew where a conversion, unfinished or finished, is there.
+        force: convert into a folder that holds something else; weights there are replaced, other files stay.
+        allow_nan: convert NaN and infinity instead of refusing them.
+        verify: read every array back and compare its checksum.
+        verify_logits: compare the logits of source and target on a fixed prompt, one model after the other.
+        workers: items in flight at a time, as far as the memory allows.
+        shard_size: most bytes of weights in a safetensors file, as in "5GB" (the default) or "500MB".
+        on_progress: called with "convert" or "check", the bytes that are done, and the bytes in all.
+
+    Raises:
+        ValueError: in one line, for whatever cannot be read, converted or written. The target is then unfinished, which
+            no `load` accepts, and the same call continues; or it was not touched.
+    """
+    if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
+        raise ValueError(f"workers must be a number from 1, got {workers!r}")
+    wanted = resolve_dtype(dtype, auto="auto")
+    shard_bytes = None if shard_size is None else parse_size(shard_size)
+    checkpoint = open_checkpoint(source)
+    conversion = plan_conversion(checkpoint, Path(target).expanduser(), dtype=wanted, shard_bytes=shard_bytes)
+    report = run(
+        conversion,
+        restart=restart,
+        force=force,
+        allow_nan=allow_nan,
+        check=verify,
+        workers=workers,
+        on_progress=on_progress,
+    )
+    logits = None
+    if verify_logits:
+        # Without a --dtype both are the same numbers, computed by the same program: then every bit has to be equal.
+        logits = compare_checkpoints(checkpoint.folder, report.target, exact=wanted == "auto")
+    return ConversionReport(
+        **{field.name: getattr(report, field.name) for field in dataclasses.fields(report)}, logits=logits
+    )
+
+
+def plan_conversion(checkpoint: Checkpoint, target: Path, *, dtype: str, shard_bytes: int | None) -> Conversion:
+    """Which array goes where, and in which order. Reads no weights.
+
+    Raises:
+        ValueError: when the checkpoint's tensors are not those of its configuration, or for an option that has no use.
+    """
+    from moejax.loading import expected_tensors  # here, because it imports JAX
+
+    plan = checkpoint.plan(expected_tensors(checkpoint.config))
+    tensors = checkpoint.tensors.tensors
+    from_orbax = checkpoint.tensors if isinstance(checkpoint.tensors, OrbaxFolder) else None
+    to_orbax = from_orbax is None
+    if to_orbax and shard_bytes is not None:
+        raise ValueError(
+            "shard_size is for conversions to Hugging Face's format; chunks of Orbax have a size of their own"
+        )
+    names = {path: path for path in plan.sources} if to_orbax else hf_names(plan.sources)
+    arrays = {
+        path: ArrayPlan(
+            source=name,
+            target=names[path],
+            shape=tensors[name].shape,
+            dtype=tensors[name].dtype if dtype == "auto" else _WORDS[dtype],
+        )
+        for path, name in plan.sources.items()
+    }
+    where = places(SLOTS, list(arrays))
+    grouped: dict[str, list[str]] = {}
+    for path in arrays:
+        grouped.setdefault(where[path].item, []).append(path)
+    sides = side_files(checkpoint.folder)
+    options = {} if dtype == "auto" else {"--dtype": dtype}
+    if to_orbax:
+        shards = sorted({tensor.file for tensor in tensors.values()})
+        source_files = sides | {file.name: file for file in shards}
+        files = {
+            item: sorted({tensors[arrays[path].source].file.name for path in paths}) for item, paths in grouped.items()
+        }
+        grouped = dict(sorted(grouped.items(), key=lambda entry: _position(tensors, arrays, entry[1])))
+        filled = OrbaxTarget(folder=target, places=where)
+    else:
+        source_files = sides | {MANIFEST: checkpoint.folder / MANIFEST}
+        files = dict.fromkeys(grouped, [MANIFEST])
+        shard_bytes = shard_bytes or parse_size(DEFAULT_SHARD_SIZE)
+        options["--shard-size"] = str(shard_bytes)
+        filled = SafetensorsTarget(folder=target, arrays=tuple(arrays.values()), shard_bytes=shard_bytes)
+    return Conversion(
+        source=checkpoint.tensors,
+        source_folder=checkpoint.folder,
+        source_format="safetensors" if to_orbax else "orbax",
+        source_files=source_files,
+        target=filled,
+        items=[
+            Item(name=item, arrays=tuple(arrays[path] for path in paths), files=tuple(files[item]))
+            for item, paths in grouped.items()
+        ],
+        options=options,
+        side_files={name: _side_bytes(path, dtype) for name, path in sides.items()},
+        ignored=plan.ignored,
+        checksums={name: entry.checksum for name, entry in from_orbax.manifest.arrays.items()} if from_orbax else {},
+        moejax_version=moejax.__version__,
+    )
+
+
+def hf_names(paths: Mapping[str, str]) -> dict[str, str]:
+    """Hugging Face's name of every path."""
+    from convert.mapping import translate
+
+    named = {path: name for path in paths for row in TABLE if (name := translate(path, row.path, row.hf)) is not None}
+    assert named.keys() == paths.keys(), "the table has every path of the model"
+    return named
+
+
+def side_files(folder: Path) -> dict[str, Path]:
+    """Files that a conversion copies: config.json, tokenizer files, texts; not weights and what lists them."""
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        listing = path.name == MANIFEST or path.name.endswith(".index.json")
+        wanted = path.suffix in _SIDE_SUFFIXES or path.name in _SIDE_NAMES
+        if wanted and not listing and not path.name.startswith(".") and path.is_file():
+            if (size := path.stat().st_size) > _LARGEST_SIDE_FILE:
+                raise CheckpointError(
+                    f"{path} has {size} bytes, too many for a file that goes along; move it elsewhere"
+                )
+            found[path.name] = path
+    return found
+
+
+def parse_size(text: str) -> int:
+    """Bytes of "5GB", "500MB", "2GiB" or "1000".
+
+    Raises:
+        ValueError: for anything else.
+    """
+    match = _SIZE.fullmatch(str(text).strip())
+    unit = match and _UNITS.get(match[2].upper())
+    if not match or unit is None or (size := int(float(match[1]) * unit)) < 1:
+        raise ValueError(f"shard_size must be a number of bytes such as 5GB or 500MB, got {text!r}")
+    return size
+
+
+def _position(tensors: Mapping, arrays: Mapping[str, ArrayPlan], paths: list[str]) -> tuple[str, int]:
+    """Where an item's last byte is in the source, so that items are read in the order of the files."""
+    infos = [tensors[arrays[path].source] for path in paths]
+    return max((info.file.name, info.start) for info in infos)
+
+
+def _side_bytes(path: Path, dtype: str) -> bytes:
+    """A side file's bytes; config.json tells the new dtype where there is one."""
+    if path.name != "config.json" or dtype == "auto":
+        return path.read_bytes()
+    raw = read_config_json(path)
+    keys = [key for key in ("dtype", "torch_dtype") if key in raw] or ["torch_dtype"]
+    return (json.dumps(raw | dict.fromkeys(keys, dtype), indent=2, ensure_ascii=False) + "\n").encode()

@@ -1,0 +1,183 @@
+"""Orbax checkpoints: chunks of our choice, parts of arrays, and damage that is found."""
+
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from convert import CheckpointError, OrbaxFolder
+from convert.checksums import array_checksum
+from convert.manifest import ArrayEntry, Manifest
+from convert.orbax_items import chunk_shape, open_array, write_orbax
+
+BF16 = np.dtype(ml_dtypes.bfloat16)
+RNG = np.random.default_rng(0)
+TALL = RNG.standard_normal((4096, 1024)).astype(BF16)  # 8 MB
+WIDE = RNG.standard_normal((1024, 4096)).astype(BF16)
+NORM = RNG.standard_normal(1024).astype(np.float32)
+NAMES = {"BF16": BF16, "F32": np.dtype(np.float32)}
+
+
+def folder_with(folder: Path, arrays: dict[str, np.ndarray], *, finite: bool = True) -> Path:
+    """A converted folder with one item called `item`."""
+    write_orbax(folder / "weights" / "item", arrays, {"tall": 0, "wide": 1, "norm": 0})
+    entries = {
+        f"path.{key}": ArrayEntry(
+            item="item",
+            key=key,
+            shape=array.shape,
+            dtype=next(name for name, dtype in NAMES.items() if dtype == array.dtype),
+            checksum=array_checksum(array),
+            finite=finite,
+        )
+        for key, array in arrays.items()
+    }
+    manifest = Manifest(
+        format="orbax",
+        moejax_version="0",
+        source_format="safetensors",
+        source_files={},
+        options={},
+        ignored={},
+        arrays=entries,
+        files={},
+    )
+    (folder / "manifest.json").write_bytes(manifest.to_json())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory) -> OrbaxFolder:
+    folder = folder_with(tmp_path_factory.mktemp("orbax"), {"tall": TALL, "wide": WIDE, "norm": NORM})
+    return OrbaxFolder.open(folder)
+
+
+def test_arrays_come_back_bit_by_bit(opened: OrbaxFolder) -> None:
+    for key, values in {"tall": TALL, "wide": WIDE, "norm": NORM}.items():
+        found = opened.read(f"path.{key}")
+        assert found.dtype == values.dtype
+        assert found.tobytes() == values.tobytes()
+    assert opened.total_bytes == TALL.nbytes + WIDE.nbytes + NORM.nbytes
+
+
+def test_chunks_divide_the_axis_that_a_mesh_divides(opened: OrbaxFolder) -> None:
+    item = opened.folder / "weights" / "item"
+    chunks = {key: tuple(open_array(item, key).chunk_layout.read_chunk.shape) for key in ("tall", "wide", "norm")}
+    assert chunks == {"tall": (1024, 1024), "wide": (1024, 1024), "norm": (1024,)}
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis", "expected"),
+    [
+        ((14336, 4096), 0, (1792, 4096)),  # an expert of Mixtral 8x7B: what each of 8 devices reads is whole chunks
+        ((4096, 14336), 1, (4096, 1792)),
+        ((16384, 6144), 0, (1024, 6144)),  # of 8x22B
+        ((4096, 4096), 1, (4096, 512)),
+        ((32001, 4096), 0, (2001, 4096)),  # not divisible: the last chunk is shorter
+        ((4096,), 0, (4096,)),
+        ((0, 4), 0, (1, 4)),
+        ((), 0, ()),
+    ],
+)
+def test_chunk_shapes(shape: tuple[int, ...], axis: int, expected: tuple[int, ...]) -> None:
+    assert chunk_shape(shape, 2, axis) == expected
+    assert int(np.prod(expected)) * 2 <= 16 << 20
+
+
+def test_a_part_reads_only_its_chunks(opened: OrbaxFolder) -> None:
+    before = opened.read_bytes.total
+    out = np.empty((1024, 1024), BF16)
+    opened.read_into("path.wide", out, (slice(0, 1024), slice(2048, 3072)))
+    assert np.array_equal(out, WIDE[:, 2048:3072])
+    assert opened.read_bytes.total - before == out.nbytes == WIDE.nbytes // 4
+    crossing = np.empty((512, 2), BF16)
+    opened.read_into("path.tall", crossing, (slice(768, 1280), slice(5, 7)))
+    assert np.array_equal(crossing, TALL[768:1280, 5:7])
+    assert opened.read_bytes.total - before == out.nbytes + TALL.nbytes // 2
+
+
+def test_orbaxs_own_count_of_bytes_agrees(opened: OrbaxFolder) -> None:
+    import tensorstore as ts
+
+    def counted() -> int:
+        (metric,) = ts.experimental_collect_matching_metrics("/tensorstore/kvstore/file/bytes_read")
+        return int(metric["values"][0]["value"])
+
+    before, ours = counted(), opened.read_bytes.total
+    opened.read_into("path.wide", np.empty((1024, 1024), BF16), (slice(0, 1024), slice(0, 1024)))
+    assert 0 <= (counted() - before) - (opened.read_bytes.total - ours) < 100_000, "more than metadata beside the chunk"
+
+
+def test_values_are_rounded_to_the_dtype_of_the_target(opened: OrbaxFolder) -> None:
+    assert np.array_equal(opened.read("path.tall", np.float32), TALL.astype(np.float32))
+    assert np.array_equal(opened.read("path.norm", BF16), NORM.astype(BF16))
+
+
+def test_orbax_alone_restores_it(opened: OrbaxFolder) -> None:
+    restored = ocp.PyTreeCheckpointer().restore(opened.folder / "weights" / "item")
+    assert restored.keys() == {"tall", "wide", "norm"}
+    assert np.array_equal(restored["wide"], WIDE)
+
+
+def refusal(folder: Path, name: str, dtype: np.dtype | None = None) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        OrbaxFolder.open(folder).read(name, dtype)
+    return str(caught.value)
+
+
+def test_a_flipped_byte_is_found(tmp_path: Path) -> None:
+    folder_with(tmp_path, {"wide": WIDE})
+    flip_byte(max((tmp_path / "weights").rglob("*"), key=lambda path: path.stat().st_size))
+    message = refusal(tmp_path, "path.wide")
+    assert "array 'wide' was damaged after it was converted: its checksum is crc32:" in message
+    with pytest.raises(CheckpointError, match="was damaged"):  # a slice that is all of it is no part
+        OrbaxFolder.open(tmp_path).read_into("path.wide", np.empty_like(WIDE), (slice(None), slice(0, 4096)))
+    assert message.endswith("convert again with --restart")
+
+
+def flip_byte(file: Path) -> None:
+    raw = bytearray(file.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    file.write_bytes(raw)
+
+
+def test_a_missing_file_is_told(tmp_path: Path) -> None:
+    folder_with(tmp_path, {"wide": WIDE})
+    max((tmp_path / "weights").rglob("*"), key=lambda path: path.stat().st_size).unlink()
+    assert "array 'wide' cannot be read" in refusal(tmp_path, "path.wide")
+
+
+def test_missing_item_and_missing_manifest(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="holds no converted Orbax checkpoint"):
+        OrbaxFolder.open(tmp_path)
+    folder_with(tmp_path, {"norm": NORM})
+    (tmp_path / "weights" / "item").rename(tmp_path / "weights" / "other")
+    with pytest.raises(CheckpointError, match="weights lacks 'item'"):
+        OrbaxFolder.open(tmp_path)
+
+
+def test_nan_is_let_through_only_where_the_conversion_did(tmp_path: Path) -> None:
+    values = NORM.copy()
+    values[3] = np.nan
+    folder_with(tmp_path / "a", {"norm": values})
+    assert "array 'path.norm' holds NaN or infinite values" in refusal(tmp_path / "a", "path.norm")
+    folder_with(tmp_path / "b", {"norm": values}, finite=False)
+    assert np.isnan(OrbaxFolder.open(tmp_path / "b").read("path.norm")[3])
+
+
+def test_what_does_not_fit_the_dtype_is_refused(tmp_path: Path) -> None:
+    folder_with(tmp_path, {"norm": np.full(1024, 1e5, np.float32)})
+    assert "too large for float16; use bfloat16" in refusal(tmp_path, "path.norm", np.dtype(np.float16))
+
+
+def test_misuse_is_told(opened: OrbaxFolder) -> None:
+    with pytest.raises(CheckpointError, match="holds no array 'nothing'"):
+        opened.read("nothing")
+    with pytest.raises(ValueError, match=r"has shape \(1024,\), the array to fill has \(3,\)"):
+        opened.read_into("path.norm", np.empty(3, np.float32))
+    with pytest.raises(ValueError, match="must be writable, C-contiguous and one of"):
+        opened.read_into("path.norm", np.empty(1024, np.int32))
+    with pytest.raises(ValueError, match="expected a slice of step 1 for each of 1 axes"):
+        opened.read_into("path.norm", np.empty(512, np.float32), (slice(0, 1024, 2),))

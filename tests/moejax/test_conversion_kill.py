@@ -1,0 +1,139 @@
+"""A conversion that is killed at any moment is never loadable by mistake, and ends as one that was not."""
+
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import moejax
+from convert import CheckpointError, OrbaxFolder
+from convert.journal import WORK, read_journal
+from moejax.checkpoint import open_checkpoint
+from tests.moejax.conversion_folders import (
+    assert_same_tensors,
+    config_of,
+    everything_in,
+    tensors_in,
+    weights_of,
+    write_hf,
+)
+
+SECONDS = 60
+POLL_SECONDS = 0.002
+LOCKS = Path("/proc/locks")
+
+
+@dataclass
+class Kills:
+    """What was found after each kill of a running conversion."""
+
+    before: int = 0  # before there was a target
+    without_items: int = 0
+    with_items: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.before + self.without_items + self.with_items
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = config_of(num_hidden_layers=3, num_local_experts=8)
+    return write_hf(tmp_path_factory.mktemp("kill") / "hf", config, weights_of(config), files=3)
+
+
+@pytest.mark.slow
+def test_to_orbax(source: Path, tmp_path: Path) -> None:
+    kills = kill_until(40, source, tmp_path, seed=0)
+    # Most have to fall between the items, not before the first or after the last.
+    assert kills.with_items >= 20, kills
+
+
+@pytest.mark.slow
+def test_to_hugging_face(source: Path, tmp_path: Path) -> None:
+    moejax.convert(source, tmp_path / "orbax")
+    kills = kill_until(10, tmp_path / "orbax", tmp_path, "--shard-size", "40KB", seed=1)
+    assert kills.with_items + kills.without_items >= 5, kills
+
+
+def kill_until(times: int, source: Path, folder: Path, *options: str, seed: int) -> Kills:
+    """Kills conversions at random moments, `times` in all, each continued until it is finished; compares every one."""
+    whole = folder / "whole"
+    process = start(source, whole, options)
+    wait_for_lock(process, held=True)
+    began = time.perf_counter()
+    wait_for_lock(process, held=False)
+    seconds = time.perf_counter() - began
+    assert process.wait(timeout=SECONDS) == 0
+    rng = np.random.default_rng(seed)
+    kills, number = Kills(), 0
+    while kills.total < times:
+        target = folder / f"target-{number}"
+        process = start(source, target, options)
+        if rng.random() < 0.9:  # of a process' time most is start-up: nine in ten are let come to the conversion
+            wait_for_lock(process, held=True)
+        try:
+            process.wait(timeout=rng.uniform(0, seconds))
+        except subprocess.TimeoutExpired:
+            process.kill()
+        process.wait()
+        if look(target, kills):  # it was quicker than the kill
+            assert_same(target, whole)
+            number += 1
+            seconds *= 0.9
+    target = folder / f"target-{number}"
+    assert start(source, target, options).wait(timeout=SECONDS) == 0
+    assert_same(target, whole)
+    return kills
+
+
+def wait_for_lock(process: subprocess.Popen[bytes], *, held: bool) -> None:
+    """Waits until the process holds the lock of its target, or does not, or has ended."""
+    while process.poll() is None and held != holds_lock(process.pid):
+        time.sleep(POLL_SECONDS)
+
+
+def holds_lock(pid: int) -> bool:
+    return any("FLOCK" in line and str(pid) in line.split() for line in LOCKS.read_text().splitlines())
+
+
+def start(source: Path, target: Path, options: tuple[str, ...]) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "moejax", "convert", str(source), str(target), *options, "--quiet"]
+    return subprocess.Popen(command)
+
+
+def look(target: Path, kills: Kills) -> bool:
+    """Whether `target` is complete; if not, counts the state in which a kill has left it, which nothing loads."""
+    if (target / "manifest.json").exists():
+        open_checkpoint(target)
+        return True
+    if not target.exists() or not (target / WORK).exists():
+        kills.before += 1
+        assert not target.exists() or not any(target.iterdir())
+        return False
+    journal = read_journal(target)
+    if journal is not None and journal.items:
+        kills.with_items += 1
+    else:
+        kills.without_items += 1
+    with pytest.raises(CheckpointError, match="is an unfinished conversion, continue with: moejax convert "):
+        open_checkpoint(target)  # the first that `load` does
+    return False
+
+
+def assert_same(target: Path, whole: Path) -> None:
+    """Array for array, and every other file byte for byte. A work folder may remain of a kill after the end."""
+    found = {name: raw for name, raw in everything_in(target).items() if not name.startswith(WORK)}
+    assert found == everything_in(whole)
+    if (whole / "weights").exists():
+        opened = [OrbaxFolder.open(folder) for folder in (target, whole)]
+        assert_same_tensors(*({name: one.read(name) for name in one.tensors} for one in opened))
+        assert {path.name for path in (target / "weights").iterdir()} == {
+            path.name for path in (whole / "weights").iterdir()
+        }
+    else:
+        assert_same_tensors(tensors_in(target), tensors_in(whole))
