@@ -7,8 +7,7 @@ from jaxtyping import Bool, Float, Int
 
 from moejax.config import ModelConfig
 from moejax.layers import linear
-from moejax.moe.experts import BackendName, Experts
-from moejax.moe.router import route
+from moejax.moe.experts import BACKENDS, BackendName, Experts
 from moejax.params import fan_in_normal, param
 
 
@@ -28,6 +27,7 @@ class MoE(nnx.Module):
         b, t, d = x.shape
         tokens = x.reshape(b * t, d)
         with jax.named_scope("router"):
+            route = BACKENDS[self.experts.backend].route
             routing = route(linear(tokens, self.router[...]), valid.reshape(-1), self.experts_per_token)
         with jax.named_scope("experts"):
             y = self.experts(tokens, routing)
