@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from moejax.kernels.triton.launch import power_of_two
 
-# Enough programs to keep all multiprocessors of a large GPU (132 on Hopper, 108 on Ampere) busy with several each.
-ENOUGH_PROGRAMS = 512
+# About four rounds of the programs that run at a time (two on each of Hopper's 132 multiprocessors), so that the last
+# round, which leaves some idle, is a small part.
+ENOUGH_PROGRAMS = 1024
 # A tensor core's smallest tile of 16-bit operands is 16 x 16; Hopper's warp-group product takes 64 rows.
 SMALLEST_TILE = 16
 WARP_GROUP_ROWS = 64

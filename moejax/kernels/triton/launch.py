@@ -1,9 +1,9 @@
 """The one way in which the kernels of this folder reach Pallas, and the small pieces they share.
 
-Traps of Pallas' Triton lowering: `jnp.where` between two Python numbers becomes a select between booleans, which only
-verification of the module shows (tests/moejax/kernels/test_lowering.py); `jnp.any` and `jnp.all` do not lower; arrays have
-a power-of-two size; float32 products are TF32 unless the precision says otherwise. Interpretation wants `pl.program_id`
-outside of conditions.
+Traps of Pallas' Triton lowering: `jnp.where` between two Python numbers with a scalar condition selects between
+booleans, a wrong value without a word (tests/moejax/kernels/test_lowering.py looks for it); `jnp.any` and `jnp.all` do
+not lower; arrays have a power-of-two size; float32 products are TF32 unless the precision says otherwise.
+Interpretation wants `pl.program_id` outside of conditions, and check_vma=False of a `jax.shard_map` around it.
 """
 
 from collections.abc import Callable
