@@ -4,7 +4,6 @@ Few tokens (decode) take the kernels that read every chosen weight once; more to
 blocks for a grouped product.
 """
 
-import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float
 
@@ -39,7 +38,7 @@ def pallas(experts: Expert, x: Float[Array, "T D"], routing: Routing) -> Float[A
 
 def pallas_route(logits: Float[Array, "T E"], valid: Bool[Array, " T"], experts_per_token: int) -> Routing:
     """`router.route` as a kernel, without a sort; its result carries ranks and counts."""
-    routes = _implementation().route(logits, jnp.asarray(valid), experts_per_token)
+    routes = _implementation().route(logits, valid, experts_per_token)
     return Routing(routes.experts, routes.weights, routes.ranks, routes.counts)
 
 

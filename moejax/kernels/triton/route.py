@@ -40,7 +40,7 @@ def route(
         exponentials = jnp.where((columns < e)[None, :], exponentials, 0.0)
         total = exponentials.sum(axis=1, keepdims=True)
         probabilities = exponentials / total
-        # NaN would make the comparisons below meaningless: such a row chooses as if its experts were equal.
+        # NaN would make the comparisons below meaningless: such a row has all experts equal, and weights of 0 / 0.
         broken = total != total
         left = jnp.where(broken, 0.0, probabilities)
         left = jnp.where((columns < e)[None, :], left, -1.0)
@@ -54,9 +54,8 @@ def route(
             chosen.append(jnp.where(keep, choice, e))
             best.append(weight)
             norm += weight
-        nan = jnp.where(broken, total, 0.0).sum(axis=1)
         for place in range(a):
-            weight = jnp.where(keep, best[place] / norm + nan, 0.0)
+            weight = jnp.where(keep, best[place] / norm, 0.0)
             store(experts_ref, (tokens, jnp.full_like(tokens, place)), chosen[place], tokens < t)
             store(weights_ref, (tokens, jnp.full_like(tokens, place)), weight, tokens < t)
         _write_ranks(ranks_ref, counts_ref, tokens, chosen, block, t, e)

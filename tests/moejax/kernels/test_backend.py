@@ -12,8 +12,8 @@ from moejax.moe.pallas import pallas, pallas_route
 from moejax.moe.router import Routing, route
 from moejax.moe.weights import Expert
 from moejax.platform import H100
+from scripts.lowered_kernels import abstract, lower
 from tests.moejax.kernels.cases import FLOAT32_ATOL, normal
-from tests.moejax.kernels.lowering import abstract, lower
 
 E, A, D, F = 4, 2, 8, 12
 EXPERTS = Expert(normal(E, F, D), normal(E, F, D, seed=1), normal(E, D, F))

@@ -1,13 +1,18 @@
 """The decode kernels, interpreted: right, and they touch only the weights of chosen experts."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.experimental import pallas as pl
 
+from moejax.kernels.triton import few_tokens
 from moejax.kernels.triton.few_tokens import MOST_TOKENS, expert_ffn
+from moejax.kernels.triton.launch import Out, launch
 from tests.moejax.kernels.cases import FLOAT32_ATOL, REFERENCE, interpreted, normal, poisoned, routings
 
 # T E A D F: one token; more rows than experts and fewer; sizes that divide into no block; T at the edge of a tile.
@@ -50,6 +55,35 @@ def test_nan_of_one_token_stays_there(t: int) -> None:
     experts = jnp.tile(jnp.asarray([[1, 3]], jnp.int32), (t, 1))
     got = interpreted("expert_ffn")(*weights, x, experts, jnp.full((t, 2), 0.5))
     assert np.isnan(got[0]).all() and np.isfinite(got[1:]).all()
+
+
+@pytest.mark.parametrize(("t", "e"), [(3, 16), (3, 6), (9, 4)])
+@settings(max_examples=10, deadline=None)
+@given(data=st.data())
+def test_one_slot_computes_each_expert(t: int, e: int, data: st.DataObject) -> None:
+    """With fewer rows than experts a slot is a row, else an expert: either way each expert in use is read once."""
+    routes = data.draw(routings(t, e, 2))
+    slots = min(e, t * 2)
+    computed = computing_slots(t, e, slots)(routes.experts)
+    experts = np.asarray(routes.experts).ravel()
+    of_slot = np.arange(e) if e <= t * 2 else experts
+    assert sorted(of_slot[np.asarray(computed) == 1]) == sorted(set(experts[experts < e]))
+
+
+@functools.cache
+def computing_slots(t: int, e: int, slots: int):
+    """A kernel that says of every slot whether it computes."""
+
+    def kernel(experts_ref, computes_ref):
+        slot = pl.program_id(0)
+        _, rows = few_tokens._expert_and_rows(experts_ref, e, slot, 16)
+        computes_ref[slot] = few_tokens._is_first(rows, e, t * 2, slot).astype(jnp.int32)
+
+    return jax.jit(
+        lambda experts: launch(
+            kernel, "slots", (slots,), (Out((slots,), jnp.int32),), (experts,), warps=1, interpret=True
+        )[0]
+    )
 
 
 def test_rows_routed_nowhere_give_zeros() -> None:

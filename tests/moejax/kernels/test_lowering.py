@@ -1,4 +1,4 @@
-"""Kernels and programs around them, lowered for CUDA without a GPU: lowered, verified, not compiled.
+"""Kernels and programs around them, lowered for CUDA without a GPU and verified; a GPU has not compiled them.
 
 At the full size of Mixtral 8x7B, which costs nothing here.
 """
@@ -20,10 +20,9 @@ from moejax.kernels import KERNELS
 from moejax.kernels.triton.few_tokens import MOST_TOKENS
 from moejax.kernels.triton.launch import Out, launch
 from moejax.model import Mixtral
-from moejax.moe import MoE
 from moejax.params import merge, split
 from moejax.platform import A100, H100, Device
-from tests.moejax.kernels.lowering import Lowered, abstract, lower
+from scripts.lowered_kernels import abstract, lower, lower_moe_layer
 
 CONFIG = named_config("mixtral-8x7b")
 E, F, D, A = CONFIG.num_experts, CONFIG.expert_dim, CONFIG.embed_dim, CONFIG.experts_per_token
@@ -121,25 +120,13 @@ def constant_selections(module: str) -> list[str]:
     return re.findall(r"arith\.select %\w+, %(?:true|false)\w*, %(?:true|false)\w* : i1", module)
 
 
-def moe_layer(tokens: int, device: Device) -> Lowered:
-    graphdef, params = split(MoE(CONFIG, "pallas", dtype=jnp.bfloat16))
-    shapes = {path: abstract(variable.get_value()) for path, variable in params.items()}
-    return lower(
-        lambda p, x, valid: merge(graphdef, params, p)(x, valid),
-        shapes,
-        shape(tokens, 1, D),
-        shape(tokens, 1, dtype=bool),
-        device=device,
-    )
-
-
 @DEVICES
 @pytest.mark.parametrize(
     ("tokens", "names"), [(1, ONE_TOKEN), (2, FEW_TOKENS), (MOST_TOKENS, FEW_TOKENS), (4096, MANY_TOKENS)]
 )
 def test_moe_layer(tokens: int, names: list[str], device: Device) -> None:
     """No sort, no gather, no product of XLA's but the router's, no expansion over experts; weights are not remade."""
-    lowered = moe_layer(tokens, device)
+    lowered = lower_moe_layer(tokens, device)
     assert [kernel.name for kernel in lowered.kernels] == names
     assert lowered.count(*FORBIDDEN) == 0
     assert lowered.count("stablehlo.dot_general") == 1
@@ -151,7 +138,7 @@ def test_moe_layer(tokens: int, names: list[str], device: Device) -> None:
 @pytest.mark.parametrize("tokens", [1, 8, MOST_TOKENS])
 def test_at_most_five_launches_in_decode(tokens: int) -> None:
     """Kernels and XLA's product for the router; what else there is, is elementwise and joins XLA's fusions around."""
-    lowered = moe_layer(tokens, H100)
+    lowered = lower_moe_layer(tokens, H100)
     launches = len(lowered.kernels) + lowered.count("stablehlo.dot_general")
     assert launches == (4 if tokens == 1 else 5)
     elementwise = {"reshape", "convert", "constant", "pad", "broadcast_in_dim", "iota", "compare", "select"}
@@ -161,15 +148,7 @@ def test_at_most_five_launches_in_decode(tokens: int) -> None:
 
 def test_the_dense_backend_would_be_noticed() -> None:
     """The checks of `test_moe_layer` are not empty: XLA's way of routing and of experts breaks them."""
-    graphdef, params = split(MoE(CONFIG, "ragged", dtype=jnp.bfloat16))
-    shapes = {path: abstract(variable.get_value()) for path, variable in params.items()}
-    lowered = lower(
-        lambda p, x, valid: merge(graphdef, params, p)(x, valid),
-        shapes,
-        shape(8, 1, D),
-        shape(8, 1, dtype=bool),
-        device=H100,
-    )
+    lowered = lower_moe_layer(8, H100, backend="ragged")
     assert lowered.count(*FORBIDDEN) > 0 and lowered.kernels == []
 
 
