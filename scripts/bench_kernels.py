@@ -118,8 +118,11 @@ def main() -> None:
     print(f"copy {rates.bytes / 1e12:.2f} TB/s read and written, bfloat16 product {rates.flops / 1e12:.0f} TFLOP/s\n")
     print("| kernel | tokens | ms | GB | GFLOP | of copy rate | of matrix rate | XLA ms | max error |")
     print("|---|---|---|---|---|---|---|---|---|")
-    for row in (route_rows, few_rows, many_rows):
-        row(plan, implementation, rates)
+    route_rows(plan, implementation, rates)
+    few_rows(plan, implementation, rates)
+    many_rows(plan, implementation, rates)
+    if KERNELS["tokamax"].cannot(device) is None:
+        many_rows(plan, KERNELS["tokamax"], rates, suffix=", tokamax")
     if not args.no_model:
         decode_rows(plan, rates)
 
@@ -255,7 +258,7 @@ def few_rows(plan: Plan, implementation: Kernels, rates: Rates) -> None:
         print_row("expert_ffn", tokens, took, layer_cost(plan, routing), rates, beside, error)
 
 
-def many_rows(plan: Plan, implementation: Kernels, rates: Rates) -> None:
+def many_rows(plan: Plan, implementation: Kernels, rates: Rates, suffix: str = "") -> None:
     """All of the prefill path, and its two products alone. Rows up to 64 tokens show the crossover."""
     experts, config = random_layers(plan), plan.config
     e = config.num_experts
@@ -278,7 +281,7 @@ def many_rows(plan: Plan, implementation: Kernels, rates: Rates) -> None:
             seconds(compiled(walk(apply), experts, x, routing), plan.rounds) / plan.layers
             for apply in (ours, BACKENDS["ragged"].apply)
         )
-        print_row("grouped layer", tokens, took, layer_cost(plan, routing), rates, beside, error)
+        print_row("grouped layer" + suffix, tokens, took, layer_cost(plan, routing), rates, beside, error)
 
     tokens = plan.many[-1]
     height = grouped_rows(tokens * config.experts_per_token // e)
@@ -298,7 +301,7 @@ def many_rows(plan: Plan, implementation: Kernels, rates: Rates) -> None:
         result = jax.eval_shape(kernel, rows, *weights, block_experts)
         moved = sum(array.nbytes for array in (rows, *weights)) + result.size * result.dtype.itemsize
         cost = Cost(moved, 2 * places * weights[0][0].size * len(weights))
-        print_row(name, places // config.experts_per_token, took, cost, rates, None, error)
+        print_row(name + suffix, places // config.experts_per_token, took, cost, rates, None, error)
 
 
 def decode_rows(plan: Plan, rates: Rates) -> None:

@@ -12,8 +12,8 @@ from moejax.kernels.triton.blocks import grouped_block
 from moejax.kernels.triton.launch import Out, both, dot, launch, load, silu, store, within
 from moejax.platform import shared_memory_bytes
 
-# Blocks of outputs that run together over all rows of an expert: 8 blocks of 128 rows by 16 of outputs are about as
-# many programs as a large GPU runs at a time, and share 8 MB of rows and 32 MB of weights in its second-level cache.
+# Most blocks of outputs that run together over all rows of an expert: 8 blocks of 128 rows by 16 of outputs are about
+# as many programs as a large GPU runs at a time, and share 8 MB of rows and 32 MB of weights in its second-level cache.
 OUTPUTS_TOGETHER = 16
 
 
@@ -62,7 +62,7 @@ def _product(
     height = num_places // row_blocks
     block = grouped_block(height, outputs, contracted, rows.dtype.itemsize, len(weights), shared_memory_bytes())
     out_blocks = pl.cdiv(outputs, block.out)
-    together = min(OUTPUTS_TOGETHER, out_blocks)
+    together = max(n for n in range(1, OUTPUTS_TOGETHER + 1) if out_blocks % n == 0)
 
     def kernel(rows_ref, *refs):
         *weight_refs, experts_ref, product_ref = refs
@@ -70,7 +70,7 @@ def _product(
         row_block, out_block = rest // together, group * together + rest % together
         expert = experts_ref[row_block]
 
-        @pl.when((expert < num_experts) & (out_block < out_blocks))
+        @pl.when(expert < num_experts)
         def _():
             places = row_block * height + jnp.arange(block.rows)
             place_mask = within(jnp.arange(block.rows), height, block.rows)
@@ -97,7 +97,7 @@ def _product(
     (product,) = launch(
         kernel,
         name,
-        (pl.cdiv(out_blocks, together) * row_blocks * together,),
+        (row_blocks * out_blocks,),
         (Out((num_places, outputs), dtype),),
         (rows, *weights, block_experts),
         warps=block.warps,

@@ -4,6 +4,7 @@ import logging
 import re
 from typing import get_args
 
+import jax
 import pytest
 
 from moejax.kernels import KERNELS, dispatch, kernels
@@ -82,6 +83,7 @@ def test_choice_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
 
 def test_tracing_for_ends() -> None:
     before = current_device()
+    assert before.platform == jax.devices()[0].platform
     with pytest.raises(KeyError), tracing_for(H100):
         assert current_device() == H100
         raise KeyError
