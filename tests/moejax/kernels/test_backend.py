@@ -6,11 +6,15 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
+from moejax.cache import empty_cache
+from moejax.config import ModelConfig
 from moejax.kernels.triton.few_tokens import MOST_TOKENS
+from moejax.model import Mixtral
 from moejax.moe import BACKENDS
 from moejax.moe.pallas import pallas, pallas_route
 from moejax.moe.router import Routing, route
 from moejax.moe.weights import Expert
+from moejax.params import merge, random_params, split
 from moejax.platform import H100
 from scripts.lowered_kernels import abstract, lower
 from tests.moejax.kernels.cases import FLOAT32_ATOL, normal
@@ -47,6 +51,38 @@ def test_route_of_the_backend_is_the_routers() -> None:
     np.testing.assert_allclose(got.weights, expected.weights, rtol=0, atol=FLOAT32_ATOL)
     assert got.ranks is not None and got.counts is not None and expected.ranks is None
     assert BACKENDS["pallas"].route is pallas_route and BACKENDS["dense"].route is route
+
+
+def test_a_whole_model_has_the_logits_of_dense() -> None:
+    """Prefill and a decode step, padding included: two layers, the cache between them."""
+    config = ModelConfig(
+        vocab_size=16,
+        embed_dim=D,
+        num_layers=2,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=4,
+        num_experts=E,
+        experts_per_token=A,
+        expert_dim=F,
+        max_position_embeddings=32,
+    )
+    results = []
+    for backend in ("pallas", "dense"):
+        graphdef, declared = split(Mixtral(config, backend, dtype=jnp.float32))
+        params = random_params(declared, seed=0)
+
+        def run(params, tokens, lengths, graphdef=graphdef, declared=declared):
+            model = merge(graphdef, declared, params)
+            hidden, cache, _ = model(tokens, jnp.zeros_like(lengths), lengths, empty_cache(config, 2, 8, jnp.float32))
+            step, _, chosen = model(tokens[:, :1], lengths, jnp.ones_like(lengths), cache)
+            return model.logits(hidden), model.logits(step), chosen
+
+        results.append(jax.jit(run)(params, jnp.arange(8).reshape(2, 4), jnp.asarray([4, 2], jnp.int32)))
+    (prefill, step, chosen), (dense_prefill, dense_step, dense_chosen) = results
+    np.testing.assert_allclose(prefill, dense_prefill, rtol=0, atol=FLOAT32_ATOL)
+    np.testing.assert_allclose(step, dense_step, rtol=0, atol=FLOAT32_ATOL)
+    np.testing.assert_array_equal(chosen, dense_chosen)
 
 
 def local_layer(experts: Expert, x: jax.Array, logits: jax.Array) -> jax.Array:
