@@ -166,7 +166,10 @@ Dtype = Annotated[
 ExpertBackend = Annotated[
     str,
     _option(
-        "--expert-backend", panel=MODEL, metavar="NAME", help="How experts are computed: auto, dense, blocked, ragged."
+        "--expert-backend",
+        panel=MODEL,
+        metavar="NAME",
+        help="How experts are computed: auto, dense, blocked, ragged, pallas.",
     ),
 ]
 MaxSeqLen = Annotated[

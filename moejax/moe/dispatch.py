@@ -36,6 +36,8 @@ class ExpertGroup:
 
         Places whose expert is another device's have id El and weight 0: routed to no expert here.
         """
+        if owner is None and not self.expert:
+            return routing  # with all that its router found out besides
         owner = lax.axis_index(self.expert) if owner is None else owner
         ids = routing.experts - owner * self.local_experts
         here = (ids >= 0) & (ids < self.local_experts)
@@ -47,6 +49,8 @@ class ExpertGroup:
 
     def count(self, local: Routing) -> Int[Array, " El"]:
         """Rows that each expert of this device computes."""
+        if local.counts is not None:
+            return local.counts
         ids = jnp.arange(self.local_experts)[:, None]
         return jnp.sum(local.experts.reshape(1, -1) == ids, axis=1, dtype=jnp.int32)
 

@@ -4,6 +4,7 @@ A backend is a weight layout and a function over weights so laid out. Adding one
 `BACKENDS`, its name in `BackendName`.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,20 +12,23 @@ from typing import Any, Literal
 import jax
 from flax import nnx
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from moejax.config import ModelConfig
 from moejax.moe.blocked import blocked
 from moejax.moe.dense import dense
+from moejax.moe.pallas import cannot_run, pallas, pallas_route
 from moejax.moe.ragged import ragged
-from moejax.moe.router import Routing
+from moejax.moe.router import Routing, route
 from moejax.moe.weights import Expert
 from moejax.parallel import Parallel
 from moejax.params import fan_in_normal, param
 from sharding import LogicalAxes, Rules
 
+_logger = logging.getLogger(__name__)
+
 WeightLayout = Literal["per_expert", "stacked"]
-BackendName = Literal["dense", "blocked", "ragged"]
+BackendName = Literal["dense", "blocked", "ragged", "pallas"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,32 +38,43 @@ class ExpertBackend:
     layout: `per_expert`, three arrays for each expert, or `stacked`, three arrays with a leading axis E.
     apply: (experts, x [T, D], routing) -> float32 [T, D]; experts is a sequence of `Expert`, or one stacked `Expert`.
         On a mesh they are those that one device holds, and the routing counts them from 0.
+    route: (logits [T, E], valid [T], experts per token) -> Routing.
     """
 
     layout: WeightLayout
     apply: Callable[[Any, Float[Array, "T D"], Routing], Float[Array, "T D"]]
+    route: Callable[[Float[Array, "T E"], Bool[Array, " T"], int], Routing] = route
 
 
 BACKENDS: dict[BackendName, ExpertBackend] = {
     "dense": ExpertBackend(layout="stacked", apply=dense),
     "blocked": ExpertBackend(layout="per_expert", apply=blocked),
     "ragged": ExpertBackend(layout="stacked", apply=ragged),
+    "pallas": ExpertBackend(layout="stacked", apply=pallas, route=pallas_route),
 }
 
 
 def resolve_backend(name: str, platform: str) -> BackendName:
-    """The backend called `name`; `auto` is what was measured fastest on `platform` ("cpu", "gpu", "tpu").
+    """The backend called `name`; `auto` is the one for `platform` ("cpu", "gpu", "tpu").
 
-    On CPU `blocked` wins at every row count (docs/decisions.md). Elsewhere a loop whose trip count depends on the
-    routing waits for the host at every block, so `auto` takes `dense` there.
+    On CPU `blocked` wins at every row count (docs/decisions.md), on a GPU `pallas` reads only chosen experts. Where its
+    kernels do not run, a loop whose trip count depends on the routing would wait for the host at every block, so `auto`
+    takes `dense` there and, on a GPU, says so.
 
     Raises:
-        ValueError: for an unknown name.
+        ValueError: for an unknown name, or `pallas` where it cannot run.
     """
     if name == "auto":
-        return "blocked" if platform == "cpu" else "dense"
+        if platform != "gpu":
+            return "blocked" if platform == "cpu" else "dense"
+        if reason := cannot_run():
+            _logger.warning("expert backend 'auto' takes 'dense', which computes every expert: %s", reason)
+            return "dense"
+        return "pallas"
     if name not in BACKENDS:
         raise ValueError(f"unknown expert backend {name!r}; the known ones are auto, {', '.join(BACKENDS)}")
+    if name == "pallas" and (reason := cannot_run()):
+        raise ValueError(f"expert backend 'pallas': {reason}; use expert_backend='auto'")
     return name
 
 

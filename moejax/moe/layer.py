@@ -10,8 +10,8 @@ from jaxtyping import Bool, Float, Int
 from moejax.config import ModelConfig
 from moejax.layers import linear
 from moejax.moe.dispatch import Dispatched, ExpertGroup, dispatch_body
-from moejax.moe.experts import BackendName, Experts
-from moejax.moe.router import Routing, route
+from moejax.moe.experts import BACKENDS, BackendName, Experts
+from moejax.moe.router import Routing
 from moejax.parallel import Parallel
 from moejax.params import fan_in_normal, param
 
@@ -42,6 +42,7 @@ class MoE(nnx.Module):
     def __call__(self, x: Float[Array, "B T D"], valid: Bool[Array, "B T"]) -> tuple[Float[Array, "B T D"], Routed]:
         """The layer's output (0 for tokens that are not `valid`), and where tokens went."""
         parallel, dispatch = self.parallel, dispatch_body(self.parallel.dispatch)
+        route = BACKENDS[self.experts.backend].route
 
         def body(x: Float[Array, "Bl T D"], valid: Bool[Array, "Bg T"], router: Array, experts: Any) -> Any:
             """Bl rows of this device, Bg of its group; its part of each expert."""

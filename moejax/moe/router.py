@@ -12,10 +12,14 @@ class Routing(NamedTuple):
     """Where each token goes. A row routed to no expert has id E in every place, and weight 0.
 
     experts: int32 [T, A], best first, ties to the lower id.  weights: float32 [T, A], summing to 1 per token.
+    ranks, counts: each row's rank among the rows of its expert, int32 [T, A], and rows per expert, int32 [E], where the
+    router knows them; whoever moves tokens or renumbers experts makes a new Routing without them.
     """
 
     experts: Int[Array, "T A"]
     weights: Float[Array, "T A"]
+    ranks: Int[Array, "T A"] | None = None
+    counts: Int[Array, " E"] | None = None
 
 
 def route(logits: Float[Array, "T E"], valid: Bool[Array, " T"], experts_per_token: int) -> Routing:

@@ -110,8 +110,8 @@ def test_a_model_that_does_not_fit_is_refused_before_its_weights_are_read(
 
 
 def test_an_unknown_backend_is_told_first() -> None:
-    with pytest.raises(ValueError, match="unknown expert backend 'pallas'; the known ones are auto, dense, blocked"):
-        moejax.load("there/is/no/such/folder", expert_backend="pallas")
+    with pytest.raises(ValueError, match="unknown expert backend 'cuda'; the known ones are auto, dense, blocked"):
+        moejax.load("there/is/no/such/folder", expert_backend="cuda")
 
 
 # --- side files ---

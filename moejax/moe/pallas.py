@@ -1,0 +1,56 @@
+"""Backend `pallas`: kernels that read only the weights of chosen experts, for GPUs (docs/kernels.md).
+
+Few tokens (decode) take the kernels that read every chosen weight once; more tokens (prefill) are sorted by expert into
+blocks for a grouped product.
+"""
+
+from jax import Array
+from jaxtyping import Bool, Float
+
+from moejax.kernels import Kernels, block_layout, kernels
+from moejax.kernels.triton.blocks import grouped_rows
+from moejax.kernels.triton.few_tokens import MOST_TOKENS
+from moejax.moe.router import Routing
+from moejax.moe.weights import Expert
+from moejax.platform import current_device
+
+
+def pallas(experts: Expert, x: Float[Array, "T D"], routing: Routing) -> Float[Array, "T D"]:
+    """Weighted sum of the chosen experts' results for every token; float32 result.
+
+    Raises:
+        NotImplementedError: on a GPU that the kernels do not support, naming it.
+    """
+    implementation = _implementation()
+    if x.shape[0] <= MOST_TOKENS:
+        return implementation.expert_ffn(*experts, x, routing.experts, routing.weights)
+    num_experts = experts.gate.shape[0]
+    ranks, counts = routing.ranks, routing.counts
+    if ranks is None or counts is None:
+        ranks, counts = implementation.rank_rows(routing.experts, num_experts)
+    block = grouped_rows(routing.experts.size // num_experts)
+    layout = block_layout(routing.experts, ranks, counts, block)
+    rows = implementation.permute(x, layout.places, block * layout.block_experts.shape[0])
+    hidden = implementation.grouped_gate_up(rows, experts.gate, experts.up, layout.block_experts)
+    results = implementation.grouped_matmul(hidden, experts.down, layout.block_experts)
+    return implementation.combine(results[None], layout.places, routing.weights)
+
+
+def pallas_route(logits: Float[Array, "T E"], valid: Bool[Array, " T"], experts_per_token: int) -> Routing:
+    """`router.route` as a kernel, without a sort; its result carries ranks and counts."""
+    routes = _implementation().route(logits, valid, experts_per_token)
+    return Routing(routes.experts, routes.weights, routes.ranks, routes.counts)
+
+
+def cannot_run() -> str | None:
+    """Why the current device cannot run this backend, or None."""
+    try:
+        kernels("triton")
+    except NotImplementedError as error:
+        return str(error)
+    return None
+
+
+def _implementation() -> Kernels:
+    """The Triton kernels; on a CPU interpreted, which is for tests: `resolve_backend` refuses this backend there."""
+    return kernels("interpret" if current_device().platform == "cpu" else "triton")

@@ -1,0 +1,213 @@
+"""What the GPU kernels become, without a GPU: lowered for CUDA, and compiled where the package `triton` is installed.
+
+    pip install triton && python scripts/lowered_kernels.py
+
+Prints for each kernel, at the shapes of Mixtral 8x7B and for compute capabilities 9.0 and 8.0: grid, warps and stages;
+and, from triton's own compiler, the shared memory and registers it takes, bytes spilled, and its widest loads and
+products. That compiler is triton's, not the one in XLA: near, not the same. Without triton those columns stay empty.
+
+The one place that knows how versions of JAX differ in lowering: 0.10 assumes a GPU where there is none, 0.11 wants an
+abstract device.
+"""
+
+import importlib
+import importlib.util
+import math
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax._src.pallas.triton import lowering as triton_lowering
+from jax.experimental.pallas import triton as pallas_triton
+from jaxlib.mlir import ir
+
+from moejax.config import named_config
+from moejax.loading import make_parallel
+from moejax.moe import MoE
+from moejax.params import merge, split
+from moejax.platform import A100, H100, Device, tracing_for
+from sharding import MeshConfig
+
+KERNEL_CALL = "__gpu$xla.gpu.triton"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernel:
+    """A kernel in a lowered program. module: its Triton code, parsed and verified, as text."""
+
+    name: str
+    grid: tuple[int, int, int]
+    warps: int
+    stages: int
+    module: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lowered:
+    """A program lowered for CUDA: its StableHLO, operation by operation, and its kernels in order."""
+
+    operations: list[Any]
+    kernels: list[Kernel]
+    owner: Any  # keeps the module of `operations` alive
+
+    def count(self, *names: str) -> int:
+        """Operations called so."""
+        return sum(operation.operation.name in names for operation in self.operations)
+
+    def result_sizes(self) -> Iterator[tuple[str, int]]:
+        """Name and number of elements of every array that an operation makes."""
+        for operation in self.operations:
+            for result in operation.operation.results:
+                if isinstance(result.type, ir.RankedTensorType):
+                    yield operation.operation.name, math.prod(result.type.shape)
+
+
+def lower(function: Callable[..., Any], *args: Any, device: Device) -> Lowered:
+    """`function` lowered for `device`; arguments may be `jax.ShapeDtypeStruct`.
+
+    Raises:
+        RuntimeError: where JAX lowers Triton kernels in a way that is not known here.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(tracing_for(device))
+        if hasattr(pallas_triton, "get_gpu_info"):
+            absent = jax.sharding.AbstractDevice(device_kind=device.kind, num_cores=None, platform="gpu")
+            explicit = (jax.sharding.AxisType.Explicit,)
+            mesh = jax.sharding.AbstractMesh((1,), ("gpu",), explicit, abstract_device=absent)
+            stack.enter_context(jax.sharding.use_abstract_mesh(mesh))
+        # A new function, so that nothing traced for another device is found again.
+        lowered = jax.jit(lambda *args: function(*args)).trace(*args).lower(lowering_platforms=("cuda",))
+    module: Any = lowered.compiler_ir("stablehlo")
+    operations = list(_walk(module.operation))
+    kernels = [_kernel(one) for one in operations if _is_kernel(one)]
+    return Lowered(operations=operations, kernels=kernels, owner=(lowered, module))
+
+
+def abstract(tree: Any) -> Any:
+    """Shapes and dtypes of a tree of arrays."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+
+
+def lower_moe_layer(tokens: int, device: Device, backend: Any = "pallas") -> Lowered:
+    """The mixture-of-experts layer of Mixtral 8x7B on so many tokens."""
+    config = named_config("mixtral-8x7b")
+    parallel = make_parallel(config, MeshConfig().abstract(), "replicated")
+    graphdef, declared = split(MoE(config, backend, parallel, dtype=jnp.bfloat16))
+    params = {path: abstract(variable.get_value()) for path, variable in declared.items()}
+    x = jax.ShapeDtypeStruct((tokens, 1, config.embed_dim), jnp.bfloat16)
+    valid = jax.ShapeDtypeStruct((tokens, 1), jnp.bool_)
+    return lower(lambda p, *args: merge(graphdef, declared, p)(*args), params, x, valid, device=device)
+
+
+def _walk(operation: Any) -> Iterator[Any]:
+    for region in operation.regions:
+        for block in region.blocks:
+            for one in block.operations:
+                yield one
+                yield from _walk(one.operation)
+
+
+def _is_kernel(one: Any) -> bool:
+    if one.operation.name != "stablehlo.custom_call":
+        return False
+    target = ir.StringAttr(one.operation.attributes["call_target_name"]).value
+    if "triton" in target and target != KERNEL_CALL:
+        raise RuntimeError(f"JAX {jax.__version__} lowers Triton kernels to {target!r}, expected {KERNEL_CALL!r}")
+    return target == KERNEL_CALL
+
+
+def _kernel(one: Any) -> Kernel:
+    config = ir.DictAttr(one.operation.attributes["mhlo.backend_config"])
+
+    def number(key: str) -> int:
+        return ir.IntegerAttr(config[key]).value
+
+    with triton_lowering._new_ir_context():
+        # Parsing verifies every operation, which lowering does not.
+        module = str(ir.Module.parse(bytes(ir.StringAttr(config["ir"]).value_bytes)))
+    return Kernel(
+        name=ir.StringAttr(config["name"]).value,
+        grid=(number("grid_x"), number("grid_y"), number("grid_z")),
+        warps=number("num_warps"),
+        stages=number("num_stages"),
+        module=module,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What a compiled kernel takes of a multiprocessor, and how its machine code loads and multiplies."""
+
+    shared_memory: int
+    registers: int
+    spilled: int
+    widest: str
+
+
+def resources(kernel: Kernel, device: Device) -> Resources:
+    """Compiles a kernel for a device that need not be there, with the package `triton`."""
+    assert device.capability is not None
+    triton: Any = importlib.import_module("triton")
+    compilers: Any = importlib.import_module("triton.compiler.compiler")
+    target = importlib.import_module("triton.backends.compiler").GPUTarget(
+        "cuda", 10 * device.capability[0] + device.capability[1], 32
+    )
+    backend = compilers.make_backend(target)
+    options = {"num_warps": kernel.warps, "num_stages": kernel.stages}
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "kernel.ttir")
+        source.write_text(kernel.module)
+        # triton takes a file of this kind for the result of its first stage: run that stage, as XLA does.
+        ir_module: Any = importlib.import_module("triton._C.libtriton").ir
+        context = ir_module.context()
+        ir_module.load_dialects(context)
+        backend.load_dialects(context)
+        module = ir_module.parse_mlir_module(str(source), context)
+        module.context = context
+        source.write_text(str(backend.make_ttir(module, {}, backend.parse_options(options), target.arch)))
+        compiled = compilers.compile(str(source), target=target, options=options)
+        binary = Path(folder, "kernel.cubin")
+        binary.write_bytes(compiled.asm["cubin"])
+        tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+        usage, code = (
+            subprocess.run([tool, flag, binary], capture_output=True, text=True, check=True).stdout
+            for flag in ("-res-usage", "-sass")
+        )
+    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    if found is None:
+        raise RuntimeError(f"no registers in what cuobjdump says: {usage!r}")
+    instructions = ("LDGSTS.E.BYPASS.128", "LDG.E.EF.128", "LDG.E.128", "HGMMA", "HMMA")
+    return Resources(
+        shared_memory=compiled.metadata.shared,
+        registers=int(found[1]),
+        spilled=int(found[2]),
+        widest=" ".join(name for name in instructions if name in code),
+    )
+
+
+def main() -> None:
+    has_triton = importlib.util.find_spec("triton") is not None
+    columns = "tokens kernel capability grid warps stages shared registers spilled instructions".split()
+    print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
+    for tokens in (1, 8, 32, 64, 4096):
+        for device in (H100, A100):
+            for kernel in lower_moe_layer(tokens, device).kernels:
+                print_kernel(tokens, kernel, device, resources(kernel, device) if has_triton else None)
+
+
+def print_kernel(tokens: int, kernel: Kernel, device: Device, taken: Resources | None) -> None:
+    capability = ".".join(map(str, device.capability or ()))
+    cells = [tokens, kernel.name, capability, " x ".join(map(str, kernel.grid)), kernel.warps, kernel.stages]
+    cells += ["", "", "", ""] if taken is None else [taken.shared_memory, taken.registers, taken.spilled, taken.widest]
+    print("| " + " | ".join(map(str, cells)) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,30 @@
+"""The benchmark walks all its rows. Its numbers are a GPU's business."""
+
+import re
+
+import pytest
+
+from scripts import bench_kernels
+
+
+def test_tiny_run_prints_every_row(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["bench_kernels.py", "--tiny"])
+    bench_kernels.main()
+    out = capsys.readouterr().out
+    assert "interpreted: no times" in out.splitlines()[0]
+    names = [line.split("|")[1].strip() for line in out.splitlines() if re.match(r"\| [a-z_ ]+ \| \d", line)]
+    assert names == [*["route"] * 3, *["expert_ffn"] * 2, "grouped layer", "grouped_gate_up", "grouped_matmul"]
+    assert re.search(r"^\| 1 \| [\d.]+ \| [\d.]+ \|", out, re.M), "no row for the whole model"
+
+
+def test_without_a_gpu_it_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["bench_kernels.py"])
+    with pytest.raises(SystemExit, match="needs an NVIDIA GPU of compute capability 8.0 or more.*--tiny"):
+        bench_kernels.main()
+
+
+def test_a_wrong_result_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates, cost = bench_kernels.Rates(1.0, 1.0), bench_kernels.Cost(1.0, 1.0)
+    for error in (1.0, float("nan")):
+        with pytest.raises(SystemExit, match="route at 3 tokens is wrong"):
+            bench_kernels.print_row("route", 3, 1.0, cost, rates, None, error)
