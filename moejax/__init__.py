@@ -28,12 +28,14 @@ if TYPE_CHECKING:
     from moejax.decoding.sampling_params import SamplingParams as SamplingParams
     from moejax.loading import Model as Model
     from moejax.loading import load as load
+    from sharding import MeshConfig as MeshConfig
 
 _HOME = {
     # models
     "load": "moejax.loading",
     "Model": "moejax.loading",
     "ModelConfig": "moejax.config",
+    "MeshConfig": "sharding",
     "CheckpointError": "convert",
     # checkpoints
     "convert": "moejax.conversion",

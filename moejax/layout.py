@@ -10,9 +10,25 @@ from difflib import get_close_matches
 from typing import Literal, get_args
 
 from moejax.config import ModelConfig
-from sharding import MeshAxes, MeshAxis, MeshConfig, Rules, mesh_config
+from sharding import LogicalAxis, MeshAxes, MeshAxis, MeshConfig, Rules, mesh_config
+from sharding.collectives import CollectiveKind
 
 DispatchName = Literal["replicated", "gather", "all_to_all"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transfer:
+    """A collective of every MoE layer under one dispatch, in symbols.
+
+    over: the logical axes whose mesh axes it runs over.  tokens: whose tokens it moves, a device's `own` or those of
+    its `group`; what an all-gather results in, and what the others are given.
+    routing: whether it moves each token's expert ids and weights (2 A numbers of 4 bytes) instead of D activations.
+    """
+
+    kind: CollectiveKind
+    over: tuple[LogicalAxis, ...]
+    tokens: Literal["own", "group"]
+    routing: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,11 +38,13 @@ class Dispatch:
     tokens: mesh axes that the batch is split over between layers; all others hold every token of their rows.
     dense: what query heads, key/value heads and the vocabulary may be split over: each takes the first that divides it.
     body: "module:function", what one device does with its tokens in an MoE layer (see `moejax.moe.dispatch.Body`).
+    transfers: the collectives of the body, by which it is predicted and checked.
     """
 
     tokens: MeshAxes
     dense: tuple[MeshAxes, ...]
     body: str
+    transfers: tuple[Transfer, ...]
 
 
 DISPATCHES: dict[DispatchName, Dispatch] = {
@@ -34,9 +52,29 @@ DISPATCHES: dict[DispatchName, Dispatch] = {
         tokens=("data",),
         dense=(("expert", "tensor"), ("tensor",), ("expert",)),
         body="moejax.moe.replicated:replicated",
+        transfers=(Transfer(kind="all-reduce", over=("experts", "mlp"), tokens="group"),),
     ),
-    "gather": Dispatch(tokens=("data", "expert"), dense=(("tensor",),), body="moejax.moe.gather:gather"),
-    "all_to_all": Dispatch(tokens=("data", "expert"), dense=(("tensor",),), body="moejax.moe.all_to_all:all_to_all"),
+    "gather": Dispatch(
+        tokens=("data", "expert"),
+        dense=(("tensor",),),
+        body="moejax.moe.gather:gather",
+        transfers=(
+            Transfer(kind="all-gather", over=("experts",), tokens="group"),
+            Transfer(kind="reduce-scatter", over=("experts",), tokens="group"),
+            Transfer(kind="all-reduce", over=("mlp",), tokens="own"),
+        ),
+    ),
+    "all_to_all": Dispatch(
+        tokens=("data", "expert"),
+        dense=(("tensor",),),
+        body="moejax.moe.all_to_all:all_to_all",
+        transfers=(
+            Transfer(kind="all-to-all", over=("experts",), tokens="group"),
+            Transfer(kind="all-to-all", over=("experts",), tokens="group", routing=True),
+            Transfer(kind="all-to-all", over=("experts",), tokens="group"),
+            Transfer(kind="all-reduce", over=("mlp",), tokens="own"),
+        ),
+    ),
 }
 
 

@@ -1,4 +1,4 @@
-"""From a checkpoint, or from nothing, to a model on the device."""
+"""From a checkpoint, or from nothing, to a model on the devices of a mesh."""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -13,6 +13,7 @@ from flax import nnx
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from convert import TensorSource
+from moejax.agreement import check_same
 from moejax.checkpoint import Checkpoint, open_checkpoint
 from moejax.config import ModelConfig, named_config, sequence_limit
 from moejax.decoding.programs import Programs
@@ -29,7 +30,7 @@ from sharding import MeshConfig, Placement, bytes_per_device, device_memory, mes
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Model:
-    """A model on the device, ready for `decode` and `logits`. Made by `load`.
+    """A model on its devices, ready for `decode` and `logits`. Made by `load`.
 
     config: its sizes.  tokenizer: None where there is none, for the reason in `no_tokenizer_reason`.
     max_seq_len: most tokens of prompt and output together.  dtype: of weights, activations and cache.
@@ -106,8 +107,8 @@ def load(
 
     Raises:
         ValueError: for a source, option or checkpoint that cannot be used, a model that cannot be split over the mesh
-            or does not fit its devices, in one line that says what to do. Weights are only read once all else was
-            checked.
+            or does not fit its devices, or that another process of this run was not given as well, in one line that
+            says what to do. Weights are only read once all else was checked.
     """
     mesh_config(mesh)
     if dispatch != "auto":
@@ -127,6 +128,17 @@ def load(
     graphdef, abstract = abstract_model(config, backend, resolved_dtype, parallel)
     check_fits(param_placements(abstract, parallel.rules), parallel, resolved_dtype)
     tokenizer = None if checkpoint is None else Tokenizer.from_folder(checkpoint.folder)
+    check_same(
+        {
+            "model configuration": config,
+            "dtype": resolved_dtype,
+            "mesh": parallel.rules.mesh,
+            "dispatch": parallel.dispatch,
+            "expert backend": backend,
+            "max_seq_len": limit,
+            "seed of random weights": seed,
+        }
+    )
 
     def sharding_of(path: str) -> NamedSharding:
         return parallel.sharding(*abstract[path].get_metadata("out_sharding"))

@@ -40,8 +40,11 @@ class Mixtral(nnx.Module):
         Returns the normed hidden states (for `logits`), the cache with the new tokens in it, and where tokens went.
         """
         steps = jnp.arange(tokens.shape[1])[None, :]
-        valid = steps < lengths[:, None]
-        angles = rotation(starts[:, None] + steps, self.config.head_dim, self.config.rope_theta)
+        # Said where they live, small arrays are computed there and nothing is exchanged for them.
+        tokens, starts, lengths = self.parallel.constrain((tokens, starts, lengths))
+        valid = self.parallel.constrain(steps < lengths[:, None], "groups")
+        positions = self.parallel.constrain(starts[:, None] + steps, "batch")
+        angles = rotation(positions, self.config.head_dim, self.config.rope_theta)
         with jax.named_scope("embed"):
             x = self.embed.encode(tokens)
         layer_caches, experts, rows = [], [], []

@@ -5,7 +5,8 @@
 Needs the `test` extra (torch, transformers). Writes a random bfloat16 checkpoint of the chosen shape to a temporary
 folder, loads it into both, feeds both the same prompts of token ids, and prints the median tokens per second of each,
 the spread over the rounds, and the ratio of each round. Warm-up and compilation are excluded for all. Times are of
-this machine, which is named at the top of the table.
+this machine, which is named at the top of the table. With --mesh, moejax also runs on meshes of the devices that are
+here: `--mesh all --peers ""` on a machine with several GPUs times every split that fits.
 """
 
 import argparse
@@ -16,8 +17,9 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,8 @@ import torch
 import transformers
 
 import moejax
+from moejax.verification.meshes import fitting_meshes
+from sharding import MeshConfig
 
 Reference = Any  # a MixtralForCausalLM; transformers annotates `generate` and `to` in ways no checker accepts
 
@@ -63,7 +67,7 @@ def main() -> None:
     print(f"torch {torch.__version__}; model {args.model} bfloat16, {args.rounds} rounds\n")
     with tempfile.TemporaryDirectory() as folder:
         reference = make_checkpoint(Path(folder), shape)
-        ours = moejax.load(folder, dtype="bfloat16", expert_backend=args.expert_backend)
+        ours = load_splits(folder, args)
         measurements: list[Measurement] = []
         for batch in args.batch_size:
             contenders = decode_contenders(ours, reference, args.peers)
@@ -92,8 +96,17 @@ def parse_args() -> argparse.Namespace:
         "--prefill-len", type=int, default=512, help="prompt tokens of the prefill race; 0 leaves it out"
     )
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--peers", default="generate,compiled", help="generate, compiled, or both with a comma")
+    parser.add_argument(
+        "--peers", default="generate,compiled", help="generate, compiled, both with a comma, or nothing"
+    )
     parser.add_argument("--expert-backend", default="auto")
+    parser.add_argument(
+        "--mesh",
+        action="append",
+        default=[],
+        help="also time moejax on this mesh, repeatable; all: on every mesh that fits",
+    )
+    parser.add_argument("--dispatch", default="auto", help="of the meshes: auto, replicated, gather, all_to_all")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--json", help="also write every sample to this file")
     return parser.parse_args()
@@ -113,10 +126,25 @@ def random_prompts(batch: int, length: int) -> list[list[int]]:
     return np.random.default_rng(length).integers(3, COMMON["vocab_size"], (batch, length)).tolist()
 
 
-def decode_contenders(ours: moejax.Model, reference: Reference, peers: str) -> dict[str, Contender]:
+def load_splits(folder: str, args: argparse.Namespace) -> dict[str, moejax.Model]:
+    """The model on one device, and on each mesh that was asked for, by the contender's name."""
+    load = partial(moejax.load, folder, dtype="bfloat16", expert_backend=args.expert_backend)
+    models = {"moejax": load()}
+    meshes = [MeshConfig.parse(text) for text in args.mesh if text != "all"]
+    if "all" in args.mesh:
+        meshes += fitting_meshes(models["moejax"].config, jax.device_count())
+    for mesh in meshes:
+        model = load(mesh=mesh, dispatch=args.dispatch)
+        models[f"moejax {mesh} {model.dispatch}"] = model
+    if meshes and jax.default_backend() == "cpu":
+        print("The meshes are of simulated devices, which share this machine's cores: their times say nothing.\n")
+    return models
+
+
+def decode_contenders(ours: Mapping[str, moejax.Model], reference: Reference, peers: str) -> dict[str, Contender]:
     """Functions that time the tokens after the first."""
-    contenders: dict[str, Contender] = {"moejax": lambda prompts, new: decode_moejax(ours, prompts, new)}
-    for peer in peers.split(","):
+    contenders: dict[str, Contender] = {name: partial(decode_moejax, model) for name, model in ours.items()}
+    for peer in filter(None, peers.split(",")):
         if peer == "generate":
             contenders["transformers generate"] = lambda prompts, new: decode_generate(reference, prompts, new)
         elif peer == "compiled":
@@ -192,7 +220,7 @@ def decode_compiled(
         return time.perf_counter() - began
 
 
-def prefill_contenders(ours: moejax.Model, reference: Reference) -> dict[str, Contender]:
+def prefill_contenders(ours: Mapping[str, moejax.Model], reference: Reference) -> dict[str, Contender]:
     """Functions that time a prompt up to its first token."""
 
     def prefill_reference(prompts: list[list[int]], new: int) -> float:
@@ -201,12 +229,11 @@ def prefill_contenders(ours: moejax.Model, reference: Reference) -> dict[str, Co
             reference(torch.tensor(prompts), use_cache=True, logits_to_keep=1).logits.argmax(-1).tolist()
         return time.perf_counter() - began
 
-    return {
-        "moejax": lambda prompts, new: (
-            moejax.decode(ours, prompts, max_tokens=1, ignore_eos=True)[0].stats.ttft_seconds
-        ),
-        "transformers forward": prefill_reference,
-    }
+    def prefill_moejax(model: moejax.Model, prompts: list[list[int]], new: int) -> float:
+        return moejax.decode(model, prompts, max_tokens=1, ignore_eos=True)[0].stats.ttft_seconds
+
+    contenders: dict[str, Contender] = {name: partial(prefill_moejax, model) for name, model in ours.items()}
+    return contenders | {"transformers forward": prefill_reference}
 
 
 def race(

@@ -61,7 +61,7 @@ class MeshConfig:
         return ",".join(f"{axis}={size}" for axis, size in self.shape.items())
 
     @property
-    def shape(self) -> Mapping[MeshAxis, int]:
+    def shape(self) -> Mapping[str, int]:
         """Sizes by axis, in the order of the device array."""
         return {"data": self.data, "expert": self.expert, "tensor": self.tensor}
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from sharding.logical import LogicalAxes
-from sharding.mesh import MeshAxes
+from sharding.mesh import MESH_AXES, MeshAxes
 from sharding.rules import Rules, Spec
 
 
@@ -52,7 +52,7 @@ def placement(
         local_shape=local_shape,
         bytes_total=math.prod(shape) * itemsize,
         bytes_per_device=math.prod(local_shape) * itemsize,
-        replicated_over=tuple(axis for axis, size in rules.mesh.shape.items() if size > 1 and axis not in split),
+        replicated_over=tuple(axis for axis in MESH_AXES if rules.mesh.shape[axis] > 1 and axis not in split),
     )
 
 

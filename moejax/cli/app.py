@@ -27,7 +27,7 @@ app = typer.Typer(name="moejax", add_completion=False, rich_markup_mode=None, co
 for _function, _line, _examples in (
     (decode, "Continue prompts with a checkpoint.", DECODE_EXAMPLES),
     (convert, "Convert a checkpoint to Orbax, or back.", CONVERT_EXAMPLES),
-    (verify, "Compare a checkpoint with what transformers computes.", VERIFY_EXAMPLES),
+    (verify, "Compare meshes with one device, or a checkpoint with transformers.", VERIFY_EXAMPLES),
     (info, "Show what is in a checkpoint and whether it fits here.", INFO_EXAMPLES),
 ):
     app.command(cls=Command, short_help=_line, epilog=examples(*_examples), context_settings=SETTINGS)(_function)

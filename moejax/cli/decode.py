@@ -104,11 +104,12 @@ def decode(
     split = resolve_split(facts.config, mesh, dispatch)
     prompts = encode_prompts(facts, given, chat=chat, system=system)
     make_requests(facts, prompts, params, {})  # only to tell mistakes before the weights are read
-    if split.remark and not quiet:
-        console.remark(split.remark)
     began = time.perf_counter()
-    with console.progress(f"loading {checkpoint}", quiet=quiet):
+    with console.progress("starting JAX", quiet=quiet):
         startup.prepare_jax(devices, compile_cache=not no_compile_cache, quiet=quiet)
+    if split.remark and not quiet:  # of several processes, only now is it known which prints
+        console.remark(split.remark)
+    with console.progress(f"loading {checkpoint}", quiet=quiet):
         import moejax
         from moejax.cli import output
 

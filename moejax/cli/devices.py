@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from moejax.cli.options import whole_number
+from moejax.layout import DISPATCHES
 
 PANEL = "Devices and processes"
 
@@ -31,7 +32,7 @@ Dispatch = Annotated[
         "--dispatch",
         rich_help_panel=PANEL,
         metavar="NAME",
-        help="How tokens reach their experts on a mesh: auto, replicated, gather, all_to_all.",
+        help=f"How tokens reach their experts on a mesh: auto, {', '.join(DISPATCHES)}.",
     ),
 ]
 SimulateDevices = Annotated[

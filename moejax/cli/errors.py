@@ -10,6 +10,7 @@ import typer
 
 from moejax.cli import console
 from moejax.cli.foreign_flags import NOT_HERE, OURS
+from moejax.cli.processes import PEER_ENDED, PEER_GONE
 from moejax.decoding.sampling_params import PARAMETER_NAMES
 
 FAILED = 2
@@ -50,6 +51,8 @@ def describe(error: Exception) -> str:
         return f"{where}{error.strerror or error}"
     if isinstance(error, ValueError):
         return with_flags(str(error))
+    if PEER_GONE.search(str(error)):
+        return PEER_ENDED
     # Nothing of ours says it in one line: most often the device is out of memory, or JAX_PLATFORMS names one it lacks.
     first_line = str(error).strip().partition("\n")[0]
     return f"{type(error).__name__}: {first_line or 'no message'}; run it again with --debug to see where"

@@ -83,7 +83,7 @@ NOT_HERE: Mapping[str, str] = {
     "--do-sample": "sampling begins with a --temperature above 0",
     "--greedy": "greedy decoding is the default, --temperature 0",
     "--device": "JAX chooses the device; the environment variable JAX_PLATFORMS=cpu or cuda overrides it",
-    "--n-gpu-layers": "the whole model is on one device; JAX_PLATFORMS=cpu or cuda chooses it",
+    "--n-gpu-layers": "the whole model is on the device, or on those of --mesh; JAX_PLATFORMS=cpu or cuda chooses it",
     "--gpu-memory-utilization": "set the environment variable XLA_PYTHON_CLIENT_MEM_FRACTION",
     "--batch-size": "all prompts of a call are decoded together, repeat --prompt",
     "--threads": "XLA uses every core that this process may; taskset limits it",

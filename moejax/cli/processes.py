@@ -25,6 +25,12 @@ KEPT_BYTES = 65_536  # of what C++ writes: an abort's reason and its trace take 
 # How the child gets its two pipes, "LIFELINE CAPTURE": one that ends with the parent, one for what C++ writes.
 _DESCRIPTORS = "MOEJAX_CHILD_DESCRIPTORS"
 
+PEER_ENDED = (
+    "another process of this run ended, or cannot be reached any more: see its error, then start all of them again"
+)
+# How Gloo fails where the other end of a connection is gone. It may tell before JAX's runtime does, by an exception.
+PEER_GONE = re.compile(r"Gloo .*(?:closed by peer|reset by peer|Broken pipe|Connection refused)")
+
 # What JAX's runtime writes before it ends the process -> what that means to the user. The first that is found counts.
 _ENDINGS: Mapping[str, str] = {
     r"Unexpected task registered": (
@@ -40,9 +46,7 @@ _ENDINGS: Mapping[str, str] = {
         "the processes of this run did not find each other in time: start all of them at about the same time, each "
         "with its own --process-id and the same --coordinator-address and --num-processes"
     ),
-    r"JAX distributed service detected fatal errors": (
-        "another process of this run ended, or cannot be reached any more: see its error, then start all of them again"
-    ),
+    r"JAX distributed service detected fatal errors": PEER_ENDED,
 }
 
 

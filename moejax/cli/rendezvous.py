@@ -6,7 +6,9 @@ import time
 
 from moejax.cli.devices import Devices, split_address
 
-JOIN_SECONDS = 45  # for all processes to be there; with the 5 that JAX adds and its import it stays below a minute
+# For all processes to be there, counted from the import of JAX. The 5 that JAX adds, 8 for its import from a slow disk
+# and 5 for all other imports leave some of the minute after which a process that stays alone must have ended.
+JOIN_SECONDS = 35
 HEARTBEAT_SECONDS = 10  # a process that is silent for so long is dead, and all others end; JAX's default is 100
 # The first to finish waits for the others, however long: process 0 may be printing into a pager. A death ends the wait.
 SHUTDOWN_SECONDS = 7 * 24 * 3600

@@ -1,62 +1,61 @@
-"""`moejax verify`: whether a checkpoint computes what a reference computes."""
+"""`moejax verify`: whether meshes compute what one device computes, or a checkpoint what transformers computes."""
 
-import dataclasses
-import json as json_format
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from moejax.cli import console, options, startup
-
-if TYPE_CHECKING:
-    from moejax.verification.logits import Comparison
-    from moejax.verification.reference import Passes
+from moejax.cli import devices as device_flags
+from moejax.cli import options, verify_meshes, verify_reference
 
 EXAMPLES = (
+    "moejax verify demo --mesh expert=4,tensor=2 --mesh data=2,expert=4 --simulate-devices 8",
+    "moejax verify path/to/checkpoint --all --dispatch gather",
     "moejax verify path/to/checkpoint --reference path/to/hf-folder",
-    "moejax verify demo-orbax --reference demo --dtype bfloat16 --json",
 )
 
 NOT_EQUAL = 1  # exit code
 
+Reference = Annotated[
+    str | None,
+    typer.Option("--reference", metavar="FOLDER", help="A Hugging Face folder, computed by transformers."),
+]
+Meshes = Annotated[
+    list[str] | None,
+    typer.Option("--mesh", metavar="MESH", help="Compare this mesh with one device, repeatable: expert=4,tensor=2."),
+]
+All = Annotated[bool, typer.Option("--all", help="Compare every mesh over which the visible devices can split it.")]
+Dtype = Annotated[
+    str, typer.Option("--dtype", metavar="NAME", help="What all compute in: bfloat16, float16 or float32.")
+]
+
 
 def verify(
     checkpoint: options.Checkpoint,
-    reference: Annotated[
-        str,
-        typer.Option(
-            "--reference", metavar="FOLDER", help="A Hugging Face folder, computed by transformers.", show_default=False
-        ),
-    ],
-    dtype: Annotated[
-        str, typer.Option("--dtype", metavar="NAME", help="What both compute in: bfloat16, float16 or float32.")
-    ] = "float32",
-    json: Annotated[bool, typer.Option("--json", help="Print a JSON object instead.")] = False,
+    reference: Reference = None,
+    mesh: Meshes = None,
+    all_meshes: All = False,
+    dispatch: device_flags.Dispatch = "auto",
+    dtype: Dtype = "float32",
+    expert_backend: options.ExpertBackend = "auto",
+    json: Annotated[bool, typer.Option("--json", help="Print JSON instead.")] = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
+    simulate_devices: device_flags.SimulateDevices = None,
 ) -> int:
-    """Compare logits with those of transformers, which has to be installed. Exit code 0: the same, 1: not."""
-    from moejax.verification.reference import verify_reference  # here, so that --help imports neither numpy nor JAX
-
-    with console.progress(f"comparing {checkpoint} with {reference}", quiet=quiet):
-        startup.prepare_jax(quiet=quiet)
-        compared, passes = verify_reference(checkpoint, reference, dtype=dtype)
-    if json:
-        console.write(f"{json_format.dumps(dataclasses.asdict(compared) | {'passes': dataclasses.asdict(passes)})}\n")
+    """Compare meshes with one device, or a checkpoint with transformers. Exit code 0: the same, 1: not."""
+    devices = device_flags.Devices(simulate_devices=simulate_devices)
+    meshes = list(mesh or [])
+    if reference is not None and (meshes or all_meshes):
+        raise ValueError("--reference compares with transformers on one device; compare meshes in a call of their own")
+    if reference is not None:
+        same = verify_reference.run(checkpoint, reference, dtype=dtype, json=json, quiet=quiet)
+    elif meshes or all_meshes:
+        asked = verify_meshes.Asked(meshes=meshes, all_meshes=all_meshes, dispatch=dispatch)
+        same = verify_meshes.run(
+            checkpoint, asked, devices, dtype=dtype, expert_backend=expert_backend, json=json, quiet=quiet
+        )
     else:
-        console.write("".join(f"{line}\n" for line in _lines(compared, passes)))
-    return 0 if compared.passed else NOT_EQUAL
-
-
-def _lines(compared: "Comparison", passes: "Passes") -> list[str]:
-    gap = compared.first_difference_gap
-    where = "" if gap is None else f"; at the first difference the reference prefers its token by {gap:.3g}"
-    limit = "" if passes.max_abs is None else f" (passes up to {passes.max_abs:.3g})"
-    return [
-        f"positions compared        {compared.positions}",
-        f"largest difference        {compared.max_abs:.3g}{limit}",
-        f"mean KL divergence        {compared.mean_kl:.3g} nats (passes up to {passes.mean_kl:.3g})",
-        f"overlap of the 10 best    {compared.top10_overlap:.2%}",
-        f"greedy agreement          {compared.greedy_agreement:.2%}{where}",
-        "verdict                   " + ("the same" if compared.passed else "NOT the same"),
-    ]
+        raise ValueError(
+            "there is nothing to compare with; give --mesh expert=4,tensor=2, --all, or --reference HF_FOLDER"
+        )
+    return 0 if same else NOT_EQUAL

@@ -8,6 +8,7 @@ from typing import Any, Literal, overload
 import jax
 import numpy as np
 
+from moejax.agreement import check_same
 from moejax.decoding import buckets, engine, steps
 from moejax.decoding.requests import Prompt, Request, make_requests, prompt_token_ids, split_prompts
 from moejax.decoding.results import DecodeEvent, DecodeResult, Stats, TokenLogprobs
@@ -48,12 +49,21 @@ def decode(
 
     Raises:
         ValueError: for a prompt or parameter that cannot be served, or `prompt_logprobs` or `return_routed_experts`
-            with `stream`. It is raised by this call, not by the iterator.
+            with `stream`, or for anything that another process of this run was not given as well. It is raised by this
+            call, not by the iterator.
     """
     began = time.perf_counter()
     requests = make_requests(model, prompts, params, overrides)
     if stream:
         _check_streamable(requests)
+    check_same(
+        {
+            "prompts": [request.prompt for request in requests],
+            "sampling parameters": [(request.params, request.stop_ids) for request in requests],
+            "form of output (streamed or not)": stream,  # a stream takes fewer steps per call
+        }
+    )
+    if stream:
         return _stream(model, requests, began)
     return _decode(model, requests, began)
 
@@ -73,6 +83,7 @@ def logits(model: Model, prompts: Sequence[Prompt]) -> list[np.ndarray]:
             raise ValueError(
                 f"prompt {index} has {len(ids)} tokens, past the limit of {model.max_seq_len} (max_seq_len)"
             )
+    check_same({"prompts": given})
     results = []
     for ids in given:
         width = buckets.length_bucket(len(ids), buckets.MIN_PROMPT)

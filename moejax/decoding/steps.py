@@ -81,7 +81,7 @@ def prefill(
     """
     parallel = model.parallel
     batch, width = tokens.shape
-    here = jnp.clip(lengths - start, 0, width)
+    here = parallel.constrain(jnp.clip(lengths - start, 0, width))
     hidden, cache, routed = model(tokens, jnp.broadcast_to(start, (batch,)), here, cache)
     last = parallel.map_rows(_last_of_each, hidden, here)
     ends_here = (lengths > start) & (lengths <= start + width)
@@ -142,7 +142,7 @@ def generate(
     state = dataclasses.replace(state, active=state.active & ~cancelled)
     rows = jnp.zeros((parallel.rules.parts("groups"), config.num_layers, config.num_experts), jnp.int32)
     nothing = Generated(
-        outputs=_no_output(config, features, state.token.shape[0]),
+        outputs=_place_outputs(_no_output(config, features, state.token.shape[0]), parallel),
         taken=jnp.zeros((), jnp.int32),
         rows=parallel.constrain(rows, "groups", None, "experts"),
     )
@@ -152,11 +152,12 @@ def generate(
 
     def one_step(carry: tuple[DecodeState, Generated]) -> tuple[DecodeState, Generated]:
         state, so_far = carry
-        state, output, rows = _step(model, features, state)
-        return state, Generated(
-            outputs=jax.tree.map(
-                lambda all_, one: lax.dynamic_update_index_in_dim(all_, one, so_far.taken, 0), so_far.outputs, output
-            ),
+        state, output, rows = _step(model, features, place_state(state, parallel))
+        outputs = jax.tree.map(
+            lambda all_, one: lax.dynamic_update_index_in_dim(all_, one, so_far.taken, 0), so_far.outputs, output
+        )
+        return place_state(state, parallel), Generated(
+            outputs=_place_outputs(outputs, parallel),
             taken=so_far.taken + 1,
             rows=so_far.rows + rows,
         )
@@ -184,7 +185,7 @@ def _step(
         state, output = _accept(model.parallel, dataclasses.replace(state, cache=cache), logits, features)
     if features.experts:
         output = dataclasses.replace(output, experts=routed.experts[:, 0].astype(jnp.int16))
-    return place_state(state, model.parallel), output, routed.rows
+    return state, output, routed.rows
 
 
 def _accept(
@@ -206,7 +207,7 @@ def _accept(
     generated, params = state.generated + 1, state.params
     ended = jnp.any(token[:, None] == params.stop_ids, axis=1) | (generated >= params.max_tokens)
     advanced = state.active.astype(jnp.int32)
-    output = StepOutput(token=jnp.where(state.active, token, -1), scores=scores, experts=None)
+    output = StepOutput(token=parallel.constrain(jnp.where(state.active, token, -1)), scores=scores, experts=None)
     return dataclasses.replace(
         state,
         token=jnp.where(state.active, token, state.token),
@@ -248,6 +249,13 @@ def _no_output(config: ModelConfig, features: Features, batch: int) -> StepOutpu
         scores=None if features.logprobs is None else empty_scores(steps, features.logprobs),
         experts=experts if features.experts else None,
     )
+
+
+def _place_outputs(outputs: StepOutput, parallel: Parallel) -> StepOutput:
+    """Outputs while steps are taken: tokens are whole on every device, reports stay with their rows until the end."""
+    reports = dataclasses.replace(outputs, token=None)
+    placed = parallel.constrain(reports, None, "batch")
+    return dataclasses.replace(placed, token=parallel.constrain(outputs.token))
 
 
 def _last_of_each(hidden: Float[Array, "Bl T D"], lengths: Int[Array, " Bl"]) -> Float[Array, "Bl D"]:

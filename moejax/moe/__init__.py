@@ -1,4 +1,4 @@
-"""The mixture-of-experts layer: router, experts, and how one device computes its experts."""
+"""The mixture-of-experts layer: router, dispatches, experts, and how one device computes its experts."""
 
 from moejax.moe.experts import BACKENDS, Experts, resolve_backend
 from moejax.moe.layer import MoE, Routed

@@ -150,6 +150,29 @@ def test_making_random_weights(tmp_path: Path) -> None:
     assert weights <= run.peak_bytes <= allowed(weights)
 
 
+LOAD_ON_MESH = """
+import sys
+import jax
+import moejax
+model = moejax.load(sys.argv[1], dtype="bfloat16", mesh="expert=4,tensor=2")
+jax.block_until_ready(model.params)
+arrays = model.params.values()
+print(sum(shard.data.nbytes for array in arrays for shard in array.addressable_shards))
+print(max(array.nbytes for array in arrays))
+"""
+
+
+def test_loading_on_a_mesh_of_eight_devices(tmp_path: Path) -> None:
+    """What the devices hold, here all in this process, and three times the largest array: read part by part."""
+    written = write_checkpoint(tmp_path, "BF16", 2)
+    run = run_measured(LOAD_ON_MESH, str(tmp_path))
+    (tmp_path / SINGLE).unlink()
+    on_devices, largest = map(int, run.output.split())
+    assert on_devices >= written
+    assert on_devices <= run.peak_bytes <= on_devices + 3 * largest + FIXED_BYTES
+    assert 3 * largest + FIXED_BYTES < run.peak_bytes, "a second copy of the weights would pass"
+
+
 HOLD = """
 import mmap
 import sys

@@ -3,10 +3,12 @@
 import jax
 import pytest
 
+import moejax
 from moejax.layout import DISPATCHES
-from moejax.verification.meshes import OneDevice, compare_mesh, on_one_device
+from moejax.verification.meshes import OneDevice, compare_model, on_one_device
 from sharding import MeshConfig, mesh_shapes
 from tests.moejax.decoding.tiny_checkpoint import load_tiny
+from tests.moejax.mesh_programs import check_collectives, check_memory
 
 # 2 layers; N = 8 and V = 304 divide over 8 devices, K = 4 over 4 and over no more.
 FIELDS = {"num_attention_heads": 8, "num_key_value_heads": 4, "num_local_experts": 8, "vocab_size": 304}
@@ -39,19 +41,25 @@ def demo() -> OneDevice:
     return on_one_device("demo")
 
 
-def check(reference: OneDevice, mesh: MeshConfig, dispatch: str) -> None:
-    compared = compare_mesh(reference, mesh, dispatch)
+def check(reference: OneDevice, mesh: MeshConfig, dispatch: str) -> moejax.Model:
+    """Compares the model on a mesh with one device; returns it, with the programs that it compiled."""
+    model = moejax.load(reference.source, mesh=mesh, dispatch=dispatch, **reference.options)
+    compared = compare_model(reference, model)
     assert compared.tolerance == 1e-4
     assert compared.logits.max_abs <= 1e-4
-    assert compared.same_tokens and compared.logits.greedy_agreement == 1
+    assert compared.token_gap is None and compared.passed and compared.logits.greedy_agreement == 1
     assert [len(tokens) for tokens in reference.tokens] == [32] * 3
+    return model
 
 
 @pytest.mark.parametrize(("mesh", "dispatch"), GRID, ids=[f"{mesh}-{dispatch}" for mesh, dispatch in GRID])
 def test_grid(tiny: OneDevice, mesh: MeshConfig, dispatch: str) -> None:
-    check(tiny, mesh, dispatch)
+    """Logits, tokens, collectives and memory, of one model, so that its programs are compiled once."""
+    model = check(tiny, mesh, dispatch)
+    print(f"\nOne decode step on {mesh}, {dispatch}:\n{check_collectives(model)}")
+    check_memory(model)
 
 
 @pytest.mark.parametrize(("mesh", "dispatch"), DEMO_MESHES)
 def test_bundled_checkpoint(demo: OneDevice, mesh: str, dispatch: str) -> None:
-    check(demo, MeshConfig.parse(mesh), dispatch)
+    check_collectives(check(demo, MeshConfig.parse(mesh), dispatch))

@@ -1,14 +1,17 @@
 """The command line in this process: as a user calls it, but without the seconds that a new interpreter costs."""
 
 import io
+import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from moejax.cli.app import run
+from tests.moejax.cli.several import Starter
 from tests.moejax.decoding.tiny_checkpoint import Tiny, load_tiny
 from tests.tokenizer_models import byte_level, save
 
@@ -56,3 +59,18 @@ def tiny(tiny_folder: Path) -> Tiny:
     loaded = load_tiny(tiny_folder, num_hidden_layers=1)
     save(tiny_folder, byte_level(), chat_template=TEMPLATE)
     return loaded
+
+
+@pytest.fixture
+def port() -> int:
+    """A port that was free a moment ago."""
+    with socket.socket() as one:
+        one.bind(("", 0))
+        return one.getsockname()[1]
+
+
+@pytest.fixture
+def start(port: int) -> Iterator[Starter]:
+    """`start(1, ...)` starts process 1 of 2; what still runs after the test is killed."""
+    with ExitStack() as running:
+        yield Starter(port, running)

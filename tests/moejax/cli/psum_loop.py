@@ -27,6 +27,7 @@ def loop(
     fail_in: Annotated[int, typer.Option(help="The process that raises an error at the end.")] = -1,
     late: Annotated[int, typer.Option(help="The process that ends 3 s after the others.")] = -1,
     join_seconds: Annotated[int, typer.Option(help="How long to wait for the others.")] = rendezvous.JOIN_SECONDS,
+    heartbeat_seconds: Annotated[int, typer.Option(help="How long a silent one lives.")] = rendezvous.HEARTBEAT_SECONDS,
     linger: Annotated[float, typer.Option(help="Seconds between joining the others and seeing their devices.")] = 0.0,
     read_stdin: Annotated[bool, typer.Option(help="Print what stdin holds.")] = False,
 ) -> None:
@@ -39,6 +40,7 @@ def loop(
     )
     startup.enter(where, debug=debug)
     rendezvous.JOIN_SECONDS = join_seconds
+    rendezvous.HEARTBEAT_SECONDS = heartbeat_seconds
 
     def join(where: devices.Devices) -> None:
         rendezvous.join(where)

@@ -13,10 +13,8 @@ import moejax
 from convert import OrbaxFolder
 from sharding import mesh_config
 from tests.moejax.cli.orbax_decode import PROMPT
-from tests.moejax.cli.test_multiprocess import Start, end, port, start
+from tests.moejax.cli.several import Starter, end
 from tests.moejax.conversion_folders import config_of, weights_of, write_hf
-
-__all__ = ["port", "start"]  # fixtures
 
 DECODE = "tests.moejax.cli.orbax_decode", "orbax-decode"
 
@@ -93,7 +91,7 @@ def test_orbax_restores_onto_a_mesh_by_itself(demo: Path) -> None:
         assert np.array_equal(restored[key], opened.read(f"layers.0.moe.experts.3.{key}"))
 
 
-def test_two_processes_read_their_own_experts(start: Start, demo: Path) -> None:
+def test_two_processes_read_their_own_experts(start: Starter, demo: Path) -> None:
     processes = [start(id, str(demo), "--mesh", "expert=8", command=DECODE) for id in (0, 1)]
     single = moejax.load("demo", dtype="float32")
     tokens = moejax.decode(single, PROMPT, max_tokens=16, ignore_eos=True)[0].token_ids

@@ -12,6 +12,7 @@ import pytest
 import moejax
 from moejax.chat import encode_chat
 from moejax.cli import output
+from sharding import MeshConfig
 from tests.moejax.cli.conftest import Call
 from tests.moejax.decoding.tiny_checkpoint import Tiny
 
@@ -87,10 +88,11 @@ def test_every_flag_reaches_the_library(
     reached: dict[str, Any] = {}
     monkeypatch.setattr(moejax, "load", lambda source, **settings: (source, settings), raising=False)
     monkeypatch.setattr(output, "decode_all", lambda *args, **_: reached.update(args=args) or ("done", "speed"))
-    load = ("--dtype", "f16", "--expert-backend", "dense", "--max-seq-len", "99")
-    outcome = call("decode", tiny_folder, "--token-ids", "1 2", *load, *flags)
+    load = ("--dtype", "f16", "--expert-backend", "dense", "--max-seq-len", "99", "--dispatch", "gather")
+    outcome = call("decode", tiny_folder, "--token-ids", "1 2", "--mesh", "expert=2", *load, *flags)
     assert outcome.status == 0, outcome.err
     settings = {"dtype": "f16", "expert_backend": "dense", "max_seq_len": 99, "seed": 0}
+    settings |= {"mesh": MeshConfig(expert=2), "dispatch": "gather"}
     assert reached["args"] == ((str(tiny_folder), settings), [[1, 2]], params)
 
 

@@ -226,6 +226,8 @@ def test_unexpected_errors_are_one_line_too() -> None:
     assert describe(error) == expected
     assert describe(AssertionError()) == "AssertionError: no message; run it again with --debug to see where"
     assert describe(FileNotFoundError(2, "No such file", "a.json")) == "a.json: No such file"
+    gloo = RuntimeError("UNKNOWN: Gloo all-reduce failed: [pair.cc:547] Connection closed by peer [127.0.0.1]:725")
+    assert describe(gloo).startswith("another process of this run ended, or cannot be reached any more: ")
 
 
 def test_terminal_codes_in_a_path_are_escaped(call: Call) -> None:

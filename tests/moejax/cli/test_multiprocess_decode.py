@@ -1,34 +1,85 @@
 """Two processes with 4 devices each decode the bundled checkpoint as one device does, and end together."""
 
+import json
+
 import pytest
 
 import moejax
-from tests.moejax.cli.mesh_decode import PROMPTS
-from tests.moejax.cli.test_multiprocess import MINUTE, PEER_ENDED, Start, end, port, read_to, start
+from tests.moejax.cli.several import DECODE, MINUTE, PEER_ENDED, Ended, Starter, end
 
-__all__ = ["port", "start"]  # fixtures
+PROMPTS = ("A list is", "The import statement is used to", "If")
+LONG = "The import statement combines two operations; it searches for the named module, then it binds the results"
+F32 = ("--dtype", "float32", "-n", "16")
+HYBRID = ("--mesh", "expert=4,tensor=2")  # and dispatch auto, which takes replicated here
 
-DECODE = "tests.moejax.cli.mesh_decode", "mesh-decode"
+
+@pytest.fixture(scope="module")
+def model() -> moejax.Model:
+    return moejax.load("demo", dtype="float32")
+
+
+def both(start: Starter, *flags: str) -> tuple[Ended, Ended]:
+    processes = [start(id, *flags, command=DECODE) for id in (0, 1)]
+    first, second = map(end, processes)
+    assert first.status == 0, first.err
+    return first, second
+
+
+def test_replicated_prints_what_one_device_prints_as_it_comes(start: Starter, model: moejax.Model) -> None:
+    first, second = both(start, *F32, *HYBRID, "--prompt", PROMPTS[0], "--stream", "--stop", "str")
+    [result] = moejax.decode(model, PROMPTS[0], max_tokens=16, stop="str")
+    assert result.stop_reason == "str", "the stop string must be met for this to be its test"
+    assert first.out == f"{result.text}\n"
+    remark, *statistics = first.err.splitlines()
+    assert remark.startswith("dispatch replicated on mesh data=1,expert=4,tensor=2: ")
+    assert len(statistics) == 2
+    assert second == Ended(0, "", "")
 
 
 @pytest.mark.parametrize(
-    ("mesh", "dispatch"),
-    [("expert=4,tensor=2", "replicated"), ("data=2,expert=4", "gather"), ("expert=8", "all_to_all")],
+    ("mesh", "dispatch", "prompts"),
+    [("data=2,expert=4", "gather", (*PROMPTS, LONG)), ("expert=8", "all_to_all", PROMPTS[:1])],
+    ids=["gather", "all_to_all"],
 )
-def test_tokens_are_those_of_one_device(start: Start, mesh: str, dispatch: str) -> None:
-    processes = [start(id, "--mesh", mesh, "--dispatch", dispatch, command=DECODE) for id in (0, 1)]
-    results = moejax.decode(moejax.load("demo", dtype="float32"), PROMPTS, max_tokens=32, ignore_eos=True)
+def test_tokens_are_those_of_one_device(
+    start: Starter, model: moejax.Model, mesh: str, dispatch: str, prompts: tuple[str, ...]
+) -> None:
+    given = [word for prompt in prompts for word in ("--prompt", prompt)]
+    first, second = both(start, *F32, "--mesh", mesh, "--dispatch", dispatch, "--ignore-eos", "--json", *given)
+    results = moejax.decode(model, prompts, max_tokens=16, ignore_eos=True)
+    printed = [[output["token_ids"] for output in result["outputs"]] for result in json.loads(first.out)]
+    assert printed == [[result.token_ids] for result in results]
+    assert second == Ended(0, "", "")
+
+
+@pytest.mark.parametrize(
+    ("only_of_first", "only_of_second", "what"),
+    [
+        (("--prompt", "A list is"), ("--prompt", "A tuple is"), "prompts"),
+        (("--prompt", "A list is", "--json"), ("--prompt", "A list is"), "form of output (streamed or not)"),
+    ],
+    ids=["prompts", "json"],
+)
+def test_what_only_one_process_was_given_is_refused(
+    start: Starter, only_of_first: tuple[str, ...], only_of_second: tuple[str, ...], what: str
+) -> None:
+    flags = (*F32, *HYBRID, "--quiet")
+    processes = [start(id, *flags, *own, command=DECODE) for id, own in enumerate((only_of_first, only_of_second))]
     first, second = map(end, processes)
-    assert first.status == 0, first.err
-    assert first.out.splitlines() == ["loaded", *(" ".join(map(str, result.token_ids)) for result in results)]
-    assert (second.status, second.out, second.err) == (0, "", "")
+    message = (
+        f"error: process 1 of this run was not given the same {what} as process 0; start all of them again with the "
+        "same prompts, flags and checkpoint\n"
+    )
+    assert first == Ended(2, "", message)
+    assert second in (Ended(2, "", message), Ended(2, "", PEER_ENDED))  # process 0 may be gone before it gets there
 
 
 @pytest.mark.parametrize("killed", [0, 1], ids=["coordinator", "worker"])
-def test_killed_process_ends_the_other(start: Start, killed: int) -> None:
-    flags = ("--mesh", "expert=4,tensor=2", "--dispatch", "replicated", "--max-tokens", "1000")
+def test_killed_process_ends_the_other(start: Starter, killed: int) -> None:
+    flags = ("--dtype", "float32", *HYBRID, "--prompt", "A list is", "--quiet", "-n", "1000", "--ignore-eos")
     processes = [start(id, *flags, command=DECODE) for id in (0, 1)]
-    read_to(processes[0], "loaded")
+    assert processes[0].stdout is not None
+    assert processes[0].stdout.read(1), "process 0 has nothing to print"
     processes[killed].kill()
     survivor = end(processes[1 - killed], MINUTE)
-    assert (survivor.status, survivor.out, survivor.err) == (2, "", PEER_ENDED)
+    assert (survivor.status, survivor.err) == (2, PEER_ENDED)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from moejax.config import ModelConfig
+from moejax.layout import DISPATCHES
 from moejax.moe.experts import BackendName
 from moejax.moe.layer import MoE, Routed
 from moejax.moe.router import Routing
@@ -34,10 +35,9 @@ MESHES = [
     "data=2,expert=4",
     "data=2,expert=2,tensor=2",
 ]
-DISPATCHES = ["replicated", "gather", "all_to_all"]
 HYBRID = "data=2,expert=2,tensor=2"
 
-dispatches = pytest.mark.parametrize("dispatch", DISPATCHES)
+dispatches = pytest.mark.parametrize("dispatch", list(DISPATCHES))
 
 
 @cache

@@ -1,0 +1,81 @@
+"""Closed forms: the collectives of one forward pass, from the sizes and the split alone. Imports no JAX.
+
+What XLA compiles is compared with them, mesh by mesh (`tests/moejax/test_mesh_parity.py`). Each lists what one device
+takes part in, with the elements that `sharding.collectives` counts: the operand's, or an all-gather's result's.
+"""
+
+from dataclasses import dataclass
+
+from moejax.config import ModelConfig
+from moejax.layout import DISPATCHES, DispatchName
+from sharding import MESH_AXES, MeshAxes, Rules
+from sharding.collectives import Collective, CollectiveKind
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """Tokens of one call: `rows` sequences, a multiple of the parts of the batch, of `length` tokens each."""
+
+    rows: int
+    length: int
+
+    def own(self, rules: Rules) -> int:
+        """Those that one device has between layers."""
+        return self.rows // rules.parts("batch") * self.length
+
+    def group(self, rules: Rules) -> int:
+        """Those of the devices that together hold all experts."""
+        return self.rows // rules.parts("groups") * self.length
+
+
+def embedding_collectives(config: ModelConfig, rules: Rules, tokens: Tokens, dtype: str) -> list[Collective]:
+    """Of the embedding: each device looks up what it holds of the vocabulary."""
+    return _between(rules, "embed", "all-reduce", rules["vocab"], tokens.own(rules) * config.embed_dim, dtype)
+
+
+def attention_collectives(config: ModelConfig, rules: Rules, tokens: Tokens, dtype: str) -> list[Collective]:
+    """Of one attention layer: what each device's heads add to the output is summed."""
+    return _between(rules, "attention", "all-reduce", rules["q_heads"], tokens.own(rules) * config.embed_dim, dtype)
+
+
+def moe_collectives(
+    config: ModelConfig, rules: Rules, dispatch: DispatchName, tokens: Tokens, dtype: str
+) -> list[Collective]:
+    """Of one MoE layer."""
+    found: list[Collective] = []
+    for transfer in DISPATCHES[dispatch].transfers:
+        axes: MeshAxes = sum((rules[logical] for logical in transfer.over), ())
+        count = tokens.own(rules) if transfer.tokens == "own" else tokens.group(rules)
+        width = 2 * config.experts_per_token if transfer.routing else config.embed_dim
+        found += _between(rules, "moe", transfer.kind, axes, count * width, "int32" if transfer.routing else dtype)
+    return found
+
+
+def choice_collectives(rules: Rules, tokens: Tokens) -> list[Collective]:
+    """Of choosing the next token of each row greedily: best logits and tokens of each part of the vocabulary, then the
+    tokens of all rows.
+    """
+    own, vocab = tokens.rows // rules.parts("batch"), rules["vocab"]
+    return [
+        *_between(rules, "sample", "all-gather", vocab, own * rules.parts("vocab"), "float32"),
+        *_between(rules, "sample", "all-gather", vocab, own * rules.parts("vocab"), "int32"),
+        *_between(rules, "sample", "all-gather", rules["batch"], tokens.rows, "int32"),
+    ]
+
+
+def forward_collectives(
+    config: ModelConfig, rules: Rules, dispatch: DispatchName, tokens: Tokens, dtype: str
+) -> list[Collective]:
+    """Of the embedding and all layers, in the order in which they run."""
+    layer = attention_collectives(config, rules, tokens, dtype)
+    layer += moe_collectives(config, rules, dispatch, tokens, dtype)
+    return embedding_collectives(config, rules, tokens, dtype) + config.num_layers * layer
+
+
+def _between(
+    rules: Rules, scope: str, kind: CollectiveKind, axes: MeshAxes, elements: int, dtype: str
+) -> list[Collective]:
+    """One collective, or none where `axes` hold a single device."""
+    ordered = tuple(axis for axis in MESH_AXES if axis in axes)
+    one = Collective(kind=kind, axes=ordered, elements=elements, dtype=dtype, in_loop=False, scope=scope)
+    return [one] if ordered else []

@@ -1,0 +1,104 @@
+"""Commands that run as several processes, for tests: to start, to follow and to end them."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[3]
+LOOP = ("tests.moejax.cli.psum_loop", "loop")
+DECODE = ("moejax", "decode", "demo")
+SECONDS = 180  # for anything that is expected to happen
+MINUTE = 60  # in which a process must have ended after another did
+
+PEER_ENDED = (
+    "error: another process of this run ended, or cannot be reached any more: see its error, then start all of them "
+    "again\n"
+)
+NOT_TOGETHER = (
+    "error: the processes of this run did not find each other in time: start all of them at about the same time, each "
+    "with its own --process-id and the same --coordinator-address and --num-processes\n"
+)
+
+Process = subprocess.Popen[str]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What a process left."""
+
+    status: int
+    out: str
+    err: str
+
+
+@dataclass(frozen=True)
+class Starter:
+    """Starts processes of one run, with 4 simulated devices each; what still runs after the test is killed."""
+
+    port: int
+    running: ExitStack
+
+    def __call__(
+        self,
+        process_id: int,
+        *flags: str,
+        num_processes: int = 2,
+        stdin: int = subprocess.DEVNULL,
+        command: Sequence[str] = LOOP,
+    ) -> Process:
+        own = ["--coordinator-address", f"127.0.0.1:{self.port}", "--num-processes", str(num_processes)]
+        own += ["--process-id", str(process_id), "--simulate-devices", "4"]
+        process = subprocess.Popen(
+            [sys.executable, "-m", *command, *own, *flags],
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
+        self.running.enter_context(process)
+        self.running.callback(process.kill)
+        return process
+
+
+def end(process: Process, seconds: float = SECONDS) -> Ended:
+    out, err = process.communicate(timeout=seconds)
+    return Ended(process.returncode, out, err)
+
+
+def read_to(process: Process, line: str) -> str:
+    """What process 0 prints, up to a line."""
+    assert process.stdout is not None
+    read = ""
+    while not read.endswith(f"{line}\n"):
+        more = process.stdout.readline()
+        assert more, f"process 0 ended before it printed {line!r}"
+        read += more
+    return read
+
+
+def child_of(process: Process) -> int:
+    """The process that computes, below the parent that was started."""
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline:
+        if children := Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+            return int(children[0])
+        time.sleep(0.01)
+    raise AssertionError("the parent has no child")
+
+
+def await_end(pid: int) -> None:
+    """Returns when a process has ended; a zombie has."""
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return
+        except (FileNotFoundError, ProcessLookupError):
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"process {pid} is still there")

@@ -1,0 +1,74 @@
+"""The programs that decoding compiled for a mesh, against the closed forms and the report of where arrays live."""
+
+import math
+from collections import Counter
+from collections.abc import Hashable, Iterable
+from dataclasses import replace
+from typing import Any
+
+import jax
+import numpy as np
+
+import moejax
+from moejax.communication import Tokens, choice_collectives, forward_collectives
+from moejax.decoding.state import Features, empty_state
+from moejax.placement import cache_placements
+from sharding import bytes_per_device
+from sharding.collectives import Collective, collectives_table, compiled_collectives
+
+
+def programs(model: moejax.Model) -> dict[str, tuple[tuple[Any, ...], Any]]:
+    """Kind -> (key, compiled program); one of each kind was compiled."""
+    by_key: dict[Hashable, Any] = model.programs._programs
+    found = {key[0]: (key, program) for key, program in by_key.items() if isinstance(key, tuple)}
+    assert len(found) == len(by_key)
+    return found
+
+
+def by_phase(collectives: Iterable[Collective]) -> list[Collective]:
+    """Without the loop, and with the phase of the forward pass as the scope."""
+    return [replace(one, in_loop=False, scope=one.scope.partition("/")[0]) for one in collectives]
+
+
+def check_collectives(model: moejax.Model) -> str:
+    """Compares number, kind, axes, elements and dtype of every collective of prefill and decode step; their table."""
+    config, rules, shape = model.config, model.parallel.rules, model.mesh.shape
+    dispatch = model.parallel.dispatch
+    found = programs(model)
+    (_, features, size, _), step = found["generate"]
+    assert features.greedy
+    compiled = compiled_collectives(step.as_text(), shape)
+    in_step = by_phase(one for one in compiled if one.in_loop)
+    tokens = Tokens(rows=size, length=1)
+    expected = forward_collectives(config, rules, dispatch, tokens, "float32") + choice_collectives(rules, tokens)
+    assert Counter(in_step) == Counter(expected)
+    check_only_reports([one for one in compiled if not one.in_loop], model)
+
+    (_, _, _, rows, length), prefill = found["prefill"]
+    compiled = compiled_collectives(prefill.as_text(), shape)
+    of_prompt = Counter(forward_collectives(config, rules, dispatch, Tokens(rows=rows, length=length), "float32"))
+    assert not of_prompt - Counter(by_phase(compiled))
+    check_only_reports((Counter(by_phase(compiled)) - of_prompt).elements(), model)
+    return collectives_table(in_step, shape)
+
+
+def check_only_reports(collectives: Iterable[Collective], model: moejax.Model) -> None:
+    """What is left is how many rows each expert computed, gathered for the host once per call."""
+    counters = math.prod(model.expert_rows_shape)
+    for one in collectives:
+        assert one.kind == "all-gather" and one.dtype == "int32" and one.elements <= counters, one
+
+
+def check_memory(model: moejax.Model) -> None:
+    """Bytes of the decode step's arguments on one device: weights and cache as reported, and the small row state."""
+    (_, features, size, length), step = programs(model)["generate"]
+    weights = bytes_per_device(model.placements())
+    cache = bytes_per_device(cache_placements(model.config, model.parallel.rules, size, length, model.dtype))
+    assert step.memory_analysis().argument_size_in_bytes == weights + cache + row_bytes(model, features, size)
+
+
+def row_bytes(model: moejax.Model, features: Features, size: int) -> int:
+    """Bytes of the decode state without its cache, whole on every device, and of what the host gives each call."""
+    state = jax.eval_shape(lambda: empty_state(model.config, features, size, 1, model.dtype, model.parallel))
+    rows = replace(state, cache=())
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(rows)) + size + np.int32().nbytes

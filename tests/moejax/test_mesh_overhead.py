@@ -1,0 +1,92 @@
+"""A mesh of one device costs nothing: its programs are those that the bodies alone compile to."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from moejax.cache import empty_cache
+from moejax.config import ModelConfig
+from moejax.decoding import steps
+from moejax.decoding.state import Features, empty_state
+from moejax.loading import abstract_model
+from moejax.parallel import Parallel
+from moejax.params import merge
+from tests.moejax.meshes import on_mesh
+
+CONFIG = ModelConfig(
+    vocab_size=96,
+    embed_dim=32,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    num_experts=4,
+    experts_per_token=2,
+    expert_dim=24,
+    max_position_embeddings=256,
+)
+ROWS, LENGTH, WIDTH = 2, 64, 16
+
+
+def body_alone(body: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """Instead of `jax.shard_map`."""
+    return body
+
+
+def arguments_and_programs(parallel: Parallel) -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
+    """`generate` and `prefill` as the engine calls them."""
+    graphdef, abstract = abstract_model(CONFIG, "blocked", "bfloat16", parallel)
+    params = {path: variable.get_value() for path, variable in abstract.items()}
+    features = Features()
+
+    def shape(*sizes: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(sizes, dtype)
+
+    def generate(params: Any, *args: Any) -> Any:
+        return steps.generate(merge(graphdef, abstract, params), features, *args)
+
+    def prefill(params: Any, *args: Any) -> Any:
+        return steps.prefill(merge(graphdef, abstract, params), False, None, *args)
+
+    state = jax.eval_shape(lambda: empty_state(CONFIG, features, ROWS, LENGTH, "bfloat16", parallel))
+    cache = jax.eval_shape(lambda: empty_cache(CONFIG, ROWS, WIDTH, "bfloat16", parallel))
+    logits, tokens = shape(ROWS, CONFIG.vocab_size, dtype=jnp.float32), shape(ROWS, WIDTH)
+    return {
+        "generate": (generate, (params, state, shape(ROWS, dtype=jnp.bool_), shape())),
+        "prefill": (prefill, (params, cache, logits, tokens, tokens, shape(), shape(ROWS))),
+    }
+
+
+def compiled_text(kind: str, mesh: str, dispatch: str) -> str:
+    """The compiled program without its header, and without what says where it comes from and where arrays live."""
+    parallel = on_mesh(CONFIG, mesh, dispatch)
+    function, args = arguments_and_programs(parallel)[kind]
+    whole = parallel.sharding()
+    text = jax.jit(function, in_shardings=jax.tree.map(lambda _: whole, args)).lower(*args).compile().as_text()
+    assert text is not None
+    text = re.sub(r", (metadata|sharding|frontend_attributes)=\{([^{}\"]|\"[^\"]*\"|\{[^{}]*\})*\}", "", text)
+    assert not re.search(r"metadata=|sharding=|frontend_attributes=", text.split("\n", 1)[1])
+    begin = re.search(r"^(?:ENTRY )?%[\w.-]+ \(", text, re.M)
+    assert begin, "no computation in the program's text"
+    return text[begin.start() :]
+
+
+@pytest.mark.parametrize("dispatch", ["replicated", "gather"])
+@pytest.mark.parametrize("kind", ["generate", "prefill"])
+def test_a_mesh_of_one_device_compiles_to_the_same_program(
+    monkeypatch: pytest.MonkeyPatch, kind: str, dispatch: str
+) -> None:
+    on_one_device = compiled_text(kind, "data=1,expert=1,tensor=1", dispatch)
+    monkeypatch.setattr(jax, "shard_map", body_alone)
+    assert compiled_text(kind, "data=1,expert=1,tensor=1", dispatch) == on_one_device
+    assert not re.search(r"all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute", on_one_device)
+
+
+def test_a_mesh_of_two_devices_is_another_program() -> None:
+    """What is compared tells one program from another, collectives and all."""
+    two, one = (compiled_text("prefill", mesh, "replicated") for mesh in ("expert=2", "expert=1"))
+    assert two != one and "all-reduce" in two
