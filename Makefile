@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off
 export PROMPT ?= A list is
 PYTEST_ARGS ?=
+PYTEST_WORKERS ?= 2
 
 # The first interpreter on PATH that is new enough; `make demo PYTHON=/path/to/python3.12` overrides the search.
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
@@ -26,7 +27,7 @@ demo: $(VENV)/.installed ## install, then decode a prompt with the bundled check
 	@$(BIN)/moejax decode demo --prompt "$$PROMPT"
 
 test: $(VENV)/.installed-test ## install the test extra, then run the whole suite (PYTEST_ARGS="...")
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev ## check formatting and lint
 	@$(BIN)/ruff format --check .
