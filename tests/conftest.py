@@ -5,6 +5,7 @@ them: so they are set here, before any test module is collected, and not through
 """
 
 import os
+import signal
 import sys
 
 import pytest
@@ -31,6 +32,9 @@ def pytest_configure(config: pytest.Config) -> None:
             "jax was imported before tests/conftest.py could set its options: find the early import"
         )
     os.environ.update(SETTINGS)
+    # A shell makes what it starts in the background ignore Ctrl-C; commands that tests interrupt would inherit that.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # Shared by sessions, xdist workers and the commands that tests start. Under d/, so that --cache-clear empties it.
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(config.rootpath / ".pytest_cache" / "d" / "jax")
 
