@@ -108,8 +108,8 @@ def _find_folder(source: str | Path) -> Path:
         )
         raise ValueError(f"there is no folder {source} here, and moejax downloads nothing by itself; run: {command}")
     raise ValueError(
-        f"there is no folder {source}; give 'demo', the folder of a Hugging Face checkpoint, or 'random:NAME' for "
-        "random weights"
+        f"there is no folder {source}; give 'demo', the folder of a Hugging Face checkpoint or of a converted one, or "
+        "'random:NAME' for random weights"
     )
 
 

@@ -89,7 +89,8 @@ class MeshConfig:
             seen = f"{len(available)} {available[0].platform} device{'s' if len(available) > 1 else ''}"
             raise ValueError(
                 f"mesh {self} needs {self.size} devices, but there {'is' if len(available) == 1 else 'are'} {seen}; "
-                f"use a smaller mesh, or --simulate-devices {self.size} to try it on simulated CPU devices"
+                f"use a smaller mesh, or simulated CPU devices: --simulate-devices {self.size}, in Python "
+                f"jax.config.update('jax_num_cpu_devices', {self.size}) before the first use of JAX"
             )
         if devices is None and jax.process_count() > 1 and self.size != len(available):
             raise ValueError(

@@ -91,6 +91,8 @@ def decode(
         process_id=process_id,
         distributed=distributed,
     )
+    if mesh is None and dispatch != "auto":
+        raise ValueError(f"--dispatch {dispatch} says how tokens travel on a mesh; add --mesh, as in --mesh expert=4")
     live = _is_live(stream, len(prompt or []) + len(token_ids or []), params, json=json)
     startup.enter(devices, debug=debug)
     from moejax.cli.facts import read_facts  # here, so that --help does not import numpy

@@ -87,7 +87,7 @@ class Devices:
         if self.distributed and given:
             raise ValueError(f"--distributed asks the cluster; it cannot be used with {given[0]}")
         if given and missing:
-            raise ValueError(f"{given[0]} is of one of several processes, which takes {' and '.join(missing)} as well")
+            raise ValueError(f"{given[0]} also needs {' and '.join(missing)}: it is for one of several processes")
         if self.num_processes is None or self.process_id is None or self.coordinator_address is None:
             return
         if self.num_processes < 1:

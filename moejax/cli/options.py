@@ -152,7 +152,8 @@ Checkpoint = Annotated[
     str,
     typer.Argument(
         metavar="CHECKPOINT",
-        help="demo, the folder of a Hugging Face Mixtral checkpoint, or random:NAME for random weights, "
+        help="demo, the folder of a Hugging Face Mixtral checkpoint or of a converted one, or random:NAME for random "
+        "weights, "
         f"with NAME one of {', '.join(NAMED_CONFIGS)}, or the path of a config.json.",
         show_default=False,
     ),

@@ -74,7 +74,7 @@ def _header() -> str:
 
 
 def _line(one: "MeshComparison") -> str:
-    tokens = "same" if one.token_gap is None else f"differ by {one.token_gap:.1e}"
+    tokens = "same" if one.token_gap is None else f"differ (gap {abs(one.token_gap):.1e})"
     verdict = "" if one.passed else "  FAILED"
     return (
         f"{one.mesh:<26} {one.dispatch:<11} {one.logits.max_abs:>12.1e} {one.logits.greedy_agreement:>10.2%}  "
@@ -90,4 +90,5 @@ def _verdict(compared: "Sequence[MeshComparison]") -> str:
     within = f"mean divergence within {ROUNDED_KL} nats" if tolerance is None else f"logits within {tolerance:.1g}"
     if failed:
         return f"NOT the same as one device ({within}): {', '.join(failed)}"
-    return f"{len(compared)} mesh{'es' if len(compared) > 1 else ''}: the same as one device ({within})"
+    same = "the same as one device" if tolerance is not None else "the same as one device up to rounding"
+    return f"{len(compared)} mesh{'es' if len(compared) > 1 else ''}: {same} ({within})"

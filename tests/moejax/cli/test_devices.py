@@ -13,12 +13,12 @@ MISTAKES: list[tuple[tuple[str, ...], str]] = [
     (("--simulate-devices", "many"), "--simulate-devices must be a whole number, got 'many'"),
     (
         ID,
-        "--process-id is of one of several processes, which takes --coordinator-address and --num-processes as well",
+        "--process-id also needs --coordinator-address and --num-processes: it is for one of several processes",
     ),
-    ((*COUNT, *ID), "--num-processes is of one of several processes, which takes --coordinator-address as well"),
+    ((*COUNT, *ID), "--num-processes also needs --coordinator-address: it is for one of several processes"),
     (
         ADDRESS,
-        "--coordinator-address is of one of several processes, which takes --num-processes and --process-id as well",
+        "--coordinator-address also needs --num-processes and --process-id: it is for one of several processes",
     ),
     (("--distributed", *COUNT), "--distributed asks the cluster; it cannot be used with --num-processes"),
     ((*ADDRESS, "--num-processes", "0", *ID), "--num-processes must be at least 1, got 0"),
