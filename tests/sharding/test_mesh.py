@@ -117,8 +117,8 @@ def test_more_devices_than_there_are(given: int | None, there: str) -> None:
     with pytest.raises(ValueError) as caught:
         mesh.build(None if given is None else jax.devices()[:given])
     assert str(caught.value) == (
-        f"mesh data=1,expert=3,tensor=3 needs 9 devices, but {there}; use a smaller mesh, or --simulate-devices 9 to "
-        "try it on simulated CPU devices"
+        f"mesh data=1,expert=3,tensor=3 needs 9 devices, but {there}; use a smaller mesh, or simulated CPU devices: "
+        "--simulate-devices 9, in Python jax.config.update('jax_num_cpu_devices', 9) before the first use of JAX"
     )
 
 
