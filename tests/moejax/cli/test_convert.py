@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -36,7 +37,8 @@ def test_says_what_it_did(call: Call, hf: Path, tmp_path: Path) -> None:
     assert lines[0].startswith(f"{tmp_path / 'target'}: converted 6 items in ") and lines[0].endswith("MB in all")
     assert lines[1].startswith("every array read back in ")
     assert lines[2] == "left out: lm_head.weight (tied to the embedding)"
-    assert lines[3].startswith("peak memory ") and lines[3].endswith(" MB, of 600 MB allowed")
+    # Of this process, with whatever ran in it before; its bound is tested in fresh ones (test_conversion_memory.py).
+    assert re.fullmatch(r"peak memory [\d.]+ [MG]B, of 600 MB allowed", lines[3])
     again = call("convert", hf, tmp_path / "target", "--no-verify").out.splitlines()
     assert "already converted, 6 items" in again[0]
     assert again[1] == "not read back (--no-verify)"

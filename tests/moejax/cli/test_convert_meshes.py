@@ -12,11 +12,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 import moejax
 from convert import OrbaxFolder
 from sharding import mesh_config
-from tests.moejax.cli.orbax_decode import PROMPT
 from tests.moejax.cli.several import Starter, end
 from tests.moejax.conversion_folders import config_of, weights_of, write_hf
 
+# Not imported: it adds a command, which is for a process of its own.
 DECODE = "tests.moejax.cli.orbax_decode", "orbax-decode"
+PROMPT = "A list is"  # the one that the command decodes
 
 
 @pytest.fixture(scope="module")

@@ -69,6 +69,7 @@ def test_other_spellings_are_refused(spelling: str) -> None:
         ("dense<> : tensor<0x2xi64>", []),
         ('dense<"0x00000000000000000100000000000000"> : tensor<1x2xi64>', [[0, 1]]),
     ],
+    ids=["list", "one number", "none", "bytes"],
 )
 def test_stablehlo_groups(spelling: str, groups: list[list[int]]) -> None:
     assert dense_groups(spelling) == groups
