@@ -88,8 +88,12 @@ def make_rules(config: ModelConfig, mesh: MeshConfig, dispatch: DispatchName) ->
         ValueError: when the experts or their hidden axis do not divide, naming axis, size and mesh.
     """
     row = DISPATCHES[dispatch]
-    _check_divides("number of experts", config.num_experts, "expert", mesh)
-    _check_divides("experts' hidden axis (expert_dim)", config.expert_dim, "tensor", mesh)
+    for what, size, axis in _uneven(config, mesh):
+        divisor = next(i for i in range(mesh.shape[axis], 0, -1) if size % i == 0)
+        raise ValueError(
+            f"the {what} is {size}, which does not divide over mesh axis {axis} = {mesh.shape[axis]} of {mesh}; "
+            f"use {axis}={divisor} or another divisor of {size}"
+        )
     queries = _first_that_divides(config.num_heads, mesh, row.dense)
     keys = _first_that_divides(
         config.num_kv_heads, mesh, tuple(axes for axes in row.dense if set(axes) <= set(queries))
@@ -173,10 +177,15 @@ def _without(axes: MeshAxes, others: MeshAxes) -> MeshAxes:
     return tuple(axis for axis in axes if axis not in others)
 
 
-def _check_divides(what: str, size: int, axis: MeshAxis, mesh: MeshConfig) -> None:
-    if size % mesh.shape[axis]:
-        divisor = next(i for i in range(mesh.shape[axis], 0, -1) if size % i == 0)
-        raise ValueError(
-            f"the {what} is {size}, which does not divide over mesh axis {axis} = {mesh.shape[axis]} of {mesh}; "
-            f"use {axis}={divisor} or another divisor of {size}"
-        )
+def can_split(config: ModelConfig, mesh: MeshConfig) -> bool:
+    """Whether `make_rules` takes this mesh for this model."""
+    return not _uneven(config, mesh)
+
+
+def _uneven(config: ModelConfig, mesh: MeshConfig) -> list[tuple[str, int, MeshAxis]]:
+    """What has to divide over a mesh axis and does not: its name, its size, the axis."""
+    required: list[tuple[str, int, MeshAxis]] = [
+        ("number of experts", config.num_experts, "expert"),
+        ("experts' hidden axis (expert_dim)", config.expert_dim, "tensor"),
+    ]
+    return [(what, size, axis) for what, size, axis in required if size % mesh.shape[axis]]

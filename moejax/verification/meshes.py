@@ -8,6 +8,7 @@ import numpy as np
 
 import moejax
 from moejax.config import ModelConfig
+from moejax.layout import can_split
 from moejax.verification.logits import ROUNDED_KL, Comparison, compare_logits
 from sharding import MeshConfig, mesh_shapes
 
@@ -45,7 +46,7 @@ class MeshComparison:
 def fitting_meshes(config: ModelConfig, devices: int) -> list[MeshConfig]:
     """Every mesh of 2 to `devices` devices over which this model can be split."""
     meshes = [mesh for size in range(2, devices + 1) for mesh in mesh_shapes(size)]
-    return [m for m in meshes if config.num_experts % m.expert == 0 and config.expert_dim % m.tensor == 0]
+    return [mesh for mesh in meshes if can_split(config, mesh)]
 
 
 @dataclass(frozen=True, kw_only=True)
