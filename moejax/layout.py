@@ -155,6 +155,11 @@ def resolve_split(config: ModelConfig, mesh: MeshConfig | str | None, dispatch: 
     return Split(mesh=shape, dispatch=name, remark=remark)
 
 
+def can_split(config: ModelConfig, mesh: MeshConfig) -> bool:
+    """Whether `make_rules` takes this mesh for this model."""
+    return not _uneven(config, mesh)
+
+
 def dispatch_name(name: str) -> DispatchName:
     """Checks the name of a dispatch.
 
@@ -175,11 +180,6 @@ def _first_that_divides(size: int, mesh: MeshConfig, candidates: tuple[MeshAxes,
 
 def _without(axes: MeshAxes, others: MeshAxes) -> MeshAxes:
     return tuple(axis for axis in axes if axis not in others)
-
-
-def can_split(config: ModelConfig, mesh: MeshConfig) -> bool:
-    """Whether `make_rules` takes this mesh for this model."""
-    return not _uneven(config, mesh)
 
 
 def _uneven(config: ModelConfig, mesh: MeshConfig) -> list[tuple[str, int, MeshAxis]]:

@@ -23,7 +23,7 @@ from moejax.model import Mixtral
 from moejax.moe import resolve_backend
 from moejax.parallel import Parallel
 from moejax.params import ParamTree, logical_tensors, merge, random_params, split
-from moejax.placement import param_placements
+from moejax.placement import param_placements, param_sharding
 from moejax.tokenizer import Tokenizer, missing_tokenizer_message
 from sharding import MeshConfig, Placement, bytes_per_device, device_memory, mesh_config
 
@@ -140,9 +140,7 @@ def load(
         }
     )
 
-    def sharding_of(path: str) -> NamedSharding:
-        return parallel.sharding(*abstract[path].get_metadata("out_sharding"))
-
+    sharding_of = param_sharding(abstract, parallel)
     if checkpoint is None:
         params, ignored = random_params(abstract, config.num_experts, seed, sharding_of), {}
         no_tokenizer_reason = f"{source} has random weights and no tokenizer: give token ids instead of text"

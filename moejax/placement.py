@@ -1,12 +1,15 @@
 """Where a model's parameters and its cache live on a mesh, from their declarations alone."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import NamedSharding
 
 from moejax.cache import CACHE_AXES
 from moejax.config import ModelConfig
+from moejax.parallel import Parallel
 from sharding import Placement, Rules, placement
 
 
@@ -22,6 +25,11 @@ def param_placements(abstract: dict[str, nnx.Param[Any]], rules: Rules) -> list[
         axes = variable.get_metadata("out_sharding")
         placements.append(placement(path, leaf.shape, leaf.dtype.name, leaf.dtype.itemsize, axes, rules))
     return placements
+
+
+def param_sharding(abstract: dict[str, nnx.Param[Any]], parallel: Parallel) -> Callable[[str], NamedSharding]:
+    """Where each parameter lives, by its path."""
+    return lambda path: parallel.sharding(*abstract[path].get_metadata("out_sharding"))
 
 
 def cache_placements(config: ModelConfig, rules: Rules, batch: int, length: int, dtype: str) -> list[Placement]:

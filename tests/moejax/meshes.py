@@ -2,12 +2,11 @@
 
 from typing import Any
 
-from jax.sharding import NamedSharding
-
 from moejax.config import ModelConfig
 from moejax.loading import make_parallel
 from moejax.parallel import Parallel
 from moejax.params import ParamTree, random_params
+from moejax.placement import param_sharding
 from sharding import mesh_config
 
 
@@ -18,8 +17,4 @@ def on_mesh(config: ModelConfig, mesh: str | None = None, dispatch: str = "repli
 
 def made_params(abstract: dict[str, Any], config: ModelConfig, seed: int, parallel: Parallel) -> ParamTree:
     """Random weights on the mesh."""
-
-    def sharding_of(path: str) -> NamedSharding:
-        return parallel.sharding(*abstract[path].get_metadata("out_sharding"))
-
-    return random_params(abstract, config.num_experts, seed, sharding_of)
+    return random_params(abstract, config.num_experts, seed, param_sharding(abstract, parallel))

@@ -18,6 +18,7 @@ from moejax.layout import DISPATCHES, DispatchName
 from moejax.loading import abstract_model, make_parallel
 from moejax.parallel import Parallel
 from moejax.params import merge
+from moejax.placement import param_sharding
 from sharding import MeshConfig, mesh_shapes
 from sharding.collectives import lowered_collectives
 from tests.moejax.mesh_programs import by_phase
@@ -54,13 +55,10 @@ def lowered(
     shape = MeshConfig.parse(mesh) if isinstance(mesh, str) else mesh
     parallel = make_parallel(config, shape.abstract(), dispatch)
     graphdef, abstract = abstract_model(config, "blocked", "bfloat16", parallel)
+    sharding_of = param_sharding(abstract, parallel)
+    leaves = {path: variable.get_value() for path, variable in abstract.items()}
     params = {
-        path: jax.ShapeDtypeStruct(
-            variable.get_value().shape,
-            variable.get_value().dtype,
-            sharding=parallel.sharding(*variable.get_metadata("out_sharding")),
-        )
-        for path, variable in abstract.items()
+        path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding_of(path)) for path, leaf in leaves.items()
     }
     function = jax.jit(lambda params, *args: program(merge(graphdef, abstract, params), *args))
     traced = function.trace(params, *arguments(parallel))
