@@ -155,6 +155,7 @@ def test_distributed_without_a_cluster() -> None:
     )
 
 
+@pytest.mark.slow
 def test_distributed_on_slurm(port: int) -> None:
     variables = {"SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_NTASKS": "2"}
     flags = ("--distributed", "--simulate-devices", "1", "--mesh", "expert=2", "--prompt", "A list is", "-n", "2")

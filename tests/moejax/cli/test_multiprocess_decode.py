@@ -41,6 +41,7 @@ def test_replicated_prints_what_one_device_prints_as_it_comes(start: Starter, mo
     [("data=2,expert=4", "gather", (*PROMPTS, LONG)), ("expert=8", "all_to_all", PROMPTS[:1])],
     ids=["gather", "all_to_all"],
 )
+@pytest.mark.slow
 def test_tokens_are_those_of_one_device(
     start: Starter, model: moejax.Model, mesh: str, dispatch: str, prompts: tuple[str, ...]
 ) -> None:
