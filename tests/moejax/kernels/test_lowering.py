@@ -65,6 +65,12 @@ triton = KERNELS["triton"]
 CALLS: dict[str, tuple[Callable[..., Any], tuple[Any, ...], list[str]]] = {
     "route 1": (lambda x, v: triton.route(x, v, A), (floats(1, E), shape(1, dtype=bool)), ["route"]),
     "route bfloat16": (lambda x, v: triton.route(x, v, 4), (shape(32, 60), shape(32, dtype=bool)), ["route"]),
+    "route of 2": (lambda x, v: triton.route(x, v, 1), (floats(3, 2), shape(3, dtype=bool)), ["route"]),
+    "route of 127": (
+        lambda x, v: triton.route(x, v, 4),
+        (shape(65, 127), shape(65, dtype=bool)),
+        ["route", "add_earlier_blocks"],
+    ),
     "route 4096": (
         lambda x, v: triton.route(x, v, A),
         (floats(4096, 128), shape(4096, dtype=bool)),
