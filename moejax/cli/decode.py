@@ -5,6 +5,7 @@ import time
 from moejax.cli import console, options, startup
 from moejax.cli import devices as device_flags
 from moejax.decoding.sampling_params import SamplingParams
+from sharding import MeshConfig
 
 EXAMPLES = (
     'moejax decode demo --prompt "The import statement"',
@@ -111,6 +112,8 @@ def decode(
         startup.prepare_jax(devices, compile_cache=not no_compile_cache, quiet=quiet)
     if split.remark and not quiet:  # of several processes, only now is it known which prints
         console.remark(split.remark)
+    if mesh is not None and not quiet:
+        _remark_idle_devices(split.mesh)
     with console.progress(f"loading {checkpoint}", quiet=quiet):
         import moejax
         from moejax.cli import output
@@ -132,6 +135,13 @@ def decode(
     if not quiet:
         console.remark(done)
         console.remark(f"{speed} | load {load_seconds:.1f} s")
+
+
+def _remark_idle_devices(mesh: MeshConfig) -> None:
+    import jax
+
+    if mesh.size < jax.device_count():
+        console.remark(f"mesh {mesh} uses {mesh.size} of the {jax.device_count()} devices that there are")
 
 
 def _is_live(stream: bool | None, prompts: int, params: SamplingParams, *, json: bool) -> bool:

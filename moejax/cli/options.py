@@ -132,7 +132,9 @@ Stream = Annotated[
         show_default=False,
     ),
 ]
-Json = Annotated[bool, _option("--json", help="Print a JSON array instead: for each prompt everything that is known.")]
+Json = Annotated[
+    bool, _option("--json", help="Print a JSON array and no text: for each prompt everything that is known.")
+]
 Logprobs = Annotated[
     int | None, _whole("--logprobs", panel=REPORTS, help="Show the N most probable tokens at each place of the output.")
 ]
@@ -170,7 +172,7 @@ ExpertBackend = Annotated[
         "--expert-backend",
         panel=MODEL,
         metavar="NAME",
-        help="How experts are computed: auto, dense, blocked, ragged, pallas.",
+        help="How experts are computed: auto, dense, blocked, ragged, pallas, tokamax.",
     ),
 ]
 MaxSeqLen = Annotated[

@@ -4,6 +4,7 @@ A backend is a weight layout and a function over weights so laid out. Adding one
 `BACKENDS`, its name in `BackendName`.
 """
 
+import functools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from jaxtyping import Bool, Float
 from moejax.config import ModelConfig
 from moejax.moe.blocked import blocked
 from moejax.moe.dense import dense
-from moejax.moe.pallas import cannot_run, pallas, pallas_route
+from moejax.moe.pallas import cannot_run, pallas, pallas_route, tokamax
 from moejax.moe.ragged import ragged
 from moejax.moe.router import Routing, route
 from moejax.moe.weights import Expert
@@ -28,7 +29,11 @@ from sharding import LogicalAxes, Rules
 _logger = logging.getLogger(__name__)
 
 WeightLayout = Literal["per_expert", "stacked"]
-BackendName = Literal["dense", "blocked", "ragged", "pallas"]
+BackendName = Literal["dense", "blocked", "ragged", "pallas", "tokamax"]
+
+
+def _runs_everywhere() -> None:
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,18 +44,23 @@ class ExpertBackend:
     apply: (experts, x [T, D], routing) -> float32 [T, D]; experts is a sequence of `Expert`, or one stacked `Expert`.
         On a mesh they are those that one device holds, and the routing counts them from 0.
     route: (logits [T, E], valid [T], experts per token) -> Routing.
+    cannot: why it does not run on the current device, or None.
     """
 
     layout: WeightLayout
     apply: Callable[[Any, Float[Array, "T D"], Routing], Float[Array, "T D"]]
     route: Callable[[Float[Array, "T E"], Bool[Array, " T"], int], Routing] = route
+    cannot: Callable[[], str | None] = _runs_everywhere
 
 
 BACKENDS: dict[BackendName, ExpertBackend] = {
     "dense": ExpertBackend(layout="stacked", apply=dense),
     "blocked": ExpertBackend(layout="per_expert", apply=blocked),
     "ragged": ExpertBackend(layout="stacked", apply=ragged),
-    "pallas": ExpertBackend(layout="stacked", apply=pallas, route=pallas_route),
+    "pallas": ExpertBackend(layout="stacked", apply=pallas, route=pallas_route, cannot=cannot_run),
+    "tokamax": ExpertBackend(
+        layout="stacked", apply=tokamax, route=pallas_route, cannot=functools.partial(cannot_run, "tokamax")
+    ),
 }
 
 
@@ -62,19 +72,19 @@ def resolve_backend(name: str, platform: str) -> BackendName:
     takes `dense` there and, on a GPU, says so.
 
     Raises:
-        ValueError: for an unknown name, or `pallas` where it cannot run.
+        ValueError: for an unknown name, or a backend that cannot run here, saying why.
     """
     if name == "auto":
         if platform != "gpu":
             return "blocked" if platform == "cpu" else "dense"
-        if reason := cannot_run():
+        if reason := BACKENDS["pallas"].cannot():
             _logger.warning("expert backend 'auto' takes 'dense', which computes every expert: %s", reason)
             return "dense"
         return "pallas"
     if name not in BACKENDS:
         raise ValueError(f"unknown expert backend {name!r}; the known ones are auto, {', '.join(BACKENDS)}")
-    if name == "pallas" and (reason := cannot_run()):
-        raise ValueError(f"expert backend 'pallas': {reason}; use expert_backend='auto'")
+    if reason := BACKENDS[name].cannot():
+        raise ValueError(f"expert backend {name!r}: {reason}; use expert_backend='auto'")
     return name
 
 

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from typing import get_args
 
 import pytest
 
@@ -10,6 +11,7 @@ from moejax.cli.decode import EXAMPLES as DECODE_EXAMPLES
 from moejax.cli.info import EXAMPLES as INFO_EXAMPLES
 from moejax.config import NAMED_CONFIGS
 from moejax.decoding.sampling_params import PARAMETER_NAMES
+from moejax.moe.experts import BackendName
 from tests.moejax.cli.conftest import Call
 
 # Sampling parameters whose flag is not simply their name.
@@ -43,6 +45,21 @@ def test_list_of_commands_is_not_cut(call: Call, monkeypatch: pytest.MonkeyPatch
 def test_help_of_the_checkpoint_names_the_named_models(call: Call, command: str) -> None:
     text = " ".join(call(command, "--help").out.split())
     assert f"random:NAME for random weights, with NAME one of {', '.join(NAMED_CONFIGS)}, or the path of a" in text
+
+
+@pytest.mark.parametrize(("command", "heading"), [("decode", "Argument"), ("convert", "Arguments")])
+def test_arguments_have_a_heading(call: Call, command: str, heading: str) -> None:
+    assert re.findall(r"^Arguments?(?=:$)", call(command, "--help").out, re.M) == [heading]
+
+
+def test_every_expert_backend_is_named(call: Call) -> None:
+    text = " ".join(call("decode", "--help").out.split())
+    assert f"How experts are computed: auto, {', '.join(get_args(BackendName))}." in text
+
+
+def test_exit_codes_of_verify(call: Call) -> None:
+    text = " ".join(call("verify", "--help").out.split())
+    assert "Exit code 0: the same, 1: not the same, 2: an error." in text
 
 
 def test_no_arguments_is_help(call: Call) -> None:

@@ -150,8 +150,9 @@ def test_distributed_without_a_cluster() -> None:
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
-        "error: --distributed found no cluster (Slurm, Open MPI, Kubernetes): coordinator_address should be defined. "
-        "Give --coordinator-address, --num-processes and --process-id instead\n"
+        "error: --distributed found no cluster (Slurm, Open MPI, Kubernetes) in its environment; start every process "
+        "with the cluster's launcher, as in srun moejax decode ..., or give --coordinator-address, --num-processes and "
+        "--process-id instead\n"
     )
 
 
