@@ -11,8 +11,8 @@ import numpy as np
 
 import moejax
 from moejax.communication import Tokens, choice_collectives, forward_collectives
+from moejax.declarations import cache_placements
 from moejax.decoding.state import Features, empty_state
-from moejax.placement import cache_placements
 from sharding import bytes_per_device
 from sharding.collectives import Collective, collectives_table, compiled_collectives
 
