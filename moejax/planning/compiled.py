@@ -1,0 +1,256 @@
+"""Predictions against what XLA compiles: each split's decode step and prefill, on simulated devices. Imports no JAX.
+
+A subprocess (`compile_program`) compiles them for 1 and for 2 layers, with the sizes that were asked about, and what a
+layer adds is added up to the full depth (`tests/moejax/planning/test_compiled.py` compares that with a deep program).
+"""
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
+
+from moejax.communication import Tokens, by_phase, forward_collectives, report_collectives, step_collectives
+from moejax.config import ModelConfig
+from moejax.declarations import cache_placements, declared_placement, model_params
+from moejax.decoding.buckets import PREFILL_CHUNK, PREFILL_TOKENS
+from moejax.layout import DispatchName, Split, make_rules
+from moejax.planning.checks import CompiledCheck
+from moejax.planning.workload import Workload
+from sharding import Rules, bytes_per_device
+from sharding.collectives import Collective
+
+PhaseName = Literal["decode", "prefill"]
+PHASES: tuple[PhaseName, ...] = ("decode", "prefill")
+DEPTHS = (1, 2)
+DTYPE = "float32"  # XLA:CPU widens 16-bit collectives to it, so bytes are compared on such a build
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """One program: a phase of a model of `layers` layers, for `rows` sequences on a mesh.
+
+    length: slots of the cache of a decode step, tokens of each prompt that a prefill feeds.
+    """
+
+    mesh: str
+    dispatch: DispatchName
+    phase: PhaseName
+    layers: int
+    rows: int
+    length: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What XLA made of one program: its collectives, and bytes on one device.
+
+    argument_bytes: as XLA counts them.  weight_bytes, kv_bytes, other_bytes: of the arguments' parts, as sharded.
+    temp_bytes: what it needs besides arguments and results.
+    """
+
+    collectives: tuple[Collective, ...]
+    weight_bytes: int
+    kv_bytes: int
+    other_bytes: int
+    argument_bytes: int
+    temp_bytes: int
+
+
+def compile_splits(
+    config: ModelConfig,
+    splits: Sequence[Split],
+    workload: Workload,
+    *,
+    depths: Sequence[int] = DEPTHS,
+    told: Callable[[int, int], None] = lambda done, all_: None,
+) -> list[CompiledCheck]:
+    """Compiles every split for this workload and compares it with the closed forms; in the order of `splits`.
+
+    Args:
+        depths: two numbers of layers, from which others follow.
+        told: is told after each program how many are done, of how many.
+
+    Raises:
+        ValueError: for a workload without a cache, of which there is no program.
+        RuntimeError: when a program cannot be compiled, or layers do not add up.
+    """
+    if workload.context == 0:
+        raise ValueError("context=0 leaves the cache out, and no program can; compile with a context of at least 1")
+    jobs = [_jobs(config, split, workload, depths) for split in splits]
+    flat = [job for of_split in jobs for job in of_split]
+    devices = max((split.mesh.size for split in splits), default=1)
+    facts: dict[Job, Facts] = {}
+    for done, (number, found) in enumerate(_run(config, flat, devices), start=1):
+        facts[flat[number]] = found
+        told(done, len(flat))
+    return [_check(config, split, of_split, facts) for split, of_split in zip(splits, jobs, strict=True)]
+
+
+def extrapolate(few: Sequence[Collective], more: Sequence[Collective], extra: int) -> Counter[Collective]:
+    """Collectives of a program with as many layers again, `extra` times, as `more` has beyond `few`.
+
+    A layer adds collectives of its own; where it makes one larger instead, the sizes grow by equal steps.
+
+    Raises:
+        RuntimeError: where neither is so.
+    """
+    grown: Counter[Collective] = Counter()
+    kinds = {dataclasses.replace(one, elements=0) for one in (*few, *more)}
+    for kind in kinds:
+        before, after = (
+            sorted(one.elements for one in found if dataclasses.replace(one, elements=0) == kind)
+            for found in (few, more)
+        )
+        if not Counter(before) - Counter(after):
+            added = Counter(after) - Counter(before)
+            sizes = Counter(after) + Counter({size: extra * count for size, count in added.items()})
+        elif len(before) == len(after):
+            sizes = Counter(last + extra * (last - first) for first, last in zip(before, after, strict=True))
+        else:
+            raise RuntimeError(f"layers do not add up: {kind.kind} over {kind.axes} of {before}, then of {after}")
+        grown += Counter({dataclasses.replace(kind, elements=size): count for size, count in sizes.items()})
+    return grown
+
+
+def predicted_collectives(config: ModelConfig, rules: Rules, job: Job) -> list[Collective]:
+    """The closed forms of one call, at the depth of `config`."""
+    if job.phase == "decode":
+        return step_collectives(config, rules, job.dispatch, job.rows, DTYPE) + report_collectives(config, rules)
+    fed = Tokens(rows=job.rows, length=job.length)
+    return forward_collectives(config, rules, job.dispatch, fed, DTYPE) + report_collectives(config, rules)
+
+
+def call_shape(workload: Workload, parts: int, phase: PhaseName) -> tuple[int, int]:
+    """Rows and length of one call of a phase: what `decoding.engine` feeds at once, its batch divisible by `parts`."""
+    if phase == "decode":
+        return _padded(workload.batch_size, parts), workload.context
+    width = min(workload.input_len, PREFILL_CHUNK)
+    return _padded(min(workload.batch_size, max(1, PREFILL_TOKENS // width)), parts), width
+
+
+def _padded(rows: int, parts: int) -> int:
+    return -(-rows // parts) * parts
+
+
+def _jobs(config: ModelConfig, split: Split, workload: Workload, depths: Sequence[int]) -> list[Job]:
+    parts = make_rules(config, split.mesh, split.dispatch).parts("batch")
+    shapes: dict[PhaseName, tuple[int, int]] = {phase: call_shape(workload, parts, phase) for phase in PHASES}
+    return [
+        Job(mesh=str(split.mesh), dispatch=split.dispatch, phase=phase, layers=layers, rows=rows, length=length)
+        for phase, (rows, length) in shapes.items()
+        for layers in depths
+    ]
+
+
+def _run(config: ModelConfig, jobs: Sequence[Job], devices: int) -> Iterator[tuple[int, Facts]]:
+    """The number of each job and its facts, as the subprocess is done with them."""
+    request = {"config": dataclasses.asdict(config), "jobs": [dataclasses.asdict(job) for job in jobs]}
+    command = [sys.executable, "-m", "moejax.planning.compile_program"]
+    # Its stderr goes to a file: nobody reads a second pipe while the first one is read.
+    with tempfile.TemporaryFile() as errors:
+        child = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=_environment(devices), text=True
+        )
+        assert child.stdin is not None and child.stdout is not None
+        try:
+            with child.stdin:
+                json.dump(request, child.stdin)
+            for line in child.stdout:
+                number, found = json.loads(line)
+                collectives = tuple(
+                    Collective(**one | {"axes": tuple(one["axes"])}) for one in found.pop("collectives")
+                )
+                yield number, Facts(collectives=collectives, **found)
+            status = child.wait()
+        finally:
+            child.kill()  # nothing, once it has ended
+            child.wait()
+            child.stdout.close()
+        if status:
+            errors.seek(0)
+            written = errors.read().decode(errors="replace").strip().splitlines() or ["it said nothing"]
+            raise RuntimeError(f"compiling on {devices} simulated devices failed: {written[-1]}")
+
+
+def _environment(devices: int) -> dict[str, str]:
+    """This process's, but for what says which devices JAX takes."""
+    flags = re.sub(r"--xla_force_host_platform_device_count=\S*", "", os.environ.get("XLA_FLAGS", ""))
+    paths = [path or os.getcwd() for path in sys.path]
+    return {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": str(devices),
+        "JAX_ENABLE_COMPILATION_CACHE": "false",  # programs that are never run would push useful ones out
+        "XLA_FLAGS": flags,
+        "PYTHONPATH": os.pathsep.join(paths),
+    }
+
+
+def _check(config: ModelConfig, split: Split, jobs: Sequence[Job], facts: dict[Job, Facts]) -> CompiledCheck:
+    """The facts at the depth of the model, and whatever is not as predicted."""
+    rules = make_rules(config, split.mesh, split.dispatch)
+    differences: list[str] = []
+    collectives: dict[PhaseName, list[Collective]] = {}
+    weight_bytes, kv_bytes, temp_bytes = 0, 0, 0
+    for phase in PHASES:
+        few, more = (job for job in jobs if job.phase == phase)
+        before, after = facts[few], facts[more]
+        steps, rest = divmod(config.num_layers - more.layers, more.layers - few.layers)
+        assert rest == 0, "the two depths differ by a divisor of what is missing"
+        found = extrapolate(by_phase(before.collectives), by_phase(after.collectives), steps)
+        collectives[phase] = list(found.elements())
+        differences += _collective_differences(phase, predicted_collectives(config, rules, more), found)
+        for job in (few, more):
+            differences += _argument_differences(job, facts[job])
+        weight_bytes = after.weight_bytes + steps * (after.weight_bytes - before.weight_bytes)
+        phase_kv = after.kv_bytes + steps * (after.kv_bytes - before.kv_bytes)
+        predicted = _predicted_bytes(config, rules, more)
+        differences += _byte_differences(phase, predicted, {"weights": weight_bytes, "key/value cache": phase_kv})
+        kv_bytes = phase_kv if phase == "decode" else kv_bytes
+        temp_bytes = max(temp_bytes, after.temp_bytes + steps * (after.temp_bytes - before.temp_bytes))
+    return CompiledCheck(
+        decode_collectives=collectives["decode"],
+        prefill_collectives=collectives["prefill"],
+        weight_bytes=weight_bytes,
+        kv_bytes=kv_bytes,
+        temp_bytes=temp_bytes,
+        differences=tuple(differences),
+    )
+
+
+def _predicted_bytes(config: ModelConfig, rules: Rules, job: Job) -> dict[str, int]:
+    params = model_params(config, "per_expert", rules.parts("experts"))
+    weights = [declared_placement(path, declared, DTYPE, rules) for path, declared in params.items()]
+    cache = cache_placements(config, rules, job.rows, job.length, DTYPE)
+    return {"weights": bytes_per_device(weights), "key/value cache": bytes_per_device(cache)}
+
+
+def _collective_differences(phase: PhaseName, predicted: Sequence[Collective], found: Counter[Collective]) -> list[str]:
+    expected = Counter(predicted)
+    return [
+        f"{phase}: {expected[one]} x {one.kind} over {','.join(one.axes)} of {one.elements:,} {one.dtype} predicted"
+        f"{f' in {one.scope}' if one.scope else ''}, {found[one]} compiled"
+        for one in dict.fromkeys((*expected, *found))
+        if expected[one] != found[one]
+    ]
+
+
+def _argument_differences(job: Job, facts: Facts) -> list[str]:
+    parts = facts.weight_bytes + facts.kv_bytes + facts.other_bytes
+    if parts == facts.argument_bytes:
+        return []
+    return [f"{job.phase}, {job.layers} layers: {parts:,} argument bytes predicted, {facts.argument_bytes:,} compiled"]
+
+
+def _byte_differences(phase: PhaseName, predicted: dict[str, int], found: dict[str, int]) -> list[str]:
+    return [
+        f"{phase}: {predicted[what]:,} bytes of {what} predicted, {size:,} compiled"
+        for what, size in found.items()
+        if predicted[what] != size
+    ]
