@@ -157,7 +157,7 @@ def _prefill_groups(rows: Sequence[Row]) -> Iterator[list[Request]]:
     requests.sort(key=lambda request: -len(request.prompt))
     while requests:
         width = min(buckets.prompt_bucket(len(requests[0].prompt)), buckets.PREFILL_CHUNK)
-        count = 1 << (max(1, buckets.PREFILL_TOKENS // width).bit_length() - 1)  # a batch bucket: padding counts too
+        count = buckets.prompts_per_call(width)
         yield requests[:count]
         requests = requests[count:]
 

@@ -3,6 +3,7 @@
 The files that come with moejax are in the folder `devices` beside this one; a user's own has the same form.
 """
 
+import json
 import math
 import tomllib
 from collections.abc import Mapping
@@ -21,10 +22,12 @@ class Link:
 
     bandwidth: bytes per second that a device sends, and at the same time receives.
     latency: seconds of one hop of a ring, however little it carries.
+    launch: seconds that every collective takes besides.
     """
 
     bandwidth: float
     latency: float
+    launch: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +94,7 @@ def hardware_toml(hardware: Hardware) -> str:
     for name, link in (("link", hardware.link), ("network", hardware.network)):
         if link is not None:
             lines += ["", f"[{name}]", f"bandwidth = {link.bandwidth!r}", f"latency = {link.latency!r}"]
+            lines += [f"launch = {link.launch!r}"]
     lines += ["", "[sources]", *(f"{_quoted(key)} = {_quoted(text)}" for key, text in hardware.sources.items())]
     return "\n".join(lines) + "\n"
 
@@ -144,10 +148,11 @@ class _Reader:
 
     def _link(self, key: str, value: Any) -> Link:
         table = self._table(key, value)
-        self._check_keys(f"{key}.", table, ("bandwidth", "latency"), ())
+        self._check_keys(f"{key}.", table, ("bandwidth", "latency"), ("launch",))
         return Link(
             bandwidth=self._positive(f"{key}.bandwidth", table["bandwidth"]),
             latency=self._not_negative(f"{key}.latency", table["latency"]),
+            launch=self._not_negative(f"{key}.launch", table.get("launch", 0.0)),
         )
 
     def _check_keys(self, prefix: str, table: Mapping[str, Any], required: tuple[str, ...], more: tuple[str, ...]):
@@ -194,6 +199,4 @@ class _Reader:
 
 def _quoted(text: str) -> str:
     """A TOML basic string: what JSON writes is one, but for DEL, which TOML wants escaped."""
-    import json
-
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007F")

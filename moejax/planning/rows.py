@@ -28,7 +28,7 @@ class Footprint:
 class Phase:
     """A predicted decode step, or a predicted prefill, on the critical path: the busiest device of each layer.
 
-    Counted per device: weight_bytes and kv_bytes read, flops, collectives with their logical sizes (each call's).
+    Counted per device: weight_bytes read, of which expert_bytes of experts; kv_bytes read; flops; collectives.
     experts_read: distinct experts whose weights the busiest device reads, expected, per layer and call; a device along
     tensor reads 1/t of each, so it counts as 1/t.
     imbalance: rows (token and expert) of the busiest device over the mean of all, expected.
@@ -40,6 +40,7 @@ class Phase:
     """
 
     weight_bytes: float
+    expert_bytes: float
     kv_bytes: float
     flops: float
     collectives: list[Collective]
@@ -76,8 +77,10 @@ class MeshRow:
 
     why_not: why it cannot be used, None where it can.  built: False for a row that only shows what could be.
     footprint: None where the model cannot be split so.  decode, prefill: None where it cannot be split or does not fit.
+    over_bytes: that a device lacks.  usable_bytes: that it has for the model.
     load_imbalance: rows of the busiest device over the mean in the long run; 1 under uniform routing.
     largest_batch: the most sequences that fit, 0 where not even one does, None where the model cannot be split so.
+    peak_tokens_per_second: of decoding the largest batch that fits.
     compiled, measured: filled when they were asked for.
     """
 
@@ -88,14 +91,26 @@ class MeshRow:
     footprint: Footprint | None = None
     decode: Phase | None = None
     prefill: Phase | None = None
+    over_bytes: int = 0
+    usable_bytes: int = 0
     load_imbalance: float = 1.0
     largest_batch: int | None = None
+    peak_tokens_per_second: float = 0.0
     compiled: CompiledCheck | None = None
     measured: Measured | None = None
 
     @property
     def fits(self) -> bool:
         return self.decode is not None
+
+    @property
+    def label(self) -> str:
+        """The axes that split something, and the dispatch where experts are apart: "expert=4,tensor=2 gather"."""
+        mesh = ",".join(f"{axis}={size}" for axis, size in self.split.mesh.shape.items() if size > 1) or "one device"
+        if not self.built:
+            return f"{mesh} ideal ragged"
+        apart = self.split.mesh.expert > 1 and self.footprint is not None
+        return f"{mesh} {self.split.dispatch}" if apart else mesh
 
     @property
     def tokens_per_second_per_request(self) -> float:

@@ -1,0 +1,84 @@
+"""Rows of a comparison as JSON values. Imports no JAX."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from moejax.planning.compare import OBJECTIVES, best
+from moejax.planning.hardware import Hardware
+from moejax.planning.reasons import reason
+from moejax.planning.rows import MeshRow, Phase
+from sharding import MeshConfig
+from sharding.collectives import wire_elements
+from sharding.collectives.collective import ITEM_SIZES
+
+
+def comparison_json(rows: Sequence[MeshRow], hardware: Hardware) -> dict[str, Any]:
+    """Everything that a comparison found: sizes in bytes, times in seconds."""
+    batches = list(dict.fromkeys(row.workload.batch_size for row in rows))
+    return {
+        "hardware": asdict(hardware),
+        "rows": [row_json(row) for row in rows],
+        "winners": {
+            str(batch): winners([row for row in rows if row.workload.batch_size == batch]) for batch in batches
+        },
+    }
+
+
+def winners(rows: Sequence[MeshRow]) -> dict[str, dict[str, str]]:
+    """Of the rows of one batch size, the best for each objective and why; none where nothing fits."""
+    found = {objective: best(rows, objective) for objective in OBJECTIVES}
+    return {
+        objective: {"split": row.label, "reason": reason(row, rows, objective)}
+        for objective, row in found.items()
+        if row is not None
+    }
+
+
+def row_json(row: MeshRow) -> dict[str, Any]:
+    """One row. Infinite and missing values are null."""
+    mesh = row.split.mesh
+    return {
+        "mesh": dict(mesh.shape),
+        "dispatch": row.split.dispatch if row.built else "ideal ragged",
+        "label": row.label,
+        "batch_size": row.workload.batch_size,
+        "input_len": row.workload.input_len,
+        "context": row.workload.context,
+        "dtype": row.workload.dtype,
+        "why_not": row.why_not,
+        "built": row.built,
+        "bytes_per_device": None if row.footprint is None else asdict(row.footprint) | {"total": row.footprint.total},
+        "usable_bytes": row.usable_bytes,
+        "over_bytes": row.over_bytes,
+        "decode": None if row.decode is None else phase_json(row.decode, mesh),
+        "prefill": None if row.prefill is None else phase_json(row.prefill, mesh),
+        "load_imbalance": row.load_imbalance,
+        "tokens_per_second_per_request": row.tokens_per_second_per_request or None,
+        "tokens_per_second_total": row.tokens_per_second_total or None,
+        "ttft_seconds": None if row.prefill is None else row.ttft_seconds,
+        "largest_batch": row.largest_batch,
+        "peak_tokens_per_second": row.peak_tokens_per_second or None,
+        "compiled": None if row.compiled is None else asdict(row.compiled) | {"equal": row.compiled.equal},
+        "measured": None if row.measured is None else asdict(row.measured),
+    }
+
+
+def phase_json(phase: Phase, mesh: MeshConfig) -> dict[str, Any]:
+    """One phase, equal collectives counted together."""
+    values = {name: value for name, value in vars(phase).items() if name != "collectives"}
+    collectives = [
+        {
+            "kind": one.kind,
+            "axes": list(one.axes),
+            "scope": one.scope,
+            "count": count,
+            "elements": one.elements,
+            "dtype": one.dtype,
+            "bytes": one.elements * ITEM_SIZES[one.dtype],
+            "wire_bytes": float(wire_elements(one, mesh.shape)) * ITEM_SIZES[one.dtype],
+        }
+        for one, count in Counter(phase.collectives).items()
+    ]
+    return values | {"collectives": collectives, "seconds": phase.total}
