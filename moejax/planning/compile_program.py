@@ -75,14 +75,14 @@ def compile_job(config: ModelConfig, job: Job, *, quick: bool = True) -> Facts:
     """What XLA makes of one program; `quick` leaves machine code as it is first written."""
     mesh = MeshConfig.parse(job.mesh).build()
     shallow = dataclasses.replace(config, num_layers=job.layers)
-    program = _PHASES[job.phase](shallow, make_parallel(shallow, mesh, job.dispatch), job.rows, job.length)
+    program = _PHASES[job.phase](shallow, make_parallel(shallow, mesh, job.dispatch), job)
     lowered = jax.jit(program.function, donate_argnums=program.donated).lower(program.weights, *program.others)
-    compiled = lowered.compile(compiler_options=QUICK if quick else None)
-    memory = compiled.memory_analysis()
-    assert memory is not None, "XLA:CPU analyses the memory of every program"
+    compiled = lowered.compile(compiler_options=QUICK) if quick else lowered.compile()
+    text, memory = compiled.as_text(), compiled.memory_analysis()
+    assert text is not None and memory is not None, "XLA:CPU shows and analyses every program"
     kv_bytes = _device_bytes(program.cache)
     return Facts(
-        collectives=tuple(compiled_collectives(compiled.as_text(), mesh.shape)),
+        collectives=tuple(compiled_collectives(text, mesh.shape)),
         weight_bytes=_device_bytes(program.weights),
         kv_bytes=kv_bytes,
         other_bytes=_device_bytes(program.others) - _device_bytes(program.unread) - kv_bytes,
@@ -91,29 +91,30 @@ def compile_job(config: ModelConfig, job: Job, *, quick: bool = True) -> Facts:
     )
 
 
-def decode_step(config: ModelConfig, parallel: Parallel, rows: int, length: int) -> Program:
-    """The loop that generates a greedy token for each of `rows` sequences per turn, as `decoding.engine` calls it."""
+def decode_step(config: ModelConfig, parallel: Parallel, job: Job) -> Program:
+    """The loop that generates a greedy token for each sequence per turn, as `decoding.engine` calls it."""
     graphdef, abstract = abstract_model(config, "auto", DTYPE, parallel)
     features = Features()
-    state = jax.eval_shape(lambda: empty_state(config, features, rows, length, DTYPE, parallel))
+    state = jax.eval_shape(lambda: empty_state(config, features, job.rows, job.slots, DTYPE, parallel))
     cache = _placed(state.cache, parallel, *CACHE_AXES)
     state = dataclasses.replace(_placed(dataclasses.replace(state, cache=()), parallel), cache=cache)
     return Program(
         function=lambda params, *args: steps.generate(merge(graphdef, abstract, params), features, *args),
         weights=_weights(abstract, parallel),
-        others=(state, _whole((rows,), jnp.bool_, parallel), _whole((), jnp.int32, parallel)),
+        others=(state, _whole((job.rows,), jnp.bool_, parallel), _whole((), jnp.int32, parallel)),
         cache=cache,
         donated=(1,),
     )
 
 
-def prefill(config: ModelConfig, parallel: Parallel, rows: int, length: int) -> Program:
-    """The feeding of `length` tokens of `rows` prompts, as `decoding.engine` calls it."""
+def prefill(config: ModelConfig, parallel: Parallel, job: Job) -> Program:
+    """The feeding of a part of each prompt, as `decoding.engine` calls it."""
     graphdef, abstract = abstract_model(config, "auto", DTYPE, parallel)
-    cache = _placed(jax.eval_shape(lambda: empty_cache(config, rows, length, DTYPE, parallel)), parallel, *CACHE_AXES)
-    logits = _placed(jax.ShapeDtypeStruct((rows, config.vocab_size), jnp.float32), parallel, "batch", "vocab")
-    tokens = _whole((rows, length), jnp.int32, parallel)
-    start, lengths = _whole((), jnp.int32, parallel), _whole((rows,), jnp.int32, parallel)
+    empty = jax.eval_shape(lambda: empty_cache(config, job.rows, job.slots, DTYPE, parallel))
+    cache = _placed(empty, parallel, *CACHE_AXES)
+    logits = _placed(jax.ShapeDtypeStruct((job.rows, config.vocab_size), jnp.float32), parallel, "batch", "vocab")
+    tokens = _whole((job.rows, job.width), jnp.int32, parallel)
+    start, lengths = _whole((), jnp.int32, parallel), _whole((job.rows,), jnp.int32, parallel)
     return Program(
         function=lambda params, *args: steps.prefill(merge(graphdef, abstract, params), False, None, *args),
         weights=_weights(abstract, parallel),
@@ -124,7 +125,7 @@ def prefill(config: ModelConfig, parallel: Parallel, rows: int, length: int) -> 
     )
 
 
-_PHASES: dict[PhaseName, Callable[[ModelConfig, Parallel, int, int], Program]] = {
+_PHASES: dict[PhaseName, Callable[[ModelConfig, Parallel, Job], Program]] = {
     "decode": decode_step,
     "prefill": prefill,
 }

@@ -17,12 +17,12 @@ from typing import Literal
 
 from moejax.communication import Tokens, by_phase, forward_collectives, report_collectives, step_collectives
 from moejax.config import ModelConfig
-from moejax.declarations import cache_placements, declared_placement, model_params
-from moejax.decoding.buckets import PREFILL_CHUNK, PREFILL_TOKENS
 from moejax.layout import DispatchName, Split, make_rules
+from moejax.planning.calls import Call, decode_call, prefill_cache_shape, prefill_calls
 from moejax.planning.checks import CompiledCheck
+from moejax.planning.footprint import cache_bytes, weight_bytes
 from moejax.planning.workload import Workload
-from sharding import Rules, bytes_per_device
+from sharding import Rules
 from sharding.collectives import Collective
 
 PhaseName = Literal["decode", "prefill"]
@@ -35,7 +35,7 @@ DTYPE = "float32"  # XLA:CPU widens 16-bit collectives to it, so bytes are compa
 class Job:
     """One program: a phase of a model of `layers` layers, for `rows` sequences on a mesh.
 
-    length: slots of the cache of a decode step, tokens of each prompt that a prefill feeds.
+    width: tokens of each that are fed.  slots: of the cache, for each.
     """
 
     mesh: str
@@ -43,7 +43,8 @@ class Job:
     phase: PhaseName
     layers: int
     rows: int
-    length: int
+    width: int
+    slots: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -122,28 +123,26 @@ def predicted_collectives(config: ModelConfig, rules: Rules, job: Job) -> list[C
     """The closed forms of one call, at the depth of `config`."""
     if job.phase == "decode":
         return step_collectives(config, rules, job.dispatch, job.rows, DTYPE) + report_collectives(config, rules)
-    fed = Tokens(rows=job.rows, length=job.length)
+    fed = Tokens(rows=job.rows, length=job.width)
     return forward_collectives(config, rules, job.dispatch, fed, DTYPE) + report_collectives(config, rules)
 
 
-def call_shape(workload: Workload, parts: int, phase: PhaseName) -> tuple[int, int]:
-    """Rows and length of one call of a phase: what `decoding.engine` feeds at once, its batch divisible by `parts`."""
-    if phase == "decode":
-        return _padded(workload.batch_size, parts), workload.context
-    width = min(workload.input_len, PREFILL_CHUNK)
-    return _padded(min(workload.batch_size, max(1, PREFILL_TOKENS // width)), parts), width
-
-
-def _padded(rows: int, parts: int) -> int:
-    return -(-rows // parts) * parts
-
-
 def _jobs(config: ModelConfig, split: Split, workload: Workload, depths: Sequence[int]) -> list[Job]:
-    parts = make_rules(config, split.mesh, split.dispatch).parts("batch")
-    shapes: dict[PhaseName, tuple[int, int]] = {phase: call_shape(workload, parts, phase) for phase in PHASES}
+    rules = make_rules(config, split.mesh, split.dispatch)
+    step, first = decode_call(workload, rules), next(prefill_calls(workload, rules))
+    calls: dict[PhaseName, Call] = {"decode": step, "prefill": first}
+    slots: dict[PhaseName, int] = {"decode": step.slots, "prefill": prefill_cache_shape(workload, rules)[1]}
     return [
-        Job(mesh=str(split.mesh), dispatch=split.dispatch, phase=phase, layers=layers, rows=rows, length=length)
-        for phase, (rows, length) in shapes.items()
+        Job(
+            mesh=str(split.mesh),
+            dispatch=split.dispatch,
+            phase=phase,
+            layers=layers,
+            rows=call.rows,
+            width=call.width,
+            slots=slots[phase],
+        )
+        for phase, call in calls.items()
         for layers in depths
     ]
 
@@ -197,7 +196,7 @@ def _check(config: ModelConfig, split: Split, jobs: Sequence[Job], facts: dict[J
     rules = make_rules(config, split.mesh, split.dispatch)
     differences: list[str] = []
     collectives: dict[PhaseName, list[Collective]] = {}
-    weight_bytes, kv_bytes, temp_bytes = 0, 0, 0
+    weights, kv_bytes, temp_bytes = 0, 0, 0
     for phase in PHASES:
         few, more = (job for job in jobs if job.phase == phase)
         before, after = facts[few], facts[more]
@@ -208,16 +207,16 @@ def _check(config: ModelConfig, split: Split, jobs: Sequence[Job], facts: dict[J
         differences += _collective_differences(phase, predicted_collectives(config, rules, more), found)
         for job in (few, more):
             differences += _argument_differences(job, facts[job])
-        weight_bytes = after.weight_bytes + steps * (after.weight_bytes - before.weight_bytes)
+        weights = after.weight_bytes + steps * (after.weight_bytes - before.weight_bytes)
         phase_kv = after.kv_bytes + steps * (after.kv_bytes - before.kv_bytes)
         predicted = _predicted_bytes(config, rules, more)
-        differences += _byte_differences(phase, predicted, {"weights": weight_bytes, "key/value cache": phase_kv})
+        differences += _byte_differences(phase, predicted, {"weights": weights, "key/value cache": phase_kv})
         kv_bytes = phase_kv if phase == "decode" else kv_bytes
         temp_bytes = max(temp_bytes, after.temp_bytes + steps * (after.temp_bytes - before.temp_bytes))
     return CompiledCheck(
         decode_collectives=collectives["decode"],
         prefill_collectives=collectives["prefill"],
-        weight_bytes=weight_bytes,
+        weight_bytes=weights,
         kv_bytes=kv_bytes,
         temp_bytes=temp_bytes,
         differences=tuple(differences),
@@ -225,10 +224,10 @@ def _check(config: ModelConfig, split: Split, jobs: Sequence[Job], facts: dict[J
 
 
 def _predicted_bytes(config: ModelConfig, rules: Rules, job: Job) -> dict[str, int]:
-    params = model_params(config, "per_expert", rules.parts("experts"))
-    weights = [declared_placement(path, declared, DTYPE, rules) for path, declared in params.items()]
-    cache = cache_placements(config, rules, job.rows, job.length, DTYPE)
-    return {"weights": bytes_per_device(weights), "key/value cache": bytes_per_device(cache)}
+    return {
+        "weights": weight_bytes(config, rules, DTYPE).total,
+        "key/value cache": cache_bytes(config, rules, job.rows, job.slots, DTYPE),
+    }
 
 
 def _collective_differences(phase: PhaseName, predicted: Sequence[Collective], found: Counter[Collective]) -> list[str]:
