@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moejax.cli import console
-from moejax.planning.compare import compare_meshes
+from moejax.planning.compare import compare_meshes, make_plan
 from moejax.planning.export import comparison_json
 from moejax.planning.hardware import load_hardware
 
@@ -67,7 +67,8 @@ def run(asked: Asked) -> None:
     if asked.plot is not None:
         from moejax.planning.plots import draw
 
-        draw(rows, asked, hardware, Path(asked.plot))
+        title = f"{asked.model} on {asked.devices} x {hardware.title}, {rows[0].workload.dtype}"
+        draw(rows, make_plan(asked.model, hardware, asked.expert_load, asked.usable_fraction), title, Path(asked.plot))
         console.remark(f"drawn: {asked.plot}")
 
 

@@ -15,7 +15,7 @@ from moejax.planning.export import winners
 from moejax.planning.hardware import Hardware
 from moejax.planning.rows import MeshRow, Phase
 
-BAR = 10  # characters of the longest step
+BAR = 12  # characters of the longest step
 MOST_REFUSED = 8  # lines about splits that cannot be used
 
 # What a step's time is made of: a letter, so that bars read without colour, and a colour.
@@ -47,13 +47,13 @@ def compare_tables(
             yield _table([row for row in chosen if row.fits])
         yield from (*_refused(chosen), *_winners(chosen))
     if used:
-        legend = Text("step: ")
+        legend = Text("step, in ms: ")
         for letter, name, _, colour in used:
             legend.append(f"{letter} ", style=colour).append(f"{name}  ")
         yield Padding(legend, (1, 0, 0, 0))
     yield Text(
         "d, e, t: devices along data, expert, tensor. read: experts that the busiest device reads per layer. "
-        "imb: its rows over the mean. most: sequences that fit."
+        "imb: its rows over the mean. TTFT: in ms, of the whole batch. most: sequences that fit."
     )
     yield from _crossovers(rows, hardware)
 
@@ -62,7 +62,7 @@ def _table(rows: Sequence[MeshRow]) -> Table:
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), expand=False)
     for name, justify in (
         *(("d", "right"), ("e", "right"), ("t", "right"), ("dispatch", "left"), ("GB", "right"), ("read", "right")),
-        *(("imb", "right"), ("step ms", "right"), ("", "left"), ("tok/s", "right"), ("TTFT ms", "right")),
+        *(("imb", "right"), ("step", "right"), ("", "left"), ("tok/s", "right"), ("TTFT", "right")),
         ("most", "right"),
     ):
         table.add_column(Text(name), justify=justify, no_wrap=True, vertical="bottom")  # type: ignore[arg-type]

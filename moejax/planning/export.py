@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
+from math import inf
 from typing import Any
 
 from moejax.planning.compare import OBJECTIVES, Objective, best
@@ -29,11 +30,7 @@ def comparison_json(rows: Sequence[MeshRow], hardware: Hardware) -> dict[str, An
                 "batch_size": one.workload.batch_size,
                 "mesh": dict(one.mesh.shape),
                 "phase": one.phase,
-                "link_bandwidth": None
-                if one.bandwidth is None
-                else one.bandwidth
-                if isfinite(one.bandwidth)
-                else "any",
+                "wins_below_link_bandwidth": "any" if one.bandwidth == inf else one.bandwidth,
             }
             for one in gather_crossovers(rows, hardware)
         ],
