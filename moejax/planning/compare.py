@@ -74,28 +74,42 @@ def compare_meshes(
     Raises:
         ValueError: for anything unknown or out of range, and for a dtype in which the devices do not compute.
     """
-    config = model if isinstance(model, ModelConfig) else model_config(model)
-    kind = hardware if isinstance(hardware, Hardware) else load_hardware(hardware)
+    plan = make_plan(model, hardware, expert_load, usable_fraction)
     goal = check_objective(objective)
-    if not isinstance(usable_fraction, (int, float)) or not 0 < usable_fraction <= 1:
-        raise ValueError(f"usable_fraction must be above 0 and at most 1, got {usable_fraction!r}")
     sizes = [batch_size] if isinstance(batch_size, int) else list(batch_size)
     if not sizes:
         raise ValueError("batch_size names no batch size; give one, or several as in 1,8,32")
     name = resolve_dtype(dtype, auto="bfloat16")
-    check_dtype(kind, name)
+    check_dtype(plan.hardware, name)
     workloads = [Workload(batch_size=size, input_len=input_len, context=context, dtype=name) for size in sizes]
-    workloads[0].check(config)
-    shares = None if expert_load is None else expert_shares(expert_load, config)
-    routing = Routing(config.num_experts, config.experts_per_token, shares)
-    plan = Plan(config=config, hardware=kind, routing=routing, usable=float(usable_fraction))
-    found = list(splits(config, devices, dispatch))
+    workloads[0].check(plan.config)
+    found = list(splits(plan.config, devices, dispatch))
     peak = _Peaks(plan)
     rows: list[MeshRow] = []
     for workload in workloads:
         one = [peak.filled(predict_split(plan, split, workload, why)) for split, why in found]
         rows += ranked(one, goal) + _not_built(plan, one, dispatch)
     return rows
+
+
+def make_plan(
+    model: str | Path | ModelConfig,
+    hardware: str | Path | Hardware,
+    expert_load: ExpertLoad | str | Path | None = None,
+    usable_fraction: float = USABLE,
+) -> Plan:
+    """What `compare_meshes` predicts with, from the same arguments.
+
+    Raises:
+        ValueError: for an unknown model or hardware, the load of another model, or a fraction out of range.
+    """
+    if not isinstance(usable_fraction, (int, float)) or not 0 < usable_fraction <= 1:
+        raise ValueError(f"usable_fraction must be above 0 and at most 1, got {usable_fraction!r}")
+    config = model if isinstance(model, ModelConfig) else model_config(model)
+    kind = hardware if isinstance(hardware, Hardware) else load_hardware(hardware)
+    shares = None if expert_load is None else expert_shares(expert_load, config)
+    routing = Routing(config.num_experts, config.experts_per_token, shares)
+    return Plan(config=config, hardware=kind, routing=routing, usable=float(usable_fraction))
 
 
 def check_objective(name: str) -> Objective:

@@ -7,8 +7,10 @@ from itertools import combinations
 
 from moejax.layout import Split
 from moejax.planning.compare import Plan, predict_split
+from moejax.planning.hardware import Hardware
 from moejax.planning.rows import MeshRow, Phase
 from moejax.planning.workload import Workload
+from sharding import MeshConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +37,7 @@ class Crossover:
 
 def curve(plan: Plan, split: Split, workload: Workload, largest: int) -> Curve:
     """Tokens per second of a split from batch 1 to `largest`, as far as it fits."""
-    batches, speeds, size = [], [], 1
+    batches, speeds, size, label = [], [], 1, ""
     while size <= largest:
         row = predict_split(plan, split, replace(workload, batch_size=size))
         if not row.fits:
@@ -89,14 +91,30 @@ def link_crossover(first: Phase, second: Phase, bandwidth: float) -> float | Non
     return math.inf if besides[0] <= besides[1] else (sent[1] - sent[0]) / (besides[0] - besides[1])
 
 
-def gather_crossover(rows: Sequence[MeshRow], bandwidth: float) -> list[tuple[MeshRow, MeshRow, float | None]]:
-    """For each mesh without tensor: its `gather` row, its `replicated` row, and the link speed below which the first
-    has the shorter prefill.
+@dataclass(frozen=True, kw_only=True)
+class GatherCrossover:
+    """On one mesh without tensor: the link speed below which `gather` takes less time than `replicated`.
+
+    phase: "decode" or "prefill".  bandwidth: bytes per second each way; None where gather sends no less, so that it
+    never wins by slower links; infinite where it wins on any link.
     """
-    by_split = {(row.split.mesh, row.split.dispatch): row for row in rows if row.fits and row.built}
+
+    mesh: MeshConfig
+    workload: Workload
+    phase: str
+    bandwidth: float | None
+
+
+def gather_crossovers(rows: Sequence[MeshRow], hardware: Hardware) -> list[GatherCrossover]:
+    """For every such mesh within one node, and every batch size of `rows`: of the decode step, and of the prefill."""
+    usable = {(row.split.mesh, row.split.dispatch, row.workload): row for row in rows if row.fits and row.built}
     found = []
-    for (mesh, dispatch), row in by_split.items():
-        other = by_split.get((mesh, "replicated"))
-        if dispatch == "gather" and mesh.tensor == 1 and other and row.prefill and other.prefill:
-            found.append((row, other, link_crossover(row.prefill, other.prefill, bandwidth)))
+    for (mesh, dispatch, workload), gather in usable.items():
+        replicated = usable.get((mesh, "replicated", workload))
+        if dispatch != "gather" or mesh.tensor > 1 or replicated is None or mesh.size > hardware.devices_per_node:
+            continue
+        for phase in ("decode", "prefill"):
+            first, second = getattr(gather, phase), getattr(replicated, phase)
+            bandwidth = link_crossover(first, second, hardware.link.bandwidth)
+            found.append(GatherCrossover(mesh=mesh, workload=workload, phase=phase, bandwidth=bandwidth))
     return found

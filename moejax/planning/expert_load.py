@@ -13,6 +13,8 @@ from moejax.config import ModelConfig
 
 DEMO_LOAD = Path(__file__).parents[1] / "checkpoints" / "demo" / "expert_load.json"
 
+RECORD = "moejax decode CHECKPOINT --prompt TEXT --save-expert-load FILE"
+
 LARGEST_FILE = 2**24  # bytes; a model of 1,000 layers and 1,000 experts takes half of it
 
 
@@ -79,8 +81,7 @@ def read_expert_load(source: str | Path) -> ExpertLoad:
     path = DEMO_LOAD if str(source) == "demo" else Path(source)
     if not path.is_file():
         raise ValueError(
-            f"{path}: there is no such file; record one with moejax decode CHECKPOINT --save-expert-load FILE, or give "
-            "demo, the bundled checkpoint's"
+            f"{path}: there is no such file; record one with: {RECORD} (or give demo, the bundled checkpoint's)"
         )
     if path.stat().st_size > LARGEST_FILE:
         raise ValueError(f"{path}: {path.stat().st_size:,} bytes are too many for an expert load; give another file")
@@ -89,11 +90,11 @@ def read_expert_load(source: str | Path) -> ExpertLoad:
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not valid JSON ({error}); record it again with --save-expert-load") from error
+        raise ValueError(f"{path}: not valid JSON ({error}); record it again with: {RECORD}") from error
     try:
         return _from_json(raw)
     except ValueError as error:
-        raise ValueError(f"{path}: no expert load: {error}; record it again with --save-expert-load") from error
+        raise ValueError(f"{path}: no expert load: {error}; record it again with: {RECORD}") from error
 
 
 def check_new_file(path: Path) -> None:

@@ -3,9 +3,11 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
+from math import inf
 from typing import Any
 
-from moejax.planning.compare import OBJECTIVES, best
+from moejax.planning.compare import OBJECTIVES, Objective, best
+from moejax.planning.crossovers import gather_crossovers
 from moejax.planning.hardware import Hardware
 from moejax.planning.reasons import reason
 from moejax.planning.rows import MeshRow, Phase
@@ -23,16 +25,24 @@ def comparison_json(rows: Sequence[MeshRow], hardware: Hardware) -> dict[str, An
         "winners": {
             str(batch): winners([row for row in rows if row.workload.batch_size == batch]) for batch in batches
         },
+        "gather_crossovers": [
+            {
+                "batch_size": one.workload.batch_size,
+                "mesh": dict(one.mesh.shape),
+                "phase": one.phase,
+                "wins_below_link_bandwidth": "any" if one.bandwidth == inf else one.bandwidth,
+            }
+            for one in gather_crossovers(rows, hardware)
+        ],
     }
 
 
-def winners(rows: Sequence[MeshRow]) -> dict[str, dict[str, str]]:
+def winners(rows: Sequence[MeshRow]) -> dict[Objective, dict[str, str]]:
     """Of the rows of one batch size, the best for each objective and why; none where nothing fits."""
-    found = {objective: best(rows, objective) for objective in OBJECTIVES}
     return {
         objective: {"split": row.label, "reason": reason(row, rows, objective)}
-        for objective, row in found.items()
-        if row is not None
+        for objective in OBJECTIVES
+        if (row := best(rows, objective)) is not None
     }
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from moejax.config import NAMED_CONFIGS, ModelConfig, named_config
-from moejax.planning.expert_load import ExpertLoad
+from moejax.planning.expert_load import RECORD, ExpertLoad, read_expert_load
 
 
 def model_config(model: str | Path) -> ModelConfig:
@@ -25,19 +25,20 @@ def model_config(model: str | Path) -> ModelConfig:
         raise ValueError(f"{error}, or a checkpoint's folder, or demo") from error
 
 
-def expert_shares(load: ExpertLoad, config: ModelConfig) -> tuple[tuple[float, ...], ...]:
+def expert_shares(given: ExpertLoad | str | Path, config: ModelConfig) -> tuple[tuple[float, ...], ...]:
     """Per layer, how likely a token chooses each expert, as often as was recorded.
 
     Raises:
-        ValueError: for the load of another model.
+        ValueError: for a file that cannot be used, or the load of another model.
     """
+    load = given if isinstance(given, ExpertLoad) else read_expert_load(given)
     recorded = (load.num_layers, load.num_experts, load.experts_per_token)
     wanted = (config.num_layers, config.num_experts, config.experts_per_token)
     if recorded != wanted:
         words = "{} layers, {} experts, {} per token"
         raise ValueError(
             f"the expert load was recorded from {load.model} ({words.format(*recorded)}), but this model has "
-            f"{words.format(*wanted)}; record one with: moejax decode CHECKPOINT --save-expert-load FILE"
+            f"{words.format(*wanted)}; record one with: {RECORD}"
         )
     return tuple(
         tuple(config.experts_per_token * count / sum(layer) for count in layer) if sum(layer) else _even(config)

@@ -11,13 +11,20 @@ SAME = 0.001  # relative difference below which two splits count as equally good
 def reason(row: MeshRow, rows: Iterable[MeshRow], objective: Objective) -> str:
     """What `row` has over the next best of `rows` that can be used, by `objective`."""
     others = [other for other in rows if other.fits and other.built and other.split != row.split]
+    mine = score(row, objective)
+    ties = [other for other in others if abs(score(other, objective) - mine) <= SAME * abs(mine)]
+    others = [other for other in others if other not in ties]
+    equal = f"as good: {_listed(ties)}" if ties else ""
     if not others:
-        return "nothing else fits"
+        return equal or "nothing else fits"
     other = min(others, key=lambda other: score(other, objective))
-    mine, its = score(row, objective), score(other, objective)
-    if abs(its - mine) <= SAME * abs(mine):
-        return f"as good as {other.label}, which comes after it only by its place in the list"
-    return f"{_saving(row, other, objective)} (next: {other.label}, {_behind(mine, its, objective)})"
+    compared = f"next: {other.label}, {_behind(mine, score(other, objective), objective)}"
+    return f"{_saving(row, other, objective)} ({compared}{'; ' if equal else ''}{equal})"
+
+
+def _listed(rows: list[MeshRow]) -> str:
+    more = len(rows) - 2
+    return " and ".join(row.label for row in rows[:2]) + (f" and {more} more" if more > 0 else "")
 
 
 def _behind(mine: float, its: float, objective: Objective) -> str:
