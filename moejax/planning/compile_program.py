@@ -34,7 +34,7 @@ from sharding.collectives import compiled_collectives
 
 # The machine code is never run, so none of the time goes into optimising it: a quarter of the default's is left. The
 # passes over the program as a whole, where collectives come from, are the same.
-QUICK: dict[str, str | bool | int | float] = {
+QUICK: dict[str, Any] = {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
     "xla_cpu_parallel_codegen_split_count": 1,

@@ -19,8 +19,9 @@ from moejax.communication import Tokens, by_phase, forward_collectives, report_c
 from moejax.config import ModelConfig
 from moejax.layout import DispatchName, Split, make_rules
 from moejax.planning.calls import Call, decode_call, prefill_cache_shape, prefill_calls
-from moejax.planning.checks import CompiledCheck
+from moejax.planning.checks import ComparedCall, CompiledCheck
 from moejax.planning.footprint import cache_bytes, weight_bytes
+from moejax.planning.rows import MeshRow
 from moejax.planning.workload import Workload
 from sharding import Rules
 from sharding.collectives import Collective
@@ -91,6 +92,26 @@ def compile_splits(
         facts[flat[number]] = found
         told(done, len(flat))
     return [_check(config, split, of_split, facts) for split, of_split in zip(splits, jobs, strict=True)]
+
+
+def compile_rows(
+    config: ModelConfig, rows: Sequence[MeshRow], told: Callable[[int, int], None] = lambda done, all_: None
+) -> list[MeshRow]:
+    """The rows with what XLA compiled in those of the largest batch whose split exists; the others as they are.
+
+    The closed forms are linear in the batch, so one batch tells as much as all of them.
+
+    Raises:
+        ValueError, RuntimeError: as `compile_splits`.
+    """
+    largest = max(rows, key=lambda row: row.workload.batch_size).workload
+    chosen = [row for row in rows if row.workload == largest and row.built and row.footprint is not None]
+    checks = compile_splits(config, [row.split for row in chosen], largest, told=told)
+    found = dict(zip((row.split for row in chosen), checks, strict=True))
+    return [
+        dataclasses.replace(row, compiled=found[row.split]) if row.workload == largest and row in chosen else row
+        for row in rows
+    ]
 
 
 def extrapolate(few: Sequence[Collective], more: Sequence[Collective], extra: int) -> Counter[Collective]:
@@ -195,29 +216,35 @@ def _check(config: ModelConfig, split: Split, jobs: Sequence[Job], facts: dict[J
     """The facts at the depth of the model, and whatever is not as predicted."""
     rules = make_rules(config, split.mesh, split.dispatch)
     differences: list[str] = []
-    collectives: dict[PhaseName, list[Collective]] = {}
-    weights, kv_bytes, temp_bytes = 0, 0, 0
+    calls: dict[PhaseName, ComparedCall] = {}
+    held: dict[PhaseName, dict[str, tuple[int, int]]] = {}
+    temp_bytes = 0
     for phase in PHASES:
         few, more = (job for job in jobs if job.phase == phase)
         before, after = facts[few], facts[more]
         steps, rest = divmod(config.num_layers - more.layers, more.layers - few.layers)
         assert rest == 0, "the two depths differ by a divisor of what is missing"
         found = extrapolate(by_phase(before.collectives), by_phase(after.collectives), steps)
-        collectives[phase] = list(found.elements())
-        differences += _collective_differences(phase, predicted_collectives(config, rules, more), found)
+        predicted = predicted_collectives(config, rules, more)
+        calls[phase] = ComparedCall(collectives=list(found.elements()), predicted=predicted)
+        held[phase] = {
+            name: (size, getattr(after, name) + steps * (getattr(after, name) - getattr(before, name)))
+            for name, size in _predicted_bytes(config, rules, more).items()
+        }
+        differences += _collective_differences(phase, predicted, found)
+        differences += _byte_differences(phase, held[phase])
         for job in (few, more):
             differences += _argument_differences(job, facts[job])
-        weights = after.weight_bytes + steps * (after.weight_bytes - before.weight_bytes)
-        phase_kv = after.kv_bytes + steps * (after.kv_bytes - before.kv_bytes)
-        predicted = _predicted_bytes(config, rules, more)
-        differences += _byte_differences(phase, predicted, {"weights": weights, "key/value cache": phase_kv})
-        kv_bytes = phase_kv if phase == "decode" else kv_bytes
         temp_bytes = max(temp_bytes, after.temp_bytes + steps * (after.temp_bytes - before.temp_bytes))
+    predicted_weights, weights = held["decode"]["weight_bytes"]
+    predicted_kv, kv = held["decode"]["kv_bytes"]
     return CompiledCheck(
-        decode_collectives=collectives["decode"],
-        prefill_collectives=collectives["prefill"],
+        decode=calls["decode"],
+        prefill=calls["prefill"],
         weight_bytes=weights,
-        kv_bytes=kv_bytes,
+        kv_bytes=kv,
+        predicted_weight_bytes=predicted_weights,
+        predicted_kv_bytes=predicted_kv,
         temp_bytes=temp_bytes,
         differences=tuple(differences),
     )
@@ -225,8 +252,8 @@ def _check(config: ModelConfig, split: Split, jobs: Sequence[Job], facts: dict[J
 
 def _predicted_bytes(config: ModelConfig, rules: Rules, job: Job) -> dict[str, int]:
     return {
-        "weights": weight_bytes(config, rules, DTYPE).total,
-        "key/value cache": cache_bytes(config, rules, job.rows, job.slots, DTYPE),
+        "weight_bytes": weight_bytes(config, rules, DTYPE).total,
+        "kv_bytes": cache_bytes(config, rules, job.rows, job.slots, DTYPE),
     }
 
 
@@ -247,9 +274,10 @@ def _argument_differences(job: Job, facts: Facts) -> list[str]:
     return [f"{job.phase}, {job.layers} layers: {parts:,} argument bytes predicted, {facts.argument_bytes:,} compiled"]
 
 
-def _byte_differences(phase: PhaseName, predicted: dict[str, int], found: dict[str, int]) -> list[str]:
+def _byte_differences(phase: PhaseName, held: dict[str, tuple[int, int]]) -> list[str]:
+    words = {"weight_bytes": "weights", "kv_bytes": "key/value cache"}
     return [
-        f"{phase}: {predicted[what]:,} bytes of {what} predicted, {size:,} compiled"
-        for what, size in found.items()
-        if predicted[what] != size
+        f"{phase}: {predicted:,} bytes of {words[name]} predicted, {found:,} compiled"
+        for name, (predicted, found) in held.items()
+        if predicted != found
     ]

@@ -189,6 +189,11 @@ def link_of(axes: tuple[str, ...], mesh: MeshConfig, hardware: Hardware) -> Link
         ValueError: when they are in several nodes and the hardware file says nothing about the network.
     """
     if mesh.size <= hardware.devices_per_node or not _crosses(axes, mesh, hardware.devices_per_node):
+        if hardware.link is None:
+            raise ValueError(
+                f"hardware {hardware.name} has no [link]: {mesh.size} devices need one; add it to the file, or "
+                "measure it where there are several: moejax mesh calibrate"
+            )
         return hardware.link
     if hardware.network is None:
         raise ValueError(

@@ -66,7 +66,7 @@ def test_every_collective_and_byte_is_as_predicted() -> None:
     checks = compile_splits(CONFIG, SPLITS, WORKLOAD, told=lambda done, all_: told.append((done, all_)))
     assert [check.differences for check in checks] == [()] * len(SPLITS) and all(check.equal for check in checks)
     assert told == [(done, 12) for done in range(1, 13)]
-    kinds = [Counter(one.kind for one in check.decode_collectives if one.scope == "moe") for check in checks]
+    kinds = [Counter(one.kind for one in check.decode.collectives if one.scope == "moe") for check in checks]
     assert kinds == [{"all-reduce": 6}, {"all-gather": 6, "reduce-scatter": 6}, {"all-to-all": 18, "all-reduce": 6}]
 
 
@@ -111,7 +111,7 @@ def test_two_depths_tell_what_the_full_depth_has(facts: list[Facts]) -> None:
     (check,) = compile_splits(deep, SPLITS[2:], WORKLOAD)
     for job in compiled._jobs(deep, SPLITS[2], WORKLOAD, (24,)):
         whole = compile_job(deep, job)
-        found = check.decode_collectives if job.phase == "decode" else check.prefill_collectives
+        found = (check.decode if job.phase == "decode" else check.prefill).collectives
         assert Counter(by_phase(whole.collectives)) == Counter(found)
         assert whole.weight_bytes == check.weight_bytes
         assert whole.argument_bytes == whole.weight_bytes + whole.kv_bytes + whole.other_bytes
