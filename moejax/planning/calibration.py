@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from moejax.config import ModelConfig
 from moejax.layers import linear
 from moejax.layout import Split
+from moejax.loading import Model
 from moejax.planning.hardware import DTYPES, Hardware, Link
 from moejax.planning.measured import check_real_devices, decode_seconds, random_model
 from moejax.planning.workload import Workload
@@ -88,9 +89,15 @@ def copy_bandwidth(device: Any) -> float:
     """Bytes per second of a device's memory, read and written, by the fastest of copies of growing size."""
     best, size = 0.0, COPIED_BYTES
     limit = min(LARGEST_COPY, device_memory([device]).free_bytes // 8)
+    # Into a second array that is there already: fresh memory costs the time in which the system finds it.
+    copy = jax.jit(lambda source, target: source + 0 * target[:1], donate_argnums=1)
     while size <= limit:
-        source = jax.device_put(jnp.zeros((size // 4,), jnp.float32), device)
-        seconds = _shortest(jax.jit(lambda x: x + 1.0), source)
+        source, target = (jax.device_put(jnp.ones((size // 4,), jnp.int32), device) for _ in range(2))
+        seconds = float("inf")
+        for _ in range(RUNS):
+            began = time.perf_counter()
+            target = jax.block_until_ready(copy(source, target))
+            seconds = min(seconds, time.perf_counter() - began)
         best = max(best, 2 * size / seconds)
         if seconds > PRODUCT_SECONDS:
             break
@@ -111,16 +118,17 @@ def matrix_rate(device: Any, dtype: str) -> float:
 
 def layer_overhead() -> float:
     """Seconds of a layer of a decode step whose weights take next to no time."""
-    workload = Workload(batch_size=1, input_len=16, context=128, dtype="float32")
+    workload = Workload(batch_size=1, input_len=16, context=NARROW.max_position_embeddings)
     split = Split(mesh=MeshConfig(), dispatch="replicated", remark=None)
     few, many = (
-        min(
-            decode_seconds(random_model(dataclasses.replace(NARROW, num_layers=layers), split, "float32"), workload)
-            for _ in range(2)
-        )
+        _narrow_seconds(random_model(dataclasses.replace(NARROW, num_layers=layers), split, workload.dtype), workload)
         for layers in DEPTHS
     )
     return max(0.0, (many - few) / (DEPTHS[1] - DEPTHS[0]))
+
+
+def _narrow_seconds(model: Model, workload: Workload) -> float:
+    return min(decode_seconds(model, workload) for _ in range(RUNS))
 
 
 def measure_link(devices: Sequence[Any]) -> Link:

@@ -170,7 +170,7 @@ def decode_seconds(model: moejax.Model, workload: Workload) -> float:
 
     A call runs as many steps as take about 50 ms, as in a stream, so that a large model is not timed for minutes.
     """
-    prompt = max(1, min(workload.input_len, workload.context - ENOUGH_STEPS))
+    prompt = max(1, workload.context - 1 - ENOUGH_STEPS)
     batch = _batch(model, workload, prompt, max_tokens=workload.context - prompt)
     began = [0]  # events before each call's first
     seconds = [0.0]  # of all calls up to each
