@@ -13,8 +13,9 @@ from flax import nnx
 from jax import Array, lax
 from jaxtyping import Float, Int
 
-from moejax.cache import CACHE_AXES, LayerCache
+from moejax.cache import LayerCache
 from moejax.config import ModelConfig
+from moejax.declarations import CACHE_AXES, attention_weights
 from moejax.layers import Rotation, linear, rotate
 from moejax.parallel import Parallel
 from moejax.params import fan_in_normal, param
@@ -34,13 +35,13 @@ class Attention(nnx.Module):
     """
 
     def __init__(self, config: ModelConfig, parallel: Parallel, *, dtype: jax.typing.DTypeLike) -> None:
-        d, q, kv = config.embed_dim, config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        weights, d, q = attention_weights(config), config.embed_dim, config.num_heads * config.head_dim
         self.parallel, self.window = parallel, config.sliding_window
         self.num_heads, self.num_kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
-        self.q = param((q, d), ("q_heads", "embed"), init=fan_in_normal(d), dtype=dtype)
-        self.k = param((kv, d), ("kv_heads", "embed"), init=fan_in_normal(d), dtype=dtype)
-        self.v = param((kv, d), ("kv_heads", "embed"), init=fan_in_normal(d), dtype=dtype)
-        self.o = param((d, q), ("embed", "q_heads"), init=fan_in_normal(q), dtype=dtype)
+        self.q = param(*weights["q"], init=fan_in_normal(d), dtype=dtype)
+        self.k = param(*weights["k"], init=fan_in_normal(d), dtype=dtype)
+        self.v = param(*weights["v"], init=fan_in_normal(d), dtype=dtype)
+        self.o = param(*weights["o"], init=fan_in_normal(q), dtype=dtype)
 
     def __call__(
         self, x: Float[Array, "B T D"], angles: Rotation, starts: Int[Array, " B"], cache: LayerCache

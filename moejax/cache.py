@@ -16,10 +16,8 @@ from jax import Array, lax
 from jaxtyping import Float, Int, Shaped
 
 from moejax.config import ModelConfig
+from moejax.declarations import CACHE_AXES, cached
 from moejax.parallel import Parallel
-from sharding import LogicalAxes
-
-CACHE_AXES: LogicalAxes = ("batch", "kv_heads", "sequence", "head_dim")
 
 
 @jax.tree_util.register_dataclass
@@ -58,7 +56,7 @@ def empty_cache(
     config: ModelConfig, batch: int, length: int, dtype: jax.typing.DTypeLike, parallel: Parallel
 ) -> KVCache:
     """A cache of zeros with `length` slots for each of `batch` rows, where caches live."""
-    shape = (batch, config.num_kv_heads, length, config.head_dim)
+    shape = cached(config, batch, length).shape
     name = jnp.dtype(dtype).name
     stored = _storage_dtype(name)
     return place_cache(

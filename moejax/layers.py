@@ -8,6 +8,7 @@ from flax import nnx
 from jax import Array, lax
 from jaxtyping import Float, Int
 
+from moejax.declarations import embedding_table, norm_scale
 from moejax.parallel import Parallel
 from moejax.params import param
 from moejax.platform import smallest_product
@@ -31,7 +32,7 @@ class RMSNorm(nnx.Module):
 
     def __init__(self, dim: int, eps: float, *, dtype: jax.typing.DTypeLike) -> None:
         self.eps = eps
-        self.scale = param((dim,), ("embed",), init=jax.nn.initializers.ones, dtype=dtype)
+        self.scale = param(*norm_scale(dim), init=jax.nn.initializers.ones, dtype=dtype)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         x32 = x.astype(jnp.float32)
@@ -67,7 +68,7 @@ class Embedding(nnx.Module):
     def __init__(self, vocab_size: int, dim: int, parallel: Parallel, *, dtype: jax.typing.DTypeLike) -> None:
         self.parallel = parallel
         init = jax.nn.initializers.normal(dim**-0.5)
-        self.table = param((vocab_size, dim), ("vocab", "embed"), init=init, dtype=dtype)
+        self.table = param(*embedding_table(vocab_size, dim), init=init, dtype=dtype)
 
     def encode(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         axes = self.parallel.axes("vocab")

@@ -28,6 +28,8 @@ MAX_LINES = 400
 REFERENCE_ONLY = {"torch", "transformers"}
 # But for `moejax verify --reference`, which says what to install where they are missing.
 REFERENCE_FILE = Path("moejax/verification/reference.py")
+# `moejax mesh compare --plot` says what to install where it is missing (the extra `bench`).
+PLOTS_FILE, PLOTS_LIBRARY = Path("moejax/planning/plots.py"), "matplotlib"
 # What `import moejax` and the configs must not bring in: each of these costs between 0.1 and 2 seconds at start-up.
 HEAVY = {"jax", "jaxlib", "flax", "orbax", "tensorstore", "optax", "tokenizers", "safetensors", "torch", "transformers"}
 
@@ -135,6 +137,7 @@ def undeclared_imports(root: Path) -> list[str]:
         for line, module in imports(path)
         if (name := top_level(module)) not in ours
         and not (name in REFERENCE_ONLY and path.relative_to(root) == REFERENCE_FILE)
+        and not (name == PLOTS_LIBRARY and path.relative_to(root) == PLOTS_FILE)
         and declared.isdisjoint(distribution(provider) for provider in providers.get(name, []))
     ]
 
@@ -237,6 +240,12 @@ LIGHT = {
     "help": COMMAND.format(argv=["moejax", "--help"]),
     "help of decode": COMMAND.format(argv=["moejax", "decode", "--help"]),
     "help of convert": COMMAND.format(argv=["moejax", "convert", "--help"]),
+    "help of mesh compare": COMMAND.format(argv=["moejax", "mesh", "compare", "--help"]),
+    "mesh compare": COMMAND.format(
+        argv="moejax mesh compare --model mixtral-8x7b --devices 8 --hardware h200 -b 1".split()
+    ),
+    "mesh show": COMMAND.format(argv="moejax mesh show --model mixtral-8x7b --mesh tensor=8".split()),
+    "comparison from Python": "import moejax; moejax.compare_meshes('mixtral-8x7b', 2, 'h200', batch_size=1)",
     "help of verify": COMMAND.format(argv=["moejax", "verify", "--help"]),
 }
 

@@ -19,6 +19,7 @@ from moejax.cli.decode import decode
 from moejax.cli.help import SETTINGS, Command, examples
 from moejax.cli.info import EXAMPLES as INFO_EXAMPLES
 from moejax.cli.info import info
+from moejax.cli.mesh import mesh_app
 from moejax.cli.verify import EXAMPLES as VERIFY_EXAMPLES
 from moejax.cli.verify import verify
 
@@ -31,6 +32,8 @@ for _function, _line, _examples in (
     (info, "Show what is in a checkpoint and whether it fits here.", INFO_EXAMPLES),
 ):
     app.command(cls=Command, short_help=_line, epilog=examples(*_examples), context_settings=SETTINGS)(_function)
+
+app.add_typer(mesh_app, name="mesh", short_help="Rank the splits of a model over devices, or show one.")
 
 
 def _print_version(wanted: bool) -> None:

@@ -16,6 +16,7 @@ from jax import Array
 from jaxtyping import Bool, Float
 
 from moejax.config import ModelConfig
+from moejax.declarations import DOWN_AXES, GATE_AXES, WeightLayout, expert_weights
 from moejax.moe.blocked import blocked
 from moejax.moe.dense import dense
 from moejax.moe.pallas import cannot_run, pallas, pallas_route, tokamax
@@ -24,11 +25,10 @@ from moejax.moe.router import Routing, route
 from moejax.moe.weights import Expert
 from moejax.parallel import Parallel
 from moejax.params import fan_in_normal, param
-from sharding import LogicalAxes, Rules
+from sharding import Rules
 
 _logger = logging.getLogger(__name__)
 
-WeightLayout = Literal["per_expert", "stacked"]
 BackendName = Literal["dense", "blocked", "ragged", "pallas", "tokamax"]
 
 
@@ -126,21 +126,18 @@ class Experts(nnx.Module):
 class ExpertParams(nnx.Module):
     """The parameters of a stack of experts."""
 
-    GATE: LogicalAxes = ("experts", "mlp", "embed")
-    DOWN: LogicalAxes = ("experts", "embed", "mlp")
-
     def __init__(self, config: ModelConfig, stack: int, *, dtype: jax.typing.DTypeLike) -> None:
-        d, f = config.embed_dim, config.expert_dim
-        self.gate = param((stack, f, d), self.GATE, init=fan_in_normal(d), dtype=dtype)
-        self.up = param((stack, f, d), self.GATE, init=fan_in_normal(d), dtype=dtype)
-        self.down = param((stack, d, f), self.DOWN, init=fan_in_normal(f), dtype=dtype)
+        weights, d, f = expert_weights(config, stack), config.embed_dim, config.expert_dim
+        self.gate = param(*weights["gate"], init=fan_in_normal(d), dtype=dtype)
+        self.up = param(*weights["up"], init=fan_in_normal(d), dtype=dtype)
+        self.down = param(*weights["down"], init=fan_in_normal(f), dtype=dtype)
 
     def weights(self) -> Expert:
         return Expert(self.gate[...], self.up[...], self.down[...])
 
-    @classmethod
-    def specs(cls, parallel: Parallel) -> Any:
+    @staticmethod
+    def specs(parallel: Parallel) -> Any:
         """How `weights` are split."""
-        gate, down = parallel.spec(*cls.GATE), parallel.spec(*cls.DOWN)
+        gate, down = parallel.spec(*GATE_AXES), parallel.spec(*DOWN_AXES)
         specs: Any = (gate, gate, down)
         return Expert(*specs)

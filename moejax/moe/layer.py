@@ -8,6 +8,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from moejax.config import ModelConfig
+from moejax.declarations import router_weights
 from moejax.layers import linear
 from moejax.moe.dispatch import Dispatched, ExpertGroup, dispatch_body
 from moejax.moe.experts import BACKENDS, BackendName, Experts
@@ -35,8 +36,7 @@ class MoE(nnx.Module):
     ) -> None:
         self.experts_per_token, self.num_experts = config.experts_per_token, config.num_experts
         self.parallel = parallel
-        shape = (config.num_experts, config.embed_dim)
-        self.router = param(shape, (None, "embed"), init=fan_in_normal(config.embed_dim), dtype=dtype)
+        self.router = param(*router_weights(config), init=fan_in_normal(config.embed_dim), dtype=dtype)
         self.experts = Experts(config, backend, parallel.rules, dtype=dtype)
 
     def __call__(self, x: Float[Array, "B T D"], valid: Bool[Array, "B T"]) -> tuple[Float[Array, "B T D"], Routed]:

@@ -10,9 +10,10 @@ from typing import get_args
 import pytest
 
 from moejax.config import NAMED_CONFIGS, ModelConfig
+from moejax.declarations import cache_placements
 from moejax.layout import DISPATCHES, DispatchName, choose_dispatch, dispatch_name, make_rules
 from moejax.loading import abstract_model, make_parallel
-from moejax.placement import cache_placements, param_placements
+from moejax.placement import param_placements
 from sharding import LogicalAxis, MeshAxes, MeshConfig, Rules
 
 NAMES: tuple[DispatchName, ...] = get_args(DispatchName)
