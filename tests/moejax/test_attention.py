@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jax import Array
 
 from moejax import attention
-from moejax.attention import attend_blocks, attend_one
+from moejax.attend import attend_blocks, attend_one
 from moejax.cache import empty_cache
 from moejax.config import ModelConfig
 from moejax.decoding import steps
