@@ -26,8 +26,8 @@ PACKAGES = ("sharding", "convert", "moejax")
 MAX_LINES = 400
 # torch and transformers are the reference in scripts and tests; a user's installation has neither.
 REFERENCE_ONLY = {"torch", "transformers"}
-# But for `moejax verify --reference`, which says what to install where they are missing.
-REFERENCE_FILE = Path("moejax/verification/reference.py")
+# But for `moejax verify --reference` and the baseline of `moejax serve`, which do without where they are missing.
+REFERENCE_FILES = {Path("moejax/verification/reference.py"), Path("moejax/serving/baseline_transformers.py")}
 # What `import moejax` and the configs must not bring in: each of these costs between 0.1 and 2 seconds at start-up.
 HEAVY = {"jax", "jaxlib", "flax", "orbax", "tensorstore", "optax", "tokenizers", "safetensors", "torch", "transformers"}
 
@@ -118,7 +118,7 @@ def reference_imports(root: Path) -> list[str]:
     return [
         f"{path.relative_to(root)}:{line}: imports {module}, which only scripts/ and tests/ may"
         for path in sources(root, PACKAGES)
-        if path.relative_to(root) != REFERENCE_FILE
+        if path.relative_to(root) not in REFERENCE_FILES
         for line, module in imports(path)
         if top_level(module) in REFERENCE_ONLY
     ]
@@ -134,7 +134,7 @@ def undeclared_imports(root: Path) -> list[str]:
         for path in sources(root, PACKAGES)
         for line, module in imports(path)
         if (name := top_level(module)) not in ours
-        and not (name in REFERENCE_ONLY and path.relative_to(root) == REFERENCE_FILE)
+        and not (name in REFERENCE_ONLY and path.relative_to(root) in REFERENCE_FILES)
         and declared.isdisjoint(distribution(provider) for provider in providers.get(name, []))
     ]
 

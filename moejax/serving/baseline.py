@@ -32,14 +32,11 @@ class Choice:
 
     kind: which one.  reason: why it is this one, or why there is none.
     source: a folder in Hugging Face format for transformers, else whatever `moejax.load` takes.
-    dtype: of the weights, as the server has them.  platform: the server's, "cpu" or "gpu".
     """
 
     kind: Kind
     reason: str
     source: str
-    dtype: str
-    platform: str
 
     @property
     def available(self) -> bool:
@@ -53,6 +50,19 @@ class Choice:
     def facts(self) -> dict[str, Any]:
         """What the page is told."""
         return {"name": self.name, "available": self.available, "reason": self.reason}
+
+
+NO_BASELINE = Choice(kind="none", reason="this server was started without a baseline", source="")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What its process loads: weights in the server's `dtype`, on the server's `platform`, "cpu" or "gpu"."""
+
+    kind: Kind
+    source: str
+    dtype: str
+    platform: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +96,7 @@ class Implementation:
     excluded_seconds: Callable[[], float]
 
 
-def choose(wanted: str, source: str, *, dtype: str, platform: str) -> Choice:
+def choose(wanted: str, source: str) -> Choice:
     """The baseline that `--baseline` names for a checkpoint; "auto" takes transformers where it can run.
 
     Raises:
@@ -98,17 +108,14 @@ def choose(wanted: str, source: str, *, dtype: str, platform: str) -> Choice:
     if wanted == "transformers" and obstacle is not None:
         raise ValueError(f"baseline=transformers cannot run: {obstacle}; use plain, or auto to take what can run")
 
-    def chosen(kind: Kind, reason: str) -> Choice:
-        return Choice(kind=kind, reason=reason, source=source, dtype=dtype, platform=platform)
-
     if wanted == "none":
-        return chosen("none", "the server was started with --baseline none")
-    plain = "moejax's own model without a cache and with every expert computed"
+        return NO_BASELINE
+    plain = "our own model without a cache and with every expert computed"
     if wanted == "plain":
-        return chosen("plain", plain)
+        return Choice(kind="plain", reason=plain, source=source)
     if obstacle is not None:
-        return chosen("plain", f"{plain}, because {obstacle}")
-    return chosen("transformers", "its generate() on the same weights")
+        return Choice(kind="plain", reason=f"{plain}, because {obstacle}", source=source)
+    return Choice(kind="transformers", reason="its generate() on the same weights", source=source)
 
 
 def _obstacle(source: str) -> str | None:

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 import moejax
-from moejax.serving.baseline import SHARED, Choice, Emit, Implementation, Task
+from moejax.serving.baseline import SHARED, Setup, Emit, Implementation, Task
 
 
-def load(choice: Choice) -> Implementation:
+def load(setup: Setup) -> Implementation:
     """Loads the model onto one device."""
-    model = moejax.load(choice.source, dtype=choice.dtype, expert_backend="dense")
+    model = moejax.load(setup.source, dtype=setup.dtype, expert_backend="dense")
 
     def generate(task: Task, emit: Emit) -> None:
         given: dict[str, Any] = {name: getattr(task, name) for name in SHARED}
@@ -30,7 +30,7 @@ def load(choice: Choice) -> Implementation:
             text.append(token)
 
     return Implementation(
-        description=f"moejax without a cache, every expert computed, {choice.dtype}, {choice.platform}",
+        description=f"moejax without a cache, every expert computed, {setup.dtype}, {setup.platform}",
         generate=generate,
         excluded_seconds=lambda: model.programs.compile_seconds,
     )

@@ -9,7 +9,7 @@ from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from moejax.serving.baseline import Choice, Task
+from moejax.serving.baseline import Choice, Setup, Task
 
 IDLE_SECONDS = 300.0  # after the last race; until then the next one need not wait for loading
 END_SECONDS = 5.0  # for the process to end by itself
@@ -32,6 +32,7 @@ class BaselineProcess:
         self._idle_seconds = idle_seconds
         self._process: Process | None = None
         self._idle: asyncio.TimerHandle | None = None
+        self._ending: asyncio.Task[None] | None = None
         self._taken = False
         self._runs = 0
 
@@ -55,22 +56,22 @@ class BaselineProcess:
     def release(self) -> None:
         """Gives the process back. After a while without a race it ends."""
         self._taken = False
-        loop = asyncio.get_running_loop()
-        self._idle = loop.call_later(self._idle_seconds, lambda: loop.create_task(self.close()))
+        self._idle = asyncio.get_running_loop().call_later(self._idle_seconds, self._end_idle)
 
-    async def start(self) -> None:
-        """Starts the process and waits until it is loaded and warm; at once if it is.
+    async def start(self, *, dtype: str, platform: str) -> None:
+        """Starts the process and waits until it is loaded and warm; at once if it is. Arguments as in `Setup`.
 
         Raises:
             BaselineFailed: when it cannot be loaded.
         """
         if self.pid is not None:
             return
+        setup = Setup(kind=self.choice.kind, source=self.choice.source, dtype=dtype, platform=platform)
         self._process = process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "moejax.serving.baseline_worker"), stdin=PIPE, stdout=PIPE, env=_environment()
         )
         try:
-            await self._send(process, dataclasses.asdict(self.choice))
+            await self._send(process, dataclasses.asdict(setup))
             self.description = (await self._reply(process))["ready"]
         except BaseException:  # also when the client goes away meanwhile: a half-started process is of no use
             await self.close()
@@ -105,9 +106,17 @@ class BaselineProcess:
 
     async def close(self) -> None:
         """Ends the process, if there is one, and waits until it has ended."""
-        process, self._process = self._process, None
         if self._idle is not None:
             self._idle.cancel()
+        if self._ending is not None:
+            await self._ending
+        await self._end()
+
+    def _end_idle(self) -> None:
+        self._ending = asyncio.create_task(self._end())
+
+    async def _end(self) -> None:
+        process, self._process = self._process, None
         if process is None or process.returncode is not None:
             return
         assert process.stdin is not None

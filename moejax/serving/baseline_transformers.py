@@ -8,24 +8,24 @@ from transformers import GenerationConfig, MixtralForCausalLM
 from transformers.generation.streamers import BaseStreamer
 
 from moejax.checkpoint import open_checkpoint
-from moejax.serving.baseline import Choice, Emit, Implementation, Task
+from moejax.serving.baseline import Setup, Emit, Implementation, Task
 
 
-def load(choice: Choice) -> Implementation:
+def load(setup: Setup) -> Implementation:
     """Loads the weights into torch.
 
     Raises:
         ValueError: when torch sees no GPU but the server runs on one: that would be no race.
     """
     device = "cpu"
-    if choice.platform == "gpu":
+    if setup.platform == "gpu":
         if not torch.cuda.is_available():
             raise ValueError("the server runs on a GPU and this torch sees none; use --baseline plain")
         device = "cuda"
     transformers.utils.logging.disable_progress_bar()
     loader: Any = MixtralForCausalLM  # its own annotations reject its methods
-    folder = open_checkpoint(choice.source).folder
-    model = loader.from_pretrained(folder, dtype=getattr(torch, choice.dtype), local_files_only=True).to(device).eval()
+    folder = open_checkpoint(setup.source).folder
+    model = loader.from_pretrained(folder, dtype=getattr(torch, setup.dtype), local_files_only=True).to(device).eval()
     model.generation_config = GenerationConfig()  # the checkpoint's would fill in what a task leaves at its default
 
     def generate(task: Task, emit: Emit) -> None:
@@ -43,7 +43,7 @@ def load(choice: Choice) -> Implementation:
             )
 
     return Implementation(
-        description=f"transformers {transformers.__version__} generate(), {choice.dtype}, {device}",
+        description=f"transformers {transformers.__version__} generate(), {setup.dtype}, {device}",
         generate=generate,
         excluded_seconds=lambda: 0.0,
     )

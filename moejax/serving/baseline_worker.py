@@ -1,6 +1,6 @@
 """The process of a baseline: `python -m moejax.serving.baseline_worker`, started by `baseline_process`.
 
-The first line of its standard input is the `Choice`, as JSON; then come lines {"run": number, "task": ...} and
+The first line of its standard input is the `Setup`, as JSON; then come lines {"run": number, "task": ...} and
 {"cancel": number of a run}. It answers on standard output with lines {"ready": description}, {"token": id, "time":
 seconds since the task came}, {"done": true} and {"error": text}. The process ends when its input does, so it cannot
 outlive the server.
@@ -16,7 +16,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any, TextIO
 
-from moejax.serving.baseline import Choice, Implementation, Task
+from moejax.serving.baseline import Implementation, Setup, Task
 
 LOADERS = {
     "transformers": "moejax.serving.baseline_transformers",
@@ -64,7 +64,7 @@ class Inbox:
 def main() -> None:
     """Serves tasks until standard input ends."""
     replies = _private_stdout()
-    choice = Choice(**json.loads(sys.stdin.readline()))
+    setup = Setup(**json.loads(sys.stdin.readline()))
     inbox = Inbox()
     threading.Thread(target=inbox.listen, args=(sys.stdin,), daemon=True).start()
 
@@ -73,7 +73,7 @@ def main() -> None:
         replies.flush()
 
     try:
-        implementation: Implementation = import_module(LOADERS[choice.kind]).load(choice)
+        implementation: Implementation = import_module(LOADERS[setup.kind]).load(setup)
         implementation.generate(WARM_UP, lambda token: None)  # what runs only once is on nobody's clock
     except Exception as error:  # whatever loading raises is said to whoever waits for the race
         say({"error": _one_line(error)})

@@ -8,21 +8,22 @@ export function createHeatmap(section, facts, announce) {
   const unpin = section.querySelector("#unpin");
   const cells = buildTable(section.querySelector("#experts-grid"), layers, experts);
   section.querySelector("#experts-note").textContent =
-    `Each token goes to ${perToken} of ${experts} experts in every layer. A cell is the share of this answer's tokens ` +
-    `that an expert took in a layer; ${percent(perToken / experts)} each would be even. ` +
-    "Point at a token of the answer, or choose it below, to see its own experts.";
+    `In every layer ${perToken} of ${experts} experts work on each token. A cell is the share of this answer's tokens ` +
+    `on which an expert worked; ${percent(perToken / experts)} everywhere would be even. ` +
+    "Point at a token of the answer, or choose it here, to see the experts that wrote it.";
 
   let tokens = [];
   let counts = [];
-  let text = null; // the pane that shows the tokens
+  let spans = []; // that show them
   let pinned = null;
   let dirty = false;
 
-  /** Forgets the last answer; the next one is shown in `pane`. */
+  /** Forgets the last answer; the next one is shown in a pane with this `text` and the `spans` of its tokens. */
   function reset(pane) {
+    const { text } = pane;
     tokens = [];
+    spans = pane.spans;
     counts = Array.from({ length: layers }, () => new Array(experts).fill(0));
-    text = pane;
     text.addEventListener("pointerover", (event) => preview(indexOf(event.target)));
     text.addEventListener("pointerleave", () => preview(null));
     text.addEventListener("click", (event) => pin(indexOf(event.target)));
@@ -38,6 +39,7 @@ export function createHeatmap(section, facts, announce) {
     }
     if (added.some((token) => token.experts)) section.hidden = false;
     slider.max = Math.max(0, tokens.length - 1);
+    if (pinned === null) route.textContent = totalsLine();
     if (!dirty) requestAnimationFrame(paintTotals);
     dirty = true;
   }
@@ -64,21 +66,20 @@ export function createHeatmap(section, facts, announce) {
     cells.forEach((row, layer) =>
       row.forEach((cell, expert) => cell.classList.toggle("chosen", chosen?.[layer].includes(expert) ?? false)),
     );
-    for (const span of text?.querySelectorAll(".picked") ?? []) span.classList.remove("picked");
-    if (index !== null) text.children[index].classList.add("picked");
+    spans.forEach((span, place) => span.classList.toggle("picked", place === index));
     route.textContent = index === null ? totalsLine() : describe(index);
     slider.setAttribute("aria-valuetext", index === null ? "none chosen" : describe(index));
     if (index !== null) slider.value = index;
   }
 
   function totalsLine() {
-    return "All tokens of the answer.";
+    return `The table shows all ${tokens.length} tokens.`;
   }
 
   function describe(index) {
     const { text: written, experts: chosen } = tokens[index];
-    const name = `Token ${index + 1} of ${tokens.length}, ${JSON.stringify(written)}`;
-    if (chosen === null) return `${name}: the last token is not fed to the model, so it has no experts.`;
+    const name = `Token ${index + 1} of ${tokens.length}, “${visible(written)}”`;
+    if (chosen === null) return `${name}: the server did not say which experts wrote it.`;
     const parts = chosen.map((ids, layer) => `layer ${layer}: ${[...ids].sort((a, b) => a - b).join(", ")}`);
     return `${name} – experts of ${parts.join("; ")}.`;
   }
@@ -100,7 +101,7 @@ export function createHeatmap(section, facts, announce) {
     event.preventDefault();
     const next = pinned === null ? 0 : Math.min(tokens.length - 1, Math.max(0, pinned + step));
     pin(next);
-    text.children[next].scrollIntoView({ block: "nearest" });
+    spans[next].scrollIntoView({ block: "nearest" });
     announce(describe(next));
   }
 
@@ -142,6 +143,11 @@ function header(text, scope, className, label) {
 function indexOf(element) {
   const index = element.closest(".token")?.dataset.index;
   return index === undefined ? null : Number(index);
+}
+
+/** White space that can be seen. */
+function visible(text) {
+  return text.replaceAll("\n", "↵").replaceAll("\t", "⇥").replaceAll(" ", "␣");
 }
 
 function percent(share) {

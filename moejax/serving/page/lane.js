@@ -5,15 +5,17 @@ import { formatRate, formatSeconds, Run } from "./run.js";
 const CALM = matchMedia("(prefers-reduced-motion: reduce)");
 const CALM_MS = 500; // between two paints of the clock where motion is to be reduced
 
-/** A pane with the given name, in `parent`; `most` is the number of tokens at which its bar is full. */
-export function createLane(parent, { name, note, most }) {
+/** A pane in `parent` for a text that continues `prompt`; `most` is the number of tokens at which its bar is full. */
+export function createLane(parent, { name, note, prompt, most }) {
   const root = document.getElementById("lane-template").content.firstElementChild.cloneNode(true);
   const text = root.querySelector(".text");
   const bar = root.querySelector(".track > div");
   const values = Object.fromEntries([...root.querySelectorAll("[data-stat]")].map((dd) => [dd.dataset.stat, dd]));
   const run = new Run();
+  const spans = []; // one per token
   root.querySelector("h3").textContent = name;
   text.setAttribute("aria-label", `Text of ${name}`);
+  text.append(element("span", "prompt", prompt));
   parent.append(root);
   let painted = 0;
   say(note);
@@ -25,10 +27,9 @@ export function createLane(parent, { name, note, most }) {
   function append(tokens) {
     const follows = text.scrollHeight - text.scrollTop - text.clientHeight < 40;
     for (const token of tokens) {
-      const span = document.createElement("span");
-      span.className = "token";
-      span.dataset.index = text.childElementCount;
-      span.textContent = token.text;
+      const span = element("span", "token", token.text);
+      span.dataset.index = spans.length;
+      spans.push(span);
       text.append(span);
     }
     if (follows) text.scrollTop = text.scrollHeight;
@@ -54,6 +55,7 @@ export function createLane(parent, { name, note, most }) {
   return {
     root,
     text,
+    spans,
     run,
     say,
 
@@ -80,4 +82,11 @@ export function createLane(parent, { name, note, most }) {
       paint();
     },
   };
+}
+
+function element(tag, className, content) {
+  const made = document.createElement(tag);
+  made.className = className;
+  made.textContent = content;
+  return made;
 }

@@ -60,23 +60,22 @@ async function learnFacts() {
   updateButtons();
 }
 
-/** Clears the answer and makes a pane for each of `descriptions`. */
-function openLanes(descriptions) {
+/** Clears the answer and makes a pane for each of `descriptions`; their texts continue `prompt`. */
+function openLanes(descriptions, prompt) {
   complain(null);
   $("verdict").hidden = true;
   $("results").hidden = false;
   $("lanes").replaceChildren();
   $("lanes").dataset.count = descriptions.length;
-  lanes = descriptions.map((description) => createLane($("lanes"), description));
-  heatmap.reset(lanes[0].text);
-  const take = lanes[0].take;
-  lanes[0].take = (chunk) => heatmap.add(take(chunk));
+  lanes = descriptions.map((description) => createLane($("lanes"), { ...description, prompt }));
+  heatmap.reset(lanes[0]);
 }
 
 async function generate(request, signal) {
   const [lane] = lanes;
+  const body = { ...request.body, return_routed_experts: true }; // not in a race: reporting them takes time
   lane.begin();
-  for await (const chunk of api.stream(request.path, request.body, signal)) lane.take(chunk);
+  for await (const chunk of api.stream(request.path, body, signal)) heatmap.add(lane.take(chunk));
   lane.end("done");
   const why = lane.run.finishReason === "stop" ? "it came to its end" : "the limit of tokens is reached";
   lane.say(why);
@@ -99,10 +98,10 @@ async function run(task, describeLanes) {
     if (!(error instanceof BadField)) throw error;
     return pointAt(error);
   }
-  const asked = { ...request, body: { model: facts.model, ...request.body, return_routed_experts: true } };
+  const asked = { ...request, body: { model: facts.model, ...request.body, return_token_ids: true } };
   running = new AbortController();
   updateButtons();
-  openLanes(describeLanes(request.body.max_tokens ?? facts.max_seq_len));
+  openLanes(describeLanes(request.body.max_tokens ?? facts.max_seq_len), request.body.prompt ?? "");
   status.busy("Working");
   announce("Working");
   try {
