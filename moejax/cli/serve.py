@@ -62,6 +62,15 @@ ShutdownSeconds = Annotated[
         help="How long answers may go on after SIGTERM or Ctrl-C.",
     ),
 ]
+Baseline = Annotated[
+    str,
+    typer.Option(
+        "--baseline",
+        rich_help_panel=HTTP,
+        metavar="NAME",
+        help="What the page's race runs against: auto, transformers, plain (our own, unaccelerated) or none.",
+    ),
+]
 MaxBatch = Annotated[
     int,
     typer.Option(
@@ -115,6 +124,7 @@ def serve(
     api_key: ApiKey = None,
     served_model_name: ModelName = None,
     max_request_bytes: MaxRequestBytes = 4 << 20,
+    baseline: Baseline = "auto",
     shutdown_seconds: ShutdownSeconds = 30,
     max_batch: MaxBatch = 16,
     max_seq_len: MaxSeqLen = None,
@@ -140,12 +150,14 @@ def serve(
     if mesh is None and dispatch != "auto":
         raise ValueError(f"--dispatch {dispatch} says how tokens travel on a mesh; add --mesh, as in --mesh expert=4")
     devices = device_flags.Devices(simulate_devices=simulate_devices)
+    from moejax.serving.baseline import choose
     from moejax.serving.settings import DEFAULT_MAX_SEQ_LEN, AppSettings, EngineSettings
 
     settings = AppSettings(
         model_name=checkpoint.rstrip("/").rpartition("/")[2] if served_model_name is None else served_model_name,
         api_key=api_key,
         max_request_bytes=max_request_bytes,
+        baseline=choose(baseline, checkpoint),
     )
     chunk = 128 if prefill_chunk is None else prefill_chunk
     EngineSettings(max_batch=max_batch, max_queue=max_queue, prefill_chunk=chunk)  # tells mistakes before JAX starts

@@ -12,12 +12,15 @@ from fastapi.exceptions import RequestValidationError
 from prometheus_client import CONTENT_TYPE_LATEST
 
 import moejax
+from moejax.serving.baseline_api import router as baseline_router
+from moejax.serving.baseline_process import BaselineProcess
 from moejax.serving.engine import Engine
 from moejax.serving.errors import ApiError, json_response
 from moejax.serving.guard import Guard
 from moejax.serving.info import info
 from moejax.serving.jobs import EngineError
 from moejax.serving.openai_api import router as openai_router
+from moejax.serving.page_files import router as page_router
 from moejax.serving.settings import AppSettings
 
 _logger = logging.getLogger(__name__)
@@ -26,16 +29,21 @@ _logger = logging.getLogger(__name__)
 def create_app(engine: Engine, settings: AppSettings) -> FastAPI:
     """The application in front of `engine`, which is started with it and stopped when it ends."""
 
+    baseline = BaselineProcess(settings.baseline)
+
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         engine.start()
         yield
+        await baseline.close()
         engine.stop()
 
     # Without FastAPI's pages of documentation, which load their scripts from elsewhere.
     app = FastAPI(title="moejax", version=moejax.__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.engine, app.state.settings, app.state.created = engine, settings, int(time.time())
-    app.include_router(openai_router)
+    app.state.baseline = baseline
+    for router in (openai_router, baseline_router, page_router):
+        app.include_router(router)
     app.add_api_route("/health", health, methods=["GET"])
     app.add_api_route("/metrics", metrics, methods=["GET"])
     app.add_api_route("/v1/moejax/info", info, methods=["GET"])

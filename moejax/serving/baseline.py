@@ -21,9 +21,7 @@ Kind = Literal["transformers", "plain", "none"]
 # What both baselines do as the server does. Whatever else changes tokens is refused.
 SHARED = ("max_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
 # What the server does to the baseline's tokens, or what changes none of them.
-HARMLESS = ("stop", "stop_token_ids", "ignore_eos", "include_stop_str_in_output", "skip_special_tokens") + (
-    "return_routed_experts",
-)
+HARMLESS = ("stop", "stop_token_ids", "ignore_eos", "include_stop_str_in_output", "skip_special_tokens")
 
 
 @dataclass(frozen=True, kw_only=True)

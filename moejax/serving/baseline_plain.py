@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 import moejax
-from moejax.serving.baseline import SHARED, Setup, Emit, Implementation, Task
+from moejax.serving.baseline import SHARED, Emit, Implementation, Setup, Task
 
 
 def load(setup: Setup) -> Implementation:

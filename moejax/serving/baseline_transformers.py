@@ -8,7 +8,7 @@ from transformers import GenerationConfig, MixtralForCausalLM
 from transformers.generation.streamers import BaseStreamer
 
 from moejax.checkpoint import open_checkpoint
-from moejax.serving.baseline import Setup, Emit, Implementation, Task
+from moejax.serving.baseline import Emit, Implementation, Setup, Task
 
 
 def load(setup: Setup) -> Implementation:
@@ -18,7 +18,7 @@ def load(setup: Setup) -> Implementation:
         ValueError: when torch sees no GPU but the server runs on one: that would be no race.
     """
     device = "cpu"
-    if setup.platform == "gpu":
+    if setup.platform != "cpu":
         if not torch.cuda.is_available():
             raise ValueError("the server runs on a GPU and this torch sees none; use --baseline plain")
         device = "cuda"

@@ -23,7 +23,7 @@ async def info(request: Request) -> Response:
             "dtype": model.dtype,
             "mesh": str(model.mesh),
             "has_chat": model.tokenizer is not None and model.tokenizer.chat_template is not None,
-            "baseline": {"name": None, "available": False, "reason": "this server has no baseline"},
+            "baseline": settings.baseline.facts(),
             "api_key_required": settings.api_key is not None,
         }
     )

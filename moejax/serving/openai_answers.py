@@ -21,11 +21,13 @@ class Answer:
 
     chat: of `/v1/chat/completions`, else of `/v1/completions`.  model_name: as it is served.
     jobs: one per prompt; the choices of job i have the indices from i n on.
+    progress: whether chunks say what each token is and when it came.
     """
 
     chat: bool
     model_name: str
     jobs: Sequence[Job]
+    progress: bool = False
     id: str = field(init=False)
     created: int = field(init=False)
 
@@ -51,7 +53,7 @@ class Answer:
         """The chunk for a delta of job `at`; None where it has nothing to say."""
         choice = self._choice(at, delta)
         index, text = choice["index"], choice["text"]
-        says = text or delta.finish_reason or choice["logprobs"] is not None or delta.experts is not None
+        says = text or delta.finish_reason or choice["logprobs"] is not None or self.progress
         if not says:
             return None
         if self.chat:
@@ -61,12 +63,12 @@ class Answer:
         chunk = {**self._head(stream=True), "choices": [choice]}
         if include_usage:
             chunk["usage"] = None
-        if delta.experts is not None:
+        if self.progress:
             chunk["moejax"] = {
                 "token_ids": delta.token_ids,
                 "texts": delta.texts,
-                "routed_experts": delta.experts.tolist(),
                 "time": round(delta.seconds, 6),
+                **({} if delta.experts is None else {"routed_experts": delta.experts.tolist()}),
             }
         return chunk
 

@@ -39,7 +39,7 @@ async def models(request: Request) -> Response:
 @router.get("/v1/models/{name:path}")
 async def model(name: str, request: Request) -> Response:
     """The model of that name."""
-    _check_model(request, name)
+    check_model(request, name)
     return json_response(_model(request))
 
 
@@ -56,7 +56,8 @@ def _model(request: Request) -> dict[str, object]:
     }
 
 
-def _check_model(request: Request, name: str | None) -> None:
+def check_model(request: Request, name: str | None) -> None:
+    """Raises ApiError for the name of a model that is not the one that is served."""
     served = request.app.state.settings.model_name
     if name is not None and name != served:
         message = f"the model {name[:80]!r} does not exist; this server has {served!r}"
@@ -68,7 +69,7 @@ async def _answer(
 ) -> Response:
     engine: Engine = request.app.state.engine
     check_fields(body)
-    _check_model(request, body.model)
+    check_model(request, body.model)
     arrived = time.perf_counter()
     made = await asyncio.to_thread(drafts, engine)
     jobs = [draft(Mailbox()) for draft in made]
@@ -78,7 +79,8 @@ async def _answer(
         engine.submit(jobs)
     except QueueFull as error:
         raise ApiError(429, f"{error}; try again later", code="queue_full") from error
-    answer = Answer(chat=chat, model_name=request.app.state.settings.model_name, jobs=jobs)
+    progress = bool(body.return_progress or body.return_routed_experts)
+    answer = Answer(chat=chat, model_name=request.app.state.settings.model_name, jobs=jobs, progress=progress)
     if body.stream:
         include_usage = body.stream_options is not None and body.stream_options.include_usage
         return EventStream(_events(answer, include_usage=include_usage), lambda: engine.cancel(jobs))

@@ -75,6 +75,9 @@ class GenerationRequest(BaseModel):
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
     # ours
+    return_progress: bool | None = Field(
+        None, description="With `stream`: chunks say each token's id and text, and the seconds since the request came."
+    )
     return_routed_experts: bool | None = Field(
         None, description="With `stream`: report which experts each token was routed to."
     )
@@ -114,8 +117,9 @@ def check_fields(request: GenerationRequest) -> None:
         raise ApiError(400, f"{what}: leave it out", param=name[:80])
     if request.stream_options is not None and not request.stream:
         raise ApiError(400, "stream_options is for answers that are streamed: add stream=true", param="stream_options")
-    if request.return_routed_experts and not request.stream:
-        raise ApiError(400, "return_routed_experts is part of streams: add stream=true", param="return_routed_experts")
+    for name in ("return_progress", "return_routed_experts"):
+        if getattr(request, name) and not request.stream:
+            raise ApiError(400, f"{name} is part of streams: add stream=true", param=name)
 
 
 def sampling_params(request: GenerationRequest, *, max_tokens: int, logprobs: int | None) -> SamplingParams:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from moejax.serving.baseline import NO_BASELINE, Choice
+
 DEFAULT_MAX_SEQ_LEN = 4096  # where the model allows more: a server allocates what it might need
 MIB = 1 << 20
 
@@ -38,6 +40,7 @@ class AppSettings:
     model_name: the model's name in requests and answers.
     api_key: what clients have to present; None lets everybody in.
     max_request_bytes: of a request's body.
+    baseline: what the page's race runs against.
 
     Raises:
         ValueError: for an empty name or key, or a size out of range.
@@ -46,6 +49,7 @@ class AppSettings:
     model_name: str
     api_key: str | None = None
     max_request_bytes: int = 4 * MIB
+    baseline: Choice = NO_BASELINE
 
     def __post_init__(self) -> None:
         if not self.model_name:

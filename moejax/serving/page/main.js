@@ -98,7 +98,7 @@ async function run(task, describeLanes) {
     if (!(error instanceof BadField)) throw error;
     return pointAt(error);
   }
-  const asked = { ...request, body: { model: facts.model, ...request.body, return_token_ids: true } };
+  const asked = { ...request, body: { model: facts.model, ...request.body, return_progress: true } };
   running = new AbortController();
   updateButtons();
   openLanes(describeLanes(request.body.max_tokens ?? facts.max_seq_len), request.body.prompt ?? "");

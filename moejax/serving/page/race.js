@@ -8,7 +8,7 @@ export async function race(api, request, { ours, baseline }, verdict, signal) {
   ours.begin();
   await follow(api.stream(request.path, request.body, signal), ours);
   baseline.say("waiting for its process");
-  for await (const chunk of api.stream("v1/moejax/baseline", request.body, signal)) {
+  for await (const chunk of api.stream(request.path.replace("v1/", "v1/moejax/baseline/"), request.body, signal)) {
     if (chunk.moejax?.status === "running") {
       baseline.say(chunk.moejax.description);
       baseline.begin();
