@@ -29,6 +29,8 @@ router = APIRouter(prefix="/v1/moejax/baseline")
 
 Chunk = dict[str, Any]
 
+_races: set[asyncio.Task[None]] = set()  # the event loop itself keeps tasks alive only weakly
+
 
 @router.post("/completions")
 async def completions(body: CompletionRequest, request: Request) -> Response:
@@ -68,7 +70,13 @@ async def _answer(
     chunks: asyncio.Queue[Chunk | None] = asyncio.Queue()
     # In a task of its own, so that its end is orderly however the connection ends.
     race = asyncio.create_task(_run(engine, baseline, task, answer, chunks.put_nowait))
-    return EventStream(_events(chunks), race.cancel)
+    _races.add(race)
+    race.add_done_callback(_races.discard)
+
+    def end() -> None:
+        race.cancel()
+
+    return EventStream(_events(chunks), end)
 
 
 async def _events(chunks: "asyncio.Queue[Chunk | None]") -> AsyncIterator[bytes]:

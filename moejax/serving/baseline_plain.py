@@ -17,8 +17,8 @@ def load(setup: Setup) -> Implementation:
     model = moejax.load(setup.source, dtype=setup.dtype, expert_backend="dense")
 
     def generate(task: Task, emit: Emit) -> None:
-        given: dict[str, Any] = {name: getattr(task, name) for name in SHARED}
-        params = moejax.SamplingParams(**given | {"max_tokens": 1}, ignore_eos=True)
+        given: dict[str, Any] = {name: getattr(task, name) for name in SHARED if name != "max_tokens"}
+        params = moejax.SamplingParams(**given, max_tokens=1, ignore_eos=True)
         text = list(task.prompt)
         for step in range(task.max_tokens):
             # A token is the first of its text each time, so each needs random numbers of its own.
