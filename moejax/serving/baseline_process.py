@@ -68,7 +68,11 @@ class BaselineProcess:
             return
         setup = Setup(kind=self.choice.kind, source=self.choice.source, dtype=dtype, platform=platform)
         self._process = process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "moejax.serving.baseline_worker"), stdin=PIPE, stdout=PIPE, env=_environment()
+            *(sys.executable, "-m", "moejax.serving.baseline_worker"),
+            stdin=PIPE,
+            stdout=PIPE,
+            env=_environment(),
+            start_new_session=True,  # Ctrl-C is for the server, which ends this process itself
         )
         try:
             await self._send(process, dataclasses.asdict(setup))

@@ -44,7 +44,7 @@ async function learnFacts() {
     facts = await api.get("v1/moejax/info");
   } catch (error) {
     if (error instanceof ServerGone) return status.gone().then(learnFacts);
-    if (error instanceof ApiError && error.status === 503) return status.gone().then(learnFacts);
+    if (error instanceof ApiError && error.status === 503) return status.gone("Starting").then(learnFacts);
     if (error instanceof ApiError) return complain(`The server refuses to describe its model: ${error.message}`);
     throw error;
   }

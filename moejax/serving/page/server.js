@@ -15,9 +15,9 @@ export function createStatus(element, healthy) {
     ready: () => show("ready", "Ready"),
     busy: (words) => show("busy", words),
 
-    /** Says that the server is gone, and resolves when it answers again. */
-    async gone() {
-      show("gone", "No server");
+    /** Says in a few words why there is no server, and resolves when it answers again. */
+    async gone(words = "No server") {
+      show("gone", words);
       if (asking) return new Promise(() => {}); // the first caller goes on
       asking = true;
       do await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
