@@ -1,5 +1,6 @@
 """`moejax serve` as a process: it starts, says what it keeps, ends cleanly, and refuses in one line."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -128,3 +129,11 @@ def test_mistakes_are_told_before_anything_is_loaded(
     assert outcome.status == 2
     assert message in outcome.err
     assert outcome.err.count("\n") == 1
+
+
+def test_missing_extra(call: Call, tiny: Tiny, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "uvicorn" else find(name))
+    outcome = call("serve", tiny_folder)
+    message = "error: this command needs uvicorn, which is not installed: pip install 'moejax[serve]'\n"
+    assert (outcome.status, outcome.err) == (2, message)
