@@ -7,7 +7,7 @@ import pytest
 
 import moejax
 from moejax.chat import encode_chat
-from tests.moejax.serving.live import Live
+from tests.moejax.serving.live import WAIT_SECONDS, Live
 
 PROMPT = "the import statement"
 MESSAGES = [{"role": "user", "content": "a list is"}]
@@ -15,7 +15,7 @@ MESSAGES = [{"role": "user", "content": "a list is"}]
 
 @pytest.fixture(scope="module")
 def client(live: Live) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{live.url}/v1", api_key="none", max_retries=0, timeout=60) as one:
+    with openai.OpenAI(base_url=f"{live.url}/v1", api_key="none", max_retries=0, timeout=WAIT_SECONDS) as one:
         yield one
 
 
