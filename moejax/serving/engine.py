@@ -241,5 +241,6 @@ class Engine:
                 self._give_up_all(self._scheduler, told)
             self._busy = False
             self._changed.notify_all()
-        first_line = str(error).partition("\n")[0]
-        self._say(f"the engine has failed: {type(error).__name__}: {first_line}")
+        if self.was_ready:  # before that whoever started it is told
+            first_line = str(error).partition("\n")[0]
+            self._say(f"the engine has failed: {type(error).__name__}: {first_line}")

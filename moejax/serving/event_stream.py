@@ -1,7 +1,8 @@
 """Server-sent events, ended when the client goes away."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import contextlib
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 from fastapi import Response
@@ -26,7 +27,7 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncIterator[bytes], on_end: Callable[[], None]) -> None:
+    def __init__(self, events: AsyncGenerator[bytes], on_end: Callable[[], None]) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._events, self._on_end = events, on_end
@@ -39,8 +40,9 @@ class EventStream(Response):
             self._on_end()
 
     async def _send_all(self, send: Any) -> None:
-        async for part in self._events:
-            await send({"type": "http.response.body", "body": part, "more_body": True})
+        async with contextlib.aclosing(self._events) as events:
+            async for part in events:
+                await send({"type": "http.response.body", "body": part, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

@@ -100,8 +100,11 @@ def wake(mailboxes: Iterable[Mailbox]) -> None:
     for mailbox in mailboxes:
         by_loop.setdefault(mailbox._loop, []).append(mailbox._arrived)
     for loop, events in by_loop.items():
-        if not loop.is_closed():  # its readers are gone
+        try:
             loop.call_soon_threadsafe(_set_all, events)
+        except RuntimeError:
+            if not loop.is_closed():  # a loop that is closed has no readers left
+                raise
 
 
 def _set_all(events: list[asyncio.Event]) -> None:

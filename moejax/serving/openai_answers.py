@@ -90,7 +90,8 @@ class Answer:
         index = at * len(self.jobs[at].rows) + delta.output
         logprobs = None
         if delta.logprobs is not None:
-            logprobs = self._chat_logprobs(delta) if self.chat else self._completion_logprobs(index, at, delta)
+            best = self.jobs[at].request.params.logprobs or 0
+            logprobs = self._chat_logprobs(best, delta) if self.chat else self._completion_logprobs(index, best, delta)
         return {
             "index": index,
             "text": delta.text,
@@ -99,8 +100,7 @@ class Answer:
             "stop_reason": delta.stop_reason,
         }
 
-    def _completion_logprobs(self, index: int, at: int, delta: Delta) -> dict[str, Any]:
-        best = self.jobs[at].request.params.logprobs or 0
+    def _completion_logprobs(self, index: int, best: int, delta: Delta) -> dict[str, Any]:
         tokens, offsets = [], []
         for token, entry in _chosen(delta):
             tokens.append(entry[token].decoded_token)
@@ -118,11 +118,11 @@ class Answer:
             "text_offset": offsets,
         }
 
-    def _chat_logprobs(self, delta: Delta) -> dict[str, Any]:
+    def _chat_logprobs(self, best: int, delta: Delta) -> dict[str, Any]:
         content = []
         for token, entry in _chosen(delta):
-            best = sorted(entry.values(), key=lambda one: one.rank)
-            content.append({**_spelled(entry[token]), "top_logprobs": [_spelled(one) for one in best]})
+            ranked = sorted(entry.values(), key=lambda one: one.rank)[:best]
+            content.append({**_spelled(entry[token]), "top_logprobs": [_spelled(one) for one in ranked]})
         return {"content": content, "refusal": None}
 
 

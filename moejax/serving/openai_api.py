@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 
 from fastapi import APIRouter, Request, Response
 
@@ -101,7 +101,7 @@ async def _collect(jobs: Sequence[Job]) -> list[list[Delta]]:
     return list(await asyncio.gather(*map(collect, jobs)))
 
 
-async def _events(answer: Answer, *, include_usage: bool) -> AsyncIterator[bytes]:
+async def _events(answer: Answer, *, include_usage: bool) -> AsyncGenerator[bytes]:
     """The events of a stream; an error of the engine is the last one."""
     try:
         async for at, deltas in _merged([job.mailbox for job in answer.jobs]):

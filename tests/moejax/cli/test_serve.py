@@ -1,5 +1,6 @@
 """`moejax serve` as a process: it starts, says what it keeps, ends cleanly, and refuses in one line."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -52,7 +53,9 @@ def test_sigterm_under_load_finishes_what_runs(tiny: Tiny, tiny_folder: Path, po
 
     def read(number: int) -> None:
         body = {"prompt": "a", "max_tokens": 200, "ignore_eos": True, "stream": True}
-        with httpx.stream("POST", f"http://127.0.0.1:{port}/v1/completions", json=body, timeout=60) as answer:
+        with httpx.stream(
+            "POST", f"http://127.0.0.1:{port}/v1/completions", json=body, timeout=START_SECONDS
+        ) as answer:
             for part in answer.iter_text():
                 streams[number] = streams.get(number, "") + part
 
@@ -64,8 +67,8 @@ def test_sigterm_under_load_finishes_what_runs(tiny: Tiny, tiny_folder: Path, po
             time.sleep(0.005)
         process.send_signal(signal.SIGTERM)
         for thread in threads:
-            thread.join(60)
-        err = process.communicate(timeout=60)[1]
+            thread.join(START_SECONDS)
+        err = process.communicate(timeout=START_SECONDS)[1]
         assert process.returncode == 0
     ends = sorted("[DONE]" in text for text in streams.values())
     assert ends == [False, True, True] or ends == [True] * 3  # where the first were done before the third came
@@ -88,7 +91,7 @@ def test_second_ctrl_c_and_other_names_of_flags(tiny: Tiny, tiny_folder: Path, p
             (entry,) = httpx.get(f"{url}/v1/models", headers={"authorization": "Bearer abc"}).json()["data"]
             assert (entry["id"], entry["max_model_len"]) == ("other", 256)
             process.send_signal(signal.SIGINT)
-            _, err = process.communicate(timeout=30)
+            _, err = process.communicate(timeout=START_SECONDS)
             assert (process.returncode, err) == (0, "")
     finally:
         del os.environ["MOEJAX_API_KEY"]
@@ -128,3 +131,11 @@ def test_mistakes_are_told_before_anything_is_loaded(
     assert outcome.status == 2
     assert message in outcome.err
     assert outcome.err.count("\n") == 1
+
+
+def test_missing_extra(call: Call, tiny: Tiny, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "uvicorn" else find(name))
+    outcome = call("serve", tiny_folder)
+    message = "error: this command needs uvicorn, which is not installed: pip install 'moejax[serve]'\n"
+    assert (outcome.status, outcome.err) == (2, message)

@@ -18,8 +18,7 @@ from moejax.serving.jobs import Job, Mailbox
 from moejax.serving.metrics import Metrics
 from moejax.serving.settings import AppSettings, EngineSettings
 
-START_SECONDS = 300  # nothing is compiled yet in a clean clone, and machines may be busy
-END_SECONDS = 30
+WAIT_SECONDS = 300  # for anything: nothing is compiled yet in a clean clone, and machines may be busy
 
 
 @dataclasses.dataclass(kw_only=True, eq=False)
@@ -31,7 +30,7 @@ class Live:
     model: "moejax.Model"
 
     def client(self, **settings: object) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=60, **settings)  # type: ignore[arg-type]
+        return httpx.Client(base_url=self.url, timeout=WAIT_SECONDS, **settings)  # type: ignore[arg-type]
 
     def metric(self, name: str, **labels: str) -> float:
         """The value of one metric; labels that are not given are the usual ones."""
@@ -46,7 +45,7 @@ def make_engine(model: "moejax.Model", **sizes: int) -> Engine:
 
 
 def wait_until_ready(engine: Engine) -> None:
-    until = time.monotonic() + START_SECONDS
+    until = time.monotonic() + WAIT_SECONDS
     while engine.status == "loading":
         assert time.monotonic() < until, "the engine does not get ready"
         time.sleep(0.02)
@@ -68,7 +67,7 @@ def running(model: "moejax.Model", *, api_key: str | None = None, limit: int = 1
         finally:
             engine.drain(0)
             server.should_exit = True
-            thread.join(END_SECONDS)
+            thread.join(WAIT_SECONDS)
             assert not thread.is_alive(), "the server does not end"
 
 
@@ -93,7 +92,7 @@ async def finished(one: Job) -> Job:
     return one
 
 
-def settled(live: Live, seconds: float = 20) -> None:
+def settled(live: Live, seconds: float = WAIT_SECONDS) -> None:
     """Waits until nobody has a slot and nobody waits."""
     until = time.monotonic() + seconds
     while live.metric("vllm:num_requests_running") or live.metric("vllm:num_requests_waiting"):

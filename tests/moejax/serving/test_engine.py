@@ -14,7 +14,7 @@ import moejax
 from moejax import SamplingParams
 from moejax.serving.engine import Engine
 from moejax.serving.jobs import EngineError, Job, QueueFull
-from tests.moejax.serving.live import finished, job, make_engine, wait_until_ready
+from tests.moejax.serving.live import WAIT_SECONDS, finished, job, make_engine, wait_until_ready
 
 # Short, exactly a short group, one more, a chunk, one more, several chunks, nearly the whole cache.
 LENGTHS = (1, 7, 8, 9, 31, 32, 33, 64, 65, 150, 290)
@@ -44,7 +44,7 @@ def prompt(length: int, seed: int) -> list[int]:
 
 async def run(engine: Engine, jobs: list[Job]) -> None:
     engine.submit(jobs)
-    await asyncio.wait_for(asyncio.gather(*map(finished, jobs)), 60)
+    await asyncio.wait_for(asyncio.gather(*map(finished, jobs)), WAIT_SECONDS)
 
 
 def check(model: "moejax.Model", *jobs: Job) -> None:
@@ -163,10 +163,10 @@ def test_a_cancelled_request_leaves_its_slots_to_others(engine: Engine, model: "
         async for _ in hogs[0].mailbox:
             break
         engine.cancel([hogs[0]])
-        await asyncio.wait_for(finished(waiting), 30)
+        await asyncio.wait_for(finished(waiting), WAIT_SECONDS)
         engine.cancel(hogs)
         for hog in hogs:
-            await asyncio.wait_for(finished(hog), 30)
+            await asyncio.wait_for(finished(hog), WAIT_SECONDS)
         assert any(len(hog.rows[0].tokens) < 300 for hog in hogs)
 
     asyncio.run(main())
@@ -181,7 +181,7 @@ def test_queue_has_a_bound_and_takes_all_jobs_or_none(model: "moejax.Model", eng
             engine.submit(jobs[:100])
             with pytest.raises(QueueFull, match="100 requests"):
                 engine.submit(jobs[100:])
-        await asyncio.wait_for(asyncio.gather(*map(finished, jobs[:100])), 60)
+        await asyncio.wait_for(asyncio.gather(*map(finished, jobs[:100])), WAIT_SECONDS)
 
     asyncio.run(main())
 
@@ -199,7 +199,7 @@ def test_paused_engine_makes_no_call(model: "moejax.Model", engine: Engine) -> N
             before = len(one.rows[0].tokens)
             await asyncio.sleep(0.2)
             assert len(one.rows[0].tokens) == before < 300
-        await asyncio.wait_for(finished(one), 60)
+        await asyncio.wait_for(finished(one), WAIT_SECONDS)
         check(model, one)
 
     asyncio.run(main())
@@ -222,7 +222,7 @@ def test_death_of_the_thread_is_told_to_everybody(
         jobs = [job(model, [1, 2], next(numbers), max_tokens=50) for _ in range(9)]
         monkeypatch.setattr(scheduler.slots, where, fail)
         dying.submit(jobs)
-        ends = await asyncio.wait_for(asyncio.gather(*map(finished, jobs), return_exceptions=True), 30)
+        ends = await asyncio.wait_for(asyncio.gather(*map(finished, jobs), return_exceptions=True), WAIT_SECONDS)
         assert [type(end) for end in ends] == [EngineError] * 9
         assert "the engine has failed (SystemExit)" in str(ends[0])
         with pytest.raises(EngineError, match="start the server again"):
@@ -245,8 +245,8 @@ def test_drained_engine_finishes_what_runs_and_gives_up_what_waits(model: "moeja
         for one in jobs[:4]:
             async for _ in one.mailbox:
                 break
-        ending.drain(60)
-        ends = await asyncio.wait_for(asyncio.gather(*map(finished, jobs), return_exceptions=True), 60)
+        ending.drain(WAIT_SECONDS)
+        ends = await asyncio.wait_for(asyncio.gather(*map(finished, jobs), return_exceptions=True), WAIT_SECONDS)
         assert ends[:4] == jobs[:4]
         assert [str(end) for end in ends[4:]] == ["the server is shutting down"] * 2
         check(model, *jobs[:4])
@@ -268,7 +268,7 @@ def test_drained_engine_gives_up_what_runs_too_long(model: "moejax.Model", engin
             break
         ending.drain(0)
         with pytest.raises(EngineError, match="shutting down"):
-            await asyncio.wait_for(finished(one), 30)
+            await asyncio.wait_for(finished(one), WAIT_SECONDS)
         assert not one.finished
 
     asyncio.run(main())

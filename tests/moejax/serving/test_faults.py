@@ -12,7 +12,7 @@ import pytest
 import moejax
 from moejax.serving import scheduler
 from tests.moejax.serving.conftest import SIZES
-from tests.moejax.serving.live import Live, running, settled
+from tests.moejax.serving.live import WAIT_SECONDS, Live, running, settled
 
 COMPLETIONS = "/v1/completions"
 LONG: dict[str, Any] = {"prompt": "a", "max_tokens": 300, "ignore_eos": True}
@@ -122,7 +122,7 @@ def test_full_queue_is_429(live: Live) -> None:
     with live.engine.paused(), live.client() as client:
         for thread in threads:
             thread.start()
-        until = time.monotonic() + 30
+        until = time.monotonic() + WAIT_SECONDS
         while live.metric("vllm:num_requests_waiting") < SIZES["max_queue"]:
             assert time.monotonic() < until
             time.sleep(0.01)

@@ -10,7 +10,7 @@ import httpx
 import numpy as np
 
 import moejax
-from tests.moejax.serving.live import Live, running, settled
+from tests.moejax.serving.live import WAIT_SECONDS, Live, running, settled
 
 CLIENTS, REQUESTS = 64, 500
 MAX_BATCH, MAX_QUEUE = 16, 40
@@ -41,7 +41,7 @@ def requests() -> list[dict[str, Any]]:
 
 async def one_client(live: Live, number: int, kinds: list[dict[str, Any]], todo: list[int], seen: Seen) -> None:
     rng = np.random.default_rng(number)
-    async with httpx.AsyncClient(base_url=live.url, timeout=120) as client:
+    async with httpx.AsyncClient(base_url=live.url, timeout=WAIT_SECONDS) as client:
         while todo:
             kind = todo.pop()
             if rng.random() < 0.2:

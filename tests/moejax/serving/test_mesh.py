@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 import moejax
-from tests.moejax.serving.live import running, settled
+from tests.moejax.serving.live import WAIT_SECONDS, running, settled
 
 
 @pytest.mark.parametrize(("mesh", "dispatch"), [("expert=4,tensor=2", "replicated"), ("data=2,expert=4", "gather")])
@@ -18,7 +18,7 @@ def test_answers_on_a_mesh(tiny_folder: Path, model: "moejax.Model", mesh: str, 
     expected = moejax.decode(model, prompts, max_tokens=12)
 
     async def main(url: str) -> list[str]:
-        async with httpx.AsyncClient(base_url=url, timeout=120) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=WAIT_SECONDS) as client:
             bodies = [{"prompt": prompt, "max_tokens": 12, "temperature": 0} for prompt in prompts]
             answers = await asyncio.gather(*(client.post("/v1/completions", json=body) for body in bodies))
             return [answer.json()["choices"][0]["text"] for answer in answers]

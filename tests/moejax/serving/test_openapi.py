@@ -6,7 +6,7 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, settings
 
-from tests.moejax.serving.live import Live
+from tests.moejax.serving.live import WAIT_SECONDS, Live
 
 EXAMPLES = 40  # per operation
 
@@ -40,7 +40,7 @@ def test_no_request_is_a_failure_of_the_server(live: Live, document: dict) -> No
         @hypothesis.seed(0)
         @hypothesis.given(case=operation.as_strategy())
         def check(case: schemathesis.Case) -> None:
-            answer = case.call(base_url=live.url, timeout=60)
+            answer = case.call(base_url=live.url, timeout=WAIT_SECONDS)
             statuses.add(answer.status_code)
             assert answer.status_code < 500, (case.as_curl_command(), answer.text)
             if answer.status_code >= 400 and not answer.request.method == "HEAD":
