@@ -90,6 +90,14 @@ def test_wheel_holds_the_demo_checkpoint_and_it_is_small(wheel: Path) -> None:
     assert sum(sizes.values()) <= MAX_DEMO_BYTES
 
 
+def test_wheel_holds_the_page(wheel: Path) -> None:
+    folder = "moejax/serving/page/"
+    with zipfile.ZipFile(wheel) as archive:
+        held = {name.removeprefix(folder) for name in archive.namelist() if name.startswith(folder)}
+    assert {"index.html", "main.js", "style.css"} <= held
+    assert held == {path.name for path in (ROOT / folder).iterdir()}
+
+
 def test_metadata_says_what_pyproject_says(metadata: Message) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert metadata["Name"] == "moejax"

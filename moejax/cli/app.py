@@ -11,6 +11,7 @@ from typer.main import get_command
 
 import moejax
 from moejax.cli import errors
+from moejax.cli.bench import bench
 from moejax.cli.console import StdoutClosed
 from moejax.cli.convert import EXAMPLES as CONVERT_EXAMPLES
 from moejax.cli.convert import convert
@@ -20,6 +21,8 @@ from moejax.cli.help import SETTINGS, Command, examples
 from moejax.cli.info import EXAMPLES as INFO_EXAMPLES
 from moejax.cli.info import info
 from moejax.cli.mesh import mesh_app
+from moejax.cli.serve import EXAMPLES as SERVE_EXAMPLES
+from moejax.cli.serve import serve
 from moejax.cli.verify import EXAMPLES as VERIFY_EXAMPLES
 from moejax.cli.verify import verify
 
@@ -27,11 +30,13 @@ app = typer.Typer(name="moejax", add_completion=False, rich_markup_mode=None, co
 # With a line for the list of commands: of a longer description typer would show the beginning.
 for _function, _line, _examples in (
     (decode, "Continue prompts with a checkpoint.", DECODE_EXAMPLES),
+    (serve, "Serve a checkpoint by OpenAI's API.", SERVE_EXAMPLES),
     (convert, "Convert a checkpoint to Orbax, or back.", CONVERT_EXAMPLES),
     (verify, "Compare meshes with one device, or a checkpoint with transformers.", VERIFY_EXAMPLES),
     (info, "Show what is in a checkpoint and whether it fits here.", INFO_EXAMPLES),
 ):
     app.command(cls=Command, short_help=_line, epilog=examples(*_examples), context_settings=SETTINGS)(_function)
+app.add_typer(bench, short_help="Measure a server under load.")
 
 app.add_typer(mesh_app, name="mesh", short_help="Rank the splits of a model over devices, or show one.")
 

@@ -19,10 +19,9 @@ FAILED = 2
 UsageError: type[Any] = typer.BadParameter.__mro__[1]
 
 # Arguments of the Python API that are flags here; the library's messages name them as arguments.
-_FLAGS = {
-    name: f"--{name.replace('_', '-')}"
-    for name in (*PARAMETER_NAMES, "max_seq_len", "dtype", "expert_backend", "shard_size", "workers")
-}
+_LOAD_NAMES = ("base_url", "num_prompts", "input_len", "output_len", "range_ratio", "request_rate", "max_concurrency")
+_OTHER_NAMES = ("max_seq_len", "dtype", "expert_backend", "shard_size", "workers", "vocab_size", "timeout", "baseline")
+_FLAGS = {name: f"--{name.replace('_', '-')}" for name in (*PARAMETER_NAMES, *_LOAD_NAMES, *_OTHER_NAMES)}
 _FLAGS["stop_token_ids"] = "--stop-token-id"
 # `stop` and `n` are also words: such a name is an argument only where a value or "must" follows.
 _WORDS = "|".join(name for name in _FLAGS if "_" not in name)
@@ -87,7 +86,7 @@ def _describe_usage(error: Any) -> str:
     if commands := getattr(command, "commands", None):
         what, _, hint = message.partition(". ")  # as in: No such command 'inf'. Did you mean 'info'?
         *others, last = commands
-        known = f"the commands are {', '.join(others)} and {last}"
+        known = f"the commands are {', '.join(others)} and {last}" if others else f"its only command is {last}"
         return f"{what}; {hint[:1].lower()}{hint[1:]} {known.capitalize()}" if hint else f"{what}; {known}"
     if "unexpected extra argument" in message and "--prompt" in flags:
         message += ': prompts are given with --prompt "TEXT"'

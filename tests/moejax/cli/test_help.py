@@ -9,6 +9,7 @@ import pytest
 import moejax
 from moejax.cli.decode import EXAMPLES as DECODE_EXAMPLES
 from moejax.cli.info import EXAMPLES as INFO_EXAMPLES
+from moejax.cli.serve import EXAMPLES as SERVE_EXAMPLES
 from moejax.config import NAMED_CONFIGS
 from moejax.decoding.sampling_params import PARAMETER_NAMES
 from moejax.moe.experts import BackendName
@@ -18,7 +19,9 @@ from tests.moejax.cli.conftest import Call
 OTHER_NAMES = {"stop_token_ids": "--stop-token-id", "skip_special_tokens": "--no-skip-special-tokens"}
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("decode", "--help"), ("info", "-h")], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments", [("--help",), ("decode", "--help"), ("serve", "--help"), ("info", "-h")], ids=" ".join
+)
 @pytest.mark.parametrize("columns", [80, 100, 250])
 def test_help_has_examples_and_fits(
     call: Call, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], columns: int
@@ -79,7 +82,9 @@ def test_every_sampling_parameter_is_a_flag(call: Call, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "examples"), [("decode", DECODE_EXAMPLES), ("info", INFO_EXAMPLES)], ids=["decode", "info"]
+    ("command", "examples"),
+    [("decode", DECODE_EXAMPLES), ("serve", SERVE_EXAMPLES), ("info", INFO_EXAMPLES)],
+    ids=["decode", "serve", "info"],
 )
 def test_examples_use_flags_that_exist(call: Call, command: str, examples: tuple[str, ...]) -> None:
     known = call(command, "--help").out.partition("Examples:")[0]
