@@ -1,6 +1,7 @@
 """`moejax decode`: continues prompts."""
 
 import time
+from pathlib import Path
 
 from moejax.cli import console, options, startup
 from moejax.cli import devices as device_flags
@@ -44,6 +45,7 @@ def decode(
     logprobs: options.Logprobs = None,
     prompt_logprobs: options.PromptLogprobs = None,
     return_routed_experts: options.RoutedExperts = False,
+    save_expert_load: options.SaveExpertLoad = None,
     no_skip_special_tokens: options.KeepSpecial = False,
     dtype: options.Dtype = "bfloat16",
     expert_backend: options.ExpertBackend = "auto",
@@ -100,7 +102,10 @@ def decode(
     from moejax.decoding.requests import make_requests
     from moejax.layout import resolve_split
     from moejax.planning.auto import AUTO, asked_split
+    from moejax.planning.expert_load import check_new_file, recorded_load, write_expert_load
 
+    if save_expert_load is not None:
+        check_new_file(Path(save_expert_load))
     given = read_prompts(prompt or [], token_ids or [])
     check_flags(given, chat=chat, system=system)
     facts = read_facts(checkpoint, max_seq_len)
@@ -115,6 +120,8 @@ def decode(
     if split.remark and not quiet:  # of several processes, only now is it known which prints
         console.remark(split.remark)
     with console.progress(f"loading {checkpoint}", quiet=quiet):
+        import jax
+
         import moejax
         from moejax.cli import output
 
@@ -129,12 +136,16 @@ def decode(
         )
     load_seconds = time.perf_counter() - began
     if live:
-        done, speed = output.stream(model, prompts[0], params, quiet=quiet)
+        printed = output.stream(model, prompts[0], params, quiet=quiet)
     else:
-        done, speed = output.decode_all(model, prompts, params, json=json, quiet=quiet)
+        printed = output.decode_all(model, prompts, params, json=json, quiet=quiet)
     if not quiet:
-        console.remark(done)
-        console.remark(f"{speed} | load {load_seconds:.1f} s")
+        console.remark(printed.done)
+        console.remark(f"{printed.speed} | load {load_seconds:.1f} s")
+    if save_expert_load is not None and jax.process_index() == 0:
+        write_expert_load(Path(save_expert_load), recorded_load(checkpoint, model.config, printed.expert_rows))
+        if not quiet:
+            console.remark(f"expert load written to {save_expert_load}")
 
 
 def _is_live(stream: bool | None, prompts: int, params: SamplingParams, *, json: bool) -> bool:

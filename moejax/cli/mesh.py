@@ -7,6 +7,7 @@ import typer
 
 from moejax.cli import console, options
 from moejax.cli.help import SETTINGS, Command, examples
+from moejax.cli.mesh_calibrate import CALIBRATE_EXAMPLES, calibrate
 
 COMPARE_EXAMPLES = (
     "moejax mesh compare --model mixtral-8x7b --devices 8 --hardware h100-sxm",
@@ -18,7 +19,7 @@ SHOW_EXAMPLES = (
     "moejax mesh show --model demo --mesh expert=8 --dispatch gather --batch-size 32 --json",
 )
 
-WORK, SPLITS, OUTPUT = "Workload", "Splits", "Output"
+WORK, SPLITS, PROOF, OUTPUT = "Workload", "Splits", "Checks", "Output"
 
 
 def _option(*names: str, help: str, panel: str, **settings: Any) -> Any:
@@ -68,7 +69,7 @@ ExpertLoad = Annotated[
         "--expert-load",
         panel=WORK,
         metavar="FILE",
-        help="How often each expert was chosen, from moejax decode --save-expert-load. Evenly without it.",
+        help="How often each expert was chosen, from moejax decode --save-expert-load; demo. Evenly without it.",
     ),
 ]
 ObjectiveName = Annotated[
@@ -97,6 +98,17 @@ Format = Annotated[str, _option("--format", panel=OUTPUT, metavar="NAME", help="
 Plot = Annotated[
     str | None,
     _option("--plot", panel=OUTPUT, metavar="FILE.png", help="Draw the steps' parts, and tokens/s against batch size."),
+]
+Compile = Annotated[
+    bool,
+    _option(
+        "--compile",
+        panel=PROOF,
+        help="Compile every split for simulated devices, and compare its collectives and bytes. Takes about a minute.",
+    ),
+]
+Measure = Annotated[
+    bool, _option("--measure", panel=PROOF, help="Time every split on the devices here, and show how far it is off.")
 ]
 MeshText = Annotated[
     str, typer.Option("--mesh", metavar="MESH", help="Devices along each axis, as in data=1,expert=4,tensor=2.")
@@ -129,6 +141,8 @@ def compare(
     usable_fraction: UsableFraction = 0.9,
     format: Format = "table",
     plot: Plot = None,
+    compile: Compile = False,
+    measure: Measure = False,
     debug: options.Debug = False,
 ) -> None:
     """Rank every data x expert x tensor split of a model over so many devices, and say why.
@@ -152,6 +166,8 @@ def compare(
             usable_fraction=usable_fraction,
             format=format,
             plot=plot,
+            compile=compile,
+            measure=measure,
         )
     )
 
@@ -186,6 +202,7 @@ def show(
 for _function, _line, _examples in (
     (compare, "Rank every split of a model over devices, with reasons.", COMPARE_EXAMPLES),
     (show, "Show where each array lives on a mesh.", SHOW_EXAMPLES),
+    (calibrate, "Measure the devices here and write a hardware file.", CALIBRATE_EXAMPLES),
 ):
     mesh_app.command(cls=Command, short_help=_line, epilog=examples(*_examples), context_settings=SETTINGS)(_function)
 

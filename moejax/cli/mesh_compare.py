@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from moejax.cli import console
+from moejax.cli import console, mesh_checks
 from moejax.planning.compare import compare_meshes, make_plan
 from moejax.planning.export import comparison_json
 from moejax.planning.hardware import load_hardware
@@ -30,6 +30,8 @@ class Asked:
     usable_fraction: float
     format: str
     plot: str | None
+    compile: bool
+    measure: bool
 
 
 def run(asked: Asked) -> None:
@@ -58,17 +60,26 @@ def run(asked: Asked) -> None:
         expert_load=asked.expert_load,
         usable_fraction=asked.usable_fraction,
     )
+    plan = make_plan(asked.model, hardware, asked.expert_load, asked.usable_fraction)
+    if asked.measure:
+        mesh_checks.check_measurable(asked.devices, rows)
+    if asked.compile:
+        rows = mesh_checks.compiled(plan, rows)
+    if asked.measure:
+        rows = mesh_checks.measured(asked.model, plan, rows)
     if asked.format == "json":
         console.write(f"{json.dumps(comparison_json(rows, hardware), ensure_ascii=False)}\n")
     else:
         from moejax.cli.mesh_tables import compare_tables
 
         console.write_rendered(*compare_tables(rows, hardware, asked.devices, asked.usable_fraction))
+        if asked.compile or asked.measure:
+            console.write_rendered(*mesh_checks.check_tables(plan, rows))
     if asked.plot is not None:
         from moejax.planning.plots import draw
 
         title = f"{asked.model} on {asked.devices} x {hardware.title}, {rows[0].workload.dtype}"
-        draw(rows, make_plan(asked.model, hardware, asked.expert_load, asked.usable_fraction), title, Path(asked.plot))
+        draw(rows, plan, title, Path(asked.plot))
         console.remark(f"drawn: {asked.plot}")
 
 

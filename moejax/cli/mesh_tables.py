@@ -128,6 +128,7 @@ def _crossovers(rows: Sequence[MeshRow], hardware: Hardware) -> Iterator[Text]:
         elif not isfinite(one.bandwidth):
             yield Text(f"{which} beats replicated on any link")
         else:
+            assert hardware.link is not None, "there is no crossover without one"
             yield Text(
                 f"{which} beats replicated on links below {one.bandwidth / 1e9:.3g} GB/s "
                 f"(here {hardware.link.bandwidth / 1e9:.3g})"

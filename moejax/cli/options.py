@@ -142,6 +142,15 @@ PromptLogprobs = Annotated[
 RoutedExperts = Annotated[
     bool, _option("--return-routed-experts", panel=REPORTS, help="Show how often each layer chose each expert.")
 ]
+SaveExpertLoad = Annotated[
+    str | None,
+    _option(
+        "--save-expert-load",
+        panel=REPORTS,
+        metavar="FILE",
+        help="Write how often each layer chose each expert to a new file, for moejax mesh compare --expert-load.",
+    ),
+]
 KeepSpecial = Annotated[
     bool, _option("--no-skip-special-tokens", panel=REPORTS, help="Leave special tokens in the text.")
 ]

@@ -171,6 +171,7 @@ def _stats(model: Model, rows: list[Row], batches: list[engine.Batch], call: lis
         prompt_tokens=len(rows[0].request.prompt),
         padded_rows=sum(timing.padded_rows for timing in timings),
         device_rows=_device_rows(model, np.sum([batch.expert_rows for batch in batches], axis=0)),
+        expert_rows=tuple(map(tuple, np.sum([batch.expert_rows for batch in call], axis=(0, 1)).tolist())),
         generated_tokens=generated,
         ttft_seconds=timings[0].ttft,
         prefill_seconds=sum(timing.prefill for timing in timings),

@@ -107,6 +107,8 @@ class GatherCrossover:
 
 def gather_crossovers(rows: Sequence[MeshRow], hardware: Hardware) -> list[GatherCrossover]:
     """For every such mesh within one node, and every batch size of `rows`: of the decode step, and of the prefill."""
+    if hardware.link is None:
+        return []  # a single device
     usable = {(row.split.mesh, row.split.dispatch, row.workload): row for row in rows if row.fits and row.built}
     found = []
     for (mesh, dispatch, workload), gather in usable.items():

@@ -1,18 +1,19 @@
 """Rows of a comparison as JSON values. Imports no JAX."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from math import inf
 from typing import Any
 
+from moejax.planning.checks import CompiledCheck, Measured
 from moejax.planning.compare import OBJECTIVES, Objective, best
 from moejax.planning.crossovers import gather_crossovers
 from moejax.planning.hardware import Hardware
 from moejax.planning.reasons import reason
 from moejax.planning.rows import MeshRow, Phase
 from sharding import MeshConfig
-from sharding.collectives import wire_elements
+from sharding.collectives import Collective, wire_elements
 from sharding.collectives.collective import ITEM_SIZES
 
 
@@ -70,15 +71,34 @@ def row_json(row: MeshRow) -> dict[str, Any]:
         "ttft_seconds": None if row.prefill is None else row.ttft_seconds,
         "largest_batch": row.largest_batch,
         "peak_tokens_per_second": row.peak_tokens_per_second or None,
-        "compiled": None if row.compiled is None else asdict(row.compiled) | {"equal": row.compiled.equal},
-        "measured": None if row.measured is None else asdict(row.measured),
+        "compiled": None if row.compiled is None else _compiled_json(row.compiled, mesh),
+        "measured": None if row.measured is None else _measured_json(row.measured),
     }
 
 
 def phase_json(phase: Phase, mesh: MeshConfig) -> dict[str, Any]:
     """One phase, equal collectives counted together."""
     values = {name: value for name, value in vars(phase).items() if name != "collectives"}
-    collectives = [
+    return values | {"collectives": _counted(phase.collectives, mesh), "seconds": phase.total}
+
+
+def _compiled_json(check: CompiledCheck, mesh: MeshConfig) -> dict[str, Any]:
+    calls = {"decode": check.decode, "prefill": check.prefill}
+    counted = {
+        name: {"collectives": _counted(call.collectives, mesh), "predicted": _counted(call.predicted, mesh)}
+        for name, call in calls.items()
+    }
+    return vars(check) | counted | {"equal": check.equal}
+
+
+def _measured_json(measured: Measured) -> dict[str, Any]:
+    errors = {"decode_error": measured.decode_error, "prefill_error": measured.prefill_error}
+    return asdict(measured) | errors
+
+
+def _counted(collectives: Iterable[Collective], mesh: MeshConfig) -> list[dict[str, Any]]:
+    """Equal ones counted together."""
+    return [
         {
             "kind": one.kind,
             "axes": list(one.axes),
@@ -89,6 +109,5 @@ def phase_json(phase: Phase, mesh: MeshConfig) -> dict[str, Any]:
             "bytes": one.elements * ITEM_SIZES[one.dtype],
             "wire_bytes": float(wire_elements(one, mesh.shape)) * ITEM_SIZES[one.dtype],
         }
-        for one, count in Counter(phase.collectives).items()
+        for one, count in Counter(collectives).items()
     ]
-    return values | {"collectives": collectives, "seconds": phase.total}

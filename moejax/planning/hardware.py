@@ -37,7 +37,8 @@ class Hardware:
     name: what it is chosen by.  title: what people call it.  kinds: what JAX calls it (`device_kind`), in lower case.
     memory_bytes: what its driver reports.  bandwidth: bytes per second read from its memory.
     matrix_rate: FLOP per second of matrix products, by the dtype of the operands; it computes in no other dtype.
-    link: within a node.  network: between nodes, None where it is not known.  devices_per_node: in one node at most.
+    link: within a node, None where there is but one device.  network: between nodes, None where it is not known.
+    devices_per_node: in one node at most.
     layer_overhead: seconds that a layer of any size takes besides (launches, loops); 0 is the ideal.
     sources: where each figure is from, by its key in the file.
     """
@@ -48,7 +49,7 @@ class Hardware:
     memory_bytes: int
     bandwidth: float
     matrix_rate: Mapping[str, float]
-    link: Link
+    link: Link | None
     network: Link | None = None
     devices_per_node: int = 1
     layer_overhead: float = 0.0
@@ -119,8 +120,8 @@ class _Reader:
     raw: dict[str, Any]
 
     def hardware(self) -> Hardware:
-        required = ("title", "memory_bytes", "bandwidth", "matrix_rate", "link")
-        optional = ("kinds", "network", "devices_per_node", "layer_overhead", "sources")
+        required = ("title", "memory_bytes", "bandwidth", "matrix_rate")
+        optional = ("kinds", "link", "network", "devices_per_node", "layer_overhead", "sources")
         self._check_keys("", self.raw, required, optional)
         sources = self._table("sources", self.raw.get("sources", {}))
         kinds = self.raw.get("kinds", [])
@@ -133,7 +134,7 @@ class _Reader:
             memory_bytes=self._whole("memory_bytes", self.raw["memory_bytes"]),
             bandwidth=self._positive("bandwidth", self.raw["bandwidth"]),
             matrix_rate=self._rates(self._table("matrix_rate", self.raw["matrix_rate"])),
-            link=self._link("link", self.raw["link"]),
+            link=self._link("link", self.raw["link"]) if "link" in self.raw else None,
             network=self._link("network", self.raw["network"]) if "network" in self.raw else None,
             devices_per_node=self._whole("devices_per_node", self.raw.get("devices_per_node", 1)),
             layer_overhead=self._not_negative("layer_overhead", self.raw.get("layer_overhead", 0.0)),

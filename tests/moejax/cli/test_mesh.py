@@ -78,7 +78,10 @@ MISTAKES: list[tuple[tuple[str, ...], str]] = [
         (*SHOW, "--mesh", "expert=4,tensor=2", "--devices", "4"),
         "mesh data=1,expert=4,tensor=2 has 8 devices, not --devices 4; change one of them",
     ),
-    (("mesh", "compar"), "no such command 'compar'; did you mean 'compare'? The commands are compare and show"),
+    (
+        ("mesh", "compar"),
+        "no such command 'compar'; did you mean 'compare'? The commands are compare, show and calibrate",
+    ),
 ]
 
 

@@ -22,6 +22,7 @@ latency = 0
 @pytest.mark.parametrize("name", shipped_hardware())
 def test_every_figure_has_its_source(name: str) -> None:
     hardware = load_hardware(name)
+    assert hardware.link
     figures = {"memory_bytes", "bandwidth", "devices_per_node", "matrix_rate", "link.bandwidth", "link.latency"}
     if hardware.network:
         figures |= {f"network.{field}" for field in ("bandwidth", "latency", "launch")}
@@ -81,7 +82,7 @@ def test_a_file_of_a_user(tmp_path: Path) -> None:
         ),
         ('title = "a device"', "title = 3", "title must be a text, got 3"),
         ('title = "a device"', 'title = "x"\nkinds = "cpu"', "kinds must be a list of strings, got 'cpu'"),
-        ("[link]", "[links]", "link is missing; a hardware file needs it"),
+        ("[link]", "[links]", "unknown key links; did you mean 'link'?"),
         ("[matrix_rate]", "[matrix_rate", "cannot be read as TOML"),
         (
             "[matrix_rate]\nfloat32 = 5.0",

@@ -149,7 +149,7 @@ def test_the_crossover_of_gather_and_replicated_is_where_they_are_equal() -> Non
     assert crossovers[1, "decode"] is None  # padded to eight rows, gather sends more
     assert crossovers[32, "prefill"] == math.inf  # it sends less, and waits for fewer hops
     speed = crossovers[32, "decode"]
-    assert speed is not None and 1e9 < speed < hardware.link.bandwidth
+    assert hardware.link and speed is not None and 1e9 < speed < hardware.link.bandwidth
     for factor, gather_wins in ((0.99, True), (1.01, False)):
         link = dataclasses.replace(hardware.link, bandwidth=factor * speed)
         there = rows(8, dataclasses.replace(hardware, link=link), 32)
