@@ -186,14 +186,14 @@ def link_of(axes: tuple[str, ...], mesh: MeshConfig, hardware: Hardware) -> Link
     """What connects the devices along `axes`: a ring is as slow as its slowest link, so the network if it is in one.
 
     Raises:
-        ValueError: when they are in several nodes and the hardware file says nothing about the network.
+        ValueError: when the hardware file says nothing about the link, or about the network between their nodes.
     """
+    if hardware.link is None:
+        raise ValueError(
+            f"hardware {hardware.name} has no [link]: {mesh.size} devices need one; add it to the file, or "
+            "measure it where there are several: moejax mesh calibrate"
+        )
     if mesh.size <= hardware.devices_per_node or not _crosses(axes, mesh, hardware.devices_per_node):
-        if hardware.link is None:
-            raise ValueError(
-                f"hardware {hardware.name} has no [link]: {mesh.size} devices need one; add it to the file, or "
-                "measure it where there are several: moejax mesh calibrate"
-            )
         return hardware.link
     if hardware.network is None:
         raise ValueError(

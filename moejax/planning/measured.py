@@ -31,6 +31,7 @@ from moejax.planning.workload import Workload
 from sharding import DeviceMemory, device_memory
 
 ROOM = 0.9  # of the free memory, that a timed model may take
+WARM_SECONDS = 0.5  # of decoding before anything is timed: the first second is up to twice as slow
 ENOUGH_SECONDS = 1.0  # of decoding, after which no more steps are timed
 FEWEST_CALLS = 4
 ENOUGH_STEPS = 256  # a small model takes no longer than so many
@@ -170,6 +171,12 @@ def decode_seconds(model: moejax.Model, workload: Workload) -> float:
 
     A call runs as many steps as take about 50 ms, as in a stream, so that a large model is not timed for minutes.
     """
+    _step_seconds(model, workload, WARM_SECONDS)
+    return float(np.median(_step_seconds(model, workload, ENOUGH_SECONDS)[1:]))  # the first call has a single step
+
+
+def _step_seconds(model: moejax.Model, workload: Workload, enough: float) -> list[float]:
+    """Seconds per step of each call, until they are `enough` in all."""
     prompt = max(1, workload.context - 1 - ENOUGH_STEPS)
     batch = _batch(model, workload, prompt, max_tokens=workload.context - prompt)
     began = [0]  # events before each call's first
@@ -177,14 +184,13 @@ def decode_seconds(model: moejax.Model, workload: Workload) -> float:
     events = 0
     for _ in engine.run_batch(model, batch, stream=True):
         if batch.timing.decode != seconds[-1]:
-            if len(seconds) > FEWEST_CALLS and seconds[-1] > ENOUGH_SECONDS:
+            if len(seconds) > FEWEST_CALLS and seconds[-1] > enough:
                 break
             began.append(events)
             seconds.append(batch.timing.decode)
         events += 1
     steps = np.diff([*began[1:], events]) / len(batch.rows)
-    each = np.diff(seconds) / steps
-    return float(np.median(each[1:]))  # the first one warms up
+    return (np.diff(seconds) / steps).tolist()
 
 
 def _batch(model: moejax.Model, workload: Workload, length: int, *, max_tokens: int) -> engine.Batch:

@@ -57,8 +57,8 @@ def test_predicted_is_printed_against_compiled(call: Call) -> None:
     assert WORKLOADS[-1].batch_size == 4, "the largest batch is compiled, and no other"
     _, _, checks = outcome.out.partition("compiled for simulated devices, float32, batch 4, per device and call")
     lines = [line.split() for line in checks.splitlines()]
-    assert sum("step" in line for line in lines) == sum("cache" in line for line in lines) == 5
-    assert [line[-1] for line in lines if "cache" in line].count("differs") == 1
+    assert sum("step" in line for line in lines) == 5
+    assert sorted(line[-1] for line in lines if line[:1] == ["cache"]) == ["=", "=", "=", "=", "differs"]
     assert "4 of 5 splits have every collective and every byte as predicted" in checks
     assert "decode: 200 bytes of key/value cache predicted, 201 compiled" in checks
     assert max(map(len, checks.splitlines())) <= 100
@@ -93,7 +93,7 @@ def test_what_cannot_be_checked_here_is_told_in_one_line(call: Call, tmp_path: P
 def test_measure_on_the_one_device_of_a_laptop() -> None:
     """A process of its own, because this one's devices are simulated."""
     command = (
-        "mesh compare --model demo --devices 1 --hardware cpu -b 1,2 -p 32 --context 128 --measure --format json "
+        "mesh compare --model demo --devices 1 --hardware cpu -b 1 -p 32 --context 128 --measure --format json "
         "--dtype float32"
     )
     ran = subprocess.run(
@@ -104,15 +104,12 @@ def test_measure_on_the_one_device_of_a_laptop() -> None:
         timeout=300,
     )
     assert (ran.returncode, ran.stderr) == (0, "")
-    rows = json.loads(ran.stdout)["rows"]
-    assert [(row["batch_size"], row["measured"]["layers"], row["measured"]["reduced"]) for row in rows] == [
-        (1, 4, False),
-        (2, 4, False),
-    ]
-    for row in rows:
-        found = row["measured"]
-        assert found["predicted_decode_seconds"] == row["decode"]["seconds"]
-        assert found["decode_error"] == pytest.approx(row["decode"]["seconds"] / found["decode_seconds"] - 1)
+    (row,) = json.loads(ran.stdout)["rows"]
+    found = row["measured"]
+    assert (found["layers"], found["reduced"]) == (4, False)
+    assert found["predicted_decode_seconds"] == row["decode"]["seconds"]
+    assert found["decode_error"] == pytest.approx(row["decode"]["seconds"] / found["decode_seconds"] - 1)
+    assert 0 < found["decode_seconds"] < 1 and 0 < found["prefill_seconds"] < 10
 
 
 def test_measured_rows_are_printed_with_their_error(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:

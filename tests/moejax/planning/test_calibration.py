@@ -44,6 +44,7 @@ def test_a_calibrated_file_can_be_compared_with(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(calibration, "LARGEST_COPY", 2**22)
     monkeypatch.setattr(calibration, "LARGEST_PRODUCT", 512)
     monkeypatch.setattr(calibration, "DEPTHS", (1, 2))
+    monkeypatch.setattr(calibration, "RUNS", 1)
     told: list[str] = []
     hardware = calibration.calibrate("mine", told=told.append)
     path = tmp_path / "mine.toml"
