@@ -9,12 +9,14 @@ from typing import Any
 import jax
 import pytest
 
-from moejax.communication import by_phase
+from moejax.communication import by_phase, report_collectives
 from moejax.config import ModelConfig
-from moejax.layout import resolve_split
+from moejax.layout import make_rules, resolve_split
 from moejax.planning import compiled
+from moejax.planning.compare import compare_meshes
 from moejax.planning.compile_program import compile_job
 from moejax.planning.compiled import Facts, Job, compile_splits, extrapolate
+from moejax.planning.splits import EVERY_DISPATCH
 from moejax.planning.workload import Workload
 from sharding.collectives import Collective
 
@@ -68,6 +70,21 @@ def test_every_collective_and_byte_is_as_predicted() -> None:
     assert told == [(done, 12) for done in range(1, 13)]
     kinds = [Counter(one.kind for one in check.decode.collectives if one.scope == "moe") for check in checks]
     assert kinds == [{"all-reduce": 6}, {"all-gather": 6, "reduce-scatter": 6}, {"all-to-all": 18, "all-reduce": 6}]
+
+
+def test_the_rows_of_a_comparison_have_these_collectives() -> None:
+    """All but the counters for the host, which cost no time worth predicting."""
+    rows = compare_meshes(
+        CONFIG, 8, "cpu", batch_size=3, input_len=40, context=100, dtype="float32", dispatch=EVERY_DISPATCH
+    )
+    for split in SPLITS:
+        row = next(row for row in rows if (row.split.mesh, row.split.dispatch) == (split.mesh, split.dispatch))
+        rules = make_rules(CONFIG, split.mesh, split.dispatch)
+        jobs = {job.phase: job for job in compiled._jobs(CONFIG, split, WORKLOAD, (1,))}
+        assert row.decode is not None and row.prefill is not None and row.prefill.calls == 1
+        for phase, found in (("decode", row.decode), ("prefill", row.prefill)):
+            expected = compiled.predicted_collectives(CONFIG, rules, jobs[phase])
+            assert Counter(found.collectives) == Counter(expected) - Counter(report_collectives(CONFIG, rules))
 
 
 def _one_more(*args: Any) -> list[Collective]:
