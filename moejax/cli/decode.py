@@ -101,6 +101,7 @@ def decode(
     from moejax.cli.prompts import check_flags, encode_prompts, read_prompts
     from moejax.decoding.requests import make_requests
     from moejax.layout import resolve_split
+    from moejax.planning.auto import AUTO, asked_split
     from moejax.planning.expert_load import check_new_file, recorded_load, write_expert_load
 
     if save_expert_load is not None:
@@ -108,12 +109,14 @@ def decode(
     given = read_prompts(prompt or [], token_ids or [])
     check_flags(given, chat=chat, system=system)
     facts = read_facts(checkpoint, max_seq_len)
-    split = resolve_split(facts.config, mesh, dispatch)
+    if mesh != AUTO:
+        resolve_split(facts.config, mesh, dispatch)  # so that a mistake is told before JAX starts
     prompts = encode_prompts(facts, given, chat=chat, system=system)
     make_requests(facts, prompts, params, {})  # only to tell mistakes before the weights are read
     began = time.perf_counter()
     with console.progress("starting JAX", quiet=quiet):
         startup.prepare_jax(devices, compile_cache=not no_compile_cache, quiet=quiet)
+    split = asked_split(facts.config, mesh, dispatch, dtype=dtype, stored=facts.dtype, max_seq_len=facts.max_seq_len)
     if split.remark and not quiet:  # of several processes, only now is it known which prints
         console.remark(split.remark)
     with console.progress(f"loading {checkpoint}", quiet=quiet):

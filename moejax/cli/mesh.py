@@ -11,8 +11,8 @@ from moejax.cli.mesh_calibrate import CALIBRATE_EXAMPLES, calibrate
 
 COMPARE_EXAMPLES = (
     "moejax mesh compare --model mixtral-8x7b --devices 8 --hardware h100-sxm",
-    "moejax mesh compare --model path/to/checkpoint --devices 4 --hardware a100-80gb -b 1,16 --plot splits.png",
-    "moejax mesh compare --model mixtral-8x22b --devices 16 --hardware my.toml --objective throughput --format json",
+    "moejax mesh compare --model path/to/checkpoint --devices 4 --hardware l40s -b 16 --plot a.png",
+    "moejax mesh compare --model mixtral-8x22b --devices 16 --hardware my.toml --objective ttft",
 )
 SHOW_EXAMPLES = (
     "moejax mesh show --model mixtral-8x7b --mesh expert=4,tensor=2",
@@ -114,13 +114,17 @@ MeshText = Annotated[
     str, typer.Option("--mesh", metavar="MESH", help="Devices along each axis, as in data=1,expert=4,tensor=2.")
 ]
 OneDispatch = Annotated[str, typer.Option("--dispatch", metavar="NAME", help="auto, replicated, gather or all_to_all.")]
+WantedDevices = Annotated[
+    int | None,
+    typer.Option("--devices", metavar="N", parser=options.whole_number, help="Check that the mesh has so many."),
+]
 Json = Annotated[bool, _option("--json", panel=OUTPUT, help="Print a JSON array instead, with every array on its own.")]
 BatchSize = Annotated[
     int,
     _option("--batch-size", "-b", panel=WORK, metavar="N", parser=options.whole_number, help="Sequences in the cache."),
 ]
 
-mesh_app = typer.Typer(name="mesh", rich_markup_mode=None, context_settings=SETTINGS, no_args_is_help=True)
+mesh_app = typer.Typer(name="mesh", rich_markup_mode=None, context_settings=SETTINGS)
 
 
 def compare(
@@ -171,6 +175,7 @@ def compare(
 def show(
     model: Model,
     mesh: MeshText,
+    devices: WantedDevices = None,
     dispatch: OneDispatch = "auto",
     dtype: Dtype = "bfloat16",
     batch_size: BatchSize = 1,
@@ -182,8 +187,12 @@ def show(
     from moejax.cli.mesh_show import placed, show_tables
     from moejax.planning.workload import Workload
 
-    workload = Workload(batch_size=batch_size, input_len=min(context, 1) or 1, context=context, dtype=dtype)
+    workload = Workload(batch_size=batch_size, input_len=1, context=context, dtype=dtype)
     found = placed(model, mesh, dispatch, workload)
+    if devices is not None and found.split.mesh.size != devices:
+        raise ValueError(
+            f"mesh {found.split.mesh} has {found.split.mesh.size} devices, not --devices {devices}; change one of them"
+        )
     if json_output:
         console.write(f"{json.dumps(found.as_json(), ensure_ascii=False)}\n")
         return
@@ -198,6 +207,10 @@ for _function, _line, _examples in (
     mesh_app.command(cls=Command, short_help=_line, epilog=examples(*_examples), context_settings=SETTINGS)(_function)
 
 
-@mesh_app.callback(epilog=examples(COMPARE_EXAMPLES[0], SHOW_EXAMPLES[0], "moejax mesh compare --help"))
-def mesh() -> None:
+@mesh_app.callback(
+    invoke_without_command=True, epilog=examples(COMPARE_EXAMPLES[0], SHOW_EXAMPLES[0], "moejax mesh compare --help")
+)
+def mesh(ctx: typer.Context) -> None:
     """Which split of a model over devices, and why; where each array lives under it."""
+    if ctx.invoked_subcommand is None:
+        typer.echo(ctx.get_help())

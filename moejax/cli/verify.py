@@ -21,7 +21,9 @@ Reference = Annotated[
 ]
 Meshes = Annotated[
     list[str] | None,
-    typer.Option("--mesh", metavar="MESH", help="Compare this mesh with one device, repeatable: expert=4,tensor=2."),
+    typer.Option(
+        "--mesh", metavar="MESH", help="Compare this mesh (expert=4,tensor=2, or auto) with one device, repeatable."
+    ),
 ]
 All = Annotated[bool, typer.Option("--all", help="Compare every mesh over which the visible devices can split it.")]
 Dtype = Annotated[

@@ -1,5 +1,6 @@
 """The models that a comparison can be asked about, and the expert loads that belong to them. Imports no JAX."""
 
+from difflib import get_close_matches
 from pathlib import Path
 
 from moejax.config import NAMED_CONFIGS, ModelConfig, named_config
@@ -19,10 +20,12 @@ def model_config(model: str | Path) -> ModelConfig:
         from moejax.checkpoint import open_checkpoint  # here, because it imports numpy
 
         return open_checkpoint(name).config
-    try:
-        return named_config(name)
-    except ValueError as error:
-        raise ValueError(f"{error}, or a checkpoint's folder, or demo") from error
+    near = get_close_matches(name, [*NAMED_CONFIGS, "demo"], n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(
+        f"unknown model {name!r}: the known ones are {', '.join(NAMED_CONFIGS)} and demo, or give the path of a "
+        f"config.json or of a checkpoint's folder{hint}"
+    )
 
 
 def expert_shares(given: ExpertLoad | str | Path, config: ModelConfig) -> tuple[tuple[float, ...], ...]:

@@ -55,7 +55,8 @@ def draw(rows: Sequence[MeshRow], plan: Plan, title: str, path: Path) -> None:
     notes = 0.3 + 0.16 * max(1, len(crossovers))  # inches of text below the curves
     height = max(6.0 + notes, 2.2 + 0.3 * len(bars))
     figure = Figure(figsize=(15, height), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=(1, 1.1))
+    halves: Any = figure.subfigures(1, 2, width_ratios=(1, 1.1))
+    left, right = halves
     figure.suptitle(title, fontsize=12)
     _draw_bars(left.subplots(), bars, batch)
     speed, share, text = right.subplots(3, 1, height_ratios=(height - notes, height - notes, 2 * notes))

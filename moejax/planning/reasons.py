@@ -16,7 +16,7 @@ def reason(row: MeshRow, rows: Iterable[MeshRow], objective: Objective) -> str:
     others = [other for other in others if other not in ties]
     equal = f"as good: {_listed(ties)}" if ties else ""
     if not others:
-        return equal or "nothing else fits"
+        return equal or "the only split that fits"
     other = min(others, key=lambda other: score(other, objective))
     compared = f"next: {other.label}, {_behind(mine, score(other, objective), objective)}"
     return f"{_saving(row, other, objective)} ({compared}{'; ' if equal else ''}{equal})"

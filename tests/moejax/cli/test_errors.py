@@ -17,8 +17,8 @@ P = ("--prompt", "x")
 # What is told before JAX starts: (arguments after `moejax`, the whole message).
 MISTAKES: list[tuple[tuple[str, ...], str]] = [
     # the command line itself
-    (("serve",), "no such command 'serve'; the commands are decode, convert, verify and info"),
-    (("inf",), "no such command 'inf'; did you mean 'info'? The commands are decode, convert, verify and info"),
+    (("serve",), "no such command 'serve'; the commands are decode, convert, verify, info and mesh"),
+    (("inf",), "no such command 'inf'; did you mean 'info'? The commands are decode, convert, verify, info and mesh"),
     (("--foo",), "moejax has no --foo; see moejax --help"),
     (("decode",), "moejax decode needs a CHECKPOINT; see moejax decode --help"),
     (("info",), "moejax info needs a CHECKPOINT; see moejax info --help"),

@@ -8,6 +8,7 @@ import pytest
 import moejax
 from moejax.cli.decode import EXAMPLES as DECODE_EXAMPLES
 from moejax.cli.info import EXAMPLES as INFO_EXAMPLES
+from moejax.cli.mesh import COMPARE_EXAMPLES, SHOW_EXAMPLES
 from moejax.config import NAMED_CONFIGS
 from moejax.decoding.sampling_params import PARAMETER_NAMES
 from tests.moejax.cli.conftest import Call
@@ -16,7 +17,18 @@ from tests.moejax.cli.conftest import Call
 OTHER_NAMES = {"stop_token_ids": "--stop-token-id", "skip_special_tokens": "--no-skip-special-tokens"}
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("decode", "--help"), ("info", "-h")], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--help",),
+        ("decode", "--help"),
+        ("info", "-h"),
+        ("mesh", "--help"),
+        ("mesh", "compare", "-h"),
+        ("mesh", "show", "-h"),
+    ],
+    ids=" ".join,
+)
 @pytest.mark.parametrize("columns", [80, 100, 250])
 def test_help_has_examples_and_fits(
     call: Call, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], columns: int
@@ -62,12 +74,19 @@ def test_every_sampling_parameter_is_a_flag(call: Call, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "examples"), [("decode", DECODE_EXAMPLES), ("info", INFO_EXAMPLES)], ids=["decode", "info"]
+    ("command", "examples"),
+    [
+        ("decode", DECODE_EXAMPLES),
+        ("info", INFO_EXAMPLES),
+        ("mesh compare", COMPARE_EXAMPLES),
+        ("mesh show", SHOW_EXAMPLES),
+    ],
+    ids=["decode", "info", "mesh compare", "mesh show"],
 )
 def test_examples_use_flags_that_exist(call: Call, command: str, examples: tuple[str, ...]) -> None:
-    known = call(command, "--help").out.partition("Examples:")[0]
+    known = call(*command.split(), "--help").out.partition("Examples:")[0]
     for example in examples:
         words = shlex.split(example.rpartition("|")[2])
-        assert words[:2] == ["moejax", command]
+        assert " ".join(words).startswith(f"moejax {command} ")
         for flag in (word for word in words if re.fullmatch(r"--?[a-z][a-z-]*", word)):
             assert re.search(rf"(?<![\w-]){flag}(?![\w-])", known), f"{example} has {flag}"
