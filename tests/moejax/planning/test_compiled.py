@@ -124,9 +124,9 @@ def test_quick_programs_have_the_collectives_of_optimised_ones(facts: list[Facts
 def test_two_depths_tell_what_the_full_depth_has(facts: list[Facts]) -> None:
     """One split of a deep and narrow model, compiled whole."""
     assert jax.device_count() == 8
-    deep = replace(CONFIG, num_layers=12)
+    deep = replace(CONFIG, num_layers=8)
     (check,) = compile_splits(deep, SPLITS[2:], WORKLOAD)
-    for job in compiled._jobs(deep, SPLITS[2], WORKLOAD, (12,)):
+    for job in compiled._jobs(deep, SPLITS[2], WORKLOAD, (8,)):
         whole = compile_job(deep, job)
         found = (check.decode if job.phase == "decode" else check.prefill).collectives
         assert Counter(by_phase(whole.collectives)) == Counter(found)
