@@ -120,7 +120,8 @@ class _Reader:
     raw: dict[str, Any]
 
     def hardware(self) -> Hardware:
-        required = ("title", "memory_bytes", "bandwidth", "matrix_rate")
+        linked = ("link",) if self.raw.get("devices_per_node", 1) != 1 else ()
+        required = ("title", "memory_bytes", "bandwidth", "matrix_rate", *linked)
         optional = ("kinds", "link", "network", "devices_per_node", "layer_overhead", "sources")
         self._check_keys("", self.raw, required, optional)
         sources = self._table("sources", self.raw.get("sources", {}))

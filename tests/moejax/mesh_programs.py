@@ -12,6 +12,7 @@ import moejax
 from moejax.communication import Tokens, by_phase, forward_collectives, report_collectives, step_collectives
 from moejax.declarations import cache_placements
 from moejax.decoding.state import Features, empty_state
+from moejax.planning.footprint import cache_bytes, weight_bytes
 from sharding import bytes_per_device
 from sharding.collectives import collectives_table, compiled_collectives
 
@@ -49,6 +50,9 @@ def check_memory(model: moejax.Model) -> None:
     (_, features, size, length), step = programs(model)["generate"]
     weights = bytes_per_device(model.placements())
     cache = bytes_per_device(cache_placements(model.config, model.parallel.rules, size, length, model.dtype))
+    rules = model.parallel.rules
+    assert weights == weight_bytes(model.config, rules, model.dtype).total, "what a comparison predicts"
+    assert cache == cache_bytes(model.config, rules, size, length, model.dtype)
     assert step.memory_analysis().argument_size_in_bytes == weights + cache + row_bytes(model, features, size)
 
 

@@ -79,7 +79,7 @@ def test_what_cannot_be_checked_here_is_told_in_one_line(call: Call, tmp_path: P
     taken.write_text("")
     for arguments, said in (
         ((*COMPARE, "--measure"), "--measure times real devices, but the 8 CPU devices here are simulated"),
-        ((*COMPARE[:-4], "-p", "32", "--context", "0", "--compile"), "context=0 leaves the cache out"),
+        ((*COMPARE[:-4], "-p", "32", "--context", "0", "--compile"), "leaves the cache out, and no program can"),
         (("mesh", "calibrate"), "calibrate times real devices, but the 8 CPU devices here are simulated"),
         (("mesh", "calibrate", "--output", taken), f"{taken} exists; name another file, or remove it"),
         (("mesh", "calibrate", "--output", tmp_path / "x.json"), "--output must end in .toml"),

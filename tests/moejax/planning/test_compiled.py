@@ -9,12 +9,14 @@ from typing import Any
 import jax
 import pytest
 
-from moejax.communication import by_phase
+from moejax.communication import by_phase, report_collectives
 from moejax.config import ModelConfig
-from moejax.layout import resolve_split
+from moejax.layout import make_rules, resolve_split
 from moejax.planning import compiled
+from moejax.planning.compare import compare_meshes
 from moejax.planning.compile_program import compile_job
 from moejax.planning.compiled import Facts, Job, compile_splits, extrapolate
+from moejax.planning.splits import EVERY_DISPATCH
 from moejax.planning.workload import Workload
 from sharding.collectives import Collective
 
@@ -70,6 +72,21 @@ def test_every_collective_and_byte_is_as_predicted() -> None:
     assert kinds == [{"all-reduce": 6}, {"all-gather": 6, "reduce-scatter": 6}, {"all-to-all": 18, "all-reduce": 6}]
 
 
+def test_the_rows_of_a_comparison_have_these_collectives() -> None:
+    """All but the counters for the host, which cost no time worth predicting."""
+    rows = compare_meshes(
+        CONFIG, 8, "cpu", batch_size=3, input_len=40, context=100, dtype="float32", dispatch=EVERY_DISPATCH
+    )
+    for split in SPLITS:
+        row = next(row for row in rows if (row.split.mesh, row.split.dispatch) == (split.mesh, split.dispatch))
+        rules = make_rules(CONFIG, split.mesh, split.dispatch)
+        jobs = {job.phase: job for job in compiled._jobs(CONFIG, split, WORKLOAD, (1,))}
+        assert row.decode is not None and row.prefill is not None and row.prefill.calls == 1
+        for phase, found in (("decode", row.decode), ("prefill", row.prefill)):
+            expected = compiled.predicted_collectives(CONFIG, rules, jobs[phase])
+            assert Counter(found.collectives) == Counter(expected) - Counter(report_collectives(CONFIG, rules))
+
+
 def _one_more(*args: Any) -> list[Collective]:
     return [Collective(kind="all-reduce", axes=("expert",), elements=7, dtype="int32", in_loop=False, scope="")]
 
@@ -107,9 +124,9 @@ def test_quick_programs_have_the_collectives_of_optimised_ones(facts: list[Facts
 def test_two_depths_tell_what_the_full_depth_has(facts: list[Facts]) -> None:
     """One split of a deep and narrow model, compiled whole."""
     assert jax.device_count() == 8
-    deep = replace(CONFIG, num_layers=12)
+    deep = replace(CONFIG, num_layers=8)
     (check,) = compile_splits(deep, SPLITS[2:], WORKLOAD)
-    for job in compiled._jobs(deep, SPLITS[2], WORKLOAD, (12,)):
+    for job in compiled._jobs(deep, SPLITS[2], WORKLOAD, (8,)):
         whole = compile_job(deep, job)
         found = (check.decode if job.phase == "decode" else check.prefill).collectives
         assert Counter(by_phase(whole.collectives)) == Counter(found)
