@@ -2,6 +2,8 @@
 
 import importlib
 import importlib.util
+import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +39,7 @@ def grouped_matmul(
     """
     blocks = jnp.sum(block_experts[None, :] == jnp.arange(w.shape[0])[:, None], axis=1, dtype=jnp.int32)
     try:
-        return importlib.import_module(PACKAGE).ragged_dot_general(
+        return _package().ragged_dot_general(
             rows,
             w,
             group_sizes=blocks * (rows.shape[0] // max(1, block_experts.shape[0])),
@@ -53,6 +55,14 @@ def grouped_matmul(
             f"tokamax has no kernel for {rows.dtype} rows {rows.shape} and weights {w.shape} on "
             f"{current_device().kind} ({reasons}); use expert_backend='pallas'"
         ) from error
+
+
+def _package() -> Any:
+    """tokamax. 0.0.12, which Python 3.11 gets, would read the flags of this program as its own and refuse them."""
+    flags = importlib.import_module("absl.flags").FLAGS
+    if not flags.is_parsed():
+        flags(sys.argv[:1])
+    return importlib.import_module(PACKAGE)
 
 
 def grouped_gate_up(

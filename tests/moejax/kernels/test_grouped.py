@@ -1,5 +1,6 @@
 """The prefill kernels, interpreted: sorted rows in blocks, empty experts, all rows on one, rows at a block's edge."""
 
+import importlib
 import sys
 import types
 from typing import Any
@@ -132,6 +133,16 @@ def test_tokamax_takes_no_path_that_is_no_kernel(monkeypatch: pytest.MonkeyPatch
             normal(8, 8, dtype="bfloat16"), normal(2, 12, 8, dtype="bfloat16"), jnp.asarray([0, 1], jnp.int32)
         )
     assert stand_in.calls == [(("mosaic", "triton"), None)]
+
+
+def test_tokamax_does_not_read_this_programs_flags(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flags that nobody parsed yet it would take from the command line, and stop at those of moejax."""
+    absl = importlib.import_module("absl.flags")
+    monkeypatch.setattr(absl, "FLAGS", absl.FlagValues())
+    monkeypatch.setattr(sys, "argv", ["moejax", "decode", "demo", "--expert-backend", "tokamax"])
+    monkeypatch.setitem(sys.modules, grouped_tokamax.PACKAGE, StandIn())
+    grouped_tokamax.grouped_matmul(normal(8, 8), normal(2, 12, 8), jnp.asarray([0, 1], jnp.int32))
+    assert absl.FLAGS.is_parsed()
 
 
 @pytest.mark.parametrize(
