@@ -20,7 +20,8 @@ MISTAKES: list[tuple[tuple[str, ...], str]] = [
     (("server",), "no such command 'server'; did you mean 'serve'?"),
     (
         ("inf",),
-        "no such command 'inf'; did you mean 'info'? The commands are decode, serve, convert, verify, info, bench and mesh",
+        "no such command 'inf'; did you mean 'info'? The commands are decode, serve, convert, verify, info, bench "
+        "and mesh",
     ),
     (("--foo",), "moejax has no --foo; see moejax --help"),
     (("decode",), "moejax decode needs a CHECKPOINT; see moejax decode --help"),
