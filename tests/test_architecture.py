@@ -26,8 +26,11 @@ PACKAGES = ("sharding", "convert", "moejax")
 MAX_LINES = 400
 # torch and transformers are the reference in scripts and tests; a user's installation has neither.
 REFERENCE_ONLY = {"torch", "transformers"}
-# But for `moejax verify --reference`, which says what to install where they are missing.
-REFERENCE_FILE = Path("moejax/verification/reference.py")
+# But for `moejax verify --reference` and the peers of `moejax bench compare`, which say what to install where one is
+# missing.
+REFERENCE_FILES = (Path("moejax/verification/reference.py"), Path("moejax/bench/peers"))
+# What the extra `bench` brings, imported when it is asked for, after a check that it is there.
+OPTIONAL = {"matplotlib": "moejax/bench", "gguf": "moejax/bench", "llama_cpp": "moejax/bench", "vllm": "moejax/bench"}
 # What `import moejax` and the configs must not bring in: each of these costs between 0.1 and 2 seconds at start-up.
 HEAVY = {"jax", "jaxlib", "flax", "orbax", "tensorstore", "optax", "tokenizers", "safetensors", "torch", "transformers"}
 
@@ -118,10 +121,14 @@ def reference_imports(root: Path) -> list[str]:
     return [
         f"{path.relative_to(root)}:{line}: imports {module}, which only scripts/ and tests/ may"
         for path in sources(root, PACKAGES)
-        if path.relative_to(root) != REFERENCE_FILE
+        if not may_import_reference(path.relative_to(root))
         for line, module in imports(path)
         if top_level(module) in REFERENCE_ONLY
     ]
+
+
+def may_import_reference(path: Path) -> bool:
+    return any(path.is_relative_to(allowed) for allowed in REFERENCE_FILES)
 
 
 def undeclared_imports(root: Path) -> list[str]:
@@ -134,7 +141,8 @@ def undeclared_imports(root: Path) -> list[str]:
         for path in sources(root, PACKAGES)
         for line, module in imports(path)
         if (name := top_level(module)) not in ours
-        and not (name in REFERENCE_ONLY and path.relative_to(root) == REFERENCE_FILE)
+        and not (name in REFERENCE_ONLY and may_import_reference(path.relative_to(root)))
+        and not path.relative_to(root).is_relative_to(OPTIONAL.get(name, "nowhere"))
         and declared.isdisjoint(distribution(provider) for provider in providers.get(name, []))
     ]
 
@@ -175,6 +183,7 @@ BROKEN: list[tuple[Callable[[Path], list[str]], str, str, str]] = [
     (optax_imports, "tests/a.py", "import optax.losses", "tests/a.py:1"),
     (reference_imports, "moejax/a.py", "def f():\n    from transformers import AutoModel", "moejax/a.py:2"),
     (undeclared_imports, "convert/a.py", "import os\nimport pytest", "convert/a.py:2"),
+    (undeclared_imports, "moejax/cli/a.py", "import_module('matplotlib')", "moejax/cli/a.py:1"),
     (long_files, "scripts/a.py", "x = 1\n" * (MAX_LINES + 1), "scripts/a.py: 401 lines"),
     (grab_bags, "moejax/moe/utils.py", "", "moejax/moe/utils.py"),
 ]
@@ -237,6 +246,8 @@ LIGHT = {
     "help": COMMAND.format(argv=["moejax", "--help"]),
     "help of decode": COMMAND.format(argv=["moejax", "decode", "--help"]),
     "help of convert": COMMAND.format(argv=["moejax", "convert", "--help"]),
+    "help of bench": COMMAND.format(argv=["moejax", "bench", "--help"]),
+    "help of bench compare": COMMAND.format(argv=["moejax", "bench", "compare", "--help"]),
     "help of verify": COMMAND.format(argv=["moejax", "verify", "--help"]),
 }
 

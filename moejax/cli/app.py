@@ -11,6 +11,7 @@ from typer.main import get_command
 
 import moejax
 from moejax.cli import errors
+from moejax.cli.bench import bench
 from moejax.cli.console import StdoutClosed
 from moejax.cli.convert import EXAMPLES as CONVERT_EXAMPLES
 from moejax.cli.convert import convert
@@ -31,6 +32,7 @@ for _function, _line, _examples in (
     (info, "Show what is in a checkpoint and whether it fits here.", INFO_EXAMPLES),
 ):
     app.command(cls=Command, short_help=_line, epilog=examples(*_examples), context_settings=SETTINGS)(_function)
+app.add_typer(bench, name="bench", short_help="Measure speed, alone and beside other systems.")
 
 
 def _print_version(wanted: bool) -> None:
