@@ -25,21 +25,28 @@ def write_report(folder: Path, result: dict[str, Any]) -> None:
 
 def markdown(result: dict[str, Any], plots: dict[str, str]) -> str:
     """The page; `plots` are file names and what they show."""
-    parts = ["# Benchmark\n", _circumstances(result)]
-    if latency := result.get("latency"):
-        parts += ["## Latency\n", _roofline(result["roofline"]), latency_table(latency)]
-    if throughput := result.get("throughput"):
-        parts += ["## Throughput\n", _throughput(throughput)]
-    if compared := result.get("compare"):
-        parts += ["## Beside other systems\n", _rules(compared), compare_table(compared), _systems(compared)]
-    if strategies := result.get("strategies"):
-        parts += ["## Parallelism\n", strategies_table(strategies)]
+    parts = ["# Benchmark\n", circumstances(result), *sections(result, level=2)]
     parts += [f"![{what}]({name})\n" for name, what in plots.items()]
     parts += ["## Published figures of others\n", published_table()]
     return "\n".join(parts)
 
 
-def _circumstances(result: dict[str, Any]) -> str:
+def sections(result: dict[str, Any], *, level: int) -> list[str]:
+    """What was measured, a part for each kind, under headings of this level."""
+    mark, parts = "#" * level, []
+    if latency := result.get("latency"):
+        parts += [f"{mark} Latency\n", _roofline(result["roofline"]), latency_table(latency)]
+    if throughput := result.get("throughput"):
+        parts += [f"{mark} Throughput\n", _throughput(throughput)]
+    if compared := result.get("compare"):
+        parts += [f"{mark} Beside other systems\n", _rules(compared), compare_table(compared), _systems(compared)]
+    if strategies := result.get("strategies"):
+        parts += [f"{mark} Parallelism\n", strategies_table(strategies)]
+    return parts
+
+
+def circumstances(result: dict[str, Any]) -> str:
+    """Command, date, machine, versions, model."""
     model = result["model"]
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     details = ", ".join(str(model[key]) for key in ("dtype", "expert_backend", "mesh") if key in model)

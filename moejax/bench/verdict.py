@@ -6,9 +6,10 @@ from typing import Literal
 from moejax.bench.process import PeerProcess
 
 # Of the largest gap between the best logit and that of a peer's token, in standard deviations of the logits, computed
-# by moejax in float32. In 16 bits a close choice turns: measured at most 0.05 for moejax, transformers and llama.cpp
-# on random weights; a token at random is about 4 away. In float32 nothing but a tie may turn.
-TOLERANCE = {"float32": 1e-3, "bfloat16": 0.25, "float16": 0.25}
+# by moejax in float32. In 16 bits a close choice of a token or an expert turns: measured up to 0.25 for moejax and 0.15
+# for transformers over 48 tokens of the 186m model, whose random routers have many near-ties (docs/benchmarks.md). A
+# token taken at random is 4 away. In float32 nothing but a tie may turn: that is the strict comparison.
+TOLERANCE = {"float32": 1e-3, "bfloat16": 1.0, "float16": 1.0}
 
 Judgement = Literal["same tokens", "right up to rounding", "WRONG"]
 

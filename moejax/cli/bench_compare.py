@@ -228,9 +228,9 @@ def _table(compared: dict[str, Any]) -> "Table":
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("test")
-    table.add_column("system")
-    for name in ("tok/s", "min", "max", "moejax is faster by"):
-        table.add_column(name, justify="right")
+    table.add_column("system", no_wrap=True)
+    for name in ("tok/s", "min to max", "moejax / system"):
+        table.add_column(name, justify="right", no_wrap=True)
     table.add_column("tokens")
     for work in compared["works"]:
         batch, before, after = (work[key] for key in ("batch_size", "input_len", "output_len"))
@@ -245,12 +245,11 @@ def _table(compared: dict[str, Any]) -> "Table":
 
 
 def cells(samples: dict[str, Any], contender: str) -> tuple[str, ...]:
-    """Median, smallest and largest rate, and the median ratio with its range; none for moejax itself."""
+    """The median rate and its range, the median ratio and its range; no ratio for moejax itself."""
     rates, ratios = samples["tokens_per_second"], samples["ratios"]
     ratio = f"{samples['median_ratio']:.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
     return (
         f"{samples['median_tokens_per_second']:,.1f}",
-        f"{min(rates):,.1f}",
-        f"{max(rates):,.1f}",
+        f"{min(rates):,.1f} to {max(rates):,.1f}",
         "" if contender == "moejax" else ratio,
     )

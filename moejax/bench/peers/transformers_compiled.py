@@ -15,7 +15,7 @@ Step = Callable[[torch.Tensor, transformers.StaticCache, torch.Tensor], torch.Te
 def load(settings: Settings, experts: str) -> Runner:
     """`experts` is an implementation of transformers: grouped_mm or batched_mm."""
     model = load_model(settings)
-    model.set_experts_implementation(experts)
+    default = model.config._experts_implementation
     steps: dict[tuple[int, int], Step] = {}
 
     def step(token: torch.Tensor, cache: transformers.StaticCache, position: torch.Tensor) -> torch.Tensor:
@@ -29,10 +29,12 @@ def load(settings: Settings, experts: str) -> Runner:
         with torch.inference_mode():
             ids = torch.tensor(prompts, device=model.device)
             cache = transformers.StaticCache(config=model.config, max_cache_len=length + output_len)
+            model.set_experts_implementation(default)  # batched_mm copies an expert per token: for decoding only
             began = time.perf_counter()
             token = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
             tokens = [token.argmax(-1, keepdim=True)]
             wait()
+            model.set_experts_implementation(experts)
             first = time.perf_counter()
             for position in range(length, length + output_len - 1):
                 tokens.append(compiled(tokens[-1], cache, torch.tensor([position], device=model.device)))
@@ -44,4 +46,6 @@ def load(settings: Settings, experts: str) -> Runner:
 
     # A new shape is a new compilation on purpose: dynamic shapes are slower.
     torch._dynamo.config.recompile_limit = 64
-    return Runner(run=run, how=f"static cache, torch.compile of the decode step, experts {experts}")
+    return Runner(
+        run=run, how=f"static cache, torch.compile of the decode step with experts {experts}; prefill with {default}"
+    )

@@ -95,7 +95,9 @@ def test_tied_embeddings_have_no_output(tmp_path: Path) -> None:
 
 def test_a_sliding_window_is_refused(tmp_path: Path) -> None:
     write_random_folder(tmp_path / "hf", dataclasses.replace(CONFIG, sliding_window=16), "float32")
-    with pytest.raises(ValueError, match="a sliding window of 16 tokens, which GGUF's architecture llama does not have"):
+    with pytest.raises(
+        ValueError, match="a sliding window of 16 tokens, which GGUF's architecture llama does not have"
+    ):
         write_gguf(tmp_path / "hf", tmp_path / "model.gguf", "float32")
     assert not (tmp_path / "model.gguf").exists()
 

@@ -46,9 +46,7 @@ def test_ragged_requests_stay_in_their_ranges() -> None:
         ((1, (1, 2), (0, 2)), "--output-len must be a range LOW-HIGH from 1 on, got 0-2"),
     ],
 )
-def test_ranges_that_hold_nothing(
-    arguments: tuple[int, tuple[int, int], tuple[int, int]], message: str
-) -> None:
+def test_ranges_that_hold_nothing(arguments: tuple[int, tuple[int, int], tuple[int, int]], message: str) -> None:
     with pytest.raises(ValueError) as caught:
         ragged_requests(*arguments, vocab_size=9)
     assert str(caught.value) == message
