@@ -28,10 +28,20 @@ MAX_LINES = 400
 SERVING = Path("moejax/serving")
 # torch and transformers are the reference in scripts and tests; a user's installation has neither.
 REFERENCE_ONLY = {"torch", "transformers"}
-# But for `moejax verify --reference` and the baseline of `moejax serve`, which do without where they are missing.
-REFERENCE_FILES = {Path("moejax/verification/reference.py"), Path("moejax/serving/baseline_transformers.py")}
-# `moejax mesh compare --plot` says what to install where it is missing (the extra `bench`).
-PLOTS_FILE, PLOTS_LIBRARY = Path("moejax/planning/plots.py"), "matplotlib"
+# But for `moejax verify --reference`, the peers of `moejax bench compare` and the baseline of `moejax serve`, which do
+# without where they are missing, or say what to install.
+REFERENCE_FILES = (
+    Path("moejax/verification/reference.py"),
+    Path("moejax/bench/peers"),
+    Path("moejax/serving/baseline_transformers.py"),
+)
+# What the extra `bench` brings, imported when it is asked for, after a check that it is there.
+OPTIONAL = {
+    "matplotlib": ("moejax/bench", "moejax/planning/plots.py"),
+    "gguf": ("moejax/bench",),
+    "llama_cpp": ("moejax/bench",),
+    "vllm": ("moejax/bench",),
+}
 # What `import moejax` and the configs must not bring in: each of these costs between 0.1 and 2 seconds at start-up.
 HEAVY = {"jax", "jaxlib", "flax", "orbax", "tensorstore", "optax", "tokenizers", "safetensors", "torch", "transformers"}
 
@@ -122,10 +132,14 @@ def reference_imports(root: Path) -> list[str]:
     return [
         f"{path.relative_to(root)}:{line}: imports {module}, which only scripts/ and tests/ may"
         for path in sources(root, PACKAGES)
-        if path.relative_to(root) not in REFERENCE_FILES
+        if not may_import_reference(path.relative_to(root))
         for line, module in imports(path)
         if top_level(module) in REFERENCE_ONLY
     ]
+
+
+def may_import_reference(path: Path) -> bool:
+    return any(path.is_relative_to(allowed) for allowed in REFERENCE_FILES)
 
 
 def undeclared_imports(root: Path) -> list[str]:
@@ -140,8 +154,8 @@ def undeclared_imports(root: Path) -> list[str]:
         for path in sources(root, PACKAGES)
         for line, module in imports(path)
         if (name := top_level(module)) not in ours
-        and not (name in REFERENCE_ONLY and path.relative_to(root) in REFERENCE_FILES)
-        and not (name == PLOTS_LIBRARY and path.relative_to(root) == PLOTS_FILE)
+        and not (name in REFERENCE_ONLY and may_import_reference(path.relative_to(root)))
+        and not any(path.relative_to(root).is_relative_to(place) for place in OPTIONAL.get(name, ()))
         and (served if SERVING in path.relative_to(root).parents else declared).isdisjoint(
             distribution(provider) for provider in providers.get(name, [])
         )
@@ -185,6 +199,7 @@ BROKEN: list[tuple[Callable[[Path], list[str]], str, str, str]] = [
     (reference_imports, "moejax/a.py", "def f():\n    from transformers import AutoModel", "moejax/a.py:2"),
     (undeclared_imports, "convert/a.py", "import os\nimport pytest", "convert/a.py:2"),
     (undeclared_imports, "moejax/cli/a.py", "import fastapi", "moejax/cli/a.py:1"),
+    (undeclared_imports, "moejax/cli/a.py", "import_module('matplotlib')", "moejax/cli/a.py:1"),
     (long_files, "scripts/a.py", "x = 1\n" * (MAX_LINES + 1), "scripts/a.py: 401 lines"),
     (grab_bags, "moejax/moe/utils.py", "", "moejax/moe/utils.py"),
 ]
@@ -254,6 +269,8 @@ LIGHT = {
     "mesh show": COMMAND.format(argv="moejax mesh show --model mixtral-8x7b --mesh tensor=8".split()),
     "comparison from Python": "import moejax; moejax.compare_meshes('mixtral-8x7b', 2, 'h200', batch_size=1)",
     "help of serve": COMMAND.format(argv=["moejax", "serve", "--help"]),
+    "help of bench": COMMAND.format(argv=["moejax", "bench", "--help"]),
+    "help of bench compare": COMMAND.format(argv=["moejax", "bench", "compare", "--help"]),
     "help of verify": COMMAND.format(argv=["moejax", "verify", "--help"]),
 }
 

@@ -36,8 +36,7 @@ for _function, _line, _examples in (
     (info, "Show what is in a checkpoint and whether it fits here.", INFO_EXAMPLES),
 ):
     app.command(cls=Command, short_help=_line, epilog=examples(*_examples), context_settings=SETTINGS)(_function)
-app.add_typer(bench, short_help="Measure a server under load.")
-
+app.add_typer(bench, name="bench", short_help="Measure speed, alone and beside other systems.")
 app.add_typer(mesh_app, name="mesh", short_help="Rank the splits of a model over devices, or show one.")
 
 

@@ -109,6 +109,13 @@ def progress(text: str, *, quiet: bool) -> Iterator[None]:
             sys.stderr.flush()
 
 
+def step(text: str) -> None:
+    """What a long command does now: a line that the next one replaces on a terminal, nothing elsewhere."""
+    if _styled(sys.stderr) and not _errors_only:
+        sys.stderr.write(f"\r\x1b[K\x1b[2m{printable(text)} ...\x1b[0m")
+        sys.stderr.flush()
+
+
 def _emit(text: str) -> None:
     if _errors_only:
         return

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import jax
@@ -19,13 +19,18 @@ class Programs:
 
     def __init__(self, host_arrays: NamedSharding) -> None:
         self._host_arrays = host_arrays
-        self._programs: dict[Hashable, Callable[..., Any]] = {}
+        self._programs: dict[Hashable, jax.stages.Compiled] = {}
         self._lock = threading.Lock()
         self.compile_seconds = 0.0
 
     @property
     def compiled(self) -> int:
         return len(self._programs)
+
+    def by_key(self) -> Mapping[Hashable, jax.stages.Compiled]:
+        """What has been compiled so far, for those who count what is in it."""
+        with self._lock:
+            return dict(self._programs)
 
     def call(self, key: Hashable, function: Callable[..., Any], *args: Any, donate: tuple[int, ...] = ()) -> Any:
         """`function(*args)` through the program called `key`, which must determine every shape in `args`.

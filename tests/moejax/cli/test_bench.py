@@ -1,67 +1,190 @@
-"""`moejax bench serve` as people call it."""
+"""`moejax bench` as a user runs it, on tiny models: numbers that cannot be known are checked for their form."""
 
 import json
-import shlex
+import shutil
+from pathlib import Path
 
 import pytest
 
-from moejax.cli.bench_serve import EXAMPLES
-from tests.moejax.bench.stub_server import serving, steady
 from tests.moejax.cli.conftest import Call
+from tests.moejax.decoding.tiny_checkpoint import Tiny
 
-FEW = ("--num-prompts", "3", "--input-len", "4", "--output-len", "2", "--range-ratio", "0")
+BASELINE = Path(__file__).resolve().parents[3] / "docs" / "bench_baseline.json"
+SMALL = ("-p", "16", "-n", "3", "--dtype", "float32")
 
 
-def test_table_and_exit_code(call: Call) -> None:
-    with serving(steady(0.0, 0.0)) as stub:
-        outcome = call("bench", "serve", "--base-url", stub.base_url, *FEW)
+@pytest.fixture(autouse=True)
+def small_roofline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arrays that are measured in milliseconds: here nothing depends on the rates."""
+    monkeypatch.setattr("moejax.bench.roofline.ARRAY_BYTES", {"cpu": 2**20})
+    monkeypatch.setattr("moejax.bench.roofline.MATRIX_SIDE", {"cpu": 64})
+
+
+def test_latency_prints_a_row_for_each_test(call: Call, tiny: Tiny, tiny_folder: Path) -> None:
+    outcome = call("bench", "latency", tiny_folder, "-b", "1,2", *SMALL, "-r", "2", "--quiet")
     assert (outcome.status, outcome.err) == (0, "")
-    first, second, header, *rows = outcome.out.splitlines()
-    assert first.startswith("3 requests completed in ")
-    assert second.startswith("12 tokens in, 6 out: ")
-    assert header.split() == ["milliseconds", "mean", "median", "p99"]
-    assert [row.split()[0] for row in rows] == ["TTFT", "TPOT", "ITL", "E2EL"]
-    assert [body["model"] for body in stub.bodies] == ["stub"] * 3
+    lines = outcome.out.splitlines()
+    assert lines[0].startswith("machine: ") and lines[2].startswith("measured: copy ")
+    rows = [line.split()[:2] for line in lines if " pp16 " in line or " tg3 @ d16 " in line]
+    assert rows == [["1", "pp16"], ["1", "tg3"], ["2", "pp16"], ["2", "tg3"]]
+    assert outcome.out.count(" ± ") == 4
 
 
-def test_json_has_the_keys_of_vllm_bench_serve(call: Call) -> None:
-    with serving(steady(0.0, 0.0)) as stub:
-        outcome = call("bench", "serve", "--base-url", stub.base_url, "--json", *FEW)
+def test_latency_writes_every_sample_in_vllms_keys(call: Call, tiny: Tiny, tiny_folder: Path, tmp_path: Path) -> None:
+    outcome = call("bench", "latency", tiny_folder, *SMALL, "-r", "3", "--json", "--quiet", "--report", tmp_path / "r")
+    assert outcome.status == 0, outcome.err
     result = json.loads(outcome.out)
-    latencies = {f"{how}_{what}_ms" for how in ("mean", "median", "std", "p99") for what in ("ttft", "tpot", "itl")}
-    assert latencies | {"duration", "completed", "failed", "request_throughput", "output_throughput"} <= result.keys()
-    assert {"total_input_tokens", "total_output_tokens", "total_token_throughput", "num_prompts"} <= result.keys()
-    assert (result["completed"], result["request_rate"], result["output_lens"]) == (3, "inf", [2, 2, 2])
+    assert result == json.loads((tmp_path / "r" / "report.json").read_text())
+    (one,) = result["latency"]
+    assert len(one["latencies"]) == len(one["prefill"]["seconds"]) == len(one["decode"]["seconds"]) == 3
+    assert one["avg_latency"] == pytest.approx(sum(one["latencies"]) / 3)
+    assert one["percentiles"]["50"] == sorted(one["latencies"])[1]
+    step = one["counted"]["decode_step"]
+    assert step["bytes"] == step["weight_bytes"] + step["cache_bytes"]
+    rate = one["decode"]["tokens_per_second"]
+    assert one["mbu"] == pytest.approx(step["bytes"] * rate / result["roofline"]["bandwidth"])
+    assert one["peak_memory_bytes"] > 10**7
+    assert {"command", "date", "machine", "versions", "model"} <= result.keys()
+    page = (tmp_path / "r" / "report.md").read_text()
+    assert "| tg3 @ d16 |" in page and "NOT MEASURED BY US" in page
+    assert (tmp_path / "r" / "roofline.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_failed_requests_are_shown_and_decide_the_exit_code(call: Call) -> None:
-    with serving(steady(0, 0), status=429, text='{"error": {"message": "the queue is full"}}') as stub:
-        outcome = call("bench", "serve", "--base-url", stub.base_url, *FEW)
+def test_throughput_counts_all_tokens(call: Call, tiny: Tiny, tiny_folder: Path) -> None:
+    arguments = ("--num-prompts", "5", "-p", "4-9", "-n", "2-3", "-r", "2", "--dtype", "float32", "--quiet")
+    outcome = call("bench", "throughput", tiny_folder, *arguments, "--json")
+    assert outcome.status == 0, outcome.err
+    found = json.loads(outcome.out)["throughput"]
+    assert found["num_requests"] == 5
+    assert 5 * 6 <= found["total_num_tokens"] <= 5 * 12
+    assert len(found["elapsed_times"]) == 2
+    assert found["tokens_per_second"] == pytest.approx(found["total_num_tokens"] / found["elapsed_time"])
+    assert found["requests_per_second"] == pytest.approx(5 / found["elapsed_time"])
+
+
+def test_compare_runs_transformers_and_counts_meshes(call: Call, tiny: Tiny, tiny_folder: Path) -> None:
+    outcome = call(
+        *("bench", "compare", tiny_folder, "--peers", "transformers,vllm", "-b", "2", *SMALL, "-r", "2"),
+        *("--mesh", "all", "--simulate-devices", "4", "--threads", "1", "--json", "--quiet"),
+    )
+    assert outcome.status == 0, outcome.err
+    result = json.loads(outcome.out)
+    compared = result["compare"]
+    assert compared["not_installed"] == {"vllm": "not installed (vllm): pip install vllm"}
+    (work,) = compared["works"]
+    assert [one["contender"] for one in work["results"]] == ["moejax", "transformers"]
+    assert [one["tokens"] for one in work["results"]] == ["same tokens"] * 2
+    for one in work["results"]:
+        assert len(one["decode"]["seconds"]) == 2 and min(one["decode"]["seconds"]) > 0
+    assert "grouped_mm (its default)" in compared["contenders"][1]["how"]
+    assert result["strategies"]["how"] == "counted (simulated devices: no times)"
+    assert [row["strategy"] for row in result["strategies"]["rows"]] == ["intra-expert", "inter-expert", "hybrid"]
+
+
+def test_the_counted_baseline_holds(call: Call) -> None:
+    """The regression guard that CI runs: FLOPs, bytes, collectives, launches and compilations of the demo model."""
+    outcome = call("bench", "check", BASELINE, "--counted-only")
+    assert outcome.status == 0, outcome.out + outcome.err
+    assert outcome.out == f"{len(json.loads(BASELINE.read_text())['cases'])} cases: as in the baseline\n"
+
+
+def test_a_changed_count_is_named(call: Call, tmp_path: Path) -> None:
+    baseline = json.loads(BASELINE.read_text())
+    baseline["cases"] = baseline["cases"][:1]
+    programs = baseline["cases"][0]["counted"]["programs"]
+    programs["generate"]["flops"] -= 1000
+    programs["extra"] = 1
+    (tmp_path / "b.json").write_text(json.dumps(baseline))
+    outcome = call("bench", "check", tmp_path / "b.json", "--counted-only")
     assert outcome.status == 1
-    assert outcome.out.startswith("0 requests completed, 3 failed in ")
-    assert outcome.err == "error: 3 x HTTP 429: the queue is full\n"
+    now = programs["generate"]["flops"] + 1000
+    assert f"programs.generate.flops was {now - 1000:,}, is {now:,} (+0.0%)" in outcome.out
+    assert "programs.extra was 1, is absent" in outcome.out
+    assert outcome.out.endswith("1 cases: 2 differences\n")
 
 
-def test_without_a_server_the_error_says_how_to_start_one(call: Call) -> None:
-    outcome = call("bench", "serve", "--base-url", "http://127.0.0.1:1")
+def test_a_new_baseline_has_times_and_holds(call: Call, tmp_path: Path) -> None:
+    baseline = json.loads(BASELINE.read_text())
+    baseline["cases"], baseline["tolerance"] = baseline["cases"][:1], 1e6
+    path = tmp_path / "b.json"
+    path.write_text(json.dumps(baseline))
+    assert call("bench", "check", path, "--update", "-r", "1").status == 0
+    written = json.loads(path.read_text())
+    assert written["machine"] and written["cases"][0]["times"].keys() == {"prefill", "decode"}
+    outcome = call("bench", "check", path, "-r", "1")
+    assert outcome.status == 0, outcome.out
+    assert "x the baseline's time (at most 1000001.00 x)" in outcome.out
+    written["tolerance"] = -1  # no time is that short: the guard has to see it
+    path.write_text(json.dumps(written))
+    outcome = call("bench", "check", path, "-r", "1")
+    assert (outcome.status, outcome.out.count("FAILED")) == (1, 2)
+
+
+WRONG = [
+    (("latency",), "give a CHECKPOINT or --random MODEL, got neither"),
+    (("latency", "demo", "--random", "186m"), "give a CHECKPOINT or --random MODEL, got both"),
+    (("latency", "demo", "-b", "1,x"), "--batch-size must be a whole number, got 'x'"),
+    (("latency", "demo", "-b", "0"), "--batch-size must be at least 1, got 0"),
+    (("latency", "demo", "-n", "2000"), "prompt and output of 2128 tokens are more than the model's 1024 positions"),
+    (("latency", "demo", "-r", "0"), "--num-iters must be at least 1, got 0"),
+    (("latency", "demo", "--num-iters-warmup", "0"), "--num-iters-warmup must be at least 1, since the first call"),
+    (("latency", "demo", "--mesh", "tensor=2"), "CPU devices of a mesh are simulated and not timed"),
+    (("latency", "--random", "mixtral-9x9b"), "unknown model 'mixtral-9x9b'"),
+    (("throughput", "demo", "-p", "9-2"), "--input-len must be a range LOW-HIGH from 1 on, got 9-2"),
+    (("throughput", "demo", "-p", "a-b"), "--input-len must be a whole number, got 'a'"),
+    (("throughput", "demo", "--num-prompts", "0"), "--num-prompts must be at least 1, got 0"),
+    (("compare", "demo", "--peers", "vlm"), "unknown peer 'vlm'"),
+    (("compare", "demo", "--mesh", "all"), "--mesh all needs --simulate-devices"),
+    (("compare", "demo", "--mesh", "expert=3"), "the number of experts is 8, which does not divide"),
+    (("compare", "demo", "-r", "0"), "--num-iters must be at least 1, got 0"),
+    (("check", "nowhere.json"), "nowhere.json: No such file or directory; make one with"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG, ids=[" ".join(arguments) for arguments, _ in WRONG])
+def test_mistakes_are_one_line(call: Call, arguments: tuple[str, ...], message: str) -> None:
+    outcome = call("bench", *arguments)
     assert (outcome.status, outcome.out) == (2, "")
-    assert outcome.err.count("\n") == 1
-    assert "start a server with: moejax serve CHECKPOINT" in outcome.err
+    assert outcome.err.startswith(f"error: {message}") and outcome.err.count("\n") == 1
 
 
-@pytest.mark.parametrize("arguments", [("bench",), ("bench", "--help")], ids=" ".join)
-def test_group_without_a_command_is_help(call: Call, arguments: tuple[str, ...]) -> None:
-    outcome = call(*arguments)
-    assert (outcome.status, outcome.err) == (0, "")
-    assert "  serve  Measure a running server under load." in outcome.out
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{}", "no baseline (KeyError: 'environment')"),
+        ("[1]", "no baseline (TypeError"),
+        ("{", "no baseline (JSONDecodeError"),
+        (
+            '{"environment": {}, "tolerance": 1, "cases": [{"source": "demo"}]}',
+            "expected cases with the keys batch_size",
+        ),
+    ],
+)
+def test_a_file_that_is_no_baseline(call: Call, tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "b.json").write_text(text)
+    outcome = call("bench", "check", tmp_path / "b.json")
+    assert outcome.status == 2 and message in outcome.err and outcome.err.count("\n") == 1
 
 
-def test_wrong_values_are_named_as_flags(call: Call) -> None:
-    outcome = call("bench", "serve", "--model", "m", "--num-prompts", "0")
-    assert (outcome.status, outcome.err) == (2, "error: --num-prompts must be at least 1, got 0\n")
+def test_times_of_another_machine_are_not_compared(call: Call, tmp_path: Path) -> None:
+    shutil.copy(BASELINE, tmp_path)
+    outcome = call("bench", "check", tmp_path / BASELINE.name)
+    assert outcome.status == 2 and "use --counted-only, or make a baseline of this machine" in outcome.err
 
 
-def test_examples_use_flags_that_exist(call: Call) -> None:
-    known = call("bench", "serve", "--help").out.partition("Examples:")[0].split()
-    for example in EXAMPLES:
-        assert [word for word in shlex.split(example) if word.startswith("--") and word not in known] == []
+def test_counts_of_another_jax_are_not_compared(call: Call, tmp_path: Path) -> None:
+    baseline = json.loads(BASELINE.read_text())
+    baseline["environment"]["jax"] = "0.1"
+    (tmp_path / "b.json").write_text(json.dumps(baseline))
+    outcome = call("bench", "check", tmp_path / "b.json", "--counted-only")
+    assert outcome.status == 2 and "was counted with jax 0.1, here it is" in outcome.err
+    assert "make a new baseline with --update" in outcome.err
+
+
+def test_the_group_shows_its_commands(call: Call) -> None:
+    outcome = call("bench")
+    assert outcome.status == 0
+    for name in ("latency", "throughput", "compare", "check"):
+        assert f"  {name} " in outcome.out
+        text = call("bench", name, "--help")
+        assert text.status == 0 and f"moejax bench {name} " in text.out.partition("Examples:")[2]

@@ -1,0 +1,81 @@
+"""Where and when a benchmark ran: machine, versions, date, command. Imports no JAX."""
+
+import importlib.metadata
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+VERSIONS_OF = ("moejax", "jax", "jaxlib", "numpy", "torch", "transformers", "llama-cpp-python", "gguf", "vllm")
+
+
+def describe_run(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Everything that has to stand beside a number: `command`, `date`, `machine`, `versions`."""
+    return {
+        "command": shlex.join(["moejax", *(sys.argv[1:] if arguments is None else arguments)]),
+        "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "machine": describe_machine(),
+        "versions": versions(),
+    }
+
+
+def describe_machine() -> dict[str, Any]:
+    """The processor as the kernel names it, the cores that this process may use, memory, system."""
+    return {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
+        "system": f"{platform.system()} {platform.machine()}",
+        "features": [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in _cpu_flags()],
+    }
+
+
+def machine_line(machine: dict[str, Any]) -> str:
+    """The machine in one line."""
+    features = ", ".join(machine["features"])
+    return (
+        f"{machine['processor']}{f' ({features})' if features else ''}, {machine['cores']} cores, "
+        f"{machine['memory_gb']} GB, {machine['system']}"
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions of what is installed and may matter."""
+    found = {"python": platform.python_version()}
+    for name in VERSIONS_OF:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # a peer that is not here has no version to state
+    return found | ({"commit": commit} if (commit := _commit()) else {})
+
+
+def _commit() -> str | None:
+    """The commit of a source tree, with + where files have changed since; None for an installed package."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        return None  # no git here, or a tree that is not git's: nothing to state
+
+
+def _cpuinfo(key: str) -> str | None:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(key)), None)
+
+
+def _processor() -> str:
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def _cpu_flags() -> set[str]:
+    return set((_cpuinfo("flags") or "").split())

@@ -1,0 +1,57 @@
+"""moejax itself, as one of the systems compared."""
+
+import time
+
+import jax
+import numpy as np
+
+import moejax
+from moejax.bench.peers import Run, Runner, Served, Settings
+from moejax.cli.startup import prepare_jax
+
+
+def load(settings: Settings) -> Runner:
+    """Loads the folder; programs are compiled by the warm-up and are in no time."""
+    prepare_jax(quiet=True)
+    model = moejax.load(
+        settings.folder,
+        dtype=settings.dtype,
+        mesh=settings.mesh,
+        expert_backend=settings.expert_backend,
+        max_seq_len=settings.max_len,
+    )
+
+    def run(prompts: list[list[int]], output_len: int) -> Run:
+        results = moejax.decode(model, prompts, max_tokens=output_len, ignore_eos=True)
+        stats = results[0].stats
+        return Run(
+            tokens=[result.token_ids for result in results],
+            prefill_seconds=stats.ttft_seconds,
+            decode_seconds=stats.decode_seconds,
+        )
+
+    def serve(prompts: list[list[int]], output_lens: list[int]) -> Served:
+        params = [moejax.SamplingParams(max_tokens=length, ignore_eos=True) for length in output_lens]
+        compiled = model.programs.compile_seconds
+        began = time.perf_counter()
+        results = moejax.decode(model, prompts, params)
+        seconds = time.perf_counter() - began - (model.programs.compile_seconds - compiled)
+        return Served(tokens=[result.token_ids for result in results], seconds=seconds)
+
+    def score(prompts: list[list[int]], tokens: list[list[int]]) -> list[float]:
+        """For each row, the largest gap between the best logit and that of the token that was taken there, in standard
+        deviations of the logits: 0 where every token is the most probable one, about 4 for tokens at random.
+        """
+        sequences = [prompt + row for prompt, row in zip(prompts, tokens, strict=True)]
+        worst = []
+        for sequence, row in zip(sequences, tokens, strict=True):
+            (logits,) = moejax.logits(model, [sequence[:-1]])
+            logits = logits[-len(row) :]
+            gaps = logits.max(axis=1) - logits[np.arange(len(row)), row]
+            worst.append(float((gaps / logits.std(axis=1)).max()))
+        return worst
+
+    how = f"experts {model.expert_backend}, {jax.default_backend()}"
+    if model.mesh.size > 1:
+        how += f", mesh {model.mesh}, dispatch {model.dispatch}"
+    return Runner(run=run, how=how, serve=serve, serve_how="one call of moejax.decode with all requests", score=score)

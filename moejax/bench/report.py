@@ -1,0 +1,98 @@
+"""Writes a report: JSON with every sample, a Markdown page, PNG plots. Imports no JAX."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from moejax.bench.machine import machine_line
+from moejax.bench.plots import draw_plots
+from moejax.bench.published import published_table
+from moejax.bench.report_tables import compare_table, latency_table, strategies_table
+
+
+def write_report(folder: Path, result: dict[str, Any]) -> None:
+    """Writes `report.json`, `report.md` and the plots that `result` has data for to `folder`.
+
+    Raises:
+        OSError: when the folder cannot be written.
+        ValueError: when matplotlib is not installed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "report.json").write_text(f"{json.dumps(result, indent=1)}\n", encoding="utf-8")
+    plots = draw_plots(folder, result)
+    (folder / "report.md").write_text(markdown(result, plots), encoding="utf-8")
+
+
+def markdown(result: dict[str, Any], plots: dict[str, str]) -> str:
+    """The page; `plots` are file names and what they show."""
+    parts = ["# Benchmark\n", circumstances(result), *sections(result, level=2)]
+    parts += [f"![{what}]({name})\n" for name, what in plots.items()]
+    parts += ["## Published figures of others\n", published_table()]
+    return "\n".join(parts)
+
+
+def sections(result: dict[str, Any], *, level: int) -> list[str]:
+    """What was measured, a part for each kind, under headings of this level."""
+    mark, parts = "#" * level, []
+    if latency := result.get("latency"):
+        parts += [f"{mark} Latency\n", _roofline(result["roofline"]), latency_table(latency)]
+    if throughput := result.get("throughput"):
+        parts += [f"{mark} Throughput\n", _throughput(throughput)]
+    if compared := result.get("compare"):
+        parts += [f"{mark} Beside other systems\n", _rules(compared), compare_table(compared), _systems(compared)]
+    if strategies := result.get("strategies"):
+        parts += [f"{mark} Parallelism\n", strategies_table(strategies)]
+    return parts
+
+
+def circumstances(result: dict[str, Any]) -> str:
+    """Command, date, machine, versions, model."""
+    model = result["model"]
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    details = ", ".join(str(model[key]) for key in ("dtype", "expert_backend", "mesh") if key in model)
+    return (
+        f"- command: `{result['command']}`\n"
+        f"- date: {result['date']}\n"
+        f"- machine: {machine_line(result['machine'])}\n"
+        f"- versions: {versions}\n"
+        f"- model: {model['name']}, {model['parameters'] / 1e6:,.0f} M parameters, of which a token uses "
+        f"{model['active_parameters'] / 1e6:,.0f} M; {details}\n"
+    )
+
+
+def _roofline(roofline: dict[str, Any]) -> str:
+    return (
+        f"Measured in the same run: copy {roofline['copy_bytes_per_second'] / 1e9:.1f} GB/s (read plus written), read "
+        f"{roofline['read_bytes_per_second'] / 1e9:.1f} GB/s, matrix products "
+        f"{roofline['matrix_flops_per_second'] / 1e9:,.0f} GFLOP/s. MBU is of the larger bandwidth, MFU of the matrix "
+        "rate; bytes and FLOPs are closed forms, with the experts that the router chose.\n"
+    )
+
+
+def _throughput(one: dict[str, Any]) -> str:
+    return (
+        f"{one['num_requests']} requests, prompts of {one['input_len'][0]}-{one['input_len'][1]} and outputs of "
+        f"{one['output_len'][0]}-{one['output_len'][1]} tokens, all at once: {one['elapsed_time']:.2f} ± "
+        f"{one['elapsed_stdev']:.2f} s, {one['requests_per_second']:.2f} requests/s, {one['tokens_per_second']:,.1f} "
+        f"tokens/s, of which {one['output_tokens_per_second']:,.1f} generated; compilation "
+        f"{one['compile_seconds']:.1f} s, apart.\n"
+    )
+
+
+def _rules(compared: dict[str, Any]) -> str:
+    return (
+        f"Every system in a process of its own with {compared['threads']} threads; same weights, prompts and dtype; "
+        f"{compared['rounds']} rounds, interleaved, in turning order. Loading, tokenization, compilation and one "
+        "warm-up call are in no time. Greedy tokens were judged first, in float32. The ratio is moejax's speed over "
+        "the system's, round by round; **bold** is a loss of moejax.\n"
+    )
+
+
+def _systems(compared: dict[str, Any]) -> str:
+    lines = []
+    for one in compared["contenders"]:
+        served = f"; ragged requests: {one['serve_how']}" if one["serve_how"] and compared.get("throughput") else ""
+        failed = f"; FAILED: {one['failed']}" if one["failed"] else ""
+        lines.append(f"- {one['name']}: {one['how'] or 'did not load'}{served}{failed}")
+    lines += [f"- {name}: {reason}" for name, reason in compared["not_installed"].items()]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,96 @@
+"""The same model split in different ways, counted: what each device holds, and what it sends per token. No JAX.
+
+Closed forms of `moejax.communication`, which the tests compare with the collectives that XLA compiled on every mesh.
+"""
+
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
+
+from moejax.bench.works import Work
+from moejax.communication import Tokens, choice_collectives, forward_collectives
+from moejax.config import ModelConfig
+from moejax.layout import Split, make_rules, resolve_split
+from sharding import MeshConfig, Rules
+from sharding.collectives import wire_elements
+from sharding.collectives.collective import ITEM_SIZES
+
+COUNTED = "counted (simulated devices: no times)"
+TIMED = "timed on real devices"
+
+
+def meshes_of(names: Sequence[str], devices: int | None) -> list[str]:
+    """The meshes asked for; "all" is one each of intra-expert, inter-expert and hybrid over `devices`.
+
+    Raises:
+        ValueError: for "all" without a number of devices that has all three.
+    """
+    found: list[str] = []
+    for name in names:
+        if name != "all":
+            found.append(name)
+            continue
+        if devices is None or devices < 4 or devices % 2:
+            raise ValueError(
+                f"--mesh all needs --simulate-devices with an even number from 4 on, got {devices}; on real devices "
+                "name each mesh, as in --mesh tensor=4 --mesh expert=4 --mesh expert=2,tensor=2"
+            )
+        found += [f"tensor={devices}", f"expert={devices}", f"expert={devices // 2},tensor=2"]
+    return list(dict.fromkeys(found))
+
+
+def strategy_name(mesh: MeshConfig) -> str:
+    """What people call this split of the experts."""
+    if mesh.expert > 1 and mesh.tensor > 1:
+        return "hybrid"
+    return "inter-expert" if mesh.expert > 1 else "intra-expert" if mesh.tensor > 1 else "data parallel"
+
+
+def count_strategies(
+    config: ModelConfig, meshes: Sequence[str], works: Sequence[Work], dtype: str, dispatch: str
+) -> list[dict[str, Any]]:
+    """A row per mesh: bytes of weights per device, collectives and bytes sent per decode step and per prefill.
+
+    Raises:
+        ValueError: for a mesh that cannot split this model.
+    """
+    rows = []
+    for text in meshes:
+        split = resolve_split(config, text, dispatch)
+        rules = make_rules(config, split.mesh, split.dispatch)
+        rows.append(
+            {
+                "strategy": strategy_name(split.mesh),
+                "mesh": str(split.mesh),
+                "dispatch": split.dispatch,
+                "weight_bytes_per_device": weight_elements(config, rules) * ITEM_SIZES[dtype],
+                "works": [_count(config, rules, split, work, dtype) for work in works],
+            }
+        )
+    return rows
+
+
+def weight_elements(config: ModelConfig, rules: Rules) -> int:
+    """Parameters that each device holds."""
+    d, h = config.embed_dim, config.head_dim
+    experts = config.num_experts * config.num_expert_parameters // (rules.parts("experts") * rules.parts("mlp"))
+    attention = (
+        2 * d * h * (config.num_heads // rules.parts("q_heads") + config.num_kv_heads // rules.parts("kv_heads"))
+    )
+    tables = (1 if config.tie_embeddings else 2) * config.vocab_size // rules.parts("vocab") * d
+    return tables + d + config.num_layers * (experts + attention + d * config.num_experts + 2 * d)
+
+
+def _count(config: ModelConfig, rules: Rules, split: Split, work: Work, dtype: str) -> dict[str, Any]:
+    parts = rules.parts("batch")
+    rows = -(-work.batch_size // parts) * parts  # a batch that does not divide is padded
+    counted: dict[str, Any] = {"batch_size": work.batch_size, "input_len": work.input_len, "padded_rows": rows}
+    for phase, length in (("decode_step", 1), ("prefill", work.input_len)):
+        tokens = Tokens(rows=rows, length=length)
+        found = forward_collectives(config, rules, split.dispatch, tokens, dtype)
+        found += choice_collectives(rules, Tokens(rows=rows, length=1))
+        shape = split.mesh.shape
+        sent = sum((wire_elements(one, shape) * ITEM_SIZES[one.dtype] for one in found), Fraction(0))
+        counted[phase] = {"collectives": len(found), "wire_bytes_per_device": float(sent)}
+    counted["padded_rows"] -= work.batch_size
+    return counted

@@ -1,0 +1,107 @@
+"""The flags that several of the `moejax bench` commands have."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from moejax.cli.options import whole_number
+
+WORK, MODEL, OUTPUT = "What is timed", "Model", "Results"
+
+
+class Numbers(tuple[int, ...]):
+    """Whole numbers given with commas."""
+
+
+class Range(tuple[int, int]):
+    """The ends of a range given as LOW-HIGH."""
+
+
+# Defaults, as parsed.
+BATCH_SIZES, INPUT_LENS, OUTPUT_LENS = Numbers((1,)), Numbers((128,)), Numbers((64,))
+RAGGED = Range((16, 256))
+
+
+def numbers(value: Any) -> Numbers:
+    """Numbers from the command line, as in 1,8,16 (or the default, which are some)."""
+    return value if isinstance(value, Numbers) else Numbers(whole_number(part) for part in value.split(","))
+
+
+def number_range(value: Any) -> Range:
+    """A range from the command line, as in 16-256; a single number is one of that length."""
+    if isinstance(value, Range):
+        return value
+    low, _, high = value.partition("-")
+    return Range((whole_number(low), whole_number(high or low)))
+
+
+def names(text: str) -> list[str]:
+    """Words given with commas."""
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+Checkpoint = Annotated[
+    str | None,
+    typer.Argument(metavar="[CHECKPOINT]", help="A checkpoint folder, demo, or random:NAME.", show_default=False),
+]
+Random = Annotated[
+    str | None,
+    typer.Option(
+        "--random",
+        rich_help_panel=MODEL,
+        metavar="MODEL",
+        help="Random weights instead of a CHECKPOINT: 186m or 742m (parameters), mixtral-8x7b, mixtral-8x22b, or the "
+        "path of a config.json.",
+    ),
+]
+
+
+def _list(*flags: str, help: str) -> Any:
+    return typer.Option(*flags, rich_help_panel=WORK, parser=numbers, metavar="N[,N...]", help=help)
+
+
+def _whole(*flags: str, help: str, panel: str = WORK) -> Any:
+    return typer.Option(*flags, rich_help_panel=panel, parser=whole_number, metavar="N", help=help)
+
+
+BatchSizes = Annotated[Numbers, _list("--batch-size", "-b", help="Prompts at a time.")]
+InputLens = Annotated[Numbers, _list("--input-len", "-p", help="Tokens of each prompt.")]
+OutputLens = Annotated[Numbers, _list("--output-len", "-n", help="Tokens generated after each prompt.")]
+NumPrompts = Annotated[int, _whole("--num-prompts", help="Requests in all.")]
+InputRange = Annotated[
+    Range,
+    typer.Option(
+        "--input-len",
+        "-p",
+        rich_help_panel=WORK,
+        parser=number_range,
+        metavar="LOW-HIGH",
+        help="Tokens of each prompt, drawn from this range.",
+    ),
+]
+OutputRange = Annotated[
+    Range,
+    typer.Option(
+        "--output-len",
+        "-n",
+        rich_help_panel=WORK,
+        parser=number_range,
+        metavar="LOW-HIGH",
+        help="Tokens generated after each prompt, drawn from this range.",
+    ),
+]
+Rounds = Annotated[int, _whole("--num-iters", "-r", help="Rounds that are timed.")]
+Warmup = Annotated[int, _whole("--num-iters-warmup", help="Rounds before them, which compile.")]
+Seed = Annotated[int, _whole("--model-seed", panel=MODEL, help="Seed of random weights.")]
+Json = Annotated[bool, typer.Option("--json", rich_help_panel=OUTPUT, help="Print a JSON object instead of a table.")]
+Report = Annotated[
+    Path | None,
+    typer.Option(
+        "--report",
+        rich_help_panel=OUTPUT,
+        metavar="DIR",
+        help="Write JSON with every sample, a Markdown page and PNG plots there (needs moejax[bench]).",
+        show_default=False,
+    ),
+]

@@ -1,0 +1,137 @@
+"""Draws docs/poster.svg: architecture, strategies and results on one page, from the JSON of benchmark reports.
+
+    python scripts/draw_poster.py docs/benchmarks/*.json --output docs/poster.svg
+
+The reports are those that `moejax bench compare --report` writes; each bar is the median of a report's rounds, and a
+bar that is shorter than its neighbour's is drawn as short. Without a report of a kind its part of the page says so.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from scripts.draw_parallelism import FAINT, HELD, HOME, INK, PANEL, box, svg, text
+
+WIDTH, MARGIN = 1180, 28
+HALF = (WIDTH - 3 * MARGIN) // 2
+LAYERS = (
+    ("serving, command line", "requests in, tokens out: moejax.decode, moejax decode"),
+    ("decoding", "prefill, then one compiled loop: embed, layers, logits, sample"),
+    ("model", "L x [norm, attention with cache, norm, route, dispatch, experts, combine]"),
+    ("dispatch", "replicated, gather, all_to_all: how tokens reach their experts"),
+    ("expert backends", "dense, blocked, ragged, pallas: how a device computes its experts"),
+    ("convert", "Hugging Face safetensors and Orbax, streamed and checked"),
+    ("sharding", "one mesh: data x expert x tensor; collectives counted in compiled programs"),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("reports", nargs="+", type=Path, help="report.json files of moejax bench compare")
+    parser.add_argument("--output", type=Path, required=True)
+    args = parser.parse_args()
+    reports = [json.loads(path.read_text(encoding="utf-8")) for path in args.reports]
+    args.output.write_text(poster(reports), encoding="utf-8")
+
+
+def poster(reports: Sequence[dict[str, Any]]) -> str:
+    """The whole page."""
+    parts = [
+        text(MARGIN, 46, "moejax: Mixtral mixture-of-experts decoding in JAX", size=24),
+        text(
+            MARGIN, 70, "One device or a mesh; intra-expert, inter-expert or hybrid parallelism; dropless.", fill=FAINT
+        ),
+    ]
+    left, left_end = architecture(MARGIN, 100)
+    right, right_end = strategies(2 * MARGIN + HALF, 100, reports)
+    below, end = results(MARGIN, max(left_end, right_end) + 26, reports)
+    return svg(WIDTH, end + 20, "moejax: architecture, strategies, results", [*parts, *left, *right, *below])
+
+
+def architecture(x: float, y: float) -> tuple[list[str], int]:
+    """The layers of the code, from the command line down; imports point downwards."""
+    parts = [text(x, y + 14, "Architecture", size=16)]
+    top = y + 28
+    for place, (name, words) in enumerate(LAYERS):
+        where = top + place * 44
+        parts += [box(x, where, HALF, 36, PANEL, stroke="#d1d9e0", radius=6)]
+        parts += [box(x, where, 5, 36, HELD), text(x + 16, where + 15, name, size=13)]
+        parts += [text(x + 16, where + 29, words, size=11, fill=FAINT)]
+    return parts, int(top + len(LAYERS) * 44)
+
+
+def strategies(x: float, y: float, reports: Sequence[dict[str, Any]]) -> tuple[list[str], int]:
+    """What each way to split the model sends, counted."""
+    parts = [text(x, y + 14, "Strategies", size=16)]
+    found = next((report for report in reports if "strategies" in report), None)
+    if found is None:
+        return [*parts, text(x, y + 40, "no report of strategies was given", fill=FAINT)], int(y + 60)
+    rows = found["strategies"]["rows"]
+    how = found["strategies"]["how"]
+    parts += [text(x, y + 36, f"{found['model']['name']}, {found['model']['dtype']}: {how}", size=11, fill=FAINT)]
+    most = max(work["decode_step"]["wire_bytes_per_device"] for row in rows for work in row["works"])
+    top = y + 52
+    for row in rows:
+        parts += [text(x, top + 14, f"{row['strategy']}: {row['mesh']}", size=13)]
+        weights = f"{row['weight_bytes_per_device'] / 1e6:,.0f} MB of weights per device, dispatch {row['dispatch']}"
+        parts += [text(x, top + 30, weights, size=11, fill=FAINT)]
+        for place, work in enumerate(row["works"]):
+            step = work["decode_step"]
+            line = top + 40 + place * 18
+            length = max(2.0, (HALF - 300) * step["wire_bytes_per_device"] / most)
+            parts += [text(x, line + 11, f"batch {work['batch_size']}", size=11)]
+            parts += [box(x + 64, line, length, 13, HOME[2])]
+            told = f"{step['wire_bytes_per_device'] / 1e3:,.1f} kB sent per step, {step['collectives']} collectives"
+            parts += [text(x + 70 + length, line + 11, told, size=11)]
+        top += 52 + 18 * len(row["works"])
+    return parts, int(top)
+
+
+def results(x: float, y: float, reports: Sequence[dict[str, Any]]) -> tuple[list[str], int]:
+    """Bars of tokens per second, the same scale within each piece of work; wins and losses alike."""
+    parts = [text(x, y + 14, "Results", size=16)]
+    compared = [report for report in reports if any(work["results"] for work in report["compare"]["works"])]
+    if not compared:
+        return [*parts, text(x, y + 40, "no report of a comparison was given", fill=FAINT)], int(y + 60)
+    columns = [y + 24, y + 24]
+    for report in compared:
+        for work in report["compare"]["works"]:
+            for phase, name in (("prefill", f"prefill of {work['input_len']}"), ("decode", "decoding")):
+                shown = [one for one in work["results"] if phase in one]
+                if len(shown) > 1:
+                    side = columns.index(min(columns))
+                    title = f"{report['model']['name']}, {name}, batch {work['batch_size']}"
+                    parts += bars(x + side * (HALF + MARGIN), columns[side], title, phase, shown)
+                    columns[side] += 40 + 18 * len(shown)
+    return [*parts, *circumstances(x, max(columns) + 8, compared)], int(max(columns) + 30)
+
+
+def bars(x: float, y: float, title: str, phase: str, shown: Sequence[dict[str, Any]]) -> list[str]:
+    """One piece of work: a bar per system."""
+    parts = [text(x, y + 20, title, size=13)]
+    most = max(one[phase]["median_tokens_per_second"] for one in shown)
+    for place, one in enumerate(shown):
+        line, rate = y + 28 + place * 18, one[phase]["median_tokens_per_second"]
+        length = max(2.0, (HALF - 390) * rate / most)
+        ours = one["contender"] == "moejax"
+        told = f"{rate:,.0f} tok/s" + ("" if ours else f"; moejax {one[phase]['median_ratio']:.2f} x")
+        told += "; WRONG TOKENS" if one["tokens"] == "WRONG" else ""
+        parts += [text(x, line + 11, one["contender"], size=11)]
+        parts += [box(x + 226, line, length, 13, HELD if ours else HOME[1])]
+        parts += [text(x + 232 + length, line + 11, told, size=11)]
+    return parts
+
+
+def circumstances(x: float, y: float, compared: Sequence[dict[str, Any]]) -> list[str]:
+    """Machine, date and commit: without them no number."""
+    one = compared[0]
+    machine = f"{one['machine']['processor']}, {one['compare']['threads']} threads"
+    commit = one["versions"].get("commit", "release")
+    words = f"Medians of {one['compare']['rounds']} interleaved rounds; {machine}; {one['date'][:10]}; {commit}."
+    return [text(x, y + 8, words, size=11, fill=INK)]
+
+
+if __name__ == "__main__":
+    main()

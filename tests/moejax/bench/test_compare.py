@@ -1,0 +1,91 @@
+"""Rounds, ratios and verdicts, with peers whose times and mistakes are known."""
+
+import dataclasses
+import json
+
+import pytest
+
+from moejax.bench.compare import Plan, as_json, compare, installed
+from moejax.bench.peers import PEERS, Peer, expand_peers
+from moejax.bench.process import PeerFailed
+from moejax.bench.works import Request, Work
+from tests.moejax.bench.fakes import SETTINGS, command
+
+WORK = Work(batch_size=2, input_len=3, output_len=5)
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moejax.bench.compare.SETTLE_SECONDS", 0.0)
+
+
+def plan(behaviours: dict[str, str], rounds: int = 2) -> Plan:
+    commands = {name: command(behaviour) for name, behaviour in behaviours.items()}
+    return Plan(
+        contenders={name: ("moejax", SETTINGS) for name in behaviours},
+        works=[WORK],
+        requests=[Request(prompt=[4], output_len=2), Request(prompt=[5, 6], output_len=3)],
+        rounds=rounds,
+        vocab_size=50,
+        commands={**commands, "reference": command("right")},
+    )
+
+
+def test_times_tokens_and_failures_of_every_peer() -> None:
+    asked = plan({"moejax": "right", "fast and wrong": "wrong", "dying": "dies", "broken": "raises"})
+    events: list[str] = []
+    standings = compare(asked, on_event=events.append)
+    found = as_json(asked, standings)
+    json.dumps(found)
+    failed = {one["name"]: one["failed"] for one in found["contenders"]}
+    assert failed["moejax"] is None and failed["fast and wrong"] is None
+    assert failed["dying"] == "dying ended (exit code 3: segmentation fault, as it were)"
+    assert failed["broken"] == "broken cannot load: RuntimeError: no such layer"
+    (work,) = found["works"]
+    ours, wrong = work["results"]
+    assert (ours["contender"], ours["tokens"], ours["worst_gap"]) == ("moejax", "same tokens", 0.0)
+    assert (wrong["contender"], wrong["tokens"], wrong["worst_gap"]) == ("fast and wrong", "WRONG", 4.0)
+    # It takes half of our seconds: a ratio below 1 is a loss of ours.
+    assert wrong["decode"]["seconds"] == [0.5, 0.5]
+    assert wrong["decode"]["ratios"] == [0.5, 0.5]
+    assert wrong["decode"]["median_tokens_per_second"] == 2 * 4 / 0.5
+    assert wrong["prefill"]["median_tokens_per_second"] == 2 * 3 / 0.25
+    served = found["throughput"]
+    assert (served["num_requests"], served["prompt_tokens"], served["output_tokens"]) == (2, 3, 5)
+    assert [one["contender"] for one in served["results"]] == ["moejax", "fast and wrong"]
+    assert [standing.name for standing in standings if not all(v.right for v in standing.verdicts.values())] == [
+        "fast and wrong"
+    ]
+    assert "judging the tokens in float32" in events
+
+
+def test_when_moejax_fails_there_is_nothing_to_compare() -> None:
+    with pytest.raises(PeerFailed, match="moejax cannot load"):
+        compare(plan({"moejax": "raises", "other": "right"}))
+
+
+def test_a_single_token_has_no_decoding() -> None:
+    asked = dataclasses.replace(plan({"moejax": "right"}, rounds=1), works=[dataclasses.replace(WORK, output_len=1)])
+    (work,) = as_json(asked, compare(asked))["works"]
+    assert "decode" not in work["results"][0]
+    assert work["name"] == "b2 pp3 tg1"
+
+
+def test_names_of_peers() -> None:
+    assert expand_peers(["transformers-compiled", "transformers", "transformers"]) == [
+        "transformers-compiled-grouped_mm",
+        "transformers-compiled-batched_mm",
+        "transformers",
+    ]
+    with pytest.raises(ValueError) as caught:
+        expand_peers(["lama.cpp"])
+    assert str(caught.value) == (
+        "unknown peer 'lama.cpp': the known ones are transformers-compiled, transformers, "
+        "transformers-compiled-grouped_mm, transformers-compiled-batched_mm, llama.cpp, vllm; did you mean 'llama.cpp'?"
+    )
+
+
+def test_what_is_not_installed_is_named_with_its_install_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    absent = Peer(load="nowhere:load", needs=("json", "no_such_module"), install="pip install it")
+    monkeypatch.setitem(PEERS, "absent", absent)
+    assert installed(["moejax", "absent"]) == (["moejax"], {"absent": "not installed (no_such_module): pip install it"})

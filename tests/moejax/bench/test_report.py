@@ -1,0 +1,109 @@
+"""What a report says of given numbers: losses are as visible as wins, wrong tokens are called wrong."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moejax.bench import plots, published
+from moejax.bench.machine import describe_run, machine_line
+from moejax.bench.report import write_report
+from moejax.bench.report_tables import compare_table, table
+
+
+def samples(rate: float, ratio: float) -> dict[str, Any]:
+    return {
+        "seconds": [1 / rate] * 2,
+        "tokens_per_second": [rate, rate],
+        "median_tokens_per_second": rate,
+        "ratios": [ratio, ratio],
+        "median_ratio": ratio,
+    }
+
+
+def result(contender: str, rate: float, ratio: float, tokens: str = "same tokens") -> dict[str, Any]:
+    both = {"prefill": samples(10 * rate, ratio), "decode": samples(rate, ratio)}
+    return {"contender": contender, "tokens": tokens, "worst_gap": 0.0, "warmup_seconds": 1.0, **both}
+
+
+def comparison() -> dict[str, Any]:
+    works = [
+        {
+            "batch_size": batch,
+            "input_len": 128,
+            "output_len": 64,
+            "name": f"b{batch}",
+            "results": [
+                result("moejax", 100.0 * batch, 1.0),
+                result("faster", 125.0 * batch, 0.8),
+                result("slower", 50.0 * batch, 2.0, tokens="WRONG"),
+            ],
+        }
+        for batch in (1, 8)
+    ]
+    systems = [{"name": name, "how": "so", "serve_how": "", "failed": None} for name in ("moejax", "faster", "slower")]
+    systems[2]["failed"] = "slower ended"
+    compared = {
+        "rounds": 2,
+        "threads": 2,
+        "contenders": systems,
+        "works": works,
+        "throughput": {"num_requests": 64, "results": [{"contender": "moejax", "how": "", **samples(7.0, 1.0)}]},
+        "not_installed": {"vllm": "not installed (vllm): pip install vllm"},
+    }
+    model = {"name": "m", "parameters": 10**8, "active_parameters": 10**7, "dtype": "bfloat16"}
+    return {**describe_run(["bench", "compare", "a b"]), "model": model, "compare": compared}
+
+
+def test_a_report_has_page_samples_and_plots(tmp_path: Path) -> None:
+    given = comparison()
+    write_report(tmp_path / "new", given)
+    assert json.loads((tmp_path / "new" / "report.json").read_text()) == given
+    page = (tmp_path / "new" / "report.md").read_text()
+    assert "- command: `moejax bench compare 'a b'`" in page
+    assert "- vllm: not installed (vllm): pip install vllm" in page
+    assert "- slower: so; FAILED: slower ended" in page
+    assert "NOT MEASURED BY US" in page
+    names = ["throughput_p128_n64.png", "latency_p128_n64.png", "ratio_p128_n64.png", "prefill_ratio_p128_n64.png"]
+    for name in names:
+        assert f"({name})" in page
+        assert (tmp_path / "new" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_losses_are_bold_and_wrong_tokens_named() -> None:
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in compare_table(comparison()["compare"]).splitlines()
+    ]
+    decode = {row[1]: row for row in rows if row[0] == "tg64 @ d128, batch 8"}
+    assert decode["moejax"][2:5] == ["800.0", "800.0 to 800.0", ""]
+    assert decode["faster"][4] == "**0.80**"
+    assert (decode["slower"][4], decode["slower"][6]) == ("2.00", "WRONG")
+    assert [row[:3] for row in rows if row[0] == "64 ragged requests"] == [["64 ragged requests", "moejax", "7.0"]]
+
+
+def test_without_matplotlib_nothing_is_measured_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError) as caught:
+        plots.check_plots()
+    assert str(caught.value) == (
+        "--report draws with matplotlib, which is not installed; run: pip install 'moejax[bench]'"
+    )
+
+
+def test_every_published_figure_has_its_source() -> None:
+    assert {one.system.split()[0] for one in published.PUBLISHED} >= {"gpt-fast", "TensorRT-LLM", "vLLM"}
+    assert all(one.source.startswith("https://") for one in published.PUBLISHED)
+
+
+def test_tables_are_aligned() -> None:
+    lines = table(("a", "long"), [("x", "1"), ("yyyy", "22")]).splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert lines[1] == "| ---- | ---: |"
+
+
+def test_the_machine_is_described() -> None:
+    run = describe_run(["bench"])
+    assert run["machine"]["cores"] >= 1 and run["machine"]["memory_gb"] > 0
+    assert f"{run['machine']['cores']} cores" in machine_line(run["machine"])
+    assert {"python", "jax", "numpy"} <= run["versions"].keys()

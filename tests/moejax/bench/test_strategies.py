@@ -1,0 +1,53 @@
+"""The table of strategies: its closed forms against the declared parameters, and how a mesh is asked for."""
+
+import pytest
+
+from moejax.bench.strategies import count_strategies, meshes_of, strategy_name, weight_elements
+from moejax.bench.works import Work
+from moejax.config import NAMED_CONFIGS
+from moejax.layout import make_rules
+from moejax.loading import abstract_model, make_parallel
+from moejax.placement import param_placements
+from sharding import MeshConfig, bytes_per_device
+
+MIXTRAL = NAMED_CONFIGS["mixtral-8x7b"]
+WORK = Work(batch_size=8, input_len=16, output_len=2)
+
+
+@pytest.mark.parametrize("dispatch", ["replicated", "gather"])
+@pytest.mark.parametrize("mesh", ["tensor=8", "expert=8", "expert=4,tensor=2", "data=2,expert=4"])
+def test_weights_per_device_are_those_that_the_model_declares(mesh: str, dispatch: str) -> None:
+    config = MeshConfig.parse(mesh)
+    rules = make_rules(MIXTRAL, config, dispatch)  # pyright: ignore[reportArgumentType]
+    parallel = make_parallel(MIXTRAL, config.abstract(), dispatch)
+    _, abstract = abstract_model(MIXTRAL, "blocked", "bfloat16", parallel)
+    assert 2 * weight_elements(MIXTRAL, rules) == bytes_per_device(param_placements(abstract, parallel.rules))
+
+
+def test_intra_and_inter_expert_move_the_same_when_replicated() -> None:
+    """docs/parallelism.md: 2 (G - 1) / G of the activations, in attention and in the MoE layer, whatever the axis."""
+    intra, inter, hybrid = count_strategies(MIXTRAL, meshes_of(["all"], 4), [WORK], "bfloat16", "replicated")
+    assert [row["strategy"] for row in (intra, inter, hybrid)] == ["intra-expert", "inter-expert", "hybrid"]
+    sent = {row["works"][0]["decode_step"]["wire_bytes_per_device"] for row in (intra, inter, hybrid)}
+    activations = 8 * MIXTRAL.embed_dim * 2
+    layers = 2 * MIXTRAL.num_layers + 1  # and the embedding
+    (only,) = sent
+    assert only >= layers * 2 * 3 / 4 * activations
+    assert only - layers * 2 * 3 / 4 * activations < 1000  # choosing tokens
+
+
+def test_a_batch_that_does_not_divide_is_padded_and_said() -> None:
+    work = Work(batch_size=3, input_len=16, output_len=2)
+    (row,) = count_strategies(MIXTRAL, ["expert=4"], [work], "bfloat16", "gather")
+    assert row["works"][0]["padded_rows"] == 1
+
+
+@pytest.mark.parametrize("devices", [None, 2, 5])
+def test_all_needs_devices_for_a_hybrid(devices: int | None) -> None:
+    with pytest.raises(ValueError, match=f"--mesh all needs --simulate-devices .* got {devices}"):
+        meshes_of(["all"], devices)
+
+
+def test_names_of_strategies() -> None:
+    assert meshes_of(["tensor=2", "all", "tensor=2"], 4) == ["tensor=2", "tensor=4", "expert=4", "expert=2,tensor=2"]
+    assert strategy_name(MeshConfig(data=4)) == "data parallel"

@@ -1,0 +1,85 @@
+"""Shapes of requests, statistics of samples, sources and meshes: what needs no model."""
+
+import statistics
+from pathlib import Path
+
+import pytest
+
+from moejax.bench.samples import mean_and_spread, percentiles, ratios
+from moejax.bench.source import resolve_source, source_name
+from moejax.bench.works import Work, cross_product, ragged_requests
+from moejax.config import from_hf, named_config, read_config_json
+
+
+def test_cross_product_and_names_as_llama_bench_has_them() -> None:
+    works = cross_product((1, 8), (512,), (1, 128))
+    assert [(w.batch_size, w.input_len, w.output_len) for w in works] == [
+        (1, 512, 1),
+        (8, 512, 1),
+        (1, 512, 128),
+        (8, 512, 128),
+    ]
+    assert (works[3].prefill_name, works[3].decode_name) == ("pp512", "tg128 @ d512")
+    assert (works[3].prefill_tokens, works[3].decode_tokens) == (8 * 512, 8 * 127)
+
+
+def test_prompts_are_the_same_for_everybody_and_differ_from_row_to_row() -> None:
+    work = Work(batch_size=3, input_len=7, output_len=1)
+    assert work.prompts(100) == work.prompts(100) != work.prompts(100, seed=1)
+    assert len({tuple(row) for row in work.prompts(100)}) == 3
+    assert all(3 <= token < 100 for row in work.prompts(100) for token in row)
+    assert work.prompts(1) == [[0] * 7] * 3
+
+
+def test_ragged_requests_stay_in_their_ranges() -> None:
+    requests = ragged_requests(200, (2, 5), (1, 3), 50)
+    assert {len(one.prompt) for one in requests} == {2, 3, 4, 5}
+    assert {one.output_len for one in requests} == {1, 2, 3}
+    assert requests == ragged_requests(200, (2, 5), (1, 3), 50)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((0, (1, 2), (1, 2)), "--num-prompts must be at least 1, got 0"),
+        ((1, (3, 2), (1, 2)), "--input-len must be a range LOW-HIGH from 1 on, got 3-2"),
+        ((1, (1, 2), (0, 2)), "--output-len must be a range LOW-HIGH from 1 on, got 0-2"),
+    ],
+)
+def test_ranges_that_hold_nothing(arguments: tuple[int, tuple[int, int], tuple[int, int]], message: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        ragged_requests(*arguments, vocab_size=9)
+    assert str(caught.value) == message
+
+
+def test_percentiles_and_spread() -> None:
+    assert percentiles([3.0, 1.0, 2.0]) == pytest.approx(
+        {"10": 1.2, "25": 1.5, "50": 2.0, "75": 2.5, "90": 2.8, "99": 2.98}
+    )
+    assert mean_and_spread([1.0, 3.0]) == (2.0, statistics.stdev([1, 3]))
+    assert mean_and_spread([1.0]) == (1.0, 0.0)
+    assert ratios([1.0, 2.0], [2.0, 1.0]) == [2.0, 0.5]
+    with pytest.raises(ValueError):
+        ratios([1.0], [1.0, 2.0])
+
+
+def test_the_small_models_have_the_size_in_their_name() -> None:
+    for name, millions in (("186m", 190), ("742m", 749)):
+        source = resolve_source(None, name)
+        path = source.removeprefix("random:")
+        config = named_config(path)
+        assert config == from_hf(read_config_json(Path(path)))
+        assert config.num_parameters // 10**6 == millions, config.num_parameters
+        assert source_name(source) == f"random:{name}"
+    assert resolve_source(None, "mixtral-8x7b") == "random:mixtral-8x7b"
+    assert source_name("some/where/model") == "model"
+
+
+@pytest.mark.parametrize(("given", "got"), [((None, None), "neither"), (("demo", "186m"), "both")])
+def test_one_source_is_needed(given: tuple[str | None, str | None], got: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        resolve_source(*given)
+    assert str(caught.value) == (
+        f"give a CHECKPOINT or --random MODEL, got {got}; MODEL is one of 186m, 742m, mixtral-8x7b, mixtral-8x22b, or "
+        "the path of a config.json"
+    )
