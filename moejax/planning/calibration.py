@@ -12,9 +12,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from moejax.config import ModelConfig
-from moejax.layers import linear
 from moejax.layout import Split
 from moejax.loading import Model
+from moejax.operations import linear
 from moejax.planning.hardware import DTYPES, Hardware, Link
 from moejax.planning.measured import check_real_devices, decode_seconds, random_model
 from moejax.planning.workload import Workload

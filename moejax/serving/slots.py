@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from moejax.declarations import cache_placements
 from moejax.decoding import buckets, steps
 from moejax.decoding.engine import row_params
 from moejax.decoding.rows import Row
 from moejax.decoding.sampling_params import SamplingParams
 from moejax.decoding.state import Features, empty_state
 from moejax.loading import Model
-from moejax.placement import cache_placements
 from moejax.serving.settings import EngineSettings
 from sharding import bytes_per_device, device_memory
 
