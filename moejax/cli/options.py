@@ -170,7 +170,7 @@ ExpertBackend = Annotated[
         "--expert-backend",
         panel=MODEL,
         metavar="NAME",
-        help="How experts are computed: auto, dense, blocked, ragged, pallas.",
+        help="How experts are computed: auto, dense, blocked, native, ragged, pallas.",
     ),
 ]
 MaxSeqLen = Annotated[
