@@ -103,7 +103,7 @@ def load(
         dtype: "bfloat16", "float16" or "float32" (also "bf16", "fp16", "f32"), or "auto" for the checkpoint's own.
         max_seq_len: most tokens of prompt and output together; None is the model's own limit. It is a limit, nothing
             is allocated for it.
-        expert_backend: "auto", "dense", "blocked", "ragged", "pallas" or "tokamax".
+        expert_backend: "auto", "dense", "blocked", "native", "ragged", "pallas" or "tokamax".
         dispatch: how tokens reach the devices that own their experts: "replicated", "gather", "all_to_all", or "auto",
             which says on stderr what it picked for a mesh of several devices, and why.
         seed: of the random weights.

@@ -181,7 +181,7 @@ ExpertBackend = Annotated[
         "--expert-backend",
         panel=MODEL,
         metavar="NAME",
-        help="How experts are computed: auto, dense, blocked, ragged, pallas, tokamax.",
+        help="How experts are computed: auto, dense, blocked, native, ragged, pallas, tokamax.",
     ),
 ]
 MaxSeqLen = Annotated[

@@ -13,30 +13,50 @@ template <typename T>
 constexpr int kTileRows = kFloats == 16 ? (Packs<T>::kRegisters == 1 ? 6 : 5) : 2;
 constexpr int64_t kRowBlock = 48;  // rows that stay in the second-level cache while the weights of a task pass
 
-// y[r * stride + o] for R rows x[r] and O rows of w, at most kOutputs.
+// Rows of weights so short that reading four at once is four streams too short for the CPU to foresee.
+constexpr int64_t kShortRow = 2048;
+constexpr int64_t kAhead = 6144;  // both in bytes
+
+// Adds the products of R rows x[r] with O rows of w to their sums, for the first `whole` elements.
 template <typename T, int R, int O>
-inline void tile(const T* const* x, const T* w, int64_t depth, float* y, int64_t stride) {
+inline void add_products(const T* const* x, const T* w, int64_t depth, int64_t whole, Floats (&sum)[R][kOutputs]) {
   using P = Packs<T>;
-  Floats sum[R][kOutputs];
-  for (int r = 0; r < R; r++)
-    for (int o = 0; o < kOutputs; o++) sum[r][o] = zeros();
-  int64_t d = 0;
-  for (; d + P::kWidth <= depth; d += P::kWidth) {
+  if (R == 1 && depth * static_cast<int64_t>(sizeof(T)) <= kShortRow) {  // one stream, and the same order of sums
+    for (int o = 0; o < O; o++) {
+      for (int64_t d = 0; d < whole; d += P::kWidth) {
+        _mm_prefetch(reinterpret_cast<const char*>(w + o * depth + d) + kAhead, _MM_HINT_T0);
+        sum[0][o] = P::dot(sum[0][o], P::read(x[0] + d), P::read(w + o * depth + d));
+      }
+    }
+    return;
+  }
+  for (int64_t d = 0; d < whole; d += P::kWidth) {
     typename P::Pack weights[O];
     for (int o = 0; o < O; o++) {
       weights[o] = P::read(w + o * depth + d);
-      // Rows of weights are short streams: what comes next is the same place of the next tile.
-      _mm_prefetch(reinterpret_cast<const char*>(w + (o + O) * depth + d), _MM_HINT_T0);
+      _mm_prefetch(reinterpret_cast<const char*>(w + (o + 2 * O) * depth + d), _MM_HINT_T0);  // two tiles on
     }
     for (int r = 0; r < R; r++) {
       typename P::Pack row = P::read(x[r] + d);
       for (int o = 0; o < O; o++) sum[r][o] = P::dot(sum[r][o], row, weights[o]);
     }
   }
-  if (d < depth) {
+}
+
+// y[r * stride + o] for R rows x[r] and O rows of w, at most kOutputs.
+template <typename T, int R, int O>
+inline void tile(const T* const* x, const T* w, int64_t depth, float* y, int64_t stride) {
+  using P = Packs<T>;
+  Floats sum[R][kOutputs];
+  for (int r = 0; r < R; r++) {
+    for (int o = 0; o < kOutputs; o++) sum[r][o] = zeros();
+  }
+  const int64_t rest = depth % P::kWidth, whole = depth - rest;
+  add_products<T, R, O>(x, w, depth, whole, sum);
+  if (rest) {
     for (int r = 0; r < R; r++) {
-      typename P::Pack row = read_some(x[r] + d, depth - d);
-      for (int o = 0; o < O; o++) sum[r][o] = P::dot(sum[r][o], row, read_some(w + o * depth + d, depth - d));
+      typename P::Pack row = read_some(x[r] + whole, rest);
+      for (int o = 0; o < O; o++) sum[r][o] = P::dot(sum[r][o], row, read_some(w + o * depth + whole, rest));
     }
   }
   for (int r = 0; r < R; r++) {

@@ -32,7 +32,7 @@ CONFIG = ModelConfig(
 FLOAT32_ATOL = 3e-6  # as in test_backends.py
 
 
-@pytest.mark.parametrize(("platform", "expected"), [("cpu", "blocked"), ("gpu", "dense"), ("tpu", "dense")])
+@pytest.mark.parametrize(("platform", "expected"), [("cpu", "native"), ("gpu", "dense"), ("tpu", "dense")])
 def test_auto_follows_the_platform(platform: str, expected: str) -> None:
     assert resolve_backend("auto", platform) == expected
 
@@ -47,7 +47,7 @@ def test_an_explicit_name_is_taken(name: str, platform: str) -> None:
 def test_an_unknown_name_lists_the_known_ones(name: str) -> None:
     with pytest.raises(ValueError) as caught:
         resolve_backend(name, "cpu")
-    known = "auto, dense, blocked, ragged, pallas, tokamax"
+    known = "auto, dense, blocked, native, ragged, pallas, tokamax"
     assert str(caught.value) == f"unknown expert backend {name!r}; the known ones are {known}"
 
 

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 import moejax
+from moejax.cache import empty_cache
 from moejax.loading import Model
 from moejax.native.build import source_hash
+from moejax.params import ParamTree
 
 PROMPTS = ["A list is", "The import statement combines two operations; it searches for the named module, then", "x"]
 
@@ -19,7 +21,9 @@ def model() -> Model:
     return moejax.load("demo", dtype="bfloat16", expert_backend="native")
 
 
-def test_bfloat16_logits_have_the_same_bits_in_any_batch(model: Model) -> None:
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_logits_have_the_same_bits_in_any_batch(dtype: str) -> None:
+    model = moejax.load("demo", dtype=dtype, expert_backend="native")
     prompts = [[0, 17, 42, 99, 7], [5] * 40, [3, 4], list(range(100, 131))]
     together = moejax.logits(model, prompts)
     for prompt, expected in zip(prompts, together, strict=True):
@@ -45,9 +49,7 @@ def test_bfloat16_tokens_do_not_depend_on_the_split_over_data(model: Model) -> N
 def test_a_layer_is_three_products_one_attention_and_one_call_for_its_experts(model: Model) -> None:
     tokens, starts, lengths = jnp.ones((2, 1), jnp.int32), jnp.zeros(2, jnp.int32), jnp.ones(2, jnp.int32)
 
-    def forward(params: moejax.loading.ParamTree) -> jax.Array:
-        from moejax.cache import empty_cache
-
+    def forward(params: ParamTree) -> jax.Array:
         cache = empty_cache(model.config, 2, 16, "bfloat16", model.parallel)
         return model.merged(params)(tokens, starts, lengths, cache)[0]
 

@@ -78,7 +78,7 @@ def test_linear_on_several_threads_has_the_same_bits() -> None:
 def test_linear_spreads_nan_to_its_own_row_only() -> None:
     x, w = np.array(normal((7, 40), "float32")), normal((9, 40), "float32", 1)
     x[3, 39], x[5, 0] = np.nan, np.inf
-    y = np.asarray(linear(jnp.asarray(x), w)[0])
+    y: np.ndarray = np.array(linear(jnp.asarray(x), w)[0])
     assert np.isnan(y[3]).all() and np.isinf(y[5]).all() and np.isfinite(np.delete(y, (3, 5), axis=0)).all()
 
 
@@ -146,7 +146,7 @@ def test_expert_ffn_spreads_nan_no_further_than_it_must(where: str) -> None:
         weights[1] = np.nan
     else:
         experts[1] = Expert(experts[1].gate, experts[1].up.at[5, 5].set(jnp.nan), experts[1].down)
-    y = np.asarray(expert_ffn(experts, jnp.asarray(x), ids, jnp.asarray(weights)))
+    y = np.array(expert_ffn(experts, jnp.asarray(x), ids, jnp.asarray(weights)))
     assert np.isnan(y).any(axis=1).tolist() == [False, True, False, False, where == "expert", False]
     np.testing.assert_array_equal(y[5], np.zeros(16))
 
@@ -188,7 +188,7 @@ def test_attend_has_the_same_bits_in_any_batch_and_cache(dtype: str) -> None:
 def test_attend_spreads_nan_to_the_queries_that_see_it() -> None:
     q, keys, values = (normal(shape, "float32") for shape in ((1, 2, 2, 6, 16), (1, 2, 8, 16), (1, 2, 8, 16)))
     y = attend(q, keys.at[0, 0, 3, 2].set(jnp.nan), values, jnp.zeros(1, jnp.int32), None)
-    seen = np.isnan(np.asarray(y)).all(axis=-1)[0]  # K G T
+    seen: np.ndarray = np.array(jnp.isnan(y).all(axis=-1))[0]  # K G T
     assert seen[0].tolist() == [[False] * 3 + [True] * 3] * 2 and not seen[1].any()
 
 
