@@ -17,7 +17,7 @@ import numpy as np
 # cache beside it never shares a page with it.
 ALIGNMENT = max(4096, mmap.PAGESIZE)
 _BLOCK_BYTES = 8 << 20  # one large write is slower, since the system begins to store only what it has been handed
-_O_DIRECT = getattr(os, "O_DIRECT", 0)  # Linux has it
+O_DIRECT = getattr(os, "O_DIRECT", 0)  # Linux has it
 _REFUSED = {errno.EINVAL, errno.ENOTSUP}  # what file systems without it answer, when opening or when writing
 
 
@@ -83,10 +83,10 @@ def writer(path: Path, *, new: bool) -> Iterator[Writer]:
 
 
 def _open_direct(path: Path) -> int | None:
-    if not _O_DIRECT:
+    if not O_DIRECT:
         return None
     try:
-        return os.open(path, os.O_WRONLY | _O_DIRECT)
+        return os.open(path, os.O_WRONLY | O_DIRECT)
     except OSError as error:
         if error.errno not in _REFUSED:
             raise
