@@ -59,7 +59,8 @@ class Report:
     """How a conversion went. Bytes are of arrays in the target; seconds are wall time.
 
     converted, kept: items written now, and items found done and sound.  redone: of the written ones, those that were
-    there and damaged, with what was wrong.  checked: whether every array was read back.
+    there and damaged, with what was wrong.  checked: whether every array was read back.  peak_memory_bytes: the most
+    that the process held meanwhile, with what it held before.
     """
 
     target: Path

@@ -17,7 +17,7 @@ import numpy as np
 # cache beside it never shares a page with it.
 ALIGNMENT = max(4096, mmap.PAGESIZE)
 _BLOCK_BYTES = 8 << 20  # one large write is slower, since the system begins to store only what it has been handed
-_O_DIRECT = getattr(os, "O_DIRECT", 0)  # Linux has it
+O_DIRECT = getattr(os, "O_DIRECT", 0)  # Linux has it
 _REFUSED = {errno.EINVAL, errno.ENOTSUP}  # what file systems without it answer, when opening or when writing
 
 
@@ -36,14 +36,14 @@ def aligned(nbytes: int) -> int:
 class Writer:
     """A file that is written at any place, by one thread. What can pass by the cache does so; see `writer`."""
 
-    def __init__(self, path: Path, flags: int) -> None:
-        self.descriptor = os.open(path, flags, 0o644)
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.descriptor = descriptor
         self._direct = _open_direct(path)
 
-    def close(self) -> None:
-        os.close(self.descriptor)
+    def close_direct(self) -> None:
         if self._direct is not None:
             os.close(self._direct)
+            self._direct = None
 
     def write(self, memory: np.ndarray, offset: int) -> None:
         """Puts the bytes of a C-contiguous array at `offset`. Quick where both begin at multiples of `ALIGNMENT`."""
@@ -66,8 +66,7 @@ class Writer:
         except OSError as error:
             if error.errno not in _REFUSED:
                 raise
-            os.close(self._direct)
-            self._direct = None
+            self.close_direct()
             return 0
         return body
 
@@ -75,18 +74,22 @@ class Writer:
 @contextmanager
 def writer(path: Path, *, new: bool) -> Iterator[Writer]:
     """A `Writer` for `path`; new: it must not exist yet. The caller syncs: a crash before may lose what was written."""
-    file = Writer(path, os.O_WRONLY | (os.O_CREAT | os.O_EXCL if new else 0))
+    descriptor = os.open(path, os.O_WRONLY | (os.O_CREAT | os.O_EXCL if new else 0), 0o644)
     try:
-        yield file
+        file = Writer(path, descriptor)
+        try:
+            yield file
+        finally:
+            file.close_direct()
     finally:
-        file.close()
+        os.close(descriptor)
 
 
 def _open_direct(path: Path) -> int | None:
-    if not _O_DIRECT:
+    if not O_DIRECT:
         return None
     try:
-        return os.open(path, os.O_WRONLY | _O_DIRECT)
+        return os.open(path, os.O_WRONLY | O_DIRECT)
     except OSError as error:
         if error.errno not in _REFUSED:
             raise

@@ -14,8 +14,8 @@ _STATUS = Path("/proc/self/status")
 _COUNTED = ("RssAnon:", "RssShmem:")
 _INTERVAL_SECONDS = 0.01
 
-# Two items in flight, chunks of them, and what is a file's while it is hashed: well below three times the largest item.
-# The promise adds 600 MB for Python and its libraries.
+# Two items in flight and a chunk of each: below three times the largest item. The promise adds 600 MB for Python and
+# its libraries.
 _IN_FLIGHT_ITEMS, _IN_FLIGHT_BYTES = 2, 64_000_000
 
 

@@ -17,6 +17,9 @@ import tensorstore as ts
 from convert.durable import full, is_full
 from convert.errors import CheckpointError
 
+# The caller syncs all files of an item at once.
+_CONTEXT = {"file_io_sync": False}
+
 
 class _Described(ocp.type_handlers.NumpyHandler):
     """Orbax's handler of numpy arrays, which writes their metadata, with chunks as given, and no values.
@@ -31,7 +34,7 @@ class _Described(ocp.type_handlers.NumpyHandler):
     async def _open_and_write(self, value: np.ndarray, tspec: dict[str, Any], ts_context: Any) -> None:
         key = Path(tspec["kvstore"]["path"]).name
         tspec["metadata"]["chunks"] = list(self._chunks[key])
-        await ts.open(ts.Spec(tspec), create=True, context=ts_context)
+        await ts.open(ts.Spec(tspec), create=True, context=ts.Context(_CONTEXT))
 
 
 def describe_item(path: Path, arrays: Mapping[str, np.ndarray], chunks: Mapping[str, tuple[int, ...]]) -> None:

@@ -101,6 +101,11 @@ def _find_folder(source: str | Path) -> Path:
         return folder
     if folder.is_file():
         raise ValueError(f"{source} is a file; give the folder that holds config.json and the safetensors files")
+    if str(source).startswith("random:"):
+        raise ValueError(
+            f"{source} has random weights, which are in no file; give 'demo', the folder of a Hugging Face checkpoint "
+            "or of a converted one"
+        )
     parts = str(source).split("/")
     if len(parts) == 2 and all(parts) and not str(source).startswith((".", "~", "/")):
         command = (
@@ -108,8 +113,8 @@ def _find_folder(source: str | Path) -> Path:
         )
         raise ValueError(f"there is no folder {source} here, and moejax downloads nothing by itself; run: {command}")
     raise ValueError(
-        f"there is no folder {source}; give 'demo', the folder of a Hugging Face checkpoint or of a converted one, or "
-        "'random:NAME' for random weights"
+        f"there is no folder {source}; give 'demo', the folder of a Hugging Face checkpoint or of a converted one, or, "
+        "where a model is loaded, 'random:NAME' for random weights"
     )
 
 

@@ -5,8 +5,9 @@
 Makes a random checkpoint of Mixtral 8x7B with fewer layers, then, `--rounds` times in turn: copies its files, converts
 them to Orbax, and converts those back. Each side ends with fsync. A conversion is timed without reading back
 (`--no-verify`), checksums included; reading back is timed apart, once. The source is in the system's cache, unless
-`--cold`, which asks the system to drop it before each run. Prints MB/s, medians, the ratio to the copy and the peak
-memory; exits with 1 below `--at-least`.
+`--cold`, which asks the system to drop it before each run. `--through-cache` converts as on a file system that cannot
+write past the system's cache. Prints MB/s, medians, the ratio to the copy and the peak memory; exits with 1 below
+`--at-least`.
 """
 
 import argparse
@@ -18,7 +19,8 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"  # arrays stay on the host
 import numpy as np
 
 import moejax
+from convert import direct
 from moejax.config import ModelConfig, from_hf
 
 CONFIG: dict[str, Any] = {
@@ -50,19 +53,24 @@ _LAYERS_PER_FILE = 1
 
 def main() -> None:
     args = parse_args()
+    if args.through_cache:
+        direct.O_DIRECT = 0
     with tempfile.TemporaryDirectory(dir=args.folder) as scratch:
         folder = Path(scratch)
         source = folder / "hf"
         nbytes = write_random_checkpoint(source, args.gigabytes)
         print(f"{cpu_name()}, {os.cpu_count()} cores, {nbytes / 1e9:.2f} GB of bfloat16 on {args.folder}", flush=True)
-        speeds, peak, bound, check_seconds = measure(source, folder, args.rounds, cold=args.cold)
-    medians = {name: statistics.median(found) for name, found in speeds.items()}
+        found = measure(source, folder, args.rounds, cold=args.cold, workers=args.workers)
+    medians = {name: statistics.median(speeds) for name, speeds in found.speeds.items()}
     cache = "dropped from the cache before each run" if args.cold else "in the cache"
     print(f"source {cache}; MB/s, median of {args.rounds} (all), each ending with fsync")
-    for name, found in speeds.items():
-        rounds = " ".join(f"{speed:.0f}" for speed in found)
+    for name, speeds in found.speeds.items():
+        rounds = " ".join(f"{speed:.0f}" for speed in speeds)
         print(f"  {name:12} {medians[name]:6.0f} ({rounds})   {medians[name] / medians[COPY]:.2f} of the copy")
-    print(f"read back: {nbytes / check_seconds / 1e6:.0f} MB/s; peak memory {peak / 1e6:.0f} of {bound / 1e6:.0f} MB")
+    print(
+        f"read back: {nbytes / found.check_seconds / 1e6:.0f} MB/s; "
+        f"peak memory {found.peak_bytes / 1e6:.0f} of {found.bound_bytes / 1e6:.0f} MB"
+    )
     slowest = min(medians[TO_ORBAX], medians[TO_HF]) / medians[COPY]
     sys.exit(0 if slowest >= args.at_least else 1)
 
@@ -76,20 +84,35 @@ def parse_args() -> argparse.Namespace:
         "--folder", type=Path, default=Path(tempfile.gettempdir()), help="where, on the disk to measure"
     )
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=2, help="items in flight at a time")
+    parser.add_argument("--through-cache", action="store_true", help="write as where there is no O_DIRECT")
     parser.add_argument("--cold", action="store_true", help="drop the source from the system's cache before each run")
     parser.add_argument("--at-least", type=float, default=0.5, help="the ratio to the copy that is enough")
     return parser.parse_args()
 
 
-def measure(source: Path, folder: Path, rounds: int, *, cold: bool) -> tuple[dict[str, list[float]], int, int, float]:
-    """MB/s of every round by name, peak memory and its bound in bytes, and the seconds of reading back."""
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """speeds: MB/s of every round, by name.  check_seconds: of reading back, once."""
+
+    speeds: Mapping[str, list[float]]
+    peak_bytes: int
+    bound_bytes: int
+    check_seconds: float
+
+
+def measure(
+    source: Path, folder: Path, rounds: int, *, cold: bool = False, verify: bool = False, workers: int = 2
+) -> Measured:
+    """Times the copy and both conversions in turn; reading back, with `verify`, is not in the times."""
     orbax, target = folder / "orbax", folder / "target"
+    options: dict[str, Any] = {"verify": verify, "workers": workers}
     first = moejax.convert(source, orbax)  # imports and starts everything, too
     nbytes = sum(file.stat().st_size for file in source.glob("*.safetensors"))
     runs: dict[str, tuple[Path, Callable[[], Any]]] = {
         COPY: (source, lambda: copy_folder(source, target)),
-        TO_ORBAX: (source, lambda: moejax.convert(source, target, verify=False)),
-        TO_HF: (orbax, lambda: moejax.convert(orbax, target, verify=False, shard_size="2GB")),
+        TO_ORBAX: (source, lambda: moejax.convert(source, target, **options)),
+        TO_HF: (orbax, lambda: moejax.convert(orbax, target, **options, shard_size="2GB")),
     }
     order = list(runs)
     speeds: dict[str, list[float]] = {name: [] for name in order}
@@ -104,10 +127,18 @@ def measure(source: Path, folder: Path, rounds: int, *, cold: bool) -> tuple[dic
                 drop_from_cache(read)
             began = time.perf_counter()
             report = run()
-            speeds[name].append(nbytes / (time.perf_counter() - began) / 1e6)
-            peak = peak if name == COPY else max(peak, report.peak_memory_bytes)
+            seconds = time.perf_counter() - began
+            if name != COPY:
+                seconds -= report.check_seconds
+                peak = max(peak, report.peak_memory_bytes)
+            speeds[name].append(nbytes / seconds / 1e6)
             shutil.rmtree(target)
-    return speeds, peak, 3 * first.largest_item_bytes + 600_000_000, first.check_seconds
+    return Measured(
+        speeds=speeds,
+        peak_bytes=peak,
+        bound_bytes=3 * first.largest_item_bytes + 600_000_000,
+        check_seconds=first.check_seconds,
+    )
 
 
 def copy_folder(source: Path, target: Path) -> None:
@@ -129,11 +160,11 @@ def drop_from_cache(folder: Path) -> None:
             os.close(descriptor)
 
 
-def write_random_checkpoint(folder: Path, gigabytes: float) -> int:
+def write_random_checkpoint(folder: Path, gigabytes: float, fields: Mapping[str, Any] = CONFIG) -> int:
     """A bfloat16 Mixtral of about this size in files of one layer, as transformers names them; returns its bytes."""
-    one, two = (2 * from_hf(CONFIG | {"num_hidden_layers": layers}).num_parameters for layers in (1, 2))
+    one, two = (2 * from_hf({**fields, "num_hidden_layers": layers}).num_parameters for layers in (1, 2))
     layers = max(1, round((gigabytes * 1e9 - one) / (two - one)) + 1)
-    config = CONFIG | {"num_hidden_layers": layers}
+    config = {**fields, "num_hidden_layers": layers}
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config, indent=2))
     numbers = np.random.default_rng(0).standard_normal(_BLOCK_BYTES // 2).astype(np.float32) * 0.02

@@ -85,7 +85,7 @@ def _weights(weights: dict[str, Any] | None) -> Iterator[tuple[str, str]]:
         yield "weights", "random, made when the model is loaded"
         return
     by_dtype, files, ignored = weights["bytes_by_dtype"], weights["bytes_by_file"], weights["ignored"]
-    where = next(iter(files)) if len(files) == 1 else f"{len(files):,} files"
+    where = next(iter(files)) if len(files) == 1 else f"{len(files):,} {weights['stored_in']}"
     dtypes = (
         f"all {next(iter(by_dtype))}"
         if len(by_dtype) == 1
@@ -93,7 +93,7 @@ def _weights(weights: dict[str, Any] | None) -> Iterator[tuple[str, str]]:
     )
     yield "weights", f"{size(weights['bytes'])} in {where}, {weights['tensors']:,} tensors, {dtypes}"
     if len(files) > 1:
-        yield "files", _listed([f"{name} {size(nbytes)}" for name, nbytes in files.items()])
+        yield weights["stored_in"], _listed([f"{name} {size(nbytes)}" for name, nbytes in files.items()])
     if ignored:
         yield "ignored", _listed([f"{name} ({reason})" for name, reason in ignored.items()])
 

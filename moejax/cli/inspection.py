@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from convert import SafetensorsFolder
 from moejax.checkpoint import Checkpoint, open_checkpoint
 from moejax.cli import startup
 from moejax.cli.options import RANDOM
@@ -61,6 +62,7 @@ def _weights(checkpoint: Checkpoint) -> dict[str, Any]:
         "tensors": len(checkpoint.tensors.tensors),
         "dtype": checkpoint.dtype,
         "bytes_by_dtype": dict(by_dtype),
+        "stored_in": "files" if isinstance(checkpoint.tensors, SafetensorsFolder) else "items",
         "bytes_by_file": dict(by_file),
         "ignored": _ignored(checkpoint),
     }

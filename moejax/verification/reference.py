@@ -1,12 +1,14 @@
 """Compares a checkpoint with what transformers computes from a Hugging Face folder: the only file that imports it."""
 
 import gc
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from convert import OrbaxFolder
 from moejax.checkpoint import open_checkpoint
 from moejax.dtypes import resolve_dtype
 from moejax.verification.logits import ROUNDED_KL, Comparison, compare_logits, fixed_prompts
@@ -38,6 +40,11 @@ def verify_reference(
     """
     wanted_dtype = resolve_dtype(dtype, auto="float32")
     opened = open_checkpoint(checkpoint), open_checkpoint(reference)
+    if isinstance(opened[1].tensors, OrbaxFolder):
+        raise ValueError(
+            f"{reference} is a converted folder, which transformers does not read; give the Hugging Face folder that "
+            f"it was made from, or make one: {shlex.join(['moejax', 'convert', str(reference), f'{reference}-hf'])}"
+        )
     if opened[0].config != opened[1].config:
         ours, theirs = (vars(one.config) for one in opened)
         key = next(key for key in ours if ours[key] != theirs[key])

@@ -1,6 +1,7 @@
 """Writing past the cache: the same bytes as any other way, wherever they begin and whatever the disk can do."""
 
 import errno
+import fcntl
 import os
 from pathlib import Path
 
@@ -40,8 +41,6 @@ def test_whole_pages_pass_by_the_cache_where_the_disk_can(tmp_path: Path, monkey
     pwrite = os.pwrite
 
     def seen(descriptor: int, data: memoryview, offset: int) -> int:
-        import fcntl
-
         flags.append(fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT)
         return pwrite(descriptor, data, offset)
 
@@ -58,8 +57,6 @@ def test_a_disk_that_refuses_is_written_through_the_cache(
     call = getattr(os, when)
 
     def refuse(target: int | Path, *args: int) -> int:
-        import fcntl
-
         wanted = args[0] if when == "open" else fcntl.fcntl(int(str(target)), fcntl.F_GETFL)
         if isinstance(wanted, int) and wanted & os.O_DIRECT:
             raise OSError(errno.EINVAL, "this file system has no O_DIRECT")

@@ -10,7 +10,7 @@ import pytest
 
 import moejax
 from convert import CheckpointError
-from convert.journal import WORK, locked
+from convert.journal import WORK
 from convert.target import Target
 from tests.moejax.conversion_folders import (
     assert_same_tensors,
@@ -211,12 +211,6 @@ def test_a_restart_that_is_stopped_never_shows_the_old_weights(
         moejax.load(target)
     moejax.convert(tmp_path / "orbax", target)
     assert_same_tensors(tensors_in(target), WEIGHTS)
-
-
-def test_two_at_the_same_time(hf: Path, tmp_path: Path) -> None:
-    with locked(tmp_path / "target"):
-        assert "another conversion into" in refusal(hf, tmp_path / "target")
-    moejax.convert(hf, tmp_path / "target")
 
 
 def test_stopped_before_the_journal(hf: Path, tmp_path: Path) -> None:

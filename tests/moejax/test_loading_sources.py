@@ -46,8 +46,8 @@ def test_the_command_is_quoted_for_a_shell(source: str) -> None:
 @pytest.mark.parametrize("source", ["nowhere", "./org/name", "/no/such", "a/b/c", "~/nothing-here", "org/"])
 def test_a_folder_that_is_not_there(source: str) -> None:
     assert message_of(source) == (
-        f"there is no folder {source}; give 'demo', the folder of a Hugging Face checkpoint or of a converted one, or "
-        "'random:NAME' for random weights"
+        f"there is no folder {source}; give 'demo', the folder of a Hugging Face checkpoint or of a converted one, or, "
+        "where a model is loaded, 'random:NAME' for random weights"
     )
 
 

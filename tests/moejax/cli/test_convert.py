@@ -94,6 +94,16 @@ def test_mistakes(call: Call, hf: Path, tmp_path: Path, flags: tuple[str, ...], 
     assert not (tmp_path / "target").exists()
 
 
+def test_random_weights_are_in_no_file(call: Call, tmp_path: Path) -> None:
+    outcome = call("convert", "random:mixtral-8x7b", tmp_path / "target")
+    assert (outcome.status, outcome.out) == (2, "")
+    assert outcome.err == (
+        "error: random:mixtral-8x7b has random weights, which are in no file; give 'demo', the folder of a Hugging "
+        "Face checkpoint or of a converted one\n"
+    )
+    assert not (tmp_path / "target").exists()
+
+
 def test_the_script_is_the_same_command(hf: Path, tmp_path: Path) -> None:
     command = [sys.executable, "scripts/convert_hf.py", str(hf), str(tmp_path / "target")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=SECONDS, check=False)
@@ -127,4 +137,6 @@ def test_info_of_a_converted_folder(call: Call, hf: Path, tmp_path: Path) -> Non
     assert found["weights"]["bytes"] == sum(
         values.nbytes for name, values in tensors_in(hf).items() if name != "lm_head.weight"
     )
-    assert call("info", tmp_path / "target").status == 0
+    assert found["weights"]["stored_in"] == "items"  # of Orbax, which are folders
+    text = call("info", tmp_path / "target").out
+    assert " in 6 items, " in text and re.search(r"^  items +\w", text, re.MULTILINE) and " files" not in text

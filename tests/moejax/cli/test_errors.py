@@ -108,8 +108,8 @@ MISTAKES: list[tuple[tuple[str, ...], str]] = [
     # the checkpoint
     (
         ("decode", "nowhere", *P),
-        "there is no folder nowhere; give 'demo', the folder of a Hugging Face checkpoint or of a converted one, or "
-        "'random:NAME' for random weights",
+        "there is no folder nowhere; give 'demo', the folder of a Hugging Face checkpoint or of a converted one, or, "
+        "where a model is loaded, 'random:NAME' for random weights",
     ),
     (("decode", "", *P), "got an empty name; give 'demo', or the folder of a Hugging Face checkpoint"),
     (

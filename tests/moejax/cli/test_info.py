@@ -48,6 +48,7 @@ def test_json_describes_the_demo_checkpoint(call: Call) -> None:
         "tensors": len(opened.tensors.tensors),
         "dtype": "bfloat16",
         "bytes_by_dtype": {"BF16": bytes_of_weights},
+        "stored_in": "files",
         "bytes_by_file": {"model.safetensors": bytes_of_weights},
         "ignored": {},
     }
