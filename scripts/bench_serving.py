@@ -83,7 +83,7 @@ def serving(checkpoint: str, flags: list[str]) -> Iterator[str]:
                 try:
                     if httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200:
                         break
-                except httpx.ConnectError:
+                except httpx.TransportError:
                     pass
                 time.sleep(0.2)
             yield f"http://127.0.0.1:{port}/v1/completions"

@@ -86,6 +86,8 @@ class Mailbox:
             with self._lock:
                 deltas, self._deltas = self._deltas, []
                 ended, error = self._ended, self._error
+            if ended:
+                self._arrived.set()  # for whoever reads it after this reader
             if deltas:
                 yield deltas
             if error is not None:

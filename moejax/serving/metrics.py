@@ -56,6 +56,8 @@ class Metrics:
             [*self._labels, "finished_reason"],
             registry=self.registry,
         )
+        for reason in ("stop", "length", "abort"):  # they are there before the first request ends
+            self._success.labels(**self._labels, finished_reason=reason)
         self.refused = Counter(
             "moejax:requests_refused",
             "Requests that the full queue refused.",

@@ -240,7 +240,7 @@ def test_drained_engine_finishes_what_runs_and_gives_up_what_waits(model: "moeja
     wait_until_ready(ending)
 
     async def main() -> None:
-        jobs = [job(model, [1, seed], next(numbers), max_tokens=100) for seed in range(6)]
+        jobs = [job(model, [1, seed], next(numbers), max_tokens=300) for seed in range(6)]
         ending.submit(jobs)
         for one in jobs[:4]:
             async for _ in one.mailbox:

@@ -1,7 +1,6 @@
 """Many clients at once on the bundled checkpoint, some of which go away: answers are right, nothing leaks."""
 
 import asyncio
-import resource
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,7 +71,6 @@ def memory() -> int:
 
 
 def test_answers_under_load_are_those_of_decode() -> None:
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[1]),) * 2)
     model = moejax.load("demo", dtype="float32", max_seq_len=192)
     kinds = requests()
     alone = moejax.decode(
