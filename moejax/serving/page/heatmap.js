@@ -55,7 +55,7 @@ export function createHeatmap(section, facts, announce) {
         cell.textContent = routed === 0 ? "" : percent(share);
         cell.title = `layer ${layer}, expert ${expert}: ${count} of ${routed} tokens`;
         cell.style.setProperty("--heat", `${Math.round((100 * count) / largest)}%`);
-        cell.classList.toggle("hot", count > 0.55 * largest);
+        cell.classList.toggle("hot", count > 0.7 * largest);
       }),
     );
   }
