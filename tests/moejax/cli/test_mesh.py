@@ -185,6 +185,14 @@ def test_the_script_is_the_same() -> None:
     assert json.loads(script.stdout)["winners"]["1"]["latency"]["split"] == "tensor=8"
 
 
+def test_a_model_with_few_positions_is_compared_at_all_of_them(call: Call) -> None:
+    found = json.loads(call("mesh", "compare", "--model", "demo", "--devices", "2", "--hardware", "cpu", "-b", "1",
+                            "--format", "json").out)  # fmt: skip
+    assert {(row["input_len"], row["context"]) for row in found["rows"]} == {(512, 1024)}
+    shown = json.loads(call("mesh", "show", "--model", "demo", "--mesh", "tensor=2", "--json").out)
+    assert shown["arrays"][-1]["shape"][2] == 1024
+
+
 def test_without_a_command_it_is_the_help(call: Call) -> None:
     outcome = call("mesh")
     assert (outcome.status, outcome.err) == (0, "")
