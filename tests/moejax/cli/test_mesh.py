@@ -132,6 +132,7 @@ def test_the_table_reads_at_80_columns_and_without_colour(
     for objective in ("latency", "throughput", "ttft", "memory"):
         assert f"best {objective}: " in text
     assert "step, in ms: w weights" in text
+    assert "tensor=8, per device: 11.68 GB weights, " in text and "65 all-reduce over tensor" in text
 
 
 def test_json_is_what_python_returns(call: Call) -> None:
