@@ -83,6 +83,13 @@ def test_wheel_holds_every_source_of_the_three_packages_and_nothing_else(wheel: 
     assert {f"{package}/py.typed" for package in PACKAGES} <= names
 
 
+def test_wheel_holds_the_hardware_files(wheel: Path) -> None:
+    folder = "moejax/planning/devices/"
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name.removeprefix(folder) for name in archive.namelist() if name.startswith(folder)}
+    assert names == {path.name for path in (ROOT / folder).iterdir()} and len(names) >= 6
+
+
 def test_wheel_holds_the_demo_checkpoint_and_it_is_small(wheel: Path) -> None:
     folder = "moejax/checkpoints/demo/"
     with zipfile.ZipFile(wheel) as archive:

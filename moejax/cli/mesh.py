@@ -47,17 +47,24 @@ BatchSizes = Annotated[
     str, _option("--batch-size", "-b", panel=WORK, metavar="N[,N...]", help="Sequences at a time, several to compare.")
 ]
 InputLen = Annotated[
-    int,
-    _option("--input-len", "-p", panel=WORK, metavar="N", parser=options.whole_number, help="Tokens of each prompt."),
+    int | None,
+    _option(
+        "--input-len",
+        "-p",
+        panel=WORK,
+        metavar="N",
+        parser=options.whole_number,
+        help="Tokens of each prompt; 512 by default.",
+    ),
 ]
 Context = Annotated[
-    int,
+    int | None,
     _option(
         "--context",
         panel=WORK,
         metavar="N",
         parser=options.whole_number,
-        help="Tokens of each sequence in the cache while a step is timed; 0 leaves the cache out.",
+        help="Tokens of each sequence in the cache while a step is timed, 2048 by default; 0 leaves the cache out.",
     ),
 ]
 Dtype = Annotated[
@@ -132,8 +139,8 @@ def compare(
     devices: DeviceCount,
     hardware: HardwareName,
     batch_size: BatchSizes = "1,8,32",
-    input_len: InputLen = 512,
-    context: Context = 2048,
+    input_len: InputLen = None,
+    context: Context = None,
     dtype: Dtype = "bfloat16",
     expert_load: ExpertLoad = None,
     objective: ObjectiveName = "latency",
@@ -179,16 +186,14 @@ def show(
     dispatch: OneDispatch = "auto",
     dtype: Dtype = "bfloat16",
     batch_size: BatchSize = 1,
-    context: Context = 2048,
+    context: Context = None,
     json_output: Json = False,
     debug: options.Debug = False,
 ) -> None:
     """Show where each parameter and cache lives on a mesh: its axes, its split, bytes per device, what is repeated."""
     from moejax.cli.mesh_show import placed, show_tables
-    from moejax.planning.workload import Workload
 
-    workload = Workload(batch_size=batch_size, input_len=1, context=context, dtype=dtype)
-    found = placed(model, mesh, dispatch, workload)
+    found = placed(model, mesh, dispatch, dtype=dtype, batch_size=batch_size, context=context)
     if devices is not None and found.split.mesh.size != devices:
         raise ValueError(
             f"mesh {found.split.mesh} has {found.split.mesh.size} devices, not --devices {devices}; change one of them"

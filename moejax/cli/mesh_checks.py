@@ -9,7 +9,6 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-    from moejax.planning.checks import ComparedCall, CompiledCheck
     from moejax.planning.compare import Plan
     from moejax.planning.rows import MeshRow
     from sharding.collectives import Collective
@@ -59,7 +58,7 @@ def check_tables(plan: "Plan", rows: "Sequence[MeshRow]") -> "Iterator[Renderabl
     timed = [row for row in rows if row.measured is not None]
     if timed:
         yield Text("\npredicted and measured on these devices, in ms", style="bold")
-        yield _measured_table(timed)
+        yield _measured_table(timed, plan.config.num_layers)
         reduced = next((row.measured.layers for row in timed if row.measured and row.measured.reduced), None)
         if reduced is not None:
             yield Text(
@@ -69,28 +68,22 @@ def check_tables(plan: "Plan", rows: "Sequence[MeshRow]") -> "Iterator[Renderabl
 
 
 def _compiled_table(rows: "Sequence[MeshRow]") -> "Table":
-    table = _table(("d", "e", "t", "dispatch", "", "predicted", "compiled", "predicted bytes", "compiled bytes", ""))
+    table = _table(("d", "e", "t", "dispatch", "", "collectives", "bytes, predicted = compiled"))
     for row in rows:
         check = row.compiled
         assert check is not None
         first = [*map(str, row.split.mesh.shape.values()), row.split.dispatch if row.split.mesh.expert > 1 else ""]
-        for name, cells in _compared(check):
-            table.add_row(*first, name, *cells, "=" if cells[0] == cells[1] and cells[2] == cells[3] else "differs")
+        for name, call in (("step", check.decode), ("prefill", check.prefill)):
+            counts = _both(len(call.predicted), len(call.collectives))
+            table.add_row(*first, name, counts, _both(_bytes(call.predicted), _bytes(call.collectives)))
             first = [""] * 4
+        table.add_row(*first, "weights", "", _both(check.predicted_weight_bytes, check.weight_bytes))
+        table.add_row(*first, "cache", "", _both(check.predicted_kv_bytes, check.kv_bytes))
     return table
 
 
-def _compared(check: "CompiledCheck") -> Iterator[tuple[str, list[str]]]:
-    """Name and cells of each line: collectives predicted and compiled, bytes predicted and compiled."""
-    for name, call in (("step", check.decode), ("prefill", check.prefill)):
-        yield name, _call_cells(call)
-    yield "weights", ["", "", f"{check.predicted_weight_bytes:,}", f"{check.weight_bytes:,}"]
-    yield "cache", ["", "", f"{check.predicted_kv_bytes:,}", f"{check.kv_bytes:,}"]
-
-
-def _call_cells(call: "ComparedCall") -> list[str]:
-    counts = [f"{len(found):,}" for found in (call.predicted, call.collectives)]
-    return [*counts, *(f"{_bytes(found):,}" for found in (call.predicted, call.collectives))]
+def _both(predicted: int, compiled: int) -> str:
+    return f"{predicted:,} {'=' if predicted == compiled else '!='} {compiled:,}"
 
 
 def _bytes(collectives: "Sequence[Collective]") -> int:
@@ -99,9 +92,9 @@ def _bytes(collectives: "Sequence[Collective]") -> int:
     return sum(one.elements * ITEM_SIZES[one.dtype] for one in collectives)
 
 
-def _measured_table(rows: "Sequence[MeshRow]") -> "Table":
+def _measured_table(rows: "Sequence[MeshRow]", layers: int) -> "Table":
     table = _table(
-        ("batch", "d", "e", "t", "dispatch", "layers", "step", "measured", "error", "prefill", "measured", "")
+        ("b", "d", "e", "t", "dispatch", "layers", "step", "measured", "error", "prefill", "measured", "error")
     )
     for row in rows:
         found = row.measured
@@ -110,7 +103,7 @@ def _measured_table(rows: "Sequence[MeshRow]") -> "Table":
             str(row.workload.batch_size),
             *map(str, row.split.mesh.shape.values()),
             row.split.dispatch if row.split.mesh.expert > 1 else "",
-            f"{found.layers} (reduced)" if found.reduced else str(found.layers),
+            f"{found.layers} of {layers}" if found.reduced else str(found.layers),
             *_timed_cells(found.predicted_decode_seconds, found.decode_seconds, found.decode_error),
             *_timed_cells(found.predicted_prefill_seconds, found.prefill_seconds, found.prefill_error),
         )

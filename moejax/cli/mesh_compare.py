@@ -21,8 +21,8 @@ class Asked:
     devices: int
     hardware: str
     batch_sizes: str
-    input_len: int
-    context: int
+    input_len: int | None
+    context: int | None
     dtype: str
     expert_load: str | None
     objective: str

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -16,7 +16,7 @@ from moejax.dtypes import resolve_dtype
 from moejax.layout import Split, make_rules, resolve_split
 from moejax.planning.calls import cache_slots
 from moejax.planning.models import model_config
-from moejax.planning.workload import Workload
+from moejax.planning.workload import Workload, default_lengths
 from sharding import Placement, bytes_per_device
 
 
@@ -40,14 +40,16 @@ class Placed:
         }
 
 
-def placed(model: str, mesh: str, dispatch: str, workload: Workload) -> Placed:
+def placed(model: str, mesh: str, dispatch: str, *, dtype: str, batch_size: int, context: int | None) -> Placed:
     """Every parameter, experts stacked, and every cache.
 
     Raises:
         ValueError: for a model, mesh or dispatch that does not exist or does not divide.
     """
     config = model_config(model)
-    workload = replace(workload, dtype=resolve_dtype(workload.dtype, auto="bfloat16"))
+    _, cached = default_lengths(config, 1, context)
+    name = resolve_dtype(dtype, auto="bfloat16")
+    workload = Workload(batch_size=batch_size, input_len=1, context=cached, dtype=name)
     workload.check(config)
     split = resolve_split(config, mesh, dispatch)
     rules = make_rules(config, split.mesh, split.dispatch)

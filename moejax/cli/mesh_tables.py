@@ -1,5 +1,6 @@
 """A comparison as tables for people: one for each batch size, readable at 80 columns and without colour."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from math import isfinite
 
@@ -10,10 +11,13 @@ from rich.table import Table
 from rich.text import Text
 
 from moejax.cli.console import printable
+from moejax.planning.compare import best
 from moejax.planning.crossovers import gather_crossovers
 from moejax.planning.export import winners
 from moejax.planning.hardware import Hardware
 from moejax.planning.rows import MeshRow, Phase
+from sharding.collectives import wire_elements
+from sharding.collectives.collective import ITEM_SIZES
 
 BAR = 12  # characters of the longest step
 MOST_REFUSED = 8  # lines about splits that cannot be used
@@ -45,7 +49,7 @@ def compare_tables(
         yield Padding(Text(f"batch {batch}", style="bold"), (1, 0, 0, 0))
         if any(row.fits for row in chosen):
             yield _table([row for row in chosen if row.fits])
-        yield from (*_refused(chosen), *_winners(chosen))
+        yield from (*_refused(chosen), *_winners(chosen), *_in_numbers(chosen))
     if used:
         legend = Text("step, in ms: ")
         for letter, name, _, colour in used:
@@ -113,6 +117,22 @@ def _winners(rows: Sequence[MeshRow]) -> Iterator[Text]:
     for objective, winner in winners(rows).items():
         line = Text(f"best {objective}: ").append(winner["split"], style="bold").append(f" {winner['reason']}")
         yield line
+
+
+def _in_numbers(rows: Sequence[MeshRow]) -> Iterator[Text]:
+    """What the fastest split holds, computes and exchanges; --format json has the same of every split."""
+    row = best(rows, "latency")
+    if row is None or row.decode is None or row.footprint is None:
+        return
+    held, mesh = row.footprint, row.split.mesh
+    kinds = Counter((one.kind, "+".join(one.axes)) for one in row.decode.collectives)
+    sent = sum(float(wire_elements(one, mesh.shape)) * ITEM_SIZES[one.dtype] for one in row.decode.collectives)
+    exchanged = ", ".join(f"{count} {kind} over {axes}" for (kind, axes), count in kinds.items())
+    yield Text(
+        f"{row.label}, per device: {held.weights / 1e9:.2f} GB weights, {held.kv / 1e9:.2f} cache, "
+        f"{held.activations / 1e9:.2f} activations; a step: {row.decode.flops / 1e9:.2f} GFLOP, "
+        + (f"{exchanged}, {sent / 1e6:.3f} MB sent" if kinds else "nothing exchanged")
+    )
 
 
 def _crossovers(rows: Sequence[MeshRow], hardware: Hardware) -> Iterator[Text]:

@@ -12,9 +12,9 @@ from moejax.planning.hardware import Hardware, load_hardware, shipped_hardware
 from moejax.planning.reasons import reason
 from moejax.planning.rows import MeshRow
 from moejax.planning.splits import EVERY_DISPATCH, check_dispatch
+from moejax.planning.workload import CONTEXT, INPUT_LEN
 
 AUTO = "auto"
-CONTEXT, PROMPT = 2048, 512  # tokens that one sequence is assumed to have, and of them in its prompt
 ASSUMED = {"gpu": "h100-sxm"}  # by JAX's platform: whose figures rank splits of a device that no file knows; else cpu
 
 
@@ -29,13 +29,13 @@ def auto_split(config: ModelConfig, dtype: str, max_seq_len: int, dispatch: str,
     if dtype not in hardware.matrix_rate:  # the device computes in it at some speed, or JAX would have said so
         slowest = min(hardware.matrix_rate.values())
         hardware = replace(hardware, matrix_rate={**hardware.matrix_rate, dtype: slowest})
-    context = min(CONTEXT, max_seq_len)
+    context = min(CONTEXT, max_seq_len)  # tokens that one sequence is assumed to have
     rows = compare_meshes(
         config,
         len(devices),
         hardware,
         batch_size=1,
-        input_len=min(PROMPT, context),
+        input_len=min(INPUT_LEN, context),
         context=context,
         dtype=dtype,
         dispatch=EVERY_DISPATCH if dispatch == AUTO else dispatch,

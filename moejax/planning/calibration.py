@@ -13,10 +13,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from moejax.config import ModelConfig
 from moejax.layout import Split
-from moejax.loading import Model
 from moejax.operations import linear
 from moejax.planning.hardware import DTYPES, Hardware, Link
 from moejax.planning.measured import check_real_devices, decode_seconds, random_model
+from moejax.planning.routing import distinct_experts
 from moejax.planning.workload import Workload
 from sharding import MeshConfig, device_memory
 
@@ -27,6 +27,8 @@ PRODUCT_SECONDS = 0.02  # what a matrix product should take, so that starting it
 LARGEST_PRODUCT = 16_384  # rows and columns
 SMALL, LARGE = 2**8, 2**24  # elements of the float32 all-reduces: latency alone, and mostly bandwidth
 DEPTHS = (4, 12)  # layers of the models whose difference is the time of a layer
+BATCHES = (1, 8)  # sequences of the steps whose difference is the time of an expert
+ONE_DEVICE = Split(mesh=MeshConfig(), dispatch="replicated", remark=None)
 
 # A model whose weights take next to no time: what is left of a step is starting it, its loops and its layers.
 NARROW = ModelConfig(
@@ -58,7 +60,7 @@ def calibrate(name: str = "here", told: Callable[[str], None] = lambda what: Non
         told(f"matrix products in {dtype}")
         rates[dtype] = matrix_rate(device, dtype)
     told("time of a layer")
-    overhead = layer_overhead()
+    layer_overhead, expert_overhead = overheads()
     if count > 1:
         told("exchange between devices")
     link = measure_link(jax.local_devices()) if count > 1 else None
@@ -72,12 +74,14 @@ def calibrate(name: str = "here", told: Callable[[str], None] = lambda what: Non
         matrix_rate=rates,
         link=link,
         devices_per_node=count,
-        layer_overhead=overhead,
+        layer_overhead=layer_overhead,
+        expert_overhead=expert_overhead,
         sources={
             "memory_bytes": "what the driver (of a CPU: the kernel) reports",
             "bandwidth": f"{by}: a copy larger than any cache, bytes read and written",
             "matrix_rate": f"{by}: the product of two square matrices, float32 result",
             "layer_overhead": f"{by}: a decode step of {DEPTHS[1]} narrow layers less one of {DEPTHS[0]}",
+            "expert_overhead": f"{by}: the same at batch {BATCHES[1]} less batch {BATCHES[0]}, by experts read",
             "link": f"{by}: all-reduces over {count} devices"
             if count > 1
             else "none: with a single device there is nothing to measure, so no mesh of several can be compared",
@@ -116,19 +120,20 @@ def matrix_rate(device: Any, dtype: str) -> float:
         size *= 2
 
 
-def layer_overhead() -> float:
-    """Seconds of a layer of a decode step whose weights take next to no time."""
-    workload = Workload(batch_size=1, input_len=16, context=NARROW.max_position_embeddings)
-    split = Split(mesh=MeshConfig(), dispatch="replicated", remark=None)
-    few, many = (
-        _narrow_seconds(random_model(dataclasses.replace(NARROW, num_layers=layers), split, workload.dtype), workload)
-        for layers in DEPTHS
-    )
-    return max(0.0, (many - few) / (DEPTHS[1] - DEPTHS[0]))
+def overheads() -> tuple[float, float]:
+    """Seconds of a layer, and of each expert that it reads, in decode steps whose weights take next to no time.
 
-
-def _narrow_seconds(model: Model, workload: Workload) -> float:
-    return min(decode_seconds(model, workload) for _ in range(RUNS))
+    More sequences read more experts, as many as uniform routing is expected to.
+    """
+    experts = [distinct_experts(NARROW.num_experts, NARROW.experts_per_token, batch) for batch in BATCHES]
+    models = [random_model(dataclasses.replace(NARROW, num_layers=layers), ONE_DEVICE, "bfloat16") for layers in DEPTHS]
+    layer = []
+    for batch in BATCHES:
+        workload = Workload(batch_size=batch, input_len=16, context=NARROW.max_position_embeddings)
+        few, many = (decode_seconds(model, workload) for model in models)
+        layer.append((many - few) / (DEPTHS[1] - DEPTHS[0]))
+    expert = max(0.0, (layer[1] - layer[0]) / (experts[1] - experts[0]))
+    return max(0.0, layer[0] - expert * experts[0]), expert
 
 
 def measure_link(devices: Sequence[Any]) -> Link:

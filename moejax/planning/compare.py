@@ -17,7 +17,7 @@ from moejax.planning.models import expert_shares, model_config
 from moejax.planning.routing import Routing
 from moejax.planning.rows import MeshRow
 from moejax.planning.splits import EVERY_DISPATCH, splits
-from moejax.planning.workload import Workload
+from moejax.planning.workload import Workload, default_lengths
 
 Objective = Literal["latency", "throughput", "ttft", "memory"]
 OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
@@ -46,8 +46,8 @@ def compare_meshes(
     hardware: str | Path | Hardware,
     *,
     batch_size: int | Sequence[int] = (1, 8, 32),
-    input_len: int = 512,
-    context: int = 2048,
+    input_len: int | None = None,
+    context: int | None = None,
     dtype: str = "bfloat16",
     objective: str = "latency",
     dispatch: str = EVERY_DISPATCH,
@@ -60,7 +60,8 @@ def compare_meshes(
         model: a named configuration, the path of a config.json, a checkpoint, or a `ModelConfig`.
         hardware: the name of a kind of device, the path of a TOML file, or a `Hardware`.
         batch_size: sequences that are decoded at a time; one, or several to compare for.
-        input_len: tokens of each prompt.  context: of each sequence in the cache during the decode step.
+        input_len: tokens of each prompt.  context: of each sequence in the cache during the decode step. 512 and
+            2,048 by default, or what the model has positions for.
         dtype: of weights, activations and cache.
         objective: what decides the order: "latency" (seconds of a decode step), "throughput" (tokens per second of the
             largest batch that fits), "ttft" (seconds of the prefill) or "memory" (bytes on a device).
@@ -81,7 +82,8 @@ def compare_meshes(
         raise ValueError("batch_size names no batch size; give one, or several as in 1,8,32")
     name = resolve_dtype(dtype, auto="bfloat16")
     check_dtype(plan.hardware, name)
-    workloads = [Workload(batch_size=size, input_len=input_len, context=context, dtype=name) for size in sizes]
+    prompt, cached = default_lengths(plan.config, input_len, context)
+    workloads = [Workload(batch_size=size, input_len=prompt, context=cached, dtype=name) for size in sizes]
     workloads[0].check(plan.config)
     found = list(splits(plan.config, devices, dispatch))
     peak = _Peaks(plan)

@@ -84,7 +84,7 @@ def predict_call(setting: Setting, call: Call, dtype: str) -> Phase:
         exposed_compute_seconds=sum(max(0.0, computing[name] - reading[name]) for name in work),
         latency_seconds=latency,
         bandwidth_seconds=bandwidth,
-        overhead_seconds=config.num_layers * hardware.layer_overhead,
+        overhead_seconds=config.num_layers * (hardware.layer_overhead + read * hardware.expert_overhead),
     )
 
 

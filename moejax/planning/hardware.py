@@ -40,6 +40,7 @@ class Hardware:
     link: within a node, None where there is but one device.  network: between nodes, None where it is not known.
     devices_per_node: in one node at most.
     layer_overhead: seconds that a layer of any size takes besides (launches, loops); 0 is the ideal.
+    expert_overhead: seconds that each expert read on a device takes besides, in each layer; 0 is the ideal.
     sources: where each figure is from, by its key in the file.
     """
 
@@ -53,6 +54,7 @@ class Hardware:
     network: Link | None = None
     devices_per_node: int = 1
     layer_overhead: float = 0.0
+    expert_overhead: float = 0.0
     sources: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -88,6 +90,7 @@ def hardware_toml(hardware: Hardware) -> str:
         f"bandwidth = {hardware.bandwidth!r}",
         f"devices_per_node = {hardware.devices_per_node}",
         f"layer_overhead = {hardware.layer_overhead!r}",
+        f"expert_overhead = {hardware.expert_overhead!r}",
         "",
         "[matrix_rate]",
         *(f"{dtype} = {rate!r}" for dtype, rate in hardware.matrix_rate.items()),
@@ -122,7 +125,7 @@ class _Reader:
     def hardware(self) -> Hardware:
         linked = ("link",) if self.raw.get("devices_per_node", 1) != 1 else ()
         required = ("title", "memory_bytes", "bandwidth", "matrix_rate", *linked)
-        optional = ("kinds", "link", "network", "devices_per_node", "layer_overhead", "sources")
+        optional = ("kinds", "link", "network", "devices_per_node", "layer_overhead", "expert_overhead", "sources")
         self._check_keys("", self.raw, required, optional)
         sources = self._table("sources", self.raw.get("sources", {}))
         kinds = self.raw.get("kinds", [])
@@ -139,6 +142,7 @@ class _Reader:
             network=self._link("network", self.raw["network"]) if "network" in self.raw else None,
             devices_per_node=self._whole("devices_per_node", self.raw.get("devices_per_node", 1)),
             layer_overhead=self._not_negative("layer_overhead", self.raw.get("layer_overhead", 0.0)),
+            expert_overhead=self._not_negative("expert_overhead", self.raw.get("expert_overhead", 0.0)),
             sources={key: self._text(f"sources.{key}", text) for key, text in sources.items()},
         )
 

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from moejax.config import ModelConfig
 
+INPUT_LEN, CONTEXT = 512, 2048  # tokens, where nothing else was asked for
+
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
@@ -41,3 +43,9 @@ class Workload:
                 f"{'context' if self.context >= self.input_len else 'input_len'}={longest} is more than the model's "
                 f"{config.max_position_embeddings} positions; use a smaller one"
             )
+
+
+def default_lengths(config: ModelConfig, input_len: int | None, context: int | None) -> tuple[int, int]:
+    """Prompt and context where they were not given: 512 and 2,048 tokens, or as many as the model has positions."""
+    context = min(CONTEXT, config.max_position_embeddings) if context is None else context
+    return (min(INPUT_LEN, context or INPUT_LEN) if input_len is None else input_len), context

@@ -132,6 +132,7 @@ def test_the_table_reads_at_80_columns_and_without_colour(
     for objective in ("latency", "throughput", "ttft", "memory"):
         assert f"best {objective}: " in text
     assert "step, in ms: w weights" in text
+    assert "tensor=8, per device: 11.68 GB weights, " in text and "65 all-reduce over tensor" in text
 
 
 def test_json_is_what_python_returns(call: Call) -> None:
@@ -183,6 +184,14 @@ def test_the_script_is_the_same() -> None:
     run = {"capture_output": True, "text": True, "cwd": ROOT, "check": True}
     script = subprocess.run([sys.executable, "scripts/mesh_config.py", *arguments], **run)
     assert json.loads(script.stdout)["winners"]["1"]["latency"]["split"] == "tensor=8"
+
+
+def test_a_model_with_few_positions_is_compared_at_all_of_them(call: Call) -> None:
+    found = json.loads(call("mesh", "compare", "--model", "demo", "--devices", "2", "--hardware", "cpu", "-b", "1",
+                            "--format", "json").out)  # fmt: skip
+    assert {(row["input_len"], row["context"]) for row in found["rows"]} == {(512, 1024)}
+    shown = json.loads(call("mesh", "show", "--model", "demo", "--mesh", "tensor=2", "--json").out)
+    assert shown["arrays"][-1]["shape"][2] == 1024
 
 
 def test_without_a_command_it_is_the_help(call: Call) -> None:

@@ -41,6 +41,12 @@ def test_statistics_of_the_demo_have_their_form() -> None:
 @pytest.mark.parametrize("line", re.findall(r"^\$ (moejax \S+ .*)$", README, re.MULTILINE))
 def test_commands_use_flags_that_exist(call: Call, line: str) -> None:
     words = line.partition("#")[0].split()
-    known = call(words[1], "--help").out
+    command = words[1:3] if words[1] == "mesh" else words[1:2]
+    known = call(*command, "--help").out
     for flag in (word for word in words if word.startswith("-")):
         assert re.search(rf"(?<![\w-]){flag}(?![\w-])", known), f"{line} has {flag}"
+
+
+def test_the_table_of_splits_is_what_the_command_prints(call: Call) -> None:
+    ((line, table),) = re.findall(r"^\$ moejax (mesh compare .*)\n([^`]*)^```$", README, re.MULTILINE)
+    assert call(*line.split()).out == table

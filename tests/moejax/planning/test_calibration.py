@@ -1,5 +1,6 @@
 """Calibration: its arithmetic on made-up times, and that what it writes is a hardware file."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from moejax.planning import calibration
 from moejax.planning.compare import compare_meshes
 from moejax.planning.hardware import Link, hardware_toml, load_hardware
+from moejax.planning.workload import Workload
 
 
 def test_simulated_devices_are_refused() -> None:
@@ -30,6 +32,28 @@ def test_a_link_is_found_from_the_times_of_its_rings(monkeypatch: pytest.MonkeyP
     assert found.bandwidth == pytest.approx(true.bandwidth)
     assert found.latency == pytest.approx(true.latency, rel=0.01)  # the small one's own bytes
     assert found.launch == pytest.approx(true.launch, rel=0.01)
+
+
+def test_layers_and_experts_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of 1 ms, 50 us for each layer and 20 us for each expert that it reads: 2 at batch 1, 7.2 at batch 8."""
+
+    def seconds(model: int, workload: Workload) -> float:
+        experts = {1: 2.0, 8: 8 * (1 - 0.75**8)}[workload.batch_size]
+        return 1e-3 + model * (50e-6 + 20e-6 * experts)
+
+    monkeypatch.setattr(calibration, "random_model", lambda config, split, dtype: config.num_layers)
+    monkeypatch.setattr(calibration, "decode_seconds", seconds)
+    assert calibration.overheads() == (pytest.approx(50e-6), pytest.approx(20e-6))
+
+
+def test_overheads_are_part_of_a_step() -> None:
+    hardware = load_hardware("cpu")
+    slower = dataclasses.replace(hardware, layer_overhead=50e-6, expert_overhead=20e-6)
+    (ideal,), (row,) = (compare_meshes("demo", 1, kind, batch_size=1) for kind in (hardware, slower))
+    assert ideal.decode is not None and row.decode is not None
+    assert ideal.decode.overhead_seconds == 0
+    assert row.decode.overhead_seconds == pytest.approx(4 * (50e-6 + 2 * 20e-6))
+    assert row.decode.total == pytest.approx(ideal.decode.total + row.decode.overhead_seconds)
 
 
 def test_all_reduces_run_over_the_devices_that_are_asked_for() -> None:
