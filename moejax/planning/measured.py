@@ -71,43 +71,52 @@ def measure_rows(
     Args:
         source: a checkpoint, whose weights are used, or a named configuration or config.json: then they are random.
         told: is told what is timed next.
+
+    Raises:
+        ValueError: when a model of one layer does not fit, or a checkpoint cannot be loaded.
     """
+    timed = [(number, row) for number, row in enumerate(rows) if row.built and row.footprint is not None]
     found: dict[int, MeshRow] = {}
-    for split in dict.fromkeys(row.split for row in rows):
-        timed = [(number, row) for number, row in enumerate(rows) if row.split == split and row.built and row.footprint]
-        for number, row in timed:
-            told(f"{row.label}, batch {row.workload.batch_size}")
-            found[number] = dataclasses.replace(row, measured=measure_split(source, plan, split, row.workload))
+    for split in dict.fromkeys(row.split for _, row in timed):
+        memory = device_memory(list(split.mesh.build().devices.flat))
+        depths = {
+            number: fitting_layers(plan.config, split, row.workload, memory)
+            for number, row in timed
+            if row.split == split
+        }
+        for layers in dict.fromkeys(depths.values()):
+            model = load_split(source, plan.config, split, layers, rows[0].workload.dtype)
+            for number in (number for number, depth in depths.items() if depth == layers):
+                told(f"{rows[number].label}, batch {rows[number].workload.batch_size}")
+                measured = measure_model(model, plan, rows[number].workload)
+                found[number] = dataclasses.replace(rows[number], measured=measured)
+            del model
+            gc.collect()  # its memory is the next one's
     return [found.get(number, row) for number, row in enumerate(rows)]
 
 
-def measure_split(source: str, plan: Plan, split: Split, workload: Workload) -> Measured:
-    """Times one split, at full depth where it fits the devices.
+def load_split(source: str, config: ModelConfig, split: Split, layers: int, dtype: str) -> moejax.Model:
+    """The model on its devices: the checkpoint where there is one and all its layers fit, else random weights."""
+    if layers == config.num_layers and not is_random(source):
+        return moejax.load(source, mesh=split.mesh, dispatch=split.dispatch, dtype=dtype)
+    return random_model(dataclasses.replace(config, num_layers=layers), split, dtype)
 
-    Raises:
-        ValueError: when not even a model of one layer fits.
-    """
-    config = plan.config
-    memory = device_memory(list(split.mesh.build().devices.flat))
-    layers = fitting_layers(config, split, workload, memory)
-    shallow = dataclasses.replace(config, num_layers=layers)
+
+def measure_model(model: moejax.Model, plan: Plan, workload: Workload) -> Measured:
+    """Times a model of as many layers as fit, and predicts one of so many."""
+    layers = model.config.num_layers
+    split = Split(mesh=model.mesh, dispatch=model.parallel.dispatch, remark=None)
+    shallow = dataclasses.replace(plan.config, num_layers=layers)
     predicted = predict_split(dataclasses.replace(plan, config=shallow, usable=1e9), split, workload)
     assert predicted.decode is not None and predicted.prefill is not None, "any model fits such devices"
-    if layers == config.num_layers and not is_random(source):
-        model = moejax.load(source, mesh=split.mesh, dispatch=split.dispatch, dtype=workload.dtype)
-    else:
-        model = random_model(shallow, split, workload.dtype)
-    measured = Measured(
+    return Measured(
         decode_seconds=decode_seconds(model, workload),
         prefill_seconds=prefill_seconds(model, workload),
         predicted_decode_seconds=predicted.decode.total,
         predicted_prefill_seconds=predicted.prefill.total,
         layers=layers,
-        reduced=layers < config.num_layers,
+        reduced=layers < plan.config.num_layers,
     )
-    del model
-    gc.collect()  # its memory is the next one's
-    return measured
 
 
 def is_random(source: str) -> bool:
