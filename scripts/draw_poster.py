@@ -92,7 +92,7 @@ def strategies(x: float, y: float, reports: Sequence[dict[str, Any]]) -> tuple[l
 def results(x: float, y: float, reports: Sequence[dict[str, Any]]) -> tuple[list[str], int]:
     """Bars of tokens per second, the same scale within each piece of work; wins and losses alike."""
     parts = [text(x, y + 14, "Results", size=16)]
-    compared = [report for report in reports if any(work["results"] for work in report["compare"]["works"])]
+    compared = [report for report in reports if "compare" in report]
     if not compared:
         return [*parts, text(x, y + 40, "no report of a comparison was given", fill=FAINT)], int(y + 60)
     columns = [y + 24, y + 24]
