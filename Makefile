@@ -27,7 +27,7 @@ demo: $(VENV)/.installed ## install, then decode a prompt with the bundled check
 	@$(BIN)/moejax decode demo --prompt "$$PROMPT"
 
 test: $(VENV)/.installed-test ## install the test extra, then run the whole suite (PYTEST_ARGS="...")
-	@$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 # Interleaved rounds beside the other systems, both sizes; then what a step reads, and what strategies send. The commands
 # of docs/benchmarks.md: each report has every sample, and bench_page.py puts them on one page.

@@ -25,7 +25,7 @@ from convert.manifest import MANIFEST, ArrayEntry, Manifest, read_manifest
 from convert.memory import Buffers, PeakMemory
 from convert.source import TensorSource
 from convert.source_hashes import SourceHashes
-from convert.streaming import OnProgress, Stream, check_items, convert_items
+from convert.streaming import OnProgress, Stream, buffer_bytes, check_items, convert_items
 from convert.target import Target
 
 _SPARE_BYTES = 20_000  # what an item takes on the disk beside its arrays
@@ -113,6 +113,7 @@ def run(
         if not folder.exists():  # so that nothing is made where it cannot be finished
             _check_room(folder, conversion.items)
         largest = max(item.nbytes for item in conversion.items)
+        largest_buffer = max(buffer_bytes(item) for item in conversion.items)
         with writing(folder), locked(folder), SourceHashes(conversion.source_files) as hashes:
 
             def stream(journal: Journal) -> Stream:
@@ -122,7 +123,7 @@ def run(
                     target=conversion.target,
                     journal=journal,
                     hashes=hashes,
-                    buffers=Buffers(largest),
+                    buffers=Buffers(largest_buffer, workers),
                     allow_nan=allow_nan,
                     workers=workers,
                     on_progress=on_progress,
@@ -234,7 +235,7 @@ def _check_finished(
     journal = Journal(path=folder / WORK, header=_header(conversion))
     for item in conversion.items:
         journal.items[item.name] = {
-            array.target: Record(checksum=entry.checksum, finite=entry.finite)
+            array.target: Record(checksum=entry.checksum, finite=entry.finite, chunks=entry.chunks)
             for array in item.arrays
             if (entry := manifest.arrays.get(array.target)) is not None
         }

@@ -24,10 +24,11 @@ _LOCK, _JOURNAL = "lock", "journal.jsonl"
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """What was written for one array."""
+    """What was written for one array. chunks: the checksums of its chunks, where it has some."""
 
     checksum: str
     finite: bool
+    chunks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,9 +122,13 @@ def _replay(journal: Journal, step: Mapping[str, Any]) -> None:
         journal.hashes |= {str(name): str(digest) for name, digest in _mapping(step["hashes"]).items()}
     elif "item" in step:
         arrays = _mapping(step["arrays"]).items()
-        journal.items[str(step["item"])] = {name: Record(**_mapping(record)) for name, record in arrays}
+        journal.items[str(step["item"])] = {name: _record(_mapping(record)) for name, record in arrays}
     else:
         del journal.items[str(step["dropped"])]
+
+
+def _record(raw: Mapping[str, Any]) -> Record:
+    return Record(checksum=raw["checksum"], finite=raw["finite"], chunks=tuple(raw["chunks"]))
 
 
 def _mapping(value: object) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from convert.files import JSON_LIMIT, opened, parse_object, read_start
 from convert.header import MOST_AXES, MOST_ELEMENTS
 
 MANIFEST = "manifest.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 Format = Literal["orbax", "safetensors"]
 _FORMATS: Mapping[str, Format] = {"moejax-orbax": "orbax", "moejax-safetensors": "safetensors"}
 _NAMES = {name: word for word, name in _FORMATS.items()}
@@ -30,7 +30,8 @@ _AGAIN = "convert again with --restart"
 class ArrayEntry:
     """One array: `key` of the Orbax checkpoint `item`, or the tensor `key` of the safetensors file `item`.
 
-    dtype: as safetensors spells it.  finite: False where NaN and infinity were let through.
+    dtype: as safetensors spells it.  chunks: in an Orbax checkpoint, the checksums of the files of its chunks.
+    finite: False where NaN and infinity were let through.
     """
 
     item: str
@@ -38,6 +39,7 @@ class ArrayEntry:
     shape: tuple[int, ...]
     dtype: str
     checksum: str
+    chunks: tuple[str, ...] = ()
     finite: bool = True
 
 
@@ -139,6 +141,9 @@ def _entry(path: Path, name: str, raw: object) -> ArrayEntry:
         raise CheckpointError(f"{where} has dtype {shown(raw['dtype'])}, expected {', '.join(FLOAT_DTYPES)}; {_AGAIN}")
     if not isinstance(raw["checksum"], str) or not _CHECKSUM.fullmatch(raw["checksum"]):
         raise CheckpointError(f"{where} has the checksum {shown(raw['checksum'])}, expected crc32:xxxxxxxx; {_AGAIN}")
+    chunks = raw["chunks"]
+    if not isinstance(chunks, list) or not all(isinstance(one, str) and _CHECKSUM.fullmatch(one) for one in chunks):
+        raise CheckpointError(f"{where} has chunks {shown(chunks)}, expected a list of crc32:xxxxxxxx; {_AGAIN}")
     if not isinstance(raw["finite"], bool):
         raise CheckpointError(f"{where} has finite {shown(raw['finite'])}, expected true or false; {_AGAIN}")
-    return ArrayEntry(**{**raw, "shape": tuple(shape)})
+    return ArrayEntry(**{**raw, "shape": tuple(shape), "chunks": tuple(chunks)})

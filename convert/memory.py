@@ -8,51 +8,45 @@ from pathlib import Path
 
 import numpy as np
 
+from convert.direct import aligned_empty
+
 _STATUS = Path("/proc/self/status")
 _COUNTED = ("RssAnon:", "RssShmem:")
 _INTERVAL_SECONDS = 0.01
 
-# Two items in flight, and the copy that is made of the one that is written: three times the largest item. The promise
-# adds 600 MB for Python and its libraries.
+# Two items in flight, chunks of them, and what is a file's while it is hashed: well below three times the largest item.
+# The promise adds 600 MB for Python and its libraries.
 _IN_FLIGHT_ITEMS, _IN_FLIGHT_BYTES = 2, 64_000_000
 
 
 class Buffers:
-    """Memory for the items in flight: as many as fit at a time, and always at least one.
+    """Memory for the items in flight: two of the largest, and more where they are small.
 
-    A buffer is used again by the next item: taking new memory from the system costs as much time as filling it.
+    All are of the largest item's size and used again by whichever item comes next: taking new memory from the system
+    costs as much time as filling it.
     """
 
-    def __init__(self, largest_item_bytes: int) -> None:
-        self._limit = max(_IN_FLIGHT_ITEMS * largest_item_bytes, _IN_FLIGHT_BYTES)
-        self._taken_bytes = 0
+    def __init__(self, largest_item_bytes: int, workers: int) -> None:
+        self._nbytes = max(1, largest_item_bytes)
+        self._unused = min(workers, max(_IN_FLIGHT_ITEMS, _IN_FLIGHT_BYTES // self._nbytes))
         self._free: list[np.ndarray] = []
         self._changed = threading.Condition()
 
     @contextmanager
-    def taken(self, nbytes: int) -> Iterator[np.ndarray]:
-        """Waits until `nbytes` more may be in flight; yields a uint8 array of that size for the time of the block."""
+    def taken(self) -> Iterator[np.ndarray]:
+        """Waits until another item may be in flight; yields a uint8 array for the time of the block."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._taken_bytes or self._taken_bytes + nbytes <= self._limit)
-            buffer = self._take(nbytes)
-            self._taken_bytes += buffer.size
+            self._changed.wait_for(lambda: self._free or self._unused)
+            if not self._free:
+                self._unused -= 1
+                self._free.append(aligned_empty(self._nbytes))
+            buffer = self._free.pop()
         try:
-            yield buffer[:nbytes]
+            yield buffer
         finally:
             with self._changed:
-                self._taken_bytes -= buffer.size
                 self._free.append(buffer)
-                self._changed.notify_all()
-
-    def _take(self, nbytes: int) -> np.ndarray:
-        """The smallest free buffer that is large enough, unless it would keep others out; or a new one."""
-        self._free.sort(key=lambda buffer: buffer.size)
-        for position, buffer in enumerate(self._free):
-            if buffer.size >= nbytes and self._taken_bytes + buffer.size <= self._limit:
-                return self._free.pop(position)
-        while self._free and self._taken_bytes + sum(buffer.size for buffer in self._free) + nbytes > self._limit:
-            self._free.pop(0)
-        return np.empty(nbytes, np.uint8)
+                self._changed.notify()
 
 
 class PeakMemory:

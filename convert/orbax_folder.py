@@ -10,7 +10,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from convert.checksums import array_checksum
+from convert.chunks import read_chunks
 from convert.dtypes import FLOAT_DTYPES
 from convert.errors import CheckpointError, listed
 from convert.header import TensorInfo
@@ -26,7 +26,7 @@ _STEP_BYTES = 1 << 20  # of the temporary memory in which values are converted
 class OrbaxFolder:
     """The arrays of a finished conversion by name. Holds no weights; threads may read at the same time.
 
-    A whole array is compared with its checksum when it is read; a part of one cannot be.
+    Every chunk that is read is compared with its checksum, for a part of an array, too.
     read_bytes: how many bytes of chunks were read so far.
     """
 
@@ -79,14 +79,9 @@ class OrbaxFolder:
         _check_target(name, out, shape)
         stored = FLOAT_DTYPES[info.dtype]
         values = out if out.dtype == stored else np.empty(out.shape, stored)
-        from convert.orbax_items import read_array  # here, because it imports Orbax
-
-        self.read_bytes.add(read_array(info.file, entry.key, values, index))
-        if shape == info.shape and (got := array_checksum(values)) != entry.checksum:
-            raise CheckpointError(
-                f"{info.file}: array {entry.key!r} was damaged after it was converted: its checksum is {got}, "
-                f"{MANIFEST} says {entry.checksum}; convert again with --restart"
-            )
+        index = tuple(slice(0, size) for size in shape) if index is None else index
+        count = read_chunks(info.file / entry.key, info.shape, info.dtype, values, index, entry.chunks)
+        self.read_bytes.add(count)
         _check_and_convert(info, values, out, allow_nan=allow_nan or not entry.finite)
 
     def _info(self, name: str) -> TensorInfo:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from convert.checksums import Sums
+from convert.chunks import chunk_shape, read_chunks, write_chunks
 from convert.durable import move, remove, sync_tree
 from convert.items import ArrayPlan, Item, Place
 from convert.journal import WORK
@@ -25,7 +27,7 @@ class OrbaxTarget:
     folder: Path
     places: Mapping[str, Place]
     format: Format = "orbax"
-    # Orbax copies what it saves, and is parallel in itself: so one at a time.
+    # Orbax logs through a logger that all threads share: so one at a time.
     _saving: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def clear(self) -> None:
@@ -40,23 +42,28 @@ class OrbaxTarget:
             if path.name not in done:
                 remove(path)
 
-    def write(self, item: Item, arrays: Mapping[str, np.ndarray]) -> None:
-        from convert.orbax_items import write_orbax  # here, because it imports Orbax
+    def write(self, item: Item, arrays: Mapping[str, np.ndarray]) -> Mapping[str, Sums]:
+        from convert.orbax_items import describe_item  # here, because it imports Orbax
 
         path = self._unfinished / item.name
         by_key = {self.places[name].key: values for name, values in arrays.items()}
-        split_axes = {self.places[name].key: self.places[name].split_axis for name in arrays}
+        chunks = {
+            place.key: chunk_shape(values.shape, values.itemsize, place.split_axis)
+            for name, values in arrays.items()
+            if (place := self.places[name])
+        }
         with self._saving:
-            write_orbax(path, by_key, split_axes)
+            describe_item(path, by_key, chunks)
+        sums = {key: write_chunks(path / key, values, chunks[key]) for key, values in by_key.items()}
         sync_tree(path)
         remove(self.folder / WEIGHTS / item.name)  # it is there where it was found damaged
         move(path, self.folder / WEIGHTS / item.name)
+        return {name: sums[self.places[name].key] for name in arrays}
 
     def read_into(self, array: ArrayPlan, out: np.ndarray) -> None:
-        from convert.orbax_items import read_array
-
         item, key = self.place(array)
-        read_array(self.folder / WEIGHTS / item, key, out)
+        index = tuple(slice(0, size) for size in array.shape)
+        read_chunks(self.folder / WEIGHTS / item / key, array.shape, array.dtype, out, index, None)
 
     def publish(self) -> None:
         remove(self._unfinished)

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from convert.checksums import Sums
+from convert.direct import ALIGNMENT, writer
 from convert.durable import move, remove, write_atomically
 from convert.errors import CheckpointError
 from convert.header import LENGTH_BYTES, TensorInfo
@@ -25,7 +27,6 @@ from convert.safetensors_folder import INDEX, SINGLE
 
 # transformers reads a file only when it says which framework's tensors are in it.
 _METADATA = {"format": "pt"}
-_BLOCK_BYTES = 8 << 20
 _OURS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
 
 
@@ -81,15 +82,13 @@ class SafetensorsTarget:
                 os.fsync(file.fileno())
             move(partial, path)
 
-    def write(self, item: Item, arrays: Mapping[str, np.ndarray]) -> None:
+    def write(self, item: Item, arrays: Mapping[str, np.ndarray]) -> Mapping[str, Sums]:
         for shard in {self.shards[name].name: self.shards[name] for name in arrays}.values():
-            descriptor = os.open(self._path(shard), os.O_WRONLY)
-            try:
+            with writer(self._path(shard), new=False) as file:
                 for name in arrays.keys() & shard.tensors.keys():
-                    _write_at(descriptor, arrays[name], shard.tensors[name][1])
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+                    file.write(arrays[name], shard.tensors[name][1])
+                os.fsync(file.descriptor)
+        return {}
 
     def read_into(self, array: ArrayPlan, out: np.ndarray) -> None:
         shard = self.shards[array.target]
@@ -156,15 +155,8 @@ def _shard(name: str, arrays: Sequence[ArrayPlan]) -> Shard:
         offset = [offsets[array.target], end]
         header[array.target] = {"dtype": array.dtype, "shape": list(array.shape), "data_offsets": offset}
     raw = json.dumps(header, separators=(",", ":")).encode()
-    raw += b" " * (-len(raw) % 8)
+    # The first tensor begins at a page, as do those after it whose sizes are whole pages: so they are written quickly.
+    raw += b" " * (-(LENGTH_BYTES + len(raw)) % ALIGNMENT)
     head = len(raw).to_bytes(LENGTH_BYTES, "little") + raw
     tensors = {array.target: (array, len(head) + offsets[array.target]) for array in arrays}
     return Shard(name=name, head=head, tensors=tensors, size=len(head) + end)
-
-
-def _write_at(descriptor: int, array: np.ndarray, offset: int) -> None:
-    """Writes in blocks: one large write is slower, since the system begins to store only what has been handed over."""
-    memory = array.reshape(-1).view(np.uint8)
-    done = 0
-    while done < memory.size:
-        done += os.pwrite(descriptor, memory.data[done : done + _BLOCK_BYTES], offset + done)

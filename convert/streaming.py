@@ -14,7 +14,8 @@ from typing import Literal
 
 import numpy as np
 
-from convert.checksums import array_checksum
+from convert.checksums import Sums, array_checksum
+from convert.direct import aligned
 from convert.durable import writing
 from convert.errors import CheckpointError
 from convert.items import ArrayPlan, Item
@@ -60,18 +61,28 @@ def convert_items(stream: Stream, items: Sequence[Item]) -> float:
     def one(item: Item, buffer: np.ndarray) -> None:
         stream.hashes.start(item.files)
         arrays: dict[str, np.ndarray] = {}
-        records: dict[str, Record] = {}
+        finite: dict[str, bool] = {}
         for array, memory in zip(item.arrays, _divided(item, buffer), strict=True):
             values = memory.view(array.numpy_dtype).reshape(array.shape)
             stream.source.read_into(array.source, values, allow_nan=True)
-            if not (finite := all_finite(values)) and not stream.allow_nan:
+            finite[array.target] = all_finite(values)
+            if not finite[array.target] and not stream.allow_nan:
                 raise CheckpointError(_not_finite(stream.source, array, values))
-            checksum = stream.checksums.get(array.source) if array.dtype == tensors[array.source].dtype else None
-            records[array.target] = Record(checksum=checksum or array_checksum(values), finite=finite)
             arrays[array.target] = values
         with writing(stream.target.folder):
-            stream.target.write(item, arrays)
+            sums = stream.target.write(item, arrays)
+        records: dict[str, Record] = {}
+        for array in item.arrays:
+            stored = sums.get(array.target, Sums((), None))
+            checksum = stored.whole or known(array) or array_checksum(arrays[array.target])
+            records[array.target] = Record(checksum=checksum, finite=finite[array.target], chunks=stored.parts)
+        with writing(stream.target.folder):
             written.add(item, records)
+
+    def known(array: ArrayPlan) -> str | None:
+        """The checksum that reading has compared, where the values are the same."""
+        same = array.dtype == tensors[array.source].dtype
+        return stream.checksums.get(array.source) if same else None
 
     written = _Written(stream)
     try:
@@ -139,15 +150,17 @@ def _not_finite(source: TensorSource, array: ArrayPlan, values: np.ndarray) -> s
     )
 
 
+def buffer_bytes(item: Item) -> int:
+    """The memory that an item takes in flight."""
+    return sum(aligned(array.nbytes) for array in item.arrays)
+
+
 def _divided(item: Item, buffer: np.ndarray) -> Iterator[np.ndarray]:
-    """The part of `buffer` for each array of an item, widest dtypes first so that all are aligned."""
-    ends = dict.fromkeys(item.arrays, 0)
-    end = 0
-    for array in sorted(item.arrays, key=lambda array: -array.numpy_dtype.itemsize):
-        end += array.nbytes
-        ends[array] = end
+    """The part of `buffer` for each array of an item, from where it can be written quickly."""
+    start = 0
     for array in item.arrays:
-        yield buffer[ends[array] - array.nbytes : ends[array]]
+        yield buffer[start : start + array.nbytes]
+        start += aligned(array.nbytes)
 
 
 def _problem(target: Target, array: ArrayPlan, values: np.ndarray, record: Record | None) -> str | None:
@@ -175,7 +188,7 @@ def _in_parallel(
         if failed.is_set():
             return
         try:
-            with stream.buffers.taken(item.nbytes) as buffer:
+            with stream.buffers.taken() as buffer:
                 work(item, buffer)
             with reporting:
                 done += item.nbytes

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
+from convert.checksums import Sums
 from convert.items import ArrayPlan, Item
 from convert.manifest import Format
 
@@ -30,8 +31,11 @@ class Target(Protocol):
         """Removes what a killed conversion left half-written: all but the items in `done`."""
         ...
 
-    def write(self, item: Item, arrays: Mapping[str, np.ndarray]) -> None:
-        """Writes the arrays of an item, by their names in the target. Several threads may do so at a time."""
+    def write(self, item: Item, arrays: Mapping[str, np.ndarray]) -> Mapping[str, Sums]:
+        """Writes the arrays of an item, by their names in the target. Several threads may do so at a time.
+
+        Returns: the checksums of the arrays that are stored in parts.
+        """
         ...
 
     def read_into(self, array: ArrayPlan, out: np.ndarray) -> None:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from moejax.decoding.sampling_params import SamplingParams as SamplingParams
     from moejax.loading import Model as Model
     from moejax.loading import load as load
+    from moejax.planning.compare import compare_meshes as compare_meshes
+    from moejax.planning.rows import MeshRow as MeshRow
     from sharding import MeshConfig as MeshConfig
 
 _HOME = {
@@ -37,6 +39,9 @@ _HOME = {
     "ModelConfig": "moejax.config",
     "MeshConfig": "sharding",
     "CheckpointError": "convert",
+    # splits over devices
+    "compare_meshes": "moejax.planning.compare",
+    "MeshRow": "moejax.planning.rows",
     # checkpoints
     "convert": "moejax.conversion",
     "ConversionReport": "moejax.conversion",

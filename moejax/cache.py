@@ -16,20 +16,22 @@ from jax import Array, lax
 from jaxtyping import Float, Int, Shaped
 
 from moejax.config import ModelConfig
+from moejax.declarations import CACHE_AXES, cached
 from moejax.parallel import Parallel
-from sharding import LogicalAxes
-
-CACHE_AXES: LogicalAxes = ("batch", "kv_heads", "sequence", "head_dim")
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LayerCache:
-    """One layer's keys and values, stored as bits when they are 16 bits wide."""
+    """One layer's keys and values, stored as bits when they are 16 bits wide.
+
+    read_slots: how many slots, from the first on, attention reads; None is all. Writing is not limited by it.
+    """
 
     k: Shaped[Array, "B K S H"]
     v: Shaped[Array, "B K S H"]
     dtype: str = dataclasses.field(metadata={"static": True})
+    read_slots: int | None = dataclasses.field(default=None, metadata={"static": True})
 
     @property
     def length(self) -> int:
@@ -37,10 +39,10 @@ class LayerCache:
         return self.k.shape[2]
 
     def keys(self) -> Float[Array, "B K S H"]:
-        return _from_bits(self.k, self.dtype)
+        return _from_bits(self.k[:, :, : self.read_slots], self.dtype)
 
     def values(self) -> Float[Array, "B K S H"]:
-        return _from_bits(self.v, self.dtype)
+        return _from_bits(self.v[:, :, : self.read_slots], self.dtype)
 
     def write(self, k: Float[Array, "B K T H"], v: Float[Array, "B K T H"], starts: Int[Array, " B"]) -> "LayerCache":
         """Writes T new tokens into the slots from `starts` on, one start per row."""
@@ -58,7 +60,7 @@ def empty_cache(
     config: ModelConfig, batch: int, length: int, dtype: jax.typing.DTypeLike, parallel: Parallel
 ) -> KVCache:
     """A cache of zeros with `length` slots for each of `batch` rows, where caches live."""
-    shape = (batch, config.num_kv_heads, length, config.head_dim)
+    shape = cached(config, batch, length).shape
     name = jnp.dtype(dtype).name
     stored = _storage_dtype(name)
     return place_cache(
@@ -89,6 +91,35 @@ def copy_rows(target: KVCache, source: KVCache, rows: Int[Array, " B_source"]) -
         dataclasses.replace(into, k=copy(into.k, new.k), v=copy(into.v, new.v))
         for into, new in zip(target, source, strict=True)
     )
+
+
+def take_rows(source: KVCache, rows: Int[Array, " B_target"], slots: int) -> KVCache:
+    """The first `slots` slots of those rows, as a cache of its own."""
+
+    def take(layer: LayerCache) -> LayerCache:
+        return dataclasses.replace(layer, k=layer.k[rows, :, :slots], v=layer.v[rows, :, :slots])
+
+    return tuple(take(layer) for layer in source)
+
+
+def put_rows(target: KVCache, source: KVCache, rows: Int[Array, " B_source"]) -> KVCache:
+    """Copies row i of `source` over the first slots of row `rows[i]` of `target`, whose other slots stay.
+
+    A row number past the end of `target` is dropped.
+    """
+
+    def put(into: Array, new: Array) -> Array:
+        return into.at[rows, :, : new.shape[2]].set(new, mode="drop")
+
+    return tuple(
+        dataclasses.replace(into, k=put(into.k, new.k), v=put(into.v, new.v))
+        for into, new in zip(target, source, strict=True)
+    )
+
+
+def reading(cache: KVCache, slots: int | None) -> KVCache:
+    """The same cache, of which attention reads only the first `slots` slots (None: all)."""
+    return tuple(dataclasses.replace(layer, read_slots=slots) for layer in cache)
 
 
 def _write_rows(cache: Array, new: Array, starts: Array) -> Array:

@@ -4,7 +4,8 @@ What XLA compiles is compared with them, mesh by mesh (`tests/moejax/test_mesh_p
 takes part in, with the elements that `sharding.collectives` counts: the operand's, or an all-gather's result's.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 from moejax.config import ModelConfig
 from moejax.layout import DISPATCHES, DispatchName
@@ -70,6 +71,28 @@ def forward_collectives(
     layer = attention_collectives(config, rules, tokens, dtype)
     layer += moe_collectives(config, rules, dispatch, tokens, dtype)
     return embedding_collectives(config, rules, tokens, dtype) + config.num_layers * layer
+
+
+def step_collectives(
+    config: ModelConfig, rules: Rules, dispatch: DispatchName, rows: int, dtype: str
+) -> list[Collective]:
+    """Of one greedy decode step of `rows` sequences."""
+    tokens = Tokens(rows=rows, length=1)
+    return forward_collectives(config, rules, dispatch, tokens, dtype) + choice_collectives(rules, tokens)
+
+
+def report_collectives(config: ModelConfig, rules: Rules) -> list[Collective]:
+    """Of telling the host how many rows each expert of each layer computed: once per call, whatever it fed."""
+    counters = config.num_layers * config.num_experts
+    return [
+        *_between(rules, "", "all-gather", rules["experts"], counters, "int32"),
+        *_between(rules, "", "all-gather", rules["groups"], rules.parts("groups") * counters, "int32"),
+    ]
+
+
+def by_phase(collectives: Iterable[Collective]) -> list[Collective]:
+    """Those of a compiled program as they are listed here: without the loop, the scope that of the phase."""
+    return [replace(one, in_loop=False, scope=one.scope.partition("/")[0]) for one in collectives]
 
 
 def _between(

@@ -1,4 +1,4 @@
-"""The small layers: matrix product, RMS norm, rotary embeddings, token embedding."""
+"""The small layers: RMS norm, rotary embeddings, token embedding."""
 
 from typing import NamedTuple
 
@@ -8,22 +8,10 @@ from flax import nnx
 from jax import Array, lax
 from jaxtyping import Float, Int
 
+from moejax.declarations import embedding_table, norm_scale
+from moejax.operations import XLA, Operations
 from moejax.parallel import Parallel
 from moejax.params import param
-from moejax.platform import smallest_product
-
-
-def linear(x: Float[Array, "*rows I"], w: Float[Array, "O I"]) -> Float[Array, "*rows O"]:
-    """x w^T with a float32 result.
-
-    Operands stay in their dtype and only the result is float32: the one form that XLA:CPU runs at speed for
-    bfloat16 (docs/decisions.md), and the accumulator that a GPU keeps anyway.
-    """
-    rows = x.reshape(-1, x.shape[-1])
-    count = rows.shape[0]
-    rows = jnp.pad(rows, ((0, max(0, smallest_product(x.dtype) - count)), (0, 0)))
-    y = lax.dot_general(rows, w, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)[:count]
-    return y.reshape(*x.shape[:-1], w.shape[0])
 
 
 class RMSNorm(nnx.Module):
@@ -31,7 +19,7 @@ class RMSNorm(nnx.Module):
 
     def __init__(self, dim: int, eps: float, *, dtype: jax.typing.DTypeLike) -> None:
         self.eps = eps
-        self.scale = param((dim,), ("embed",), init=jax.nn.initializers.ones, dtype=dtype)
+        self.scale = param(*norm_scale(dim), init=jax.nn.initializers.ones, dtype=dtype)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         x32 = x.astype(jnp.float32)
@@ -64,10 +52,18 @@ def rotate(x: Float[Array, "B T N H"], angles: Rotation) -> Float[Array, "B T N 
 class Embedding(nnx.Module):
     """A table of V vectors: token ids to vectors, and (tied, or as the output head) vectors to logits."""
 
-    def __init__(self, vocab_size: int, dim: int, parallel: Parallel, *, dtype: jax.typing.DTypeLike) -> None:
-        self.parallel = parallel
+    def __init__(
+        self,
+        vocab_size: int,
+        dim: int,
+        parallel: Parallel,
+        operations: Operations = XLA,
+        *,
+        dtype: jax.typing.DTypeLike,
+    ) -> None:
+        self.parallel, self.operations = parallel, operations
         init = jax.nn.initializers.normal(dim**-0.5)
-        self.table = param((vocab_size, dim), ("vocab", "embed"), init=init, dtype=dtype)
+        self.table = param(*embedding_table(vocab_size, dim), init=init, dtype=dtype)
 
     def encode(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         axes = self.parallel.axes("vocab")
@@ -86,4 +82,6 @@ class Embedding(nnx.Module):
         """The last axis of the result is split as the vocabulary is."""
         middle: tuple[None, ...] = (None,) * (x.ndim - 2)
         in_specs = (self.parallel.spec("batch"), self.parallel.spec("vocab"))
-        return self.parallel.map(linear, in_specs, self.parallel.spec("batch", *middle, "vocab"))(x, self.table[...])
+        out_specs = (self.parallel.spec("batch", *middle, "vocab"),)
+        (logits,) = self.parallel.map(self.operations.project, in_specs, out_specs)(x, self.table[...])
+        return logits

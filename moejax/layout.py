@@ -5,6 +5,7 @@ layers, and so over which axes heads, cache and vocabulary may be split. Adding 
 `DISPATCHES`, its name in `DispatchName`.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Literal, get_args
@@ -36,7 +37,8 @@ class Dispatch:
     """Where things are under one dispatch.
 
     tokens: mesh axes that the batch is split over between layers; all others hold every token of their rows.
-    dense: what query heads, key/value heads and the vocabulary may be split over: each takes the first that divides it.
+    dense: what query heads, key/value heads and the vocabulary may be split over. Query heads and vocabulary take the
+        first that divides them, key/value heads the one of most devices among those within the query heads' axes.
     body: "module:function", what one device does with its tokens in an MoE layer (see `moejax.moe.dispatch.Body`).
     transfers: the collectives of the body, by which it is predicted and checked.
     """
@@ -82,7 +84,8 @@ def make_rules(config: ModelConfig, mesh: MeshConfig, dispatch: DispatchName) ->
     """Which mesh axes each logical axis of this model is split over.
 
     Key/value heads are split over a part of the axes of the query heads, outermost, so that every device holds the
-    key/value heads that its query heads use.
+    key/value heads that its query heads use; of the parts that divide them, over the one of most devices, because that
+    repeats the cache least and costs no exchange.
 
     Raises:
         ValueError: when the experts or their hidden axis do not divide, naming axis, size and mesh.
@@ -95,9 +98,8 @@ def make_rules(config: ModelConfig, mesh: MeshConfig, dispatch: DispatchName) ->
             f"use {axis}={divisor} or another divisor of {size}"
         )
     queries = _first_that_divides(config.num_heads, mesh, row.dense)
-    keys = _first_that_divides(
-        config.num_kv_heads, mesh, tuple(axes for axes in row.dense if set(axes) <= set(queries))
-    )
+    within = [axes for axes in row.dense if set(axes) <= set(queries)]
+    keys = _first_that_divides(config.num_kv_heads, mesh, sorted(within, key=mesh.extent, reverse=True))
     return Rules.of(
         mesh,
         batch=row.tokens,
@@ -174,7 +176,7 @@ def dispatch_name(name: str) -> DispatchName:
     raise ValueError(f"unknown dispatch {name!r}: the known ones are auto, {', '.join(DISPATCHES)}{hint}")
 
 
-def _first_that_divides(size: int, mesh: MeshConfig, candidates: tuple[MeshAxes, ...]) -> MeshAxes:
+def _first_that_divides(size: int, mesh: MeshConfig, candidates: Iterable[MeshAxes]) -> MeshAxes:
     return next((axes for axes in candidates if size % mesh.extent(axes) == 0), ())
 
 

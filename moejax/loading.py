@@ -22,8 +22,10 @@ from moejax.layout import Split, dispatch_name, make_rules, resolve_split
 from moejax.model import Mixtral
 from moejax.moe import resolve_backend
 from moejax.parallel import Parallel
-from moejax.params import ParamTree, logical_tensors, merge, random_params, split
+from moejax.params import ParamTree, logical_tensors, merge, random_params
+from moejax.params import split as split_module
 from moejax.placement import param_placements, param_sharding
+from moejax.planning.auto import AUTO, auto_split
 from moejax.tokenizer import Tokenizer, missing_tokenizer_message
 from sharding import MeshConfig, Placement, bytes_per_device, device_memory, mesh_config
 
@@ -96,11 +98,12 @@ def load(
         source: "demo" (the checkpoint in this package), a Hugging Face folder (config.json and safetensors), a
             converted folder, or "random:NAME" for random weights of a named configuration or of a config.json.
         mesh: devices along the axes data, expert and tensor, as in "expert=4,tensor=2" or a `MeshConfig`; None is one
-            device.
+            device. "auto" is the split over all visible devices that `compare_meshes` ranks first; it says on stderr
+            which, and why.
         dtype: "bfloat16", "float16" or "float32" (also "bf16", "fp16", "f32"), or "auto" for the checkpoint's own.
         max_seq_len: most tokens of prompt and output together; None is the model's own limit. It is a limit, nothing
             is allocated for it.
-        expert_backend: "auto", "dense", "blocked", "ragged" or "pallas".
+        expert_backend: "auto", "dense", "blocked", "native", "ragged", "pallas" or "tokamax".
         dispatch: how tokens reach the devices that own their experts: "replicated", "gather", "all_to_all", or "auto",
             which says on stderr what it picked for a mesh of several devices, and why.
         seed: of the random weights.
@@ -110,7 +113,8 @@ def load(
             or does not fit its devices, or that another process of this run was not given as well, in one line that
             says what to do. Weights are only read once all else was checked.
     """
-    mesh_config(mesh)
+    if mesh != AUTO:
+        mesh_config(mesh)
     if dispatch != "auto":
         dispatch_name(dispatch)
     backend = resolve_backend(expert_backend, jax.default_backend())
@@ -124,7 +128,11 @@ def load(
         config = checkpoint.config
         resolved_dtype = resolve_dtype(dtype, auto=checkpoint.dtype)
     limit = sequence_limit(max_seq_len, config)
-    parallel = _parallel(resolve_split(config, mesh, dispatch), config)
+    if mesh == AUTO:
+        split = auto_split(config, resolved_dtype, limit, dispatch, jax.devices())
+    else:
+        split = resolve_split(config, mesh, dispatch)
+    parallel = _parallel(split, config)
     graphdef, abstract = abstract_model(config, backend, resolved_dtype, parallel)
     check_fits(param_placements(abstract, parallel.rules), parallel, resolved_dtype)
     tokenizer = None if checkpoint is None else Tokenizer.from_folder(checkpoint.folder)
@@ -192,7 +200,7 @@ def abstract_model(
 ) -> tuple[nnx.GraphDef[Any], dict[str, nnx.Param[Any]]]:
     """The structure of a model and its parameters by path, without making an array."""
     name = resolve_backend(backend, jax.default_backend())
-    return split(Mixtral(config, name, parallel, dtype=jnp.dtype(dtype)))
+    return split_module(Mixtral(config, name, parallel, dtype=jnp.dtype(dtype)))
 
 
 def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:

@@ -15,7 +15,7 @@ from moejax.cache import KVCache, LayerCache
 from moejax.config import ModelConfig
 from moejax.layers import Embedding, RMSNorm, Rotation, rotation
 from moejax.moe import MoE, Routed
-from moejax.moe.experts import BackendName
+from moejax.moe.experts import BACKENDS, BackendName
 from moejax.parallel import Parallel
 
 
@@ -26,11 +26,12 @@ class Mixtral(nnx.Module):
         self, config: ModelConfig, backend: BackendName, parallel: Parallel, *, dtype: jax.typing.DTypeLike
     ) -> None:
         self.config, self.parallel = config, parallel
-        self.embed = Embedding(config.vocab_size, config.embed_dim, parallel, dtype=dtype)
+        operations = BACKENDS[backend].operations
+        self.embed = Embedding(config.vocab_size, config.embed_dim, parallel, operations, dtype=dtype)
         self.layers = nnx.List([Layer(config, backend, parallel, dtype=dtype) for _ in range(config.num_layers)])
         self.final_norm = RMSNorm(config.embed_dim, config.norm_eps, dtype=dtype)
         if not config.tie_embeddings:
-            self.head = Embedding(config.vocab_size, config.embed_dim, parallel, dtype=dtype)
+            self.head = Embedding(config.vocab_size, config.embed_dim, parallel, operations, dtype=dtype)
 
     def __call__(
         self, tokens: Int[Array, "B T"], starts: Int[Array, " B"], lengths: Int[Array, " B"], cache: KVCache
@@ -68,7 +69,7 @@ class Layer(nnx.Module):
         self, config: ModelConfig, backend: BackendName, parallel: Parallel, *, dtype: jax.typing.DTypeLike
     ) -> None:
         self.attention_norm = RMSNorm(config.embed_dim, config.norm_eps, dtype=dtype)
-        self.attention = Attention(config, parallel, dtype=dtype)
+        self.attention = Attention(config, parallel, BACKENDS[backend].operations, dtype=dtype)
         self.moe_norm = RMSNorm(config.embed_dim, config.norm_eps, dtype=dtype)
         self.moe = MoE(config, backend, parallel, dtype=dtype)
 

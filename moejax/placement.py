@@ -1,14 +1,11 @@
-"""Where a model's parameters and its cache live on a mesh, from their declarations alone."""
+"""Where the parameters of a model's modules live on a mesh."""
 
 from collections.abc import Callable
 from typing import Any
 
-import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import NamedSharding
 
-from moejax.cache import CACHE_AXES
-from moejax.config import ModelConfig
 from moejax.parallel import Parallel
 from sharding import Placement, Rules, placement
 
@@ -30,17 +27,3 @@ def param_placements(abstract: dict[str, nnx.Param[Any]], rules: Rules) -> list[
 def param_sharding(abstract: dict[str, nnx.Param[Any]], parallel: Parallel) -> Callable[[str], NamedSharding]:
     """Where each parameter lives, by its path."""
     return lambda path: parallel.sharding(*abstract[path].get_metadata("out_sharding"))
-
-
-def cache_placements(config: ModelConfig, rules: Rules, batch: int, length: int, dtype: str) -> list[Placement]:
-    """Keys and values of every layer, for `batch` rows of `length` tokens.
-
-    Raises:
-        ValueError: when the batch does not divide, naming its size and the mesh.
-    """
-    shape, itemsize = (batch, config.num_kv_heads, length, config.head_dim), jnp.dtype(dtype).itemsize
-    return [
-        placement(f"cache.{layer}.{name}", shape, dtype, itemsize, CACHE_AXES, rules)
-        for layer in range(config.num_layers)
-        for name in ("keys", "values")
-    ]

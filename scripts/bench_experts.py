@@ -19,11 +19,10 @@ import numpy as np
 from jax import Array
 
 from moejax.moe import BACKENDS, Routing
-from moejax.moe.pallas import cannot_run
 from moejax.moe.weights import Expert
 
 EXPERTS, CHOSEN = 8, 2
-NAMES = [name for name in BACKENDS if name != "pallas" or cannot_run() is None]
+NAMES = [name for name, backend in BACKENDS.items() if backend.cannot() is None]
 LAYER_BYTES = 720e6  # weights that one program walks through
 CALLS = 3  # timed calls in a row
 

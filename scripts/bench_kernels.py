@@ -4,10 +4,13 @@
 
 First the device's copy bandwidth and bfloat16 matrix rate. Then every kernel at the shapes of Mixtral 8x7B, its result
 checked before its time is taken: median milliseconds, bytes and floating-point operations counted from the routing, the
-fraction of the measured rate that bounds it, and XLA's way beside it. Then decode steps of the whole model with random
-weights made on the device. Needs a GPU of compute capability 8.0 or more, and one of 141 GB for the whole model
-(`--no-model` leaves it out); 8 minutes on a Hopper are enough. `--tiny` walks the same way through small shapes on any
-device, interpreted: for tests, its times mean nothing.
+fraction of the measured rate that bounds it, and XLA's way beside it; and from how many tokens on the grouped products
+are faster, which is what to set `MOST_TOKENS` by. Then decode steps of the whole model with random weights made on the
+device: tokens per second, and bytes read per second as a fraction of the measured and of the datasheet's.
+
+Needs a GPU of compute capability 8.0 or more, and one of 141 GB for the whole model (`--no-model` leaves it out);
+planned for 8 minutes on a Hopper. `--tiny` walks the same way through small shapes on any device, interpreted: for
+tests, its times mean nothing.
 """
 
 import argparse
@@ -34,6 +37,7 @@ from moejax.decoding.buckets import STEPS_PER_CALL
 from moejax.decoding.state import DecodeState, Features, empty_state
 from moejax.kernels import KERNELS, Kernels, block_layout, kernels
 from moejax.kernels.triton.blocks import grouped_rows
+from moejax.kernels.triton.few_tokens import MOST_TOKENS
 from moejax.loading import make_parallel
 from moejax.model import Mixtral
 from moejax.moe import BACKENDS, Routing
@@ -109,7 +113,7 @@ class Cost(NamedTuple):
 
 
 def main() -> None:
-    args = parse_args()
+    args, began = parse_args(), time.perf_counter()
     plan = TINY if args.tiny else FULL
     device = current_device()
     try:
@@ -122,12 +126,26 @@ def main() -> None:
     print("| kernel | tokens | ms | GB | GFLOP | of copy rate | of matrix rate | XLA ms | max error |")
     print("|---|---|---|---|---|---|---|---|---|")
     route_rows(plan, implementation, rates)
-    few_rows(plan, implementation, rates)
-    many_rows(plan, implementation, rates)
+    few = few_rows(plan, implementation, rates)
+    many = many_rows(plan, implementation, rates)
     if KERNELS["tokamax"].cannot(device) is None:
         many_rows(plan, KERNELS["tokamax"], rates, suffix=", tokamax")
     if not args.no_model:
         decode_rows(plan, rates)
+    print(f"\n{crossover(few, many)}\n{time.perf_counter() - began:.0f} s in all")
+
+
+def crossover(few: dict[int, float], many: dict[int, float]) -> str:
+    """What the times of both product kernels by tokens say of the boundary between them, and what to do."""
+    both = sorted(few.keys() & many.keys())
+    ahead = next((tokens for tokens in both if few[tokens] > many[tokens]), None)
+    if ahead is None:
+        return f"crossover: expert_ffn is the faster one up to {both[-1]} tokens; keep MOST_TOKENS = {MOST_TOKENS}"
+    below = max((tokens for tokens in few if tokens < ahead), default=1)
+    return (
+        f"crossover: the grouped products are the faster ones from {ahead} tokens on; set MOST_TOKENS = {below} in "
+        f"moejax/kernels/triton/few_tokens.py (it is {MOST_TOKENS})"
+    )
 
 
 def parse_args() -> argparse.Namespace:
@@ -243,8 +261,9 @@ def route_rows(plan: Plan, implementation: Kernels, rates: Rates) -> None:
         print_row("route", tokens, took, Cost(tokens * (4 * e + 12 * a), 0), rates, beside, error)
 
 
-def few_rows(plan: Plan, implementation: Kernels, rates: Rates) -> None:
-    experts = random_layers(plan)
+def few_rows(plan: Plan, implementation: Kernels, rates: Rates) -> dict[int, float]:
+    """Seconds per layer, by tokens."""
+    experts, times = random_layers(plan), {}
 
     def ours(expert: Expert, x: Array, routing: Routing) -> Array:
         return implementation.expert_ffn(*expert, x, routing.experts, routing.weights)
@@ -260,11 +279,13 @@ def few_rows(plan: Plan, implementation: Kernels, rates: Rates) -> None:
             for apply in (ours, BACKENDS["dense"].apply)
         )
         print_row("expert_ffn", tokens, took, layer_cost(plan, routing), rates, beside, error)
+        times[tokens] = took
+    return times
 
 
-def many_rows(plan: Plan, implementation: Kernels, rates: Rates, suffix: str = "") -> None:
-    """All of the prefill path, and its two products alone. Rows up to 64 tokens show the crossover."""
-    experts, config = random_layers(plan), plan.config
+def many_rows(plan: Plan, implementation: Kernels, rates: Rates, suffix: str = "") -> dict[int, float]:
+    """All of the prefill path, and its two products alone. Returns seconds per layer of the path, by tokens."""
+    experts, config, times = random_layers(plan), plan.config, {}
     e = config.num_experts
 
     def ours(expert: Expert, x: Array, routing: Routing) -> Array:
@@ -286,6 +307,7 @@ def many_rows(plan: Plan, implementation: Kernels, rates: Rates, suffix: str = "
             for apply in (ours, BACKENDS["ragged"].apply)
         )
         print_row("grouped layer" + suffix, tokens, took, layer_cost(plan, routing), rates, beside, error)
+        times[tokens] = took
 
     tokens = plan.many[-1]
     height = grouped_rows(tokens * config.experts_per_token // e)
@@ -306,6 +328,7 @@ def many_rows(plan: Plan, implementation: Kernels, rates: Rates, suffix: str = "
         moved = sum(array.nbytes for array in (rows, *weights)) + result.size * result.dtype.itemsize
         cost = Cost(moved, 2 * places * weights[0][0].size * len(weights))
         print_row(name + suffix, places // config.experts_per_token, took, cost, rates, None, error)
+    return times
 
 
 def decode_rows(plan: Plan, rates: Rates) -> None:

@@ -6,8 +6,7 @@ Prints for each kernel, at the shapes of Mixtral 8x7B and for compute capabiliti
 and, from triton's own compiler, the shared memory and registers it takes, bytes spilled, and its widest loads and
 products. That compiler is triton's, not the one in XLA: near, not the same. Without triton those columns stay empty.
 
-The one place that knows how versions of JAX differ in lowering: 0.10 assumes a GPU where there is none, 0.11 wants an
-abstract device.
+JAX 0.10 assumes a GPU where there is none; 0.11 asks the mesh of the innermost `shard_map` for its (abstract) device.
 """
 
 import importlib
@@ -17,7 +16,6 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax._src.pallas.triton import lowering as triton_lowering
-from jax.experimental.pallas import triton as pallas_triton
 from jaxlib.mlir import ir
 
 from moejax.config import named_config
@@ -70,24 +67,33 @@ class Lowered:
 
 
 def lower(function: Callable[..., Any], *args: Any, device: Device) -> Lowered:
-    """`function` lowered for `device`; arguments may be `jax.ShapeDtypeStruct`.
+    """`function`, whose kernels run inside `shard_map` over an `abstract_mesh`, lowered for `device`.
+
+    Arguments may be `jax.ShapeDtypeStruct`.
 
     Raises:
         RuntimeError: where JAX lowers Triton kernels in a way that is not known here.
     """
-    with ExitStack() as stack:
-        stack.enter_context(tracing_for(device))
-        if hasattr(pallas_triton, "get_gpu_info"):
-            absent = jax.sharding.AbstractDevice(device_kind=device.kind, num_cores=None, platform="gpu")
-            explicit = (jax.sharding.AxisType.Explicit,)
-            mesh = jax.sharding.AbstractMesh((1,), ("gpu",), explicit, abstract_device=absent)
-            stack.enter_context(jax.sharding.use_abstract_mesh(mesh))
+    with tracing_for(device):
         # A new function, so that nothing traced for another device is found again.
         lowered = jax.jit(lambda *args: function(*args)).trace(*args).lower(lowering_platforms=("cuda",))
     module: Any = lowered.compiler_ir("stablehlo")
     operations = list(_walk(module.operation))
     kernels = [_kernel(one) for one in operations if _is_kernel(one)]
     return Lowered(operations=operations, kernels=kernels, owner=(lowered, module))
+
+
+def lower_alone(function: Callable[..., Any], *args: Any, device: Device) -> Lowered:
+    """`function`, whose kernels run outside of any `shard_map`, lowered inside one over a single device."""
+    spec = jax.sharding.PartitionSpec()
+    inside = jax.shard_map(function, mesh=abstract_mesh(device), in_specs=spec, out_specs=spec, check_vma=False)
+    return lower(inside, *args, device=device)
+
+
+def abstract_mesh(device: Device, mesh: MeshConfig | None = None) -> jax.sharding.AbstractMesh:
+    """A mesh of devices that need not be there; one device by default."""
+    absent = jax.sharding.AbstractDevice(device_kind=device.kind, num_cores=None, platform="gpu")
+    return (mesh or MeshConfig()).abstract().update(abstract_device=absent)
 
 
 def abstract(tree: Any) -> Any:
@@ -98,7 +104,7 @@ def abstract(tree: Any) -> Any:
 def lower_moe_layer(tokens: int, device: Device, backend: Any = "pallas") -> Lowered:
     """The mixture-of-experts layer of Mixtral 8x7B on so many tokens."""
     config = named_config("mixtral-8x7b")
-    parallel = make_parallel(config, MeshConfig().abstract(), "replicated")
+    parallel = make_parallel(config, abstract_mesh(device), "replicated")
     graphdef, declared = split(MoE(config, backend, parallel, dtype=jnp.bfloat16))
     params = {path: abstract(variable.get_value()) for path, variable in declared.items()}
     x = jax.ShapeDtypeStruct((tokens, 1, config.embed_dim), jnp.bfloat16)

@@ -1,6 +1,7 @@
 """The mesh: how many devices work on each of three axes. Importing this module imports no JAX."""
 
 import math
+import operator
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ class MeshConfig:
     data: the batch is split over it, weights are repeated.  expert: the experts are split over it.
     tensor: every expert's hidden axis is split over it.
 
+    Sizes may be of any integer type, numpy's too.
+
     Raises:
         ValueError: for a size that is not a positive whole number.
     """
@@ -33,8 +36,13 @@ class MeshConfig:
 
     def __post_init__(self) -> None:
         for axis, size in self.shape.items():
-            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            try:
+                whole = 0 if isinstance(size, bool) else operator.index(size)
+            except TypeError:
+                whole = 0
+            if whole < 1:
                 raise ValueError(f"mesh axis {axis} must be a positive whole number, got {size!r}")
+            object.__setattr__(self, axis, whole)  # the same mesh, whatever type it was given in
 
     @classmethod
     def parse(cls, text: str) -> "MeshConfig":

@@ -40,7 +40,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselects the tests marked `gpu` where JAX sees no GPU: the summary counts them apart, they are no skips."""
+    """Puts files with slow tests first, and deselects tests that need a GPU where there is none.
+
+    A worker that takes a long file last leaves the others idle. What is deselected is counted apart, it is no skip.
+    """
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
     on_gpu = [item for item in items if item.get_closest_marker("gpu")]
     if on_gpu and not has_gpu():
         config.hook.pytest_deselected(items=on_gpu)

@@ -24,13 +24,24 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = ("sharding", "convert", "moejax", "scripts", "tests")
 PACKAGES = ("sharding", "convert", "moejax")
 MAX_LINES = 400
+# Needed by `moejax serve` alone: what these files import may be in the extra `serve`.
+SERVING = Path("moejax/serving")
 # torch and transformers are the reference in scripts and tests; a user's installation has neither.
 REFERENCE_ONLY = {"torch", "transformers"}
-# But for `moejax verify --reference` and the peers of `moejax bench compare`, which say what to install where one is
-# missing.
-REFERENCE_FILES = (Path("moejax/verification/reference.py"), Path("moejax/bench/peers"))
+# But for `moejax verify --reference`, the peers of `moejax bench compare` and the baseline of `moejax serve`, which do
+# without where they are missing, or say what to install.
+REFERENCE_FILES = (
+    Path("moejax/verification/reference.py"),
+    Path("moejax/bench/peers"),
+    Path("moejax/serving/baseline_transformers.py"),
+)
 # What the extra `bench` brings, imported when it is asked for, after a check that it is there.
-OPTIONAL = {"matplotlib": "moejax/bench", "gguf": "moejax/bench", "llama_cpp": "moejax/bench", "vllm": "moejax/bench"}
+OPTIONAL = {
+    "matplotlib": ("moejax/bench", "moejax/planning/plots.py"),
+    "gguf": ("moejax/bench",),
+    "llama_cpp": ("moejax/bench",),
+    "vllm": ("moejax/bench",),
+}
 # What `import moejax` and the configs must not bring in: each of these costs between 0.1 and 2 seconds at start-up.
 HEAVY = {"jax", "jaxlib", "flax", "orbax", "tensorstore", "optax", "tokenizers", "safetensors", "torch", "transformers"}
 
@@ -134,6 +145,8 @@ def may_import_reference(path: Path) -> bool:
 def undeclared_imports(root: Path) -> list[str]:
     """Imports of third-party modules whose distribution pyproject does not name: an empty venv would lack them."""
     declared = {distribution(requirement) for requirement in project(root)["dependencies"]}
+    extra = project(root).get("optional-dependencies", {}).get("serve", [])
+    served = declared | {distribution(requirement) for requirement in extra}
     providers = importlib.metadata.packages_distributions()
     ours = {*PACKAGES, *sys.stdlib_module_names}
     return [
@@ -142,8 +155,10 @@ def undeclared_imports(root: Path) -> list[str]:
         for line, module in imports(path)
         if (name := top_level(module)) not in ours
         and not (name in REFERENCE_ONLY and may_import_reference(path.relative_to(root)))
-        and not path.relative_to(root).is_relative_to(OPTIONAL.get(name, "nowhere"))
-        and declared.isdisjoint(distribution(provider) for provider in providers.get(name, []))
+        and not any(path.relative_to(root).is_relative_to(place) for place in OPTIONAL.get(name, ()))
+        and (served if SERVING in path.relative_to(root).parents else declared).isdisjoint(
+            distribution(provider) for provider in providers.get(name, [])
+        )
     ]
 
 
@@ -183,6 +198,7 @@ BROKEN: list[tuple[Callable[[Path], list[str]], str, str, str]] = [
     (optax_imports, "tests/a.py", "import optax.losses", "tests/a.py:1"),
     (reference_imports, "moejax/a.py", "def f():\n    from transformers import AutoModel", "moejax/a.py:2"),
     (undeclared_imports, "convert/a.py", "import os\nimport pytest", "convert/a.py:2"),
+    (undeclared_imports, "moejax/cli/a.py", "import fastapi", "moejax/cli/a.py:1"),
     (undeclared_imports, "moejax/cli/a.py", "import_module('matplotlib')", "moejax/cli/a.py:1"),
     (long_files, "scripts/a.py", "x = 1\n" * (MAX_LINES + 1), "scripts/a.py: 401 lines"),
     (grab_bags, "moejax/moe/utils.py", "", "moejax/moe/utils.py"),
@@ -246,6 +262,13 @@ LIGHT = {
     "help": COMMAND.format(argv=["moejax", "--help"]),
     "help of decode": COMMAND.format(argv=["moejax", "decode", "--help"]),
     "help of convert": COMMAND.format(argv=["moejax", "convert", "--help"]),
+    "help of mesh compare": COMMAND.format(argv=["moejax", "mesh", "compare", "--help"]),
+    "mesh compare": COMMAND.format(
+        argv="moejax mesh compare --model mixtral-8x7b --devices 8 --hardware h200 -b 1".split()
+    ),
+    "mesh show": COMMAND.format(argv="moejax mesh show --model mixtral-8x7b --mesh tensor=8".split()),
+    "comparison from Python": "import moejax; moejax.compare_meshes('mixtral-8x7b', 2, 'h200', batch_size=1)",
+    "help of serve": COMMAND.format(argv=["moejax", "serve", "--help"]),
     "help of bench": COMMAND.format(argv=["moejax", "bench", "--help"]),
     "help of bench compare": COMMAND.format(argv=["moejax", "bench", "compare", "--help"]),
     "help of verify": COMMAND.format(argv=["moejax", "verify", "--help"]),

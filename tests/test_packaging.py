@@ -75,6 +75,10 @@ def test_wheel_holds_every_source_of_the_three_packages_and_nothing_else(wheel: 
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     sources = {str(path.relative_to(ROOT)) for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
     assert {name for name in names if name.endswith(".py")} == sources
+    kernels = {
+        f"moejax/native/{path.name}" for path in (ROOT / "moejax/native").iterdir() if path.suffix in (".cc", ".h")
+    }
+    assert {name for name in names if name.endswith((".cc", ".h"))} == kernels and len(kernels) > 3
     assert {name.partition("/")[0] for name in names} == set(PACKAGES)
     assert {f"{package}/py.typed" for package in PACKAGES} <= names
 
@@ -88,6 +92,14 @@ def test_wheel_holds_the_demo_checkpoint_and_it_is_small(wheel: Path) -> None:
     assert {"config.json", "tokenizer.json", "model.safetensors", "README.md"} <= sizes.keys()
     assert sizes == {path.name: path.stat().st_size for path in (ROOT / folder).iterdir()}
     assert sum(sizes.values()) <= MAX_DEMO_BYTES
+
+
+def test_wheel_holds_the_page(wheel: Path) -> None:
+    folder = "moejax/serving/page/"
+    with zipfile.ZipFile(wheel) as archive:
+        held = {name.removeprefix(folder) for name in archive.namelist() if name.startswith(folder)}
+    assert {"index.html", "main.js", "style.css"} <= held
+    assert held == {path.name for path in (ROOT / folder).iterdir()}
 
 
 def test_metadata_says_what_pyproject_says(metadata: Message) -> None:

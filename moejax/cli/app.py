@@ -20,6 +20,9 @@ from moejax.cli.decode import decode
 from moejax.cli.help import SETTINGS, Command, examples
 from moejax.cli.info import EXAMPLES as INFO_EXAMPLES
 from moejax.cli.info import info
+from moejax.cli.mesh import mesh_app
+from moejax.cli.serve import EXAMPLES as SERVE_EXAMPLES
+from moejax.cli.serve import serve
 from moejax.cli.verify import EXAMPLES as VERIFY_EXAMPLES
 from moejax.cli.verify import verify
 
@@ -27,12 +30,14 @@ app = typer.Typer(name="moejax", add_completion=False, rich_markup_mode=None, co
 # With a line for the list of commands: of a longer description typer would show the beginning.
 for _function, _line, _examples in (
     (decode, "Continue prompts with a checkpoint.", DECODE_EXAMPLES),
+    (serve, "Serve a checkpoint by OpenAI's API.", SERVE_EXAMPLES),
     (convert, "Convert a checkpoint to Orbax, or back.", CONVERT_EXAMPLES),
     (verify, "Compare meshes with one device, or a checkpoint with transformers.", VERIFY_EXAMPLES),
     (info, "Show what is in a checkpoint and whether it fits here.", INFO_EXAMPLES),
 ):
     app.command(cls=Command, short_help=_line, epilog=examples(*_examples), context_settings=SETTINGS)(_function)
 app.add_typer(bench, name="bench", short_help="Measure speed, alone and beside other systems.")
+app.add_typer(mesh_app, name="mesh", short_help="Rank the splits of a model over devices, or show one.")
 
 
 def _print_version(wanted: bool) -> None:

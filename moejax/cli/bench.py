@@ -8,11 +8,13 @@ from moejax.cli.bench_compare import EXAMPLES as COMPARE_EXAMPLES
 from moejax.cli.bench_compare import compare
 from moejax.cli.bench_latency import EXAMPLES as LATENCY_EXAMPLES
 from moejax.cli.bench_latency import latency
+from moejax.cli.bench_serve import EXAMPLES as SERVE_EXAMPLES
+from moejax.cli.bench_serve import serve
 from moejax.cli.bench_throughput import EXAMPLES as THROUGHPUT_EXAMPLES
 from moejax.cli.bench_throughput import throughput
 from moejax.cli.help import SETTINGS, Command, examples
 
-EXAMPLES = (COMPARE_EXAMPLES[0], LATENCY_EXAMPLES[0], THROUGHPUT_EXAMPLES[0], CHECK_EXAMPLES[0])
+EXAMPLES = (COMPARE_EXAMPLES[0], LATENCY_EXAMPLES[0], THROUGHPUT_EXAMPLES[0], SERVE_EXAMPLES[0], CHECK_EXAMPLES[0])
 
 bench = typer.Typer(
     name="bench",
@@ -25,6 +27,7 @@ for _function, _line, _examples in (
     (latency, "Time one batch at a time: prefill and decoding.", LATENCY_EXAMPLES),
     (throughput, "Time many ragged requests.", THROUGHPUT_EXAMPLES),
     (compare, "Compare speed with other systems.", COMPARE_EXAMPLES),
+    (serve, "Measure a running server under load.", SERVE_EXAMPLES),
     (check, "Compare with a baseline: counts exactly, times within a tolerance.", CHECK_EXAMPLES),
 ):
     bench.command(cls=Command, short_help=_line, epilog=examples(*_examples), context_settings=SETTINGS)(_function)

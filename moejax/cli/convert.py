@@ -67,7 +67,7 @@ def convert(
             "--shard-size", metavar="SIZE", help="Most bytes in a safetensors file, as in 500MB; 5GB if not given."
         ),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print a JSON object instead.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the report as a JSON object and not as text.")] = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:

@@ -1,10 +1,12 @@
 """`moejax decode`: continues prompts."""
 
 import time
+from pathlib import Path
 
 from moejax.cli import console, options, startup
 from moejax.cli import devices as device_flags
 from moejax.decoding.sampling_params import SamplingParams
+from sharding import MeshConfig
 
 EXAMPLES = (
     'moejax decode demo --prompt "The import statement"',
@@ -44,6 +46,7 @@ def decode(
     logprobs: options.Logprobs = None,
     prompt_logprobs: options.PromptLogprobs = None,
     return_routed_experts: options.RoutedExperts = False,
+    save_expert_load: options.SaveExpertLoad = None,
     no_skip_special_tokens: options.KeepSpecial = False,
     dtype: options.Dtype = "bfloat16",
     expert_backend: options.ExpertBackend = "auto",
@@ -99,19 +102,29 @@ def decode(
     from moejax.cli.prompts import check_flags, encode_prompts, read_prompts
     from moejax.decoding.requests import make_requests
     from moejax.layout import resolve_split
+    from moejax.planning.auto import AUTO, asked_split
+    from moejax.planning.expert_load import check_new_file, recorded_load, write_expert_load
 
+    if save_expert_load is not None:
+        check_new_file(Path(save_expert_load))
     given = read_prompts(prompt or [], token_ids or [])
     check_flags(given, chat=chat, system=system)
     facts = read_facts(checkpoint, max_seq_len)
-    split = resolve_split(facts.config, mesh, dispatch)
+    if mesh != AUTO:
+        resolve_split(facts.config, mesh, dispatch)  # so that a mistake is told before JAX starts
     prompts = encode_prompts(facts, given, chat=chat, system=system)
     make_requests(facts, prompts, params, {})  # only to tell mistakes before the weights are read
     began = time.perf_counter()
     with console.progress("starting JAX", quiet=quiet):
         startup.prepare_jax(devices, compile_cache=not no_compile_cache, quiet=quiet)
+    split = asked_split(facts.config, mesh, dispatch, dtype=dtype, stored=facts.dtype, max_seq_len=facts.max_seq_len)
     if split.remark and not quiet:  # of several processes, only now is it known which prints
         console.remark(split.remark)
+    if mesh is not None and not quiet:
+        _remark_idle_devices(split.mesh)
     with console.progress(f"loading {checkpoint}", quiet=quiet):
+        import jax
+
         import moejax
         from moejax.cli import output
 
@@ -126,12 +139,23 @@ def decode(
         )
     load_seconds = time.perf_counter() - began
     if live:
-        done, speed = output.stream(model, prompts[0], params, quiet=quiet)
+        printed = output.stream(model, prompts[0], params, quiet=quiet)
     else:
-        done, speed = output.decode_all(model, prompts, params, json=json, quiet=quiet)
+        printed = output.decode_all(model, prompts, params, json=json, quiet=quiet)
     if not quiet:
-        console.remark(done)
-        console.remark(f"{speed} | load {load_seconds:.1f} s")
+        console.remark(printed.done)
+        console.remark(f"{printed.speed} | load {load_seconds:.1f} s")
+    if save_expert_load is not None and jax.process_index() == 0:
+        write_expert_load(Path(save_expert_load), recorded_load(checkpoint, model.config, printed.expert_rows))
+        if not quiet:
+            console.remark(f"expert load written to {save_expert_load}")
+
+
+def _remark_idle_devices(mesh: MeshConfig) -> None:
+    import jax
+
+    if mesh.size < jax.device_count():
+        console.remark(f"mesh {mesh} uses {mesh.size} of the {jax.device_count()} devices that there are")
 
 
 def _is_live(stream: bool | None, prompts: int, params: SamplingParams, *, json: bool) -> bool:

@@ -22,7 +22,8 @@ Mesh = Annotated[
         "--mesh",
         rich_help_panel=PANEL,
         metavar="MESH",
-        help="How many devices along each axis, as in data=1,expert=4,tensor=2. One device by default.",
+        help="How many devices along each axis, as in data=1,expert=4,tensor=2, or auto, what `moejax mesh compare` "
+        "ranks first. One device by default.",
         show_default=False,
     ),
 ]

@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from moejax.cli import console
-from moejax.cli.foreign_flags import NOT_HERE, OURS
+from moejax.cli.foreign_flags import NOT_HERE, OURS, PLANNING_NOT_HERE, PLANNING_OURS
 from moejax.cli.processes import PEER_ENDED, PEER_GONE
 from moejax.decoding.sampling_params import PARAMETER_NAMES
 
@@ -19,10 +19,11 @@ FAILED = 2
 UsageError: type[Any] = typer.BadParameter.__mro__[1]
 
 # Arguments of the Python API that are flags here; the library's messages name them as arguments.
-_FLAGS = {
-    name: f"--{name.replace('_', '-')}"
-    for name in (*PARAMETER_NAMES, "max_seq_len", "dtype", "expert_backend", "shard_size", "workers")
-}
+_LOAD_NAMES = ("base_url", "num_prompts", "input_len", "output_len", "range_ratio", "request_rate", "max_concurrency")
+_MESH_NAMES = ("batch_size", "usable_fraction", "context", "devices")
+_OTHER_NAMES = ("max_seq_len", "dtype", "expert_backend", "shard_size", "workers", "vocab_size", "timeout", "baseline")
+_ALL_NAMES = (*PARAMETER_NAMES, *_LOAD_NAMES, *_MESH_NAMES, *_OTHER_NAMES)
+_FLAGS = {name: f"--{name.replace('_', '-')}" for name in _ALL_NAMES}
 _FLAGS["stop_token_ids"] = "--stop-token-id"
 # `stop` and `n` are also words: such a name is an argument only where a value or "must" follows.
 _WORDS = "|".join(name for name in _FLAGS if "_" not in name)
@@ -83,11 +84,13 @@ def _describe_usage(error: Any) -> str:
     if param is not None and error.message:
         return f"{param.opts[0]} {error.message}"
     if param is not None:
-        return f"{path} needs a {param.metavar or param.opts[0]}; see {path} --help"
+        what = param.metavar or param.opts[0]
+        needed = f"{param.opts[0]} {what}" if param.opts[0].startswith("-") else f"a {what}"
+        return f"{path} needs {needed}; see {path} --help"
     if commands := getattr(command, "commands", None):
         what, _, hint = message.partition(". ")  # as in: No such command 'inf'. Did you mean 'info'?
         *others, last = commands
-        known = f"the commands are {', '.join(others)} and {last}"
+        known = f"the commands are {', '.join(others)} and {last}" if others else f"its only command is {last}"
         return f"{what}; {hint[:1].lower()}{hint[1:]} {known.capitalize()}" if hint else f"{what}; {known}"
     if "unexpected extra argument" in message and "--prompt" in flags:
         message += ': prompts are given with --prompt "TEXT"'
@@ -104,6 +107,11 @@ def unknown_flag(given: str, flags: list[str], path: str) -> str:
             return f"{path} has no {given}; use {OURS[spelled]}"
         if spelled in NOT_HERE:
             return f"{path} has no {given}: {NOT_HERE[spelled]}"
+    if "--hardware" in flags:
+        if spelled in PLANNING_OURS:
+            return f"{path} has no {given}; use {PLANNING_OURS[spelled]}"
+        if spelled in PLANNING_NOT_HERE:
+            return f"{path} has no {given}: {PLANNING_NOT_HERE[spelled]}"
     beginnings = [flag for flag in flags if len(given) > 3 and flag.startswith(given)]
     near = beginnings or get_close_matches(given, flags, n=1, cutoff=0.7)
     hint = f"did you mean {near[0]}?" if near else f"see {path} --help"

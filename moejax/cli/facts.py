@@ -17,6 +17,7 @@ class Facts:
     no_tokenizer_reason: str | None
     max_seq_len: int
     eos_token_ids: tuple[int, ...]
+    dtype: str  # that the checkpoint is stored in; what the word "auto" means
 
 
 def read_facts(source: str, max_seq_len: int | None) -> Facts:
@@ -27,11 +28,11 @@ def read_facts(source: str, max_seq_len: int | None) -> Facts:
     """
     if source.startswith(RANDOM):
         config = named_config(source.removeprefix(RANDOM))
-        tokenizer, eos_token_ids = None, ()
+        tokenizer, eos_token_ids, dtype = None, (), "bfloat16"
         reason = f"{source} has random weights and no tokenizer: use --token-ids"
     else:
         checkpoint = open_checkpoint(source)
-        config, eos_token_ids = checkpoint.config, checkpoint.eos_token_ids
+        config, eos_token_ids, dtype = checkpoint.config, checkpoint.eos_token_ids, checkpoint.dtype
         tokenizer = Tokenizer.from_folder(checkpoint.folder)
         reason = None if tokenizer else missing_tokenizer_message(checkpoint.folder)
     return Facts(
@@ -40,4 +41,5 @@ def read_facts(source: str, max_seq_len: int | None) -> Facts:
         no_tokenizer_reason=reason,
         max_seq_len=sequence_limit(max_seq_len, config),
         eos_token_ids=eos_token_ids,
+        dtype=dtype,
     )

@@ -93,3 +93,37 @@ NOT_HERE: Mapping[str, str] = {
     "--enable-lora": "adapters do not exist yet; merge them into the checkpoint",
     "--compile": "every program is compiled; --no-compile-cache keeps compiled programs for this run only",
 }
+
+# Of `mesh compare`, where the flags are about a prediction.
+_EVERY_SPLIT = "every split is compared; moejax mesh show --mesh shows one of them"
+PLANNING_OURS: Mapping[str, str] = {
+    "--num-gpus": "--devices",
+    "--gpus": "--devices",
+    "--num-devices": "--devices",
+    "-n": "--devices",
+    "--gpu": "--hardware",
+    "--gpu-type": "--hardware",
+    "--device": "--hardware",
+    "--checkpoint": "--model",
+    "-m": "--model",
+    "--batch": "--batch-size",
+    "--max-num-seqs": "--batch-size",
+    "--prompt-len": "--input-len",
+    "--max-model-len": "--context",
+    "--max-seq-len": "--context",
+    "--ctx-size": "--context",
+    "--gpu-memory-utilization": "--usable-fraction",
+    "--torch-dtype": "--dtype",
+    "--json": "--format json",
+    "--output": "--plot",
+}
+PLANNING_NOT_HERE: Mapping[str, str] = {
+    "--mesh": _EVERY_SPLIT,
+    "--tensor-parallel-size": _EVERY_SPLIT,
+    "--expert-parallel-size": _EVERY_SPLIT,
+    "--data-parallel-size": _EVERY_SPLIT,
+    "--tp": _EVERY_SPLIT,
+    "--ep": _EVERY_SPLIT,
+    "--output-len": "what is predicted is one decode step, at --context tokens, and the prefill",
+    "--quantization": _QUANTISED,
+}

@@ -15,9 +15,13 @@ class Command(TyperCommand):
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         sections: dict[str, list[tuple[str, str]]] = {}
-        for param in self.get_params(ctx):
+        params = self.get_params(ctx)
+        arguments = sum(param.param_type_name == "argument" for param in params)
+        for param in params:
             if param.param_type_name == "argument":
-                sections.setdefault("Argument", []).append((param.metavar or param.name, getattr(param, "help", "")))
+                sections.setdefault("Argument" if arguments == 1 else "Arguments", []).append(
+                    (param.metavar or param.name, getattr(param, "help", ""))
+                )
             elif record := param.get_help_record(ctx):
                 sections.setdefault(getattr(param, "rich_help_panel", None) or "Options", []).append(record)
         for heading, rows in sections.items():

@@ -6,19 +6,29 @@ from typing import Annotated
 import typer
 
 from moejax.cli import console, options
+from moejax.cli import devices as device_flags
 
-EXAMPLES = ("moejax info demo", "moejax info path/to/checkpoint --json", "moejax info random:mixtral-8x7b")
+EXAMPLES = (
+    "moejax info demo",
+    "moejax info path/to/checkpoint --json",
+    "moejax info random:mixtral-8x7b --mesh expert=4,tensor=2",
+)
 
 
 def info(
     checkpoint: options.Checkpoint,
-    json: Annotated[bool, typer.Option("--json", help="Print a JSON object instead.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print a JSON object and no tables.")] = False,
     debug: options.Debug = False,
+    mesh: device_flags.Mesh = None,
+    dispatch: device_flags.Dispatch = "auto",
 ) -> None:
-    """Show what is in a checkpoint and whether it fits this machine, without reading its weights."""
+    """Show what is in a checkpoint and whether it fits this machine, without reading its weights.
+
+    With --mesh: whether it fits so many devices like the one that is here.
+    """
     from moejax.cli.inspection import inspect  # here, so that --help imports neither numpy nor rich
 
-    found = inspect(checkpoint)
+    found = inspect(checkpoint, mesh, dispatch)
     if json:
         console.write(f"{json_format.dumps(found, ensure_ascii=False)}\n")
         return

@@ -1,5 +1,6 @@
 """What `moejax info` found, as tables for people."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -118,7 +119,10 @@ def _text(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _fit(found: dict[str, Any]) -> Table:
     device, longest = found["device"], found["config"]["max_position_embeddings"]
-    title = f"on this device: {device['name']}, {size(device['free_bytes'])} free of {size(device['total_bytes'])}"
+    devices = math.prod(found["mesh"].values())
+    mesh = ",".join(f"{axis}={parts}" for axis, parts in found["mesh"].items())
+    where = "on this device" if devices == 1 else f"on each of {devices} like this device ({mesh}, {found['dispatch']})"
+    title = f"{where}: {device['name']}, {size(device['free_bytes'])} free of {size(device['total_bytes'])}"
     table = Table(
         title=printable(title), title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False, expand=False
     )

@@ -9,23 +9,28 @@ from moejax.checkpoint import Checkpoint, open_checkpoint
 from moejax.cli import startup
 from moejax.cli.options import RANDOM
 from moejax.config import ModelConfig, named_config
+from moejax.layout import Split, resolve_split
 from moejax.tokenizer import Tokenizer, missing_tokenizer_message
 
 _ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 
-def inspect(source: str) -> dict[str, Any]:
+def inspect(source: str, mesh: str | None, dispatch: str) -> dict[str, Any]:
     """Everything that `moejax info` knows, as JSON values. Sizes are in bytes, memory is the first device's.
 
+    What fits is reckoned for each device of `mesh`, which need not be there.
+
     Raises:
-        ValueError: when `source` is no checkpoint that moejax can load.
+        ValueError: when `source` is no checkpoint that moejax can load, or cannot be split over the mesh.
     """
     if source.startswith(RANDOM):
         checkpoint, config = None, named_config(source.removeprefix(RANDOM))
     else:
         checkpoint = open_checkpoint(source)
         config = checkpoint.config
+    split = resolve_split(config, mesh, dispatch)
     startup.prepare_jax(quiet=True)
+    device, share = _device(), _share(config, split)
     return {
         "source": source,
         "folder": None if checkpoint is None else str(checkpoint.folder.resolve()),
@@ -39,8 +44,10 @@ def inspect(source: str) -> dict[str, Any]:
         "weights": None if checkpoint is None else _weights(checkpoint),
         "tokenizer": None if checkpoint is None else _tokenizer(checkpoint.folder),
         "eos_token_ids": [] if checkpoint is None else list(checkpoint.eos_token_ids),
-        "device": (device := _device()),
-        "fit": {dtype: _fit(config, item_bytes, device["free_bytes"]) for dtype, item_bytes in _ITEM_BYTES.items()},
+        "mesh": dict(split.mesh.shape),
+        "dispatch": split.dispatch,
+        "device": device,
+        "fit": {dtype: _fit(share, item_bytes, device["free_bytes"]) for dtype, item_bytes in _ITEM_BYTES.items()},
     }
 
 
@@ -94,16 +101,44 @@ def _device() -> dict[str, Any]:
     }
 
 
-def _fit(config: ModelConfig, item_bytes: int, free_bytes: int) -> dict[str, Any]:
-    """Bytes of the weights and of one token's cache, and how many tokens of cache fit beside the weights.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Share:
+    """What a device of a mesh has to hold, in elements: of the weights, and of the cache of each of its tokens.
 
-    `cache_tokens` is None where the weights alone do not fit; the tokens may be of one sequence or of many.
+    rows_apart: how many devices have the caches of different sequences.
     """
-    weights, per_token = config.num_parameters * item_bytes, config.cache_elements_per_token * item_bytes
+
+    weights: int
+    cache_per_token: int
+    rows_apart: int
+
+
+def _share(config: ModelConfig, split: Split) -> _Share:
+    from moejax.loading import abstract_model, make_parallel
+    from moejax.placement import param_placements
+    from sharding import bytes_per_device
+
+    parallel = make_parallel(config, split.mesh.abstract(), split.dispatch)
+    _, abstract = abstract_model(config, "dense", "float32", parallel)
+    rules = parallel.rules
+    return _Share(
+        weights=bytes_per_device(param_placements(abstract, rules)) // _ITEM_BYTES["float32"],
+        cache_per_token=config.cache_elements_per_token // rules.parts("kv_heads"),
+        rows_apart=rules.parts("batch"),
+    )
+
+
+def _fit(share: _Share, item_bytes: int, free_bytes: int) -> dict[str, Any]:
+    """Bytes of a device's weights and of a token's cache there, and how many tokens of cache fit beside the weights.
+
+    `cache_tokens` counts all devices and is None where the weights alone do not fit; the tokens may be of one sequence
+    or of many, of at least one for each device that has rows of its own.
+    """
+    weights, per_token = share.weights * item_bytes, share.cache_per_token * item_bytes
     room = free_bytes - weights
     return {
         "weight_bytes": weights,
         "cache_bytes_per_token": per_token,
         "fits": room >= 0,
-        "cache_tokens": room // per_token if room >= 0 else None,
+        "cache_tokens": room // per_token * share.rows_apart if room >= 0 else None,
     }

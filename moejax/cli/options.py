@@ -132,7 +132,9 @@ Stream = Annotated[
         show_default=False,
     ),
 ]
-Json = Annotated[bool, _option("--json", help="Print a JSON array instead: for each prompt everything that is known.")]
+Json = Annotated[
+    bool, _option("--json", help="Print a JSON array and no text: for each prompt everything that is known.")
+]
 Logprobs = Annotated[
     int | None, _whole("--logprobs", panel=REPORTS, help="Show the N most probable tokens at each place of the output.")
 ]
@@ -141,6 +143,15 @@ PromptLogprobs = Annotated[
 ]
 RoutedExperts = Annotated[
     bool, _option("--return-routed-experts", panel=REPORTS, help="Show how often each layer chose each expert.")
+]
+SaveExpertLoad = Annotated[
+    str | None,
+    _option(
+        "--save-expert-load",
+        panel=REPORTS,
+        metavar="FILE",
+        help="Write how often each layer chose each expert to a new file, for moejax mesh compare --expert-load.",
+    ),
 ]
 KeepSpecial = Annotated[
     bool, _option("--no-skip-special-tokens", panel=REPORTS, help="Leave special tokens in the text.")
@@ -170,7 +181,7 @@ ExpertBackend = Annotated[
         "--expert-backend",
         panel=MODEL,
         metavar="NAME",
-        help="How experts are computed: auto, dense, blocked, ragged, pallas.",
+        help="How experts are computed: auto, dense, blocked, native, ragged, pallas, tokamax.",
     ),
 ]
 MaxSeqLen = Annotated[

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import moejax
 from moejax import DecodeResult, Model, SamplingParams
@@ -9,8 +10,16 @@ from moejax.cli import console, report
 from moejax.decoding.results import TokenLogprobs
 
 
-def stream(model: Model, prompt: list[int], params: SamplingParams, *, quiet: bool) -> tuple[str, str]:
-    """Prints one output while it is generated; returns the lines of statistics."""
+class Printed(NamedTuple):
+    """What is known of a call when all of it is printed: the lines of statistics, and rows per layer and expert."""
+
+    done: str
+    speed: str
+    expert_rows: tuple[tuple[int, ...], ...]
+
+
+def stream(model: Model, prompt: list[int], params: SamplingParams, *, quiet: bool) -> Printed:
+    """Prints one output while it is generated."""
     events = moejax.decode(model, [prompt], params, stream=True)
     with console.progress("reading the prompt", quiet=quiet):
         last = next(events)
@@ -29,13 +38,13 @@ def stream(model: Model, prompt: list[int], params: SamplingParams, *, quiet: bo
     if logprobs:
         console.write_rendered("", report.logprob_table("log-probabilities", ids, logprobs))
     assert last.stats is not None, "the stream ended without its last event"
-    return report.statistics([last.stats], [report.ending(last)])
+    return Printed(*report.statistics([last.stats], [report.ending(last)]), last.stats.expert_rows)
 
 
 def decode_all(
     model: Model, prompts: Sequence[list[int]], params: SamplingParams, *, json: bool, quiet: bool
-) -> tuple[str, str]:
-    """Decodes all prompts together, then prints the results; returns the lines of statistics."""
+) -> Printed:
+    """Decodes all prompts together, then prints the results."""
     with console.progress("decoding", quiet=quiet):
         results = moejax.decode(model, prompts, params)
     if json:
@@ -43,7 +52,7 @@ def decode_all(
     else:
         _show(model, results)
     endings = [report.ending(output) for result in results for output in result.outputs]
-    return report.statistics([result.stats for result in results], endings)
+    return Printed(*report.statistics([result.stats for result in results], endings), results[0].stats.expert_rows)
 
 
 def _show(model: Model, results: Sequence[DecodeResult]) -> None:

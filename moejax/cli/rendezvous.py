@@ -72,10 +72,13 @@ def _join_cluster() -> None:
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=SHUTDOWN_SECONDS,
         )
-    except ValueError as error:  # what JAX could not detect is None, and it says which
+    except ValueError as error:
+        if not str(error).endswith("be defined."):  # else no cluster said what JAX needs to know
+            raise
         raise ValueError(
-            f"--distributed found no cluster (Slurm, Open MPI, Kubernetes): {error} Give --coordinator-address, "
-            "--num-processes and --process-id instead"
+            "--distributed found no cluster (Slurm, Open MPI, Kubernetes) in its environment; start every process with "
+            "the cluster's launcher, as in srun moejax decode ..., or give --coordinator-address, --num-processes and "
+            "--process-id instead"
         ) from error
 
 

@@ -1,5 +1,6 @@
 """JAX's settings for the command line. To be called before the first use of JAX."""
 
+import importlib.util
 import os
 import tempfile
 from pathlib import Path
@@ -65,6 +66,12 @@ def prepare_jax(devices: Devices = _HERE, *, compile_cache: bool = True, quiet: 
         if jax.process_index() != 0:
             console.print_errors_only()
     _configure_cache(compile_cache=compile_cache, quiet=quiet)
+
+
+def check_extra(extra: str, *modules: str) -> None:
+    """Raises ValueError when one of the modules that come with an extra of this package is missing, before any work."""
+    if missing := [name for name in modules if importlib.util.find_spec(name) is None]:
+        raise ValueError(f"this command needs {missing[0]}, which is not installed: pip install 'moejax[{extra}]'")
 
 
 def _configure_cache(*, compile_cache: bool, quiet: bool) -> None:

@@ -21,9 +21,13 @@ Reference = Annotated[
 ]
 Meshes = Annotated[
     list[str] | None,
-    typer.Option("--mesh", metavar="MESH", help="Compare this mesh with one device, repeatable: expert=4,tensor=2."),
+    typer.Option(
+        "--mesh", metavar="MESH", help="Compare this mesh (expert=4,tensor=2, or auto) with one device, repeatable."
+    ),
 ]
-All = Annotated[bool, typer.Option("--all", help="Compare every mesh over which the visible devices can split it.")]
+All = Annotated[
+    bool, typer.Option("--all", help="Compare every mesh over which the visible devices can split the checkpoint.")
+]
 Dtype = Annotated[
     str, typer.Option("--dtype", metavar="NAME", help="What all compute in: bfloat16, float16 or float32.")
 ]
@@ -37,12 +41,15 @@ def verify(
     dispatch: device_flags.Dispatch = "auto",
     dtype: Dtype = "float32",
     expert_backend: options.ExpertBackend = "auto",
-    json: Annotated[bool, typer.Option("--json", help="Print JSON instead.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the comparisons as JSON and not as a table.")] = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
     simulate_devices: device_flags.SimulateDevices = None,
 ) -> int:
-    """Compare meshes with one device, or a checkpoint with transformers. Exit code 0: the same, 1: not."""
+    """Compare meshes with one device, or a checkpoint with transformers.
+
+    Exit code 0: the same, 1: not the same, 2: an error.
+    """
     devices = device_flags.Devices(simulate_devices=simulate_devices)
     meshes = list(mesh or [])
     if reference is not None and (meshes or all_meshes):

@@ -30,15 +30,21 @@ def run(
     """Prints a line per mesh and a verdict, or a JSON array; returns whether all are the same as one device."""
     from moejax.cli.facts import read_facts  # here, so that --help does not import numpy
 
-    config = read_facts(checkpoint, None).config
-    splits = _splits(config, [MeshConfig.parse(text) for text in asked.meshes], asked.dispatch)
+    facts = read_facts(checkpoint, None)
+    config = facts.config
+    named = [MeshConfig.parse(text) for text in asked.meshes if text != "auto"]
+    splits = _splits(config, named, asked.dispatch)
     with console.progress(f"loading {checkpoint}", quiet=quiet):
         startup.prepare_jax(devices, quiet=quiet)
         import jax
 
         import moejax
+        from moejax.planning.auto import asked_split
         from moejax.verification.meshes import compare_model, fitting_meshes, on_one_device
 
+        if "auto" in asked.meshes:
+            limit, stored = facts.max_seq_len, facts.dtype
+            splits.append(asked_split(config, "auto", asked.dispatch, dtype=dtype, stored=stored, max_seq_len=limit))
         if asked.all_meshes:
             splits += _splits(config, fitting_meshes(config, jax.device_count()), asked.dispatch)
         if not splits:

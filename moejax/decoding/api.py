@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from os import PathLike
 from typing import Any, Literal, overload
 
 import jax
@@ -48,11 +49,12 @@ def decode(
         A result per prompt, in their order; or the events, of all prompts interleaved.
 
     Raises:
-        ValueError: for a prompt or parameter that cannot be served, or `prompt_logprobs` or `return_routed_experts`
-            with `stream`, or for anything that another process of this run was not given as well. It is raised by this
-            call, not by the iterator.
+        ValueError: for a model that was not loaded, a prompt or parameter that cannot be served, `prompt_logprobs` or
+            `return_routed_experts` with `stream`, or anything that another process of this run was not given as well.
+            It is raised by this call, not by the iterator.
     """
     began = time.perf_counter()
+    _check_loaded(model)
     requests = make_requests(model, prompts, params, overrides)
     if stream:
         _check_streamable(requests)
@@ -75,8 +77,10 @@ def logits(model: Model, prompts: Sequence[Prompt]) -> list[np.ndarray]:
         For each prompt of T tokens a float32 array [T, V].
 
     Raises:
-        ValueError: for a prompt that is empty, too long, or has an id that the model does not have.
+        ValueError: for a model that was not loaded, or a prompt that is empty, too long, or has an id that the model
+            does not have.
     """
+    _check_loaded(model)
     given = [prompt_token_ids(model, index, prompt) for index, prompt in enumerate(split_prompts(prompts))]
     for index, ids in enumerate(given):
         if len(ids) > model.max_seq_len:
@@ -99,6 +103,13 @@ def logits(model: Model, prompts: Sequence[Prompt]) -> list[np.ndarray]:
         )
         results.append(np.asarray(values)[0, : len(ids)])
     return results
+
+
+def _check_loaded(model: Any) -> None:
+    if isinstance(model, str | PathLike):
+        raise ValueError(f"model is {str(model)!r}; load it first: model = moejax.load({str(model)!r})")
+    if not isinstance(model, Model):
+        raise ValueError(f"model must be what moejax.load returns, got a {type(model).__name__}")
 
 
 def _check_streamable(requests: list[Request]) -> None:
@@ -171,6 +182,7 @@ def _stats(model: Model, rows: list[Row], batches: list[engine.Batch], call: lis
         prompt_tokens=len(rows[0].request.prompt),
         padded_rows=sum(timing.padded_rows for timing in timings),
         device_rows=_device_rows(model, np.sum([batch.expert_rows for batch in batches], axis=0)),
+        expert_rows=tuple(map(tuple, np.sum([batch.expert_rows for batch in call], axis=(0, 1)).tolist())),
         generated_tokens=generated,
         ttft_seconds=timings[0].ttft,
         prefill_seconds=sum(timing.prefill for timing in timings),

@@ -33,3 +33,8 @@ def prompt_bucket(length: int) -> int:
     """The cache length for prompts of up to `length` tokens: past PREFILL_CHUNK, a multiple of it."""
     bucket = length_bucket(length, MIN_PROMPT)
     return bucket if bucket <= PREFILL_CHUNK else -(-bucket // PREFILL_CHUNK) * PREFILL_CHUNK
+
+
+def prompts_per_call(width: int) -> int:
+    """How many prompts one prefill call feeds at most, `width` tokens of each: a batch bucket, since padding counts."""
+    return 1 << (max(1, PREFILL_TOKENS // width).bit_length() - 1)

@@ -11,13 +11,13 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from moejax.cache import KVCache, empty_cache
+from moejax.declarations import cache_placements
 from moejax.decoding import buckets, steps
 from moejax.decoding.requests import Request
 from moejax.decoding.results import DecodeEvent
 from moejax.decoding.rows import Row
 from moejax.decoding.state import DecodeState, Features, RowParams, empty_state
 from moejax.loading import Model
-from moejax.placement import cache_placements
 from sharding import bytes_per_device, device_memory
 
 MAX_ROWS = 64  # sequences decoded at a time; more wait for the next batch
@@ -157,7 +157,7 @@ def _prefill_groups(rows: Sequence[Row]) -> Iterator[list[Request]]:
     requests.sort(key=lambda request: -len(request.prompt))
     while requests:
         width = min(buckets.prompt_bucket(len(requests[0].prompt)), buckets.PREFILL_CHUNK)
-        count = 1 << (max(1, buckets.PREFILL_TOKENS // width).bit_length() - 1)  # a batch bucket: padding counts too
+        count = buckets.prompts_per_call(width)
         yield requests[:count]
         requests = requests[count:]
 

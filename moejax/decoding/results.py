@@ -30,6 +30,7 @@ class Stats:
     padded_rows: rows of the batch that were padding.
     device_rows: rows (token and expert) that the experts of each device of the mesh computed for the whole batch, all
         layers together, in the order of the mesh: what shows a load imbalance.
+    expert_rows: rows that each expert of each layer computed for the whole call so far, [L][E], all devices together.
     generated_tokens: over the prompt's n outputs.
     ttft_seconds: from the call to the first token.
     prefill_seconds: feeding the prompts.
@@ -43,6 +44,7 @@ class Stats:
     prompt_tokens: int
     padded_rows: int
     device_rows: tuple[int, ...]
+    expert_rows: tuple[tuple[int, ...], ...]
     generated_tokens: int
     ttft_seconds: float
     prefill_seconds: float

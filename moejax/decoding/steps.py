@@ -1,4 +1,7 @@
-"""The four compiled functions of decoding: feed prompts, admit rows, generate tokens, and score for checks.
+"""The compiled functions of decoding: feed prompts, admit rows, generate tokens, and score for checks.
+
+`decode` feeds all prompts of a batch (`prefill`) and then gives each its row (`admit`). A server's rows come and go: it
+feeds parts of prompts straight into their rows (`extend`) between calls of `generate`, which is the same for both.
 
 Each is a pure function of a merged `Mixtral` and arrays, which live on the mesh as `place_state` and the model's rules
 say; what the host reads is whole on every device. Shapes: Bg rows of a prefill group, R rows being admitted, B rows of
@@ -14,7 +17,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
-from moejax.cache import KVCache, copy_rows, empty_cache
+from moejax.cache import KVCache, copy_rows, empty_cache, place_cache, put_rows, reading, take_rows
 from moejax.config import ModelConfig
 from moejax.decoding.buckets import STEPS_PER_CALL
 from moejax.decoding.logprobs import TokenScores, empty_scores, score_hidden, score_tokens
@@ -131,15 +134,70 @@ def admit(
     return place_state(merged, parallel), parallel.constrain(output)
 
 
+def extend(
+    model: Mixtral,
+    features: Features,
+    slots: int,
+    state: DecodeState,
+    tokens: Int[Array, "Bg T"],
+    starts: Int[Array, " Bg"],
+    lengths: Int[Array, " Bg"],
+    sources: Int[Array, " Bg"],
+    rows: Int[Array, " Bg"],
+    in_prompt: Bool[Array, "Bg V"],
+    params: RowParams,
+) -> tuple[DecodeState, StepOutput, Int[Array, "d L E"]]:
+    """Feeds a part of each of Bg prompts: positions `starts` to `starts` + T, in rows that do not generate yet.
+
+    What came before is in row `sources[i]` of the state, the result is in row `rows[i]`, in their first `slots` slots,
+    which must hold `starts` + T. A prompt that is `lengths[i]` long and ends here gets its first token, and its row is
+    active from then on. A row number past the end of the state is padding. The last result is how many rows each
+    expert computed.
+    """
+    parallel, width = model.parallel, tokens.shape[1]
+    here = parallel.constrain(jnp.clip(lengths - starts, 0, width))
+    cache = place_cache(take_rows(state.cache, sources, slots), parallel)
+    hidden, cache, routed = model(tokens, starts, here, cache)
+    ends = lengths <= starts + width
+    fresh = DecodeState(
+        cache=(),
+        token=jnp.zeros_like(lengths),
+        # Of the last token fed where a first one follows; `_accept` moves on by one. A row that is not complete stands
+        # where its next part begins: whatever a step writes there for a row that is not active is overwritten.
+        position=jnp.where(ends, lengths - 1, starts + width),
+        generated=jnp.zeros_like(lengths),
+        active=ends & (rows < state.token.shape[0]),
+        in_prompt=in_prompt,
+        in_output=jnp.zeros(in_prompt.shape, jnp.int32),
+        params=params,
+    )
+    logits = parallel.constrain(model.logits(parallel.map_rows(_last_of_each, hidden, here)), "batch", "vocab")
+    fresh, output = _accept(parallel, fresh, logits, features)
+    if features.experts:
+        last = jnp.maximum(here - 1, 0)[:, None, None, None]
+        experts = jnp.take_along_axis(routed.experts, last, axis=1)[:, 0]
+        output = dataclasses.replace(output, experts=experts.astype(jnp.int16))
+    merged = jax.tree.map(
+        lambda old, new: old.at[rows].set(new, mode="drop"), dataclasses.replace(state, cache=()), fresh
+    )
+    merged = dataclasses.replace(merged, cache=put_rows(state.cache, cache, rows))
+    return place_state(merged, parallel), *parallel.constrain((output, routed.rows))
+
+
 def generate(
-    model: Mixtral, features: Features, state: DecodeState, cancelled: Bool[Array, " B"], steps: Int[Array, ""]
+    model: Mixtral,
+    features: Features,
+    state: DecodeState,
+    cancelled: Bool[Array, " B"],
+    steps: Int[Array, ""],
+    slots: int | None = None,
 ) -> tuple[DecodeState, Generated]:
     """Up to `steps` (at most STEPS_PER_CALL) tokens for every active row that is not `cancelled`.
 
-    Stops early when no row is active.
+    Stops early when no row is active. Active rows have to stay within the first `slots` slots of the cache.
     """
     parallel, config = model.parallel, model.config
-    state = dataclasses.replace(state, active=state.active & ~cancelled)
+    state = dataclasses.replace(state, active=state.active & ~cancelled, cache=reading(state.cache, slots))
     rows = jnp.zeros((parallel.rules.parts("groups"), config.num_layers, config.num_experts), jnp.int32)
     nothing = Generated(
         outputs=_place_outputs(_no_output(config, features, state.token.shape[0]), parallel),
@@ -163,7 +221,7 @@ def generate(
         )
 
     state, generated = lax.while_loop(unfinished, one_step, (place_state(state, parallel), nothing))
-    return state, parallel.constrain(generated)
+    return dataclasses.replace(state, cache=reading(state.cache, None)), parallel.constrain(generated)
 
 
 def full_logits(model: Mixtral, tokens: Int[Array, "B T"], length: Int[Array, " B"]) -> Float[Array, "B T V"]:

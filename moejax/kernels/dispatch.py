@@ -16,7 +16,7 @@ from moejax.kernels import grouped_tokamax, reference
 from moejax.kernels.triton import few_tokens, grouped, permute, route
 from moejax.platform import Device, current_device
 
-KernelsName = Literal["triton", "tokamax", "interpret", "reference"]
+KernelsName = Literal["triton", "tokamax", "interpret", "interpret_tokamax", "reference"]
 OLDEST_CAPABILITY = (8, 0)
 
 _logger = logging.getLogger(__name__)
@@ -52,6 +52,10 @@ def _tokamax_cannot(device: Device) -> str | None:
     return _triton_cannot(device) or grouped_tokamax.missing()
 
 
+def _interpreted_tokamax_cannot(device: Device) -> str | None:
+    return grouped_tokamax.missing()
+
+
 def _always(device: Device) -> None:
     return None
 
@@ -67,6 +71,28 @@ _TRITON = Kernels(
     cannot=_triton_cannot,
 )
 
+# The Triton kernels, step by step in XLA on any device: exact and very slow, for tests.
+_INTERPRETED = Kernels(
+    route=functools.partial(route.route, interpret=True),
+    rank_rows=functools.partial(route.rank_rows, interpret=True),
+    permute=functools.partial(permute.permute, interpret=True),
+    combine=functools.partial(permute.combine, interpret=True),
+    expert_ffn=functools.partial(few_tokens.expert_ffn, interpret=True),
+    grouped_gate_up=functools.partial(grouped.grouped_gate_up, interpret=True),
+    grouped_matmul=functools.partial(grouped.grouped_matmul, interpret=True),
+    cannot=_always,
+)
+
+
+def _with_tokamax(others: Kernels, cannot: Callable[[Device], str | None]) -> Kernels:
+    return replace(
+        others,
+        grouped_gate_up=grouped_tokamax.grouped_gate_up,
+        grouped_matmul=grouped_tokamax.grouped_matmul,
+        cannot=cannot,
+    )
+
+
 # In the order in which None tries them.
 KERNELS: dict[KernelsName, Kernels] = {
     "triton": _TRITON,
@@ -80,24 +106,10 @@ KERNELS: dict[KernelsName, Kernels] = {
         grouped_matmul=reference.grouped_matmul,
         cannot=_always,
     ),
-    # The Triton kernels with tokamax's grouped products. Only by name: which is faster has not been measured.
-    "tokamax": replace(
-        _TRITON,
-        grouped_gate_up=grouped_tokamax.grouped_gate_up,
-        grouped_matmul=grouped_tokamax.grouped_matmul,
-        cannot=_tokamax_cannot,
-    ),
-    # The Triton kernels, step by step in XLA on any device: exact and very slow, for tests.
-    "interpret": Kernels(
-        route=functools.partial(route.route, interpret=True),
-        rank_rows=functools.partial(route.rank_rows, interpret=True),
-        permute=functools.partial(permute.permute, interpret=True),
-        combine=functools.partial(permute.combine, interpret=True),
-        expert_ffn=functools.partial(few_tokens.expert_ffn, interpret=True),
-        grouped_gate_up=functools.partial(grouped.grouped_gate_up, interpret=True),
-        grouped_matmul=functools.partial(grouped.grouped_matmul, interpret=True),
-        cannot=_always,
-    ),
+    # tokamax's grouped products, the Triton kernels for all else. Only by name: which is faster has not been measured.
+    "tokamax": _with_tokamax(_TRITON, _tokamax_cannot),
+    "interpret": _INTERPRETED,
+    "interpret_tokamax": _with_tokamax(_INTERPRETED, _interpreted_tokamax_cannot),
 }
 
 

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from moejax.layers import linear
 from moejax.moe.router import Routing
 from moejax.moe.weights import Expert
+from moejax.operations import linear
 
 
 def dense(experts: Expert, x: Float[Array, "T D"], routing: Routing) -> Float[Array, "T D"]:

@@ -4,6 +4,7 @@ A backend is a weight layout and a function over weights so laid out. Adding one
 `BACKENDS`, its name in `BackendName`.
 """
 
+import functools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,21 +15,29 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Bool, Float
 
+from moejax import native as native_kernels
 from moejax.config import ModelConfig
+from moejax.declarations import DOWN_AXES, GATE_AXES, WeightLayout, expert_weights
 from moejax.moe.blocked import blocked
 from moejax.moe.dense import dense
-from moejax.moe.pallas import cannot_run, pallas, pallas_route
+from moejax.moe.native import native
+from moejax.moe.pallas import cannot_run as pallas_cannot_run
+from moejax.moe.pallas import pallas, pallas_route, tokamax
 from moejax.moe.ragged import ragged
 from moejax.moe.router import Routing, route
 from moejax.moe.weights import Expert
+from moejax.operations import NATIVE, XLA, Operations
 from moejax.parallel import Parallel
 from moejax.params import fan_in_normal, param
-from sharding import LogicalAxes, Rules
+from sharding import Rules
 
 _logger = logging.getLogger(__name__)
 
-WeightLayout = Literal["per_expert", "stacked"]
-BackendName = Literal["dense", "blocked", "ragged", "pallas"]
+BackendName = Literal["dense", "blocked", "native", "ragged", "pallas", "tokamax"]
+
+
+def _always_can() -> None:
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,43 +48,63 @@ class ExpertBackend:
     apply: (experts, x [T, D], routing) -> float32 [T, D]; experts is a sequence of `Expert`, or one stacked `Expert`.
         On a mesh they are those that one device holds, and the routing counts them from 0.
     route: (logits [T, E], valid [T], experts per token) -> Routing.
+    operations: what the rest of the model computes with.
+    cannot: why it does not run on the current device, or None.
     """
 
     layout: WeightLayout
     apply: Callable[[Any, Float[Array, "T D"], Routing], Float[Array, "T D"]]
     route: Callable[[Float[Array, "T E"], Bool[Array, " T"], int], Routing] = route
+    operations: Operations = XLA
+    cannot: Callable[[], str | None] = _always_can
 
 
 BACKENDS: dict[BackendName, ExpertBackend] = {
     "dense": ExpertBackend(layout="stacked", apply=dense),
     "blocked": ExpertBackend(layout="per_expert", apply=blocked),
+    "native": ExpertBackend(layout="per_expert", apply=native, operations=NATIVE, cannot=native_kernels.cannot_run),
     "ragged": ExpertBackend(layout="stacked", apply=ragged),
-    "pallas": ExpertBackend(layout="stacked", apply=pallas, route=pallas_route),
+    "pallas": ExpertBackend(layout="stacked", apply=pallas, route=pallas_route, cannot=pallas_cannot_run),
+    "tokamax": ExpertBackend(
+        layout="stacked", apply=tokamax, route=pallas_route, cannot=functools.partial(pallas_cannot_run, "tokamax")
+    ),
+}
+
+
+# What `auto` takes on a platform, and what instead where that cannot run.
+_CHOICES: dict[str, tuple[BackendName, BackendName]] = {
+    "cpu": ("native", "blocked"),
+    "gpu": ("pallas", "dense"),
+    "tpu": ("dense", "dense"),
 }
 
 
 def resolve_backend(name: str, platform: str) -> BackendName:
     """The backend called `name`; `auto` is the one for `platform` ("cpu", "gpu", "tpu").
 
-    On CPU `blocked` wins at every row count (docs/decisions.md), on a GPU `pallas` reads only chosen experts. Where its
-    kernels do not run, a loop whose trip count depends on the routing would wait for the host at every block, so `auto`
-    takes `dense` there and, on a GPU, says so.
+    On CPU `native` wins at every row count and `blocked` is next (docs/decisions.md), on a GPU `pallas` reads only
+    chosen experts. Where its kernels do not run, a loop whose trip count depends on the routing would wait for the host
+    at every block, so `auto` takes `dense` there. Where `auto` does not take the first choice, it says so once.
 
     Raises:
-        ValueError: for an unknown name, or `pallas` where it cannot run.
+        ValueError: for an unknown name, or a backend that cannot run here, saying why.
     """
     if name == "auto":
-        if platform != "gpu":
-            return "blocked" if platform == "cpu" else "dense"
-        if reason := cannot_run():
-            _logger.warning("expert backend 'auto' takes 'dense', which computes every expert: %s", reason)
-            return "dense"
-        return "pallas"
+        first, second = _CHOICES[platform]
+        if reason := BACKENDS[first].cannot():
+            _log_second_choice(first, second, reason)
+            return second
+        return first
     if name not in BACKENDS:
         raise ValueError(f"unknown expert backend {name!r}; the known ones are auto, {', '.join(BACKENDS)}")
-    if name == "pallas" and (reason := cannot_run()):
-        raise ValueError(f"expert backend 'pallas': {reason}; use expert_backend='auto'")
+    if reason := BACKENDS[name].cannot():
+        raise ValueError(f"expert backend {name!r}: {reason}; use expert_backend='auto'")
     return name
+
+
+@functools.cache
+def _log_second_choice(first: BackendName, second: BackendName, reason: str) -> None:
+    _logger.warning("expert backend 'auto' takes %r, which is slower than %r: %s", second, first, reason)
 
 
 class Experts(nnx.Module):
@@ -116,21 +145,18 @@ class Experts(nnx.Module):
 class ExpertParams(nnx.Module):
     """The parameters of a stack of experts."""
 
-    GATE: LogicalAxes = ("experts", "mlp", "embed")
-    DOWN: LogicalAxes = ("experts", "embed", "mlp")
-
     def __init__(self, config: ModelConfig, stack: int, *, dtype: jax.typing.DTypeLike) -> None:
-        d, f = config.embed_dim, config.expert_dim
-        self.gate = param((stack, f, d), self.GATE, init=fan_in_normal(d), dtype=dtype)
-        self.up = param((stack, f, d), self.GATE, init=fan_in_normal(d), dtype=dtype)
-        self.down = param((stack, d, f), self.DOWN, init=fan_in_normal(f), dtype=dtype)
+        weights, d, f = expert_weights(config, stack), config.embed_dim, config.expert_dim
+        self.gate = param(*weights["gate"], init=fan_in_normal(d), dtype=dtype)
+        self.up = param(*weights["up"], init=fan_in_normal(d), dtype=dtype)
+        self.down = param(*weights["down"], init=fan_in_normal(f), dtype=dtype)
 
     def weights(self) -> Expert:
         return Expert(self.gate[...], self.up[...], self.down[...])
 
-    @classmethod
-    def specs(cls, parallel: Parallel) -> Any:
+    @staticmethod
+    def specs(parallel: Parallel) -> Any:
         """How `weights` are split."""
-        gate, down = parallel.spec(*cls.GATE), parallel.spec(*cls.DOWN)
+        gate, down = parallel.spec(*GATE_AXES), parallel.spec(*DOWN_AXES)
         specs: Any = (gate, gate, down)
         return Expert(*specs)

@@ -8,7 +8,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from moejax.config import ModelConfig
-from moejax.layers import linear
+from moejax.declarations import router_weights
 from moejax.moe.dispatch import Dispatched, ExpertGroup, dispatch_body
 from moejax.moe.experts import BACKENDS, BackendName, Experts
 from moejax.moe.router import Routing
@@ -35,21 +35,21 @@ class MoE(nnx.Module):
     ) -> None:
         self.experts_per_token, self.num_experts = config.experts_per_token, config.num_experts
         self.parallel = parallel
-        shape = (config.num_experts, config.embed_dim)
-        self.router = param(shape, (None, "embed"), init=fan_in_normal(config.embed_dim), dtype=dtype)
+        self.router = param(*router_weights(config), init=fan_in_normal(config.embed_dim), dtype=dtype)
         self.experts = Experts(config, backend, parallel.rules, dtype=dtype)
 
     def __call__(self, x: Float[Array, "B T D"], valid: Bool[Array, "B T"]) -> tuple[Float[Array, "B T D"], Routed]:
         """The layer's output (0 for tokens that are not `valid`), and where tokens went."""
         parallel, dispatch = self.parallel, dispatch_body(self.parallel.dispatch)
-        route = BACKENDS[self.experts.backend].route
+        backend = BACKENDS[self.experts.backend]
 
         def body(x: Float[Array, "Bl T D"], valid: Bool[Array, "Bg T"], router: Array, experts: Any) -> Any:
             """Bl rows of this device, Bg of its group; its part of each expert."""
 
             def choose(tokens: Array, valid: Array) -> Routing:
                 with jax.named_scope("router"):
-                    return route(linear(tokens, router), valid, self.experts_per_token)
+                    (logits,) = backend.operations.project(tokens, router)
+                    return backend.route(logits, valid, self.experts_per_token)
 
             def compute(tokens: Array, local: Routing) -> Array:
                 with jax.named_scope("experts"):

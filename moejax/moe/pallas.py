@@ -1,18 +1,25 @@
 """Backend `pallas`: kernels that read only the weights of chosen experts, for GPUs (docs/kernels.md).
 
 Few tokens (decode) take the kernels that read every chosen weight once; more tokens (prefill) are sorted by expert into
-blocks for a grouped product.
+blocks for a grouped product. Backend `tokamax` is the same with the grouped product of another package.
 """
+
+from typing import Literal
 
 from jax import Array
 from jaxtyping import Bool, Float
 
 from moejax.kernels import Kernels, block_layout, kernels
+from moejax.kernels.dispatch import KernelsName
 from moejax.kernels.triton.blocks import grouped_rows
 from moejax.kernels.triton.few_tokens import MOST_TOKENS
 from moejax.moe.router import Routing
 from moejax.moe.weights import Expert
 from moejax.platform import current_device
+
+KernelsOfBackend = Literal["triton", "tokamax"]
+# What they are on a CPU, in tests: there `resolve_backend` refuses these backends.
+_INTERPRETED: dict[KernelsOfBackend, KernelsName] = {"triton": "interpret", "tokamax": "interpret_tokamax"}
 
 
 def pallas(experts: Expert, x: Float[Array, "T D"], routing: Routing) -> Float[Array, "T D"]:
@@ -21,7 +28,21 @@ def pallas(experts: Expert, x: Float[Array, "T D"], routing: Routing) -> Float[A
     Raises:
         NotImplementedError: on a GPU that the kernels do not support, naming it.
     """
-    implementation = _implementation()
+    return _weighted_sum(_implementation("triton"), experts, x, routing)
+
+
+def tokamax(experts: Expert, x: Float[Array, "T D"], routing: Routing) -> Float[Array, "T D"]:
+    """`pallas` with the grouped products of the package tokamax where there are many tokens.
+
+    Raises:
+        NotImplementedError: on a GPU that the kernels do not support, naming it, and where tokamax is not installed.
+    """
+    return _weighted_sum(_implementation("tokamax"), experts, x, routing)
+
+
+def _weighted_sum(
+    implementation: Kernels, experts: Expert, x: Float[Array, "T D"], routing: Routing
+) -> Float[Array, "T D"]:
     if x.shape[0] <= MOST_TOKENS:
         return implementation.expert_ffn(*experts, x, routing.experts, routing.weights)
     num_experts = experts.gate.shape[0]
@@ -38,19 +59,18 @@ def pallas(experts: Expert, x: Float[Array, "T D"], routing: Routing) -> Float[A
 
 def pallas_route(logits: Float[Array, "T E"], valid: Bool[Array, " T"], experts_per_token: int) -> Routing:
     """`router.route` as a kernel, without a sort; its result carries ranks and counts."""
-    routes = _implementation().route(logits, valid, experts_per_token)
+    routes = _implementation("triton").route(logits, valid, experts_per_token)
     return Routing(routes.experts, routes.weights, routes.ranks, routes.counts)
 
 
-def cannot_run() -> str | None:
-    """Why the current device cannot run this backend, or None."""
+def cannot_run(name: KernelsOfBackend = "triton") -> str | None:
+    """Why the current device cannot run these kernels, or None."""
     try:
-        kernels("triton")
+        kernels(name)
     except NotImplementedError as error:
         return str(error)
     return None
 
 
-def _implementation() -> Kernels:
-    """The Triton kernels; on a CPU interpreted, which is for tests: `resolve_backend` refuses this backend there."""
-    return kernels("interpret" if current_device().platform == "cpu" else "triton")
+def _implementation(name: KernelsOfBackend) -> Kernels:
+    return kernels(_INTERPRETED[name] if current_device().platform == "cpu" else name)

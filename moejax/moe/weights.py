@@ -6,7 +6,7 @@ import jax
 from jax import Array
 from jaxtyping import Float
 
-from moejax.layers import linear
+from moejax.operations import linear
 
 
 class Expert(NamedTuple):

@@ -138,7 +138,8 @@ def enclosing_scope(path: str) -> str:
     unwrapped = 1
     while unwrapped:  # vmap wraps a scope, a jit or nothing: "vmap(vmap(moe))"
         path, unwrapped = re.subn(r"(?<![^/(])vmap\(([^()]*|jit\([^()]*\))\)", r"\1", path)
-    structure = r"/(?:jit\([^/]*\)|shard_map|while/(?:body|cond)|while|cond/branch_\d+_fun|closed_call|checkpoint)(?=/)"
+    calls = r"closed_call|eval_jaxpr|checkpoint"  # the second since JAX 0.11
+    structure = rf"/(?:jit\([^/]*\)|shard_map|while/(?:body|cond)|while|cond/branch_\d+_fun|{calls})(?=/)"
     return "/".join(part for part in re.sub(structure, "", f"/{path}/").split("/") if part)
 
 

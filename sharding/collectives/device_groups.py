@@ -17,6 +17,7 @@ _INTS = r"[\d,]+"
 _IOTA = re.compile(rf"\[({_INTS})\](?:T\(({_INTS})\))?")
 _TILED_IOTA = re.compile(rf"\[({_INTS})\]<=(\[{_INTS}\](?:T\({_INTS}\))?)")
 _MESH = re.compile(r"mesh\[([^\]]*)\](?:, device_ids=\((\[[^)]*\](?:T\([^)]*\))?|[^)]*)\))? \{([^}]*)\}")
+_STABLEHLO_MESH = re.compile(r"#stablehlo\.replica_group_mesh_axes<mesh = @([^,]*), axes = \[(.*)\]>")
 _AXIS = re.compile(r"(?:'([^']*)'|([\w.]+))(?::\((\d+)\)(\d+))?")
 
 
@@ -43,6 +44,29 @@ def hlo_groups(spelling: str, devices: int) -> Groups:
     )
 
 
+def stablehlo_groups(spelling: str, meshes: Mapping[str, str]) -> Groups:
+    """The groups of devices that an attribute means in StableHLO: `dense<...>`, or axes of a mesh of the program, as
+    JAX 0.11 writes them.
+
+    meshes: what the program says of each mesh after its name, `["data"=2, "tensor"=4]`.
+
+    Raises:
+        ValueError: for any other spelling, for parts of axes, and for devices in an order of their own.
+    """
+    match = _STABLEHLO_MESH.fullmatch(spelling)
+    if match is None:
+        return dense_groups(spelling)
+    sizes = re.fullmatch(r'\[((?:"[^"]*"=\d+(?:, )?)+)\]', meshes.get(match[1], ""))
+    axes = re.fullmatch(r'(?:#stablehlo\.axis_ref<name = "[^"]*">(?:, )?)*', match[2])
+    if sizes is None or axes is None:
+        raise ValueError(
+            f"groups of devices spelled {spelling!r}, with the mesh {meshes.get(match[1])!r}; expected whole axes of a "
+            "mesh whose devices are in order"
+        )
+    names = re.findall(r'name = "([^"]*)"', match[2])
+    return _mesh_groups(sizes[1].replace('"', "").replace(" ", ""), None, ",".join(f"'{name}'" for name in names))
+
+
 def dense_groups(spelling: str) -> Groups:
     """The rows of a StableHLO attribute `dense<[[0, 1], [2, 3]]> : tensor<2x2xi64>`: groups, or pairs.
 
@@ -53,7 +77,9 @@ def dense_groups(spelling: str) -> Groups:
     """
     match = re.fullmatch(r'dense<(?:"0x([0-9A-F]*)"|([^">]*))> : tensor<(\d+)x(\d+)xi64>', spelling)
     if match is None:
-        raise ValueError(f"groups of devices spelled {spelling!r}; expected dense<...> : tensor<NxMxi64>")
+        raise ValueError(
+            f"groups of devices spelled {spelling!r}; expected dense<...> : tensor<NxMxi64> or axes of a mesh"
+        )
     shape = (int(match[3]), int(match[4]))
     if match[1]:
         return np.frombuffer(bytes.fromhex(match[1]), "<i8").reshape(shape).tolist()

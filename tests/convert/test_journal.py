@@ -14,7 +14,10 @@ HEADER = Header(
     source_files={"model": 3},
     options={"--dtype": "x"},
 )
-RECORDS = {"a": Record(checksum="crc32:00000001", finite=True), "b": Record(checksum="crc32:00000002", finite=False)}
+RECORDS = {
+    "a": Record(checksum="crc32:00000001", finite=True, chunks=("crc32:00000003", "crc32:00000004")),
+    "b": Record(checksum="crc32:00000002", finite=False),
+}
 
 
 @pytest.fixture

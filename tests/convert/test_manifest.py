@@ -9,7 +9,14 @@ import pytest
 from convert import CheckpointError, read_manifest
 from convert.manifest import ArrayEntry, Manifest
 
-ENTRY = ArrayEntry(item="layers.0.attention", key="q", shape=(4, 2), dtype="BF16", checksum="crc32:0123abcd")
+ENTRY = ArrayEntry(
+    item="layers.0.attention",
+    key="q",
+    shape=(4, 2),
+    dtype="BF16",
+    checksum="crc32:0123abcd",
+    chunks=("crc32:01234567",),
+)
 MANIFEST = Manifest(
     format="orbax",
     moejax_version="1.2",
@@ -47,7 +54,7 @@ def entry(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format_version": 2}, "has format_version 2, this moejax reads 1; use the moejax that wrote it"),
+        ({"format_version": 1}, "has format_version 1, this moejax reads 2; use the moejax that wrote it"),
         ({"arrays": {}}, "lists no arrays"),
         ({"arrays": []}, "arrays is [], expected an object"),
         ({"files": {"config.json": 1}}, "files is {'config.json': 1}, expected an object of strings"),
@@ -62,6 +69,7 @@ def entry(**changes: Any) -> dict[str, Any]:
         (entry(dtype="I8"), "has dtype 'I8', expected BF16, F16, F32, F64"),
         (entry(dtype=["BF16"]), "has dtype ['BF16']"),
         (entry(checksum="sha256:ab"), "has the checksum 'sha256:ab'"),
+        (entry(chunks=["crc32:0"]), "has chunks ['crc32:0'], expected a list of crc32:xxxxxxxx"),
         (entry(finite=1), "has finite 1"),
     ],
 )

@@ -1,8 +1,7 @@
 """The programs that decoding compiled for a mesh, against the closed forms and the report of where arrays live."""
 
-import math
 from collections import Counter
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable
 from dataclasses import replace
 from typing import Any
 
@@ -10,11 +9,12 @@ import jax
 import numpy as np
 
 import moejax
-from moejax.communication import Tokens, choice_collectives, forward_collectives
+from moejax.communication import Tokens, by_phase, forward_collectives, report_collectives, step_collectives
+from moejax.declarations import cache_placements
 from moejax.decoding.state import Features, empty_state
-from moejax.placement import cache_placements
+from moejax.planning.footprint import cache_bytes, weight_bytes
 from sharding import bytes_per_device
-from sharding.collectives import Collective, collectives_table, compiled_collectives
+from sharding.collectives import collectives_table, compiled_collectives
 
 
 def programs(model: moejax.Model) -> dict[str, tuple[tuple[Any, ...], Any]]:
@@ -25,11 +25,6 @@ def programs(model: moejax.Model) -> dict[str, tuple[tuple[Any, ...], Any]]:
     return found
 
 
-def by_phase(collectives: Iterable[Collective]) -> list[Collective]:
-    """Without the loop, and with the phase of the forward pass as the scope."""
-    return [replace(one, in_loop=False, scope=one.scope.partition("/")[0]) for one in collectives]
-
-
 def check_collectives(model: moejax.Model) -> str:
     """Compares number, kind, axes, elements and dtype of every collective of prefill and decode step; their table."""
     config, rules, shape = model.config, model.parallel.rules, model.mesh.shape
@@ -38,25 +33,16 @@ def check_collectives(model: moejax.Model) -> str:
     (_, features, size, _), step = found["generate"]
     assert features.greedy
     compiled = compiled_collectives(step.as_text(), shape)
+    reports = report_collectives(config, rules)
     in_step = by_phase(one for one in compiled if one.in_loop)
-    tokens = Tokens(rows=size, length=1)
-    expected = forward_collectives(config, rules, dispatch, tokens, "float32") + choice_collectives(rules, tokens)
-    assert Counter(in_step) == Counter(expected)
-    check_only_reports([one for one in compiled if not one.in_loop], model)
+    assert Counter(in_step) == Counter(step_collectives(config, rules, dispatch, size, "float32"))
+    assert Counter(by_phase(one for one in compiled if not one.in_loop)) == Counter(reports)
 
     (_, _, _, rows, length), prefill = found["prefill"]
     compiled = compiled_collectives(prefill.as_text(), shape)
-    of_prompt = Counter(forward_collectives(config, rules, dispatch, Tokens(rows=rows, length=length), "float32"))
-    assert not of_prompt - Counter(by_phase(compiled))
-    check_only_reports((Counter(by_phase(compiled)) - of_prompt).elements(), model)
+    of_prompt = forward_collectives(config, rules, dispatch, Tokens(rows=rows, length=length), "float32")
+    assert Counter(by_phase(compiled)) == Counter([*of_prompt, *reports])
     return collectives_table(in_step, shape)
-
-
-def check_only_reports(collectives: Iterable[Collective], model: moejax.Model) -> None:
-    """What is left is how many rows each expert computed, gathered for the host once per call."""
-    counters = math.prod(model.expert_rows_shape)
-    for one in collectives:
-        assert one.kind == "all-gather" and one.dtype == "int32" and one.elements <= counters, one
 
 
 def check_memory(model: moejax.Model) -> None:
@@ -64,6 +50,9 @@ def check_memory(model: moejax.Model) -> None:
     (_, features, size, length), step = programs(model)["generate"]
     weights = bytes_per_device(model.placements())
     cache = bytes_per_device(cache_placements(model.config, model.parallel.rules, size, length, model.dtype))
+    rules = model.parallel.rules
+    assert weights == weight_bytes(model.config, rules, model.dtype).total, "what a comparison predicts"
+    assert cache == cache_bytes(model.config, rules, size, length, model.dtype)
     assert step.memory_analysis().argument_size_in_bytes == weights + cache + row_bytes(model, features, size)
 
 

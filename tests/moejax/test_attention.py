@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import Array
 
-from moejax import attention
-from moejax.attention import attend_blocks, attend_one
+from moejax import attend
+from moejax.attend import attend_blocks, attend_one
 from moejax.cache import empty_cache
 from moejax.config import ModelConfig
 from moejax.decoding import steps
@@ -100,8 +100,8 @@ def test_one_query_does_not_see_what_is_hidden(window: int | None) -> None:
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "QUERY_BLOCK", 4)
-    monkeypatch.setattr(attention, "KEY_BLOCK", 8)
+    monkeypatch.setattr(attend, "QUERY_BLOCK", 4)
+    monkeypatch.setattr(attend, "KEY_BLOCK", 8)
 
 
 @pytest.mark.usefixtures("small_blocks")
@@ -143,7 +143,7 @@ _BLOCKS: dict[int | None, jax.stages.Wrapped] = {}
 
 def _compiled_blocks(window: int | None) -> jax.stages.Wrapped:
     """One function for all examples, so that it compiles once; called with the small blocks set."""
-    assert (attention.QUERY_BLOCK, attention.KEY_BLOCK) == (4, 8)
+    assert (attend.QUERY_BLOCK, attend.KEY_BLOCK) == (4, 8)
     return _BLOCKS.setdefault(window, jax.jit(partial(attend_blocks, window=window)))
 
 

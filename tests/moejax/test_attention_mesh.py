@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from moejax.attention import Attention
-from moejax.cache import CACHE_AXES, KVCache, empty_cache
+from moejax.cache import KVCache, empty_cache
 from moejax.config import ModelConfig
+from moejax.declarations import CACHE_AXES
 from moejax.layers import rotation
 from moejax.parallel import Parallel
 from moejax.params import merge, split

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import Array, lax
 
-from moejax.cache import CACHE_AXES, KVCache, LayerCache, copy_rows, empty_cache
+from moejax.cache import KVCache, LayerCache, copy_rows, empty_cache
 from moejax.config import ModelConfig
+from moejax.declarations import CACHE_AXES
 from sharding import check_logical_axes
 from tests.moejax.compiled import made
 from tests.moejax.meshes import on_mesh

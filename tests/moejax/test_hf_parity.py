@@ -74,6 +74,7 @@ def test_greedy_tokens_equal_transformers(case: Case) -> None:
         assert result.token_ids == one.tokens
 
 
+@pytest.mark.slow
 def test_random_models(tmp_path: Path) -> None:
     """Random shapes and weights: tokens agree up to the first near-tie, and near-ties are rare.
 

@@ -46,6 +46,7 @@ def test_all_tokens_on_one_expert(source: str, dispatch: str, one_device: list[m
     assert [result.token_ids for result in results] == [result.token_ids for result in one_device]
     rows = CONFIG["num_hidden_layers"] * FED
     assert results[0].stats.device_rows == (rows, rows, 0, 0, 0, 0, 0, 0)
+    assert results[0].stats.expert_rows == ((FED, 0, 0, 0),) * CONFIG["num_hidden_layers"]
     for prompt, wanted in zip(
         moejax.logits(model, PROMPTS), moejax.logits(moejax.load(source, dtype="float32"), PROMPTS), strict=True
     ):

@@ -7,7 +7,8 @@ import pytest
 from jax import Array
 
 from moejax.config import NAMED_CONFIGS
-from moejax.layers import Embedding, RMSNorm, linear, rotate, rotation
+from moejax.layers import Embedding, RMSNorm, rotate, rotation
+from moejax.operations import linear
 from moejax.params import merge, split
 from moejax.platform import smallest_product
 from tests.moejax.meshes import on_mesh

@@ -10,9 +10,10 @@ from typing import get_args
 import pytest
 
 from moejax.config import NAMED_CONFIGS, ModelConfig
+from moejax.declarations import cache_placements
 from moejax.layout import DISPATCHES, DispatchName, choose_dispatch, dispatch_name, make_rules
 from moejax.loading import abstract_model, make_parallel
-from moejax.placement import cache_placements, param_placements
+from moejax.placement import param_placements
 from sharding import LogicalAxis, MeshAxes, MeshConfig, Rules
 
 NAMES: tuple[DispatchName, ...] = get_args(DispatchName)
@@ -196,6 +197,8 @@ def test_every_device_has_the_key_value_heads_of_its_query_heads() -> None:
         ((6, 2, 97), "expert=4,tensor=2", "replicated", ("tensor",), ("tensor",), ()),
         # The key/value heads' axis comes first, so that a device's queries are those of its keys.
         ((8, 2, 96), "expert=4,tensor=2", "replicated", ("tensor", "expert"), ("tensor",), ("expert", "tensor")),
+        # Over expert they have 4 parts, over tensor 2: the cache is repeated twice and not four times.
+        ((8, 4, 96), "expert=4,tensor=2", "replicated", ("expert", "tensor"), ("expert",), ("expert", "tensor")),
         ((12, 3, 98), "expert=3,tensor=2", "replicated", ("expert", "tensor"), ("expert",), ("tensor",)),
         ((4, 1, 96), "expert=2,tensor=2", "replicated", ("expert", "tensor"), (), ("expert", "tensor")),
         ((5, 5, 95), "expert=4,tensor=2", "replicated", (), (), ()),
@@ -212,12 +215,29 @@ def test_over_which_axes_heads_and_vocabulary_are_split(
     kv_heads: MeshAxes,
     vocab: MeshAxes,
 ) -> None:
-    """The first of (expert, tensor), (tensor), (expert) that divides; under `gather` and `all_to_all` only (tensor)."""
+    """The first of (expert, tensor), (tensor), (expert) that divides; under `gather` and `all_to_all` only (tensor).
+
+    Of key/value heads the one of most devices within the query heads' axes.
+    """
     config = dataclasses.replace(
         BASE, num_heads=sizes[0], num_kv_heads=sizes[1], vocab_size=sizes[2], num_experts=24, expert_dim=24
     )
     rules = make_rules(config, MeshConfig.parse(mesh), dispatch)
     assert (rules["q_heads"], rules["kv_heads"], rules["vocab"]) == (q_heads, kv_heads, vocab)
+
+
+def test_no_other_split_repeats_the_cache_less() -> None:
+    """Among the dispatch's choices within the query heads' axes. Mixtral 8x7B on 16 devices repeats it twice."""
+    for config, mesh, dispatch in cases(600, seed=5):
+        if refusal(config, mesh):
+            continue
+        rules = make_rules(config, mesh, dispatch)
+        for axes in DISPATCHES[dispatch].dense:
+            if {axis for axis in axes if mesh.shape[axis] > 1} <= set(rules["q_heads"]):
+                if config.num_kv_heads % mesh.extent(axes) == 0:
+                    assert mesh.extent(axes) <= rules.parts("kv_heads")
+    rules = make_rules(NAMED_CONFIGS["mixtral-8x7b"], MeshConfig(expert=8, tensor=2), "replicated")
+    assert (rules["q_heads"], rules["kv_heads"]) == (("expert", "tensor"), ("expert",))
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
 from jax.sharding import AxisType
 
@@ -50,7 +51,13 @@ def test_axes_that_do_not_exist_or_come_twice(text: str, message: str) -> None:
     assert repr(text) in str(caught.value)
 
 
-@pytest.mark.parametrize("size", [0, -1, 2.0, "2", True, None])
+def test_any_type_of_integer_is_a_size() -> None:
+    mesh = MeshConfig(expert=np.int64(4), tensor=np.uint8(2))  # type: ignore[arg-type]
+    assert mesh == MeshConfig(expert=4, tensor=2) and hash(mesh) == hash(MeshConfig(expert=4, tensor=2))
+    assert str(mesh) == "data=1,expert=4,tensor=2" and type(mesh.expert) is int
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.0, "2", True, None, np.float32(2), np.bool_(True), np.int64(0)])
 @pytest.mark.parametrize("axis", MESH_AXES)
 def test_sizes_that_are_none(axis: str, size: Any) -> None:
     sizes: dict[str, Any] = {axis: size}

@@ -91,6 +91,7 @@ def test_every_flag_reaches_the_library(
     load = ("--dtype", "f16", "--expert-backend", "dense", "--max-seq-len", "99", "--dispatch", "gather")
     outcome = call("decode", tiny_folder, "--token-ids", "1 2", "--mesh", "expert=2", *load, *flags)
     assert outcome.status == 0, outcome.err
+    assert outcome.err.count("mesh data=1,expert=2,tensor=1 uses 2 of the 8 devices that there are\n") == 1
     settings = {"dtype": "f16", "expert_backend": "dense", "max_seq_len": 99, "seed": 0}
     settings |= {"mesh": MeshConfig(expert=2), "dispatch": "gather"}
     assert reached["args"] == ((str(tiny_folder), settings), [[1, 2]], params)

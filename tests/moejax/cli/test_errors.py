@@ -17,8 +17,12 @@ P = ("--prompt", "x")
 # What is told before JAX starts: (arguments after `moejax`, the whole message).
 MISTAKES: list[tuple[tuple[str, ...], str]] = [
     # the command line itself
-    (("serve",), "no such command 'serve'; the commands are decode, convert, verify and info"),
-    (("inf",), "no such command 'inf'; did you mean 'info'? The commands are decode, convert, verify and info"),
+    (("server",), "no such command 'server'; did you mean 'serve'?"),
+    (
+        ("inf",),
+        "no such command 'inf'; did you mean 'info'? The commands are decode, serve, convert, verify, info, bench "
+        "and mesh",
+    ),
     (("--foo",), "moejax has no --foo; see moejax --help"),
     (("decode",), "moejax decode needs a CHECKPOINT; see moejax decode --help"),
     (("info",), "moejax info needs a CHECKPOINT; see moejax info --help"),
@@ -162,7 +166,7 @@ LATER: list[tuple[tuple[str, ...], str]] = [
     (("decode", "demo", *P, "--dtype", "fp8"), "unknown dtype 'fp8': use bfloat16, float16, float32 or auto"),
     (
         ("decode", "demo", *P, "--expert-backend", "triton"),
-        "unknown expert backend 'triton'; the known ones are auto, dense, blocked, ragged, pallas",
+        "unknown expert backend 'triton'; the known ones are auto, dense, blocked, native, ragged, pallas",
     ),
 ]
 

@@ -2,21 +2,37 @@
 
 import re
 import shlex
+from typing import get_args
 
 import pytest
 
 import moejax
 from moejax.cli.decode import EXAMPLES as DECODE_EXAMPLES
 from moejax.cli.info import EXAMPLES as INFO_EXAMPLES
+from moejax.cli.mesh import COMPARE_EXAMPLES, SHOW_EXAMPLES
+from moejax.cli.serve import EXAMPLES as SERVE_EXAMPLES
 from moejax.config import NAMED_CONFIGS
 from moejax.decoding.sampling_params import PARAMETER_NAMES
+from moejax.moe.experts import BackendName
 from tests.moejax.cli.conftest import Call
 
 # Sampling parameters whose flag is not simply their name.
 OTHER_NAMES = {"stop_token_ids": "--stop-token-id", "skip_special_tokens": "--no-skip-special-tokens"}
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("decode", "--help"), ("info", "-h")], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--help",),
+        ("decode", "--help"),
+        ("serve", "--help"),
+        ("info", "-h"),
+        ("mesh", "--help"),
+        ("mesh", "compare", "-h"),
+        ("mesh", "show", "-h"),
+    ],
+    ids=" ".join,
+)
 @pytest.mark.parametrize("columns", [80, 100, 250])
 def test_help_has_examples_and_fits(
     call: Call, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], columns: int
@@ -45,6 +61,21 @@ def test_help_of_the_checkpoint_names_the_named_models(call: Call, command: str)
     assert f"random:NAME for random weights, with NAME one of {', '.join(NAMED_CONFIGS)}, or the path of a" in text
 
 
+@pytest.mark.parametrize(("command", "heading"), [("decode", "Argument"), ("convert", "Arguments")])
+def test_arguments_have_a_heading(call: Call, command: str, heading: str) -> None:
+    assert re.findall(r"^Arguments?(?=:$)", call(command, "--help").out, re.M) == [heading]
+
+
+def test_every_expert_backend_is_named(call: Call) -> None:
+    text = " ".join(call("decode", "--help").out.split())
+    assert f"How experts are computed: auto, {', '.join(get_args(BackendName))}." in text
+
+
+def test_exit_codes_of_verify(call: Call) -> None:
+    text = " ".join(call("verify", "--help").out.split())
+    assert "Exit code 0: the same, 1: not the same, 2: an error." in text
+
+
 def test_no_arguments_is_help(call: Call) -> None:
     assert call().out == call("--help").out
     assert call().status == 0
@@ -62,12 +93,20 @@ def test_every_sampling_parameter_is_a_flag(call: Call, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "examples"), [("decode", DECODE_EXAMPLES), ("info", INFO_EXAMPLES)], ids=["decode", "info"]
+    ("command", "examples"),
+    [
+        ("decode", DECODE_EXAMPLES),
+        ("serve", SERVE_EXAMPLES),
+        ("info", INFO_EXAMPLES),
+        ("mesh compare", COMPARE_EXAMPLES),
+        ("mesh show", SHOW_EXAMPLES),
+    ],
+    ids=["decode", "serve", "info", "mesh compare", "mesh show"],
 )
 def test_examples_use_flags_that_exist(call: Call, command: str, examples: tuple[str, ...]) -> None:
-    known = call(command, "--help").out.partition("Examples:")[0]
+    known = call(*command.split(), "--help").out.partition("Examples:")[0]
     for example in examples:
         words = shlex.split(example.rpartition("|")[2])
-        assert words[:2] == ["moejax", command]
+        assert " ".join(words).startswith(f"moejax {command} ")
         for flag in (word for word in words if re.fullmatch(r"--?[a-z][a-z-]*", word)):
             assert re.search(rf"(?<![\w-]){flag}(?![\w-])", known), f"{example} has {flag}"

@@ -30,8 +30,8 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> DeviceMemory:
     return device
 
 
-def found(call: Call, source: str | Path) -> dict[str, Any]:
-    outcome = call("info", source, "--json")
+def found(call: Call, source: str | Path, *flags: str) -> dict[str, Any]:
+    outcome = call("info", source, "--json", *flags)
     assert (outcome.status, outcome.err) == (0, "")
     return json.loads(outcome.out)
 
@@ -66,6 +66,32 @@ def test_what_fits_follows_from_the_devices_memory(call: Call, memory: DeviceMem
         "cache_tokens": (100 * GB - weights) // (128 * 1024),
     }
     assert (fit["float32"]["fits"], fit["float32"]["cache_tokens"]) == (False, None)
+
+
+@pytest.mark.parametrize(
+    ("dispatch", "weights", "cache", "apart"),
+    # Attention, embedding and head are 1.6 B of the 46.7 B parameters: `gather` has them whole along `expert`.
+    [("replicated", 11.68, 128 * 1024 // 8, 1), ("gather", 12.88, 128 * 1024 // 2, 4)],
+)
+def test_what_fits_each_device_of_a_mesh(
+    call: Call, memory: DeviceMemory, dispatch: str, weights: float, cache: int, apart: int
+) -> None:
+    """The mesh need not be there. `gather` gives devices along `expert` rows of their own."""
+    report = found(call, "random:mixtral-8x7b", "--mesh", "expert=4,tensor=2", "--dispatch", dispatch)
+    assert (report["mesh"], report["dispatch"]) == ({"data": 1, "expert": 4, "tensor": 2}, dispatch)
+    fit = report["fit"]["bfloat16"]
+    assert fit["weight_bytes"] / GB == pytest.approx(weights, abs=0.005)
+    assert fit["cache_bytes_per_token"] == cache
+    assert fit["cache_tokens"] == (100 * GB - fit["weight_bytes"]) // cache * apart
+    table = call("info", "random:mixtral-8x7b", "--mesh", "expert=4,tensor=2", "--dispatch", dispatch).out
+    assert f"on each of 8 like this device (data=1,expert=4,tensor=2, {dispatch}): test device" in " ".join(
+        table.split()
+    )
+
+
+def test_a_mesh_over_which_it_cannot_be_split(call: Call) -> None:
+    outcome = call("info", "random:mixtral-8x7b", "--mesh", "expert=3")
+    assert outcome.status == 2 and "which does not divide over mesh axis expert = 3" in outcome.err
 
 
 def test_tables_show_every_dimension_and_what_fits(call: Call, memory: DeviceMemory) -> None:

@@ -150,11 +150,13 @@ def test_distributed_without_a_cluster() -> None:
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
-        "error: --distributed found no cluster (Slurm, Open MPI, Kubernetes): coordinator_address should be defined. "
-        "Give --coordinator-address, --num-processes and --process-id instead\n"
+        "error: --distributed found no cluster (Slurm, Open MPI, Kubernetes) in its environment; start every process "
+        "with the cluster's launcher, as in srun moejax decode ..., or give --coordinator-address, --num-processes and "
+        "--process-id instead\n"
     )
 
 
+@pytest.mark.slow
 def test_distributed_on_slurm(port: int) -> None:
     variables = {"SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_NTASKS": "2"}
     flags = ("--distributed", "--simulate-devices", "1", "--mesh", "expert=2", "--prompt", "A list is", "-n", "2")

@@ -1,10 +1,12 @@
 """Two processes with 4 devices each decode the bundled checkpoint as one device does, and end together."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 import moejax
+from moejax.planning.expert_load import read_expert_load
 from tests.moejax.cli.several import DECODE, MINUTE, PEER_ENDED, Ended, Starter, end
 
 PROMPTS = ("A list is", "The import statement is used to", "If")
@@ -41,14 +43,19 @@ def test_replicated_prints_what_one_device_prints_as_it_comes(start: Starter, mo
     [("data=2,expert=4", "gather", (*PROMPTS, LONG)), ("expert=8", "all_to_all", PROMPTS[:1])],
     ids=["gather", "all_to_all"],
 )
+@pytest.mark.slow
 def test_tokens_are_those_of_one_device(
-    start: Starter, model: moejax.Model, mesh: str, dispatch: str, prompts: tuple[str, ...]
+    start: Starter, model: moejax.Model, mesh: str, dispatch: str, prompts: tuple[str, ...], tmp_path: Path
 ) -> None:
+    """And the expert load, which process 0 alone writes: another one would refuse a file that is there."""
+    load = tmp_path / "load.json"
     given = [word for prompt in prompts for word in ("--prompt", prompt)]
-    first, second = both(start, *F32, "--mesh", mesh, "--dispatch", dispatch, "--ignore-eos", "--json", *given)
+    saving = ("--save-expert-load", str(load))
+    first, second = both(start, *F32, "--mesh", mesh, "--dispatch", dispatch, "--ignore-eos", "--json", *given, *saving)
     results = moejax.decode(model, prompts, max_tokens=16, ignore_eos=True)
     printed = [[output["token_ids"] for output in result["outputs"]] for result in json.loads(first.out)]
     assert printed == [[result.token_ids] for result in results]
+    assert read_expert_load(load).counts == results[0].stats.expert_rows
     assert second == Ended(0, "", "")
 
 

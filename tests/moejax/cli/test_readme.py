@@ -24,6 +24,7 @@ def test_statistics_of_the_demo_have_their_form() -> None:
         prompt_tokens=4,
         padded_rows=0,
         device_rows=(0,),
+        expert_rows=((0,),),
         generated_tokens=76,
         ttft_seconds=0.014,
         prefill_seconds=0.01,

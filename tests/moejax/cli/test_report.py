@@ -19,6 +19,7 @@ def stats(**fields: Any) -> Stats:
         "prompt_tokens": 4,
         "padded_rows": 0,
         "device_rows": (0,),
+        "expert_rows": ((0,),),
         "generated_tokens": 11,
         "ttft_seconds": 0.5,
         "prefill_seconds": 0.25,

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,18 @@ def both(model: moejax.Model, prompts: Any, message: str) -> None:
         moejax.decode(model, prompts, stream=True)
     with fails(message):
         moejax.logits(model, prompts)
+
+
+# --- model ---
+
+
+def test_a_model_that_was_not_loaded() -> None:
+    wrong: Any = "demo"
+    both(wrong, "A list is", "model is 'demo'; load it first: model = moejax.load('demo')")
+    wrong = Path("checkpoint")
+    both(wrong, "A list is", "model is 'checkpoint'; load it first: model = moejax.load('checkpoint')")
+    wrong = {"params": 1}
+    both(wrong, "A list is", "model must be what moejax.load returns, got a dict")
 
 
 # --- prompts ---

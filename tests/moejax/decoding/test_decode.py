@@ -40,6 +40,7 @@ def recompiled(tiny: Tiny) -> Tiny:
 # --- cached decode and full forward ---
 
 
+@pytest.mark.slow
 def test_cached_decode_equals_full_forward(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each prompt in a bucket of its own: one token, bucket edges, one more, and the longest that fits."""
     monkeypatch.setattr(buckets, "PREFILL_TOKENS", 1)

@@ -118,6 +118,22 @@ def test_routed_experts_are_those_of_every_token_fed(tiny: Tiny, everything: lis
     np.testing.assert_array_equal(one.routed_experts, everything[0].routed_experts[: len(PROMPTS[0])])
 
 
+def test_expert_rows_count_the_routed_experts_of_the_whole_call(tiny: Tiny) -> None:
+    """Of a prompt once, however many outputs it has, and of every token that an output fed."""
+    params = SamplingParams(temperature=1.0, seed=3, n=2, max_tokens=6, ignore_eos=True, return_routed_experts=True)
+    results = moejax.decode(tiny.model, PROMPTS, params)
+    fed = []
+    for result in results:
+        length = len(result.prompt_token_ids)
+        for output in result.outputs:
+            assert output.routed_experts is not None
+            fed.append(output.routed_experts[0 if output.index == 0 else length :])
+    experts = np.concatenate(fed)
+    counts = [np.bincount(layer.ravel(), minlength=BASE["num_local_experts"]) for layer in experts.swapaxes(0, 1)]
+    for result in results:
+        assert result.stats.expert_rows == tuple(tuple(layer.tolist()) for layer in counts)
+
+
 @pytest.mark.parametrize("best", [V - 1, V])
 def test_as_many_logprobs_as_there_are_tokens(tiny: Tiny, best: int) -> None:
     (result,) = moejax.decode(tiny.model, PROMPTS[0], max_tokens=2, logprobs=best, prompt_logprobs=best)

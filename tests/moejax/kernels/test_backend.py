@@ -1,4 +1,7 @@
-"""The backend `pallas` around the kernels, interpreted: prefill, decode, and inside `shard_map` on local experts."""
+"""The backends around the kernels, interpreted: prefill, decode, and inside `shard_map` on local experts.
+
+`tokamax` is among them where its package is installed, by its path for XLA.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -11,28 +14,32 @@ from moejax.config import ModelConfig
 from moejax.kernels.triton.few_tokens import MOST_TOKENS
 from moejax.model import Mixtral
 from moejax.moe import BACKENDS
+from moejax.moe.experts import BackendName
 from moejax.moe.pallas import pallas, pallas_route
 from moejax.moe.router import Routing, route
 from moejax.moe.weights import Expert
 from moejax.params import merge, split
 from moejax.platform import H100
-from scripts.lowered_kernels import abstract, lower
+from scripts.lowered_kernels import abstract, abstract_mesh, lower
+from sharding import MeshConfig
 from tests.moejax.kernels.cases import FLOAT32_ATOL, normal
 from tests.moejax.meshes import made_params, on_mesh
+from tests.moejax.moe.runnable import KERNEL_BACKENDS
 
 E, A, D, F = 4, 2, 8, 12
 EXPERTS = Expert(normal(E, F, D), normal(E, F, D, seed=1), normal(E, D, F))
 
 
+@pytest.mark.parametrize("backend", KERNEL_BACKENDS)
 @pytest.mark.parametrize("t", [MOST_TOKENS, MOST_TOKENS + 1])
 @pytest.mark.parametrize("ranked", [True, False])
-def test_equals_dense_around_the_crossover(t: int, ranked: bool) -> None:
+def test_equals_dense_around_the_crossover(backend: BackendName, t: int, ranked: bool) -> None:
     """With the ranks and counts that the router knows, and without, as a dispatch leaves them."""
     routing = pallas_route(normal(t, E), jnp.arange(t) % 7 > 0, A)
     if not ranked:
         routing = Routing(routing.experts, routing.weights)
     x = normal(t, D)
-    got = jax.jit(pallas)(EXPERTS, x, routing)
+    got = jax.jit(BACKENDS[backend].apply)(EXPERTS, x, routing)
     expected = BACKENDS["dense"].apply(EXPERTS, x, routing)
     np.testing.assert_allclose(got, expected, rtol=0, atol=FLOAT32_ATOL)
 
@@ -54,7 +61,11 @@ def test_route_of_the_backend_is_the_routers() -> None:
     assert BACKENDS["pallas"].route is pallas_route and BACKENDS["dense"].route is route
 
 
-def test_a_whole_model_has_the_logits_of_dense() -> None:
+@pytest.mark.parametrize("backend", KERNEL_BACKENDS)
+@pytest.mark.parametrize("most", [MOST_TOKENS, 2], ids=["decode kernels", "prefill by grouped products"])
+def test_a_whole_model_has_the_logits_of_dense(
+    backend: BackendName, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Prefill and a decode step, padding included: two layers, the cache between them."""
     config = ModelConfig(
         vocab_size=16,
@@ -69,8 +80,9 @@ def test_a_whole_model_has_the_logits_of_dense() -> None:
         max_position_embeddings=32,
     )
     parallel, results = on_mesh(config), []
-    for backend in ("pallas", "dense"):
-        graphdef, declared = split(Mixtral(config, backend, parallel, dtype=jnp.float32))
+    monkeypatch.setattr("moejax.moe.pallas.MOST_TOKENS", most)
+    for name in (backend, "dense"):
+        graphdef, declared = split(Mixtral(config, name, parallel, dtype=jnp.float32))
         params = made_params(declared, config, 0, parallel)
 
         def run(params, tokens, lengths, graphdef=graphdef, declared=declared):
@@ -113,7 +125,7 @@ def test_inside_shard_map(t: int) -> None:
 @pytest.mark.parametrize("t", [1, 3, MOST_TOKENS + 1])
 def test_lowers_inside_shard_map_on_local_experts(t: int, check_vma: bool) -> None:
     """Two of four experts on each of two devices, which only exist in name."""
-    mesh = jax.sharding.AbstractMesh((2,), ("expert",), (jax.sharding.AxisType.Auto,))
+    mesh = abstract_mesh(H100, MeshConfig(expert=2))
     specs = (PartitionSpec("expert"), PartitionSpec(), PartitionSpec())
     run = jax.shard_map(local_layer, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=check_vma)
     lowered = lower(run, *abstract((EXPERTS, normal(t, D), normal(t, E))), device=H100)

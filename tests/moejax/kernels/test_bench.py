@@ -14,6 +14,7 @@ def test_tiny_run_prints_every_row(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     assert "interpreted: no times" in out.splitlines()[0]
     names = [line.split("|")[1].strip() for line in out.splitlines() if re.match(r"\| [a-z_ ]+ \| \d", line)]
     assert names == [*["route"] * 3, *["expert_ffn"] * 2, "grouped layer", "grouped_gate_up", "grouped_matmul"]
+    assert re.search(r"^crossover: .* MOST_TOKENS = \d+", out, re.M) and re.search(r"^\d+ s in all$", out, re.M)
     assert re.search(r"^\| 1 \| [\d.]+ \| [\d.]+ \|", out, re.M), "no row for the whole model"
 
 
@@ -28,3 +29,15 @@ def test_a_wrong_result_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     for error in (1.0, float("nan")):
         with pytest.raises(SystemExit, match="route at 3 tokens is wrong"):
             bench_kernels.print_row("route", 3, 1.0, cost, rates, None, error)
+
+
+@pytest.mark.parametrize(
+    ("few", "many", "says"),
+    [
+        ({8: 1.0, 16: 2.0, 64: 3.0}, {16: 3.0, 64: 4.0}, "up to 64 tokens; keep MOST_TOKENS = 64"),
+        ({8: 1.0, 16: 2.0, 64: 5.0}, {16: 3.0, 64: 4.0}, "from 64 tokens on; set MOST_TOKENS = 16 in"),
+        ({8: 1.0, 16: 9.0, 64: 3.0}, {16: 3.0, 64: 4.0}, "from 16 tokens on; set MOST_TOKENS = 8 in"),
+    ],
+)
+def test_the_crossover_says_what_to_set(few: dict[int, float], many: dict[int, float], says: str) -> None:
+    assert says in bench_kernels.crossover(few, many)

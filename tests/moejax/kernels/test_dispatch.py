@@ -44,14 +44,30 @@ def test_an_explicit_name_says_why_it_cannot(device: Device, reason: str) -> Non
             with pytest.raises(NotImplementedError) as caught:
                 kernels(name)
             assert str(caught.value) == f"kernels {name!r} cannot run here: it {reason}"
-        with pytest.raises(ValueError, match=re.escape(reason)):
-            resolve_backend("pallas", device.platform)
+        for backend in ("pallas", "tokamax"):
+            with pytest.raises(ValueError, match=re.escape(f"{reason}; use expert_backend='auto'")) as refused:
+                resolve_backend(backend, device.platform)
+            assert str(refused.value).startswith(f"expert backend {backend!r}: ")
 
 
 def test_tokamax_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch.grouped_tokamax, "PACKAGE", "a_package_that_is_not_there")
-    with tracing_for(H100), pytest.raises(NotImplementedError, match="not installed: pip install tokamax"):
-        kernels("tokamax")
+    reason = "needs tokamax, which is not installed: pip install tokamax"
+    with tracing_for(H100):
+        with pytest.raises(NotImplementedError, match=reason):
+            kernels("tokamax")
+        with pytest.raises(ValueError) as caught:
+            resolve_backend("tokamax", "gpu")
+    expected = f"expert backend 'tokamax': kernels 'tokamax' cannot run here: it {reason}; use expert_backend='auto'"
+    assert str(caught.value) == expected
+
+
+def test_tokamax_is_taken_by_name_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch.grouped_tokamax, "PACKAGE", "math")  # some package that is there
+    with tracing_for(H100):
+        assert resolve_backend("tokamax", "gpu") == "tokamax"
+        assert resolve_backend("auto", "gpu") == "pallas"
+        assert kernels() is KERNELS["triton"]
 
 
 def test_unknown_name_lists_the_known_ones() -> None:

@@ -1,5 +1,6 @@
 """The prefill kernels, interpreted: sorted rows in blocks, empty experts, all rows on one, rows at a block's edge."""
 
+import importlib
 import sys
 import types
 from typing import Any
@@ -12,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moejax.kernels import KERNELS, Kernels, block_layout, grouped_tokamax
-from moejax.kernels.reference import Routes
+from moejax.kernels.reference import PRECISE, Routes
 from moejax.kernels.triton import grouped
+from moejax.platform import H100, tracing_for
 from tests.moejax.kernels.cases import FLOAT32_ATOL, REFERENCE, interpreted, normal, poisoned, routings
 
 BLOCK = 4
@@ -82,15 +84,32 @@ def test_no_rows() -> None:
     )
 
 
-def test_tokamax_gets_the_groups(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against a stand-in with the signature of tokamax 0.0.12, which documents that of `jax.lax.ragged_dot_general`."""
+class StandIn:
+    """With the signature of tokamax 0.0.12 and 0.0.17, which document that of `jax.lax.ragged_dot_general`."""
 
-    def ragged_dot_general(lhs, rhs, group_sizes, ragged_dot_dimension_numbers, preferred_element_type=None):
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, Any]] = []
+
+    def ragged_dot_general(
+        self,
+        lhs: Any,
+        rhs: Any,
+        group_sizes: Any,
+        ragged_dot_dimension_numbers: Any,
+        precision: Any = None,
+        preferred_element_type: Any = None,
+        *,
+        implementation: Any = None,
+    ) -> jax.Array:
+        self.calls.append((implementation, precision))
         return jax.lax.ragged_dot_general(
-            lhs, rhs, group_sizes, ragged_dot_dimension_numbers, preferred_element_type=preferred_element_type
+            lhs, rhs, group_sizes, ragged_dot_dimension_numbers, precision, preferred_element_type
         )
 
-    stand_in = types.SimpleNamespace(ragged_dot_general=ragged_dot_general)
+
+def test_tokamax_gets_the_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What tokamax itself makes of them is tested where it is installed (test_backend.py)."""
+    stand_in = StandIn()
     monkeypatch.setitem(sys.modules, grouped_tokamax.PACKAGE, stand_in)
     tokamax: Kernels = KERNELS["tokamax"]
     routes = REFERENCE.route(normal(9, 4), jnp.ones(9, bool), 2)
@@ -102,3 +121,45 @@ def test_tokamax_gets_the_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = REFERENCE.expert_ffn(*weights, x, routes.experts, routes.weights)
     got = REFERENCE.combine(results[None], layout.places, routes.weights)
     np.testing.assert_allclose(got, expected, rtol=0, atol=FLOAT32_ATOL)
+    assert stand_in.calls == [("xla", PRECISE)] * 3  # no GPU here
+
+
+def test_tokamax_takes_no_path_that_is_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU its own list would end with XLA, which expands the product over all experts; 16 bits need no more."""
+    stand_in = StandIn()
+    monkeypatch.setitem(sys.modules, grouped_tokamax.PACKAGE, stand_in)
+    with tracing_for(H100):
+        grouped_tokamax.grouped_matmul(
+            normal(8, 8, dtype="bfloat16"), normal(2, 12, 8, dtype="bfloat16"), jnp.asarray([0, 1], jnp.int32)
+        )
+    assert stand_in.calls == [(("mosaic", "triton"), None)]
+
+
+def test_tokamax_does_not_read_this_programs_flags(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flags that nobody parsed yet it would take from the command line, and stop at those of moejax."""
+    absl = importlib.import_module("absl.flags")
+    monkeypatch.setattr(absl, "FLAGS", absl.FlagValues())
+    monkeypatch.setattr(sys, "argv", ["moejax", "decode", "demo", "--expert-backend", "tokamax"])
+    monkeypatch.setitem(sys.modules, grouped_tokamax.PACKAGE, StandIn())
+    grouped_tokamax.grouped_matmul(normal(8, 8), normal(2, 12, 8), jnp.asarray([0, 1], jnp.int32))
+    assert absl.FLAGS.is_parsed()
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        ExceptionGroup("all failed", [NotImplementedError("no such\n dtype"), NotImplementedError("no such GPU")]),
+        ValueError("no such\n dtype; no such GPU"),
+    ],
+)
+def test_a_refusal_of_tokamax_is_one_line(refusal: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any, **settings: Any) -> None:
+        raise refusal
+
+    monkeypatch.setitem(sys.modules, grouped_tokamax.PACKAGE, types.SimpleNamespace(ragged_dot_general=refuse))
+    with tracing_for(H100), pytest.raises(NotImplementedError) as caught:
+        grouped_tokamax.grouped_matmul(normal(8, 8), normal(2, 12, 8), jnp.asarray([0, 1], jnp.int32))
+    assert str(caught.value) == (
+        "tokamax has no kernel for float32 rows (8, 8) and weights (2, 12, 8) on NVIDIA H100 80GB HBM3 (no such dtype; "
+        "no such GPU); use expert_backend='pallas'"
+    )

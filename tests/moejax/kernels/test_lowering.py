@@ -23,8 +23,7 @@ from moejax.loading import make_parallel
 from moejax.model import Mixtral
 from moejax.params import merge, split
 from moejax.platform import A100, H100, Device
-from scripts.lowered_kernels import abstract, lower, lower_moe_layer
-from sharding import MeshConfig
+from scripts.lowered_kernels import abstract, abstract_mesh, lower, lower_alone, lower_moe_layer
 
 CONFIG = named_config("mixtral-8x7b")
 E, F, D, A = CONFIG.num_experts, CONFIG.expert_dim, CONFIG.embed_dim, CONFIG.experts_per_token
@@ -66,6 +65,12 @@ triton = KERNELS["triton"]
 CALLS: dict[str, tuple[Callable[..., Any], tuple[Any, ...], list[str]]] = {
     "route 1": (lambda x, v: triton.route(x, v, A), (floats(1, E), shape(1, dtype=bool)), ["route"]),
     "route bfloat16": (lambda x, v: triton.route(x, v, 4), (shape(32, 60), shape(32, dtype=bool)), ["route"]),
+    "route of 2": (lambda x, v: triton.route(x, v, 1), (floats(3, 2), shape(3, dtype=bool)), ["route"]),
+    "route of 127": (
+        lambda x, v: triton.route(x, v, 4),
+        (shape(65, 127), shape(65, dtype=bool)),
+        ["route", "add_earlier_blocks"],
+    ),
     "route 4096": (
         lambda x, v: triton.route(x, v, A),
         (floats(4096, 128), shape(4096, dtype=bool)),
@@ -92,7 +97,7 @@ CALLS: dict[str, tuple[Callable[..., Any], tuple[Any, ...], list[str]]] = {
 @pytest.mark.parametrize("call", CALLS)
 def test_each_kernel_is_one_call(call: str, device: Device) -> None:
     function, args, names = CALLS[call]
-    lowered = lower(function, *args, device=device)
+    lowered = lower_alone(function, *args, device=device)
     assert [kernel.name for kernel in lowered.kernels] == names
     assert lowered.count(*FORBIDDEN) == 0
 
@@ -101,7 +106,7 @@ def test_each_kernel_is_one_call(call: str, device: Device) -> None:
 def test_no_selection_between_constants(call: str) -> None:
     """Pallas lowers `jnp.where(scalar, 8, 0)` to a selection between false and false."""
     function, args, _ = CALLS[call]
-    for kernel in lower(function, *args, device=H100).kernels:
+    for kernel in lower_alone(function, *args, device=H100).kernels:
         assert constant_selections(kernel.module) == []
 
 
@@ -109,7 +114,7 @@ def test_a_selection_between_constants_is_found() -> None:
     def kernel(x_ref, y_ref):
         y_ref[0] = jnp.where(x_ref[0] < 3, 8, 0)
 
-    (bad,) = lower(
+    (bad,) = lower_alone(
         lambda x: launch(kernel, "bad", (1,), (Out((1,), jnp.int32),), (x,), warps=1, interpret=False),
         ids(1),
         device=H100,
@@ -162,7 +167,7 @@ LAYERS = 2
 def test_whole_decode_step(batch: int, names: list[str], device: Device) -> None:
     """The compiled decode loop, embedding to sampled token, with two layers of full size."""
     config = dataclasses.replace(CONFIG, num_layers=LAYERS)
-    parallel = make_parallel(config, MeshConfig().abstract(), "replicated")
+    parallel = make_parallel(config, abstract_mesh(device), "replicated")
     graphdef, params = split(Mixtral(config, "pallas", parallel, dtype=jnp.bfloat16))
     shapes = {path: abstract(variable.get_value()) for path, variable in params.items()}
     features = Features()
@@ -185,7 +190,7 @@ def test_whole_decode_step(batch: int, names: list[str], device: Device) -> None
 @DEVICES
 def test_whole_prefill(device: Device) -> None:
     config = dataclasses.replace(CONFIG, num_layers=LAYERS)
-    parallel = make_parallel(config, MeshConfig().abstract(), "replicated")
+    parallel = make_parallel(config, abstract_mesh(device), "replicated")
     graphdef, params = split(Mixtral(config, "pallas", parallel, dtype=jnp.bfloat16))
     shapes = {path: abstract(variable.get_value()) for path, variable in params.items()}
     cache = jax.eval_shape(lambda: empty_cache(config, 2, 2048, "bfloat16", parallel))

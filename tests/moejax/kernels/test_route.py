@@ -12,8 +12,8 @@ from moejax.kernels.triton.blocks import route_block
 from tests.moejax.kernels.cases import FLOAT32_ATOL, REFERENCE, interpreted, routings
 from tests.moejax.moe.oracle import route_loop
 
-# T E A: one token, a power of two and its neighbours, E that is none, the largest E, all of A.
-SHAPES = [(1, 2, 1), (1, 8, 2), (8, 3, 2), (17, 5, 4), (9, 128, 2)]
+# T E A: one token, a power of two and its neighbours, small and large E that are none, the largest E, every A.
+SHAPES = [(1, 2, 1), (1, 8, 2), (8, 3, 2), (17, 5, 4), (5, 127, 4), (9, 128, 2)]
 SEVERAL_BLOCKS = (300, 8, 2)
 
 
@@ -71,9 +71,11 @@ def test_a_broken_row_has_nan_weights_and_valid_experts(broken: float) -> None:
     np.testing.assert_array_equal(routes.counts, [3, 3, 0, 0, 0])
 
 
-def test_bfloat16_logits() -> None:
-    logits = jnp.asarray(np.random.default_rng(0).standard_normal((9, 8)), jnp.bfloat16)
-    check(interpreted("route", 2)(logits, np.ones(9, bool)), REFERENCE.route(logits, jnp.ones(9, bool), 2))
+@pytest.mark.parametrize(("t", "e", "a"), [(9, 8, 2), (1, 60, 4)])
+def test_bfloat16_logits(t: int, e: int, a: int) -> None:
+    """Rounded to 8 bits, so that 60 of them have ties."""
+    logits = jnp.asarray(np.random.default_rng(0).standard_normal((t, e)), jnp.bfloat16)
+    check(interpreted("route", a)(logits, np.ones(t, bool)), REFERENCE.route(logits, jnp.ones(t, bool), a))
 
 
 def test_no_tokens() -> None:

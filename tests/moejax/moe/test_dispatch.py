@@ -164,6 +164,16 @@ def test_other_backends(mesh: str, dispatch: str, backend: BackendName) -> None:
         check(mesh, dispatch, backend, 2, case)
 
 
+@pytest.mark.parametrize(("dispatch", "most"), [("replicated", 64), ("all_to_all", 2)], ids=["decode", "prefill"])
+def test_kernels_on_local_experts(dispatch: str, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interpreted, on four devices that each hold halves of four experts: local ids count from 0, and 4 is none."""
+    monkeypatch.setattr("moejax.moe.pallas.MOST_TOKENS", most)
+    program.cache_clear()
+    for case in CASES:
+        check("expert=2,tensor=2", dispatch, "pallas", 2, case)
+    program.cache_clear()
+
+
 @dispatches
 def test_no_token_is_lost_when_all_want_one_expert(dispatch: str) -> None:
     """All tokens of all eight devices on one expert of one device: more than a capacity factor would ever allow."""

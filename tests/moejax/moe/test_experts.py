@@ -15,6 +15,7 @@ from moejax.moe.weights import Expert
 from moejax.params import ParamTree, merge, split
 from tests.moejax.meshes import made_params, on_mesh
 from tests.moejax.moe.oracle import Layer, moe_loop, route_loop
+from tests.moejax.moe.runnable import RUNNABLE
 
 CONFIG = ModelConfig(
     vocab_size=16,
@@ -31,13 +32,13 @@ CONFIG = ModelConfig(
 FLOAT32_ATOL = 3e-6  # as in test_backends.py
 
 
-@pytest.mark.parametrize(("platform", "expected"), [("cpu", "blocked"), ("gpu", "dense"), ("tpu", "dense")])
+@pytest.mark.parametrize(("platform", "expected"), [("cpu", "native"), ("gpu", "dense"), ("tpu", "dense")])
 def test_auto_follows_the_platform(platform: str, expected: str) -> None:
     assert resolve_backend("auto", platform) == expected
 
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
-@pytest.mark.parametrize("name", [name for name in BACKENDS if name != "pallas"])  # tests/moejax/kernels has that one
+@pytest.mark.parametrize("name", ["dense", "blocked", "ragged"])  # tests/moejax/kernels has the others
 def test_an_explicit_name_is_taken(name: str, platform: str) -> None:
     assert resolve_backend(name, platform) == name
 
@@ -46,7 +47,7 @@ def test_an_explicit_name_is_taken(name: str, platform: str) -> None:
 def test_an_unknown_name_lists_the_known_ones(name: str) -> None:
     with pytest.raises(ValueError) as caught:
         resolve_backend(name, "cpu")
-    known = "auto, dense, blocked, ragged, pallas"
+    known = "auto, dense, blocked, native, ragged, pallas, tokamax"
     assert str(caught.value) == f"unknown expert backend {name!r}; the known ones are {known}"
 
 
@@ -82,7 +83,7 @@ def layer_of(params: ParamTree) -> Layer:
     return Layer(experts=[Expert(*(params[f"experts.slots.{e}.{m}"][0] for m in Expert._fields)) for e in range(5)])
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", RUNNABLE)
 @pytest.mark.parametrize("experts_per_token", [1, 2])
 def test_layer_equals_loop(backend: BackendName, experts_per_token: int) -> None:
     """Router and experts together, [B, T, D] with padding: it contributes 0 and is reported as expert E."""

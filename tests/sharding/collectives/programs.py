@@ -16,7 +16,13 @@ AXES = ("data", "expert", "tensor")
 MESHES = ((2, 2, 2), (1, 4, 2), (1, 2, 4), (8, 1, 1))
 # Every way to name axes: one, adjacent, not adjacent, against the order of the mesh, all.
 NAMED_AXES = (("data",), ("expert",), ("expert", "tensor"), ("data", "tensor"), ("tensor", "expert"), AXES)
-EVERY_COLLECTIVE = [(kind, mesh, axes) for kind in COLLECTIVE_KINDS for mesh in MESHES for axes in NAMED_AXES]
+EVERY_COLLECTIVE = [
+    (kind, mesh, axes)
+    for kind in COLLECTIVE_KINDS
+    for mesh in MESHES
+    for axes in NAMED_AXES
+    if kind != "collective-permute" or axes != ("tensor", "expert")  # JAX 0.11 refuses a permutation against the order
+]
 ROWS, COLUMNS = 16, 3  # of each device
 
 Local = Callable[[Array], Array]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sharding.collectives.device_groups import axes_of_groups, axes_of_pairs, dense_groups, hlo_groups
+from sharding.collectives.device_groups import axes_of_groups, axes_of_pairs, dense_groups, hlo_groups, stablehlo_groups
 
 
 @st.composite
@@ -78,3 +78,32 @@ def test_stablehlo_groups(spelling: str, groups: list[list[int]]) -> None:
 def test_other_stablehlo_groups_are_refused() -> None:
     with pytest.raises(ValueError, match=r"expected dense<...> : tensor<NxMxi64>"):
         dense_groups("dense<[0, 1]> : tensor<2xi64>")
+
+
+MESHES = {"mesh_0": '["a"=2, "b"=3]', "turned": '["a"=2, "b"=3], device_ids=[1, 0, 2, 3, 4, 5]'}
+AXES = "#stablehlo.replica_group_mesh_axes<mesh = @{}, axes = [{}]>"
+AXIS = '#stablehlo.axis_ref<name = "{}">'
+
+
+@pytest.mark.parametrize(
+    ("axes", "groups"),
+    [("a", [[0, 3], [1, 4], [2, 5]]), ("b", [[0, 1, 2], [3, 4, 5]]), ("ab", [[0, 1, 2, 3, 4, 5]])],
+)
+def test_stablehlo_groups_of_mesh_axes(axes: str, groups: list[list[int]]) -> None:
+    spelling = AXES.format("mesh_0", ", ".join(map(AXIS.format, axes)))
+    assert stablehlo_groups(spelling, MESHES) == groups
+    assert stablehlo_groups("dense<[[0, 1]]> : tensor<1x2xi64>", {}) == [[0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("mesh", "axis"),
+    [
+        ("mesh_1", AXIS.format("a")),
+        ("turned", AXIS.format("a")),
+        ("mesh_0", '#stablehlo.axis_ref<name = "a", sub_axis_info = #stablehlo.sub_axis_info<pre_size = 1, size = 2>>'),
+    ],
+    ids=["no such mesh", "devices in another order", "a part of an axis"],
+)
+def test_other_mesh_axes_are_refused(mesh: str, axis: str) -> None:
+    with pytest.raises(ValueError, match="expected whole axes of a mesh whose devices are in order"):
+        stablehlo_groups(AXES.format(mesh, axis), MESHES)

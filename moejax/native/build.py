@@ -1,0 +1,178 @@
+"""Compiles the C++ sources beside this file into a library, once per machine, compiler, jaxlib and source."""
+
+import hashlib
+import os
+import platform
+import secrets
+import shlex
+import shutil
+import subprocess
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import jax
+
+FOLDER = Path(__file__).parent
+FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-march=native",
+    "-mtune=native",
+    # The same sum must not be fused in one loop and rounded twice in another: where it is fused, the source says so.
+    "-ffp-contract=off",
+    # Nobody reads errno or floating-point flags, and square roots and comparisons then vectorise. NaN stays NaN.
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-w",
+    "-fPIC",
+    "-shared",
+)
+COMPILERS = ("c++", "g++", "clang++")
+# Without one of these there is no path in vector.h; AVX-512 machines have them, too.
+NEEDED_FEATURES = ("avx2", "fma", "f16c")
+_DIGEST_BYTES = 32
+
+
+class NativeError(Exception):
+    """Why there are no native kernels here, in one line that says what to do."""
+
+
+def source_hash() -> str:
+    """Of the sources. Names of XLA's call targets carry it, so that no cached program calls another version."""
+    return _hash(*(path.name.encode() + b"\0" + path.read_bytes() for path in _sources()))
+
+
+def built_library(flags: tuple[str, ...] = FLAGS) -> Path:
+    """The compiled library: the one that is there, if it is whole, or else a new one.
+
+    Several processes may do so at once: each compiles a file of its own, and the last one to be renamed stays. `flags`
+    name another CPU than this one in tests.
+
+    Raises:
+        NativeError: on another kind of machine, without a compiler, when compiling fails, or when nothing can be
+            written where libraries are kept.
+    """
+    features = cpu_features()
+    if missing := [feature for feature in NEEDED_FEATURES if feature not in features]:
+        raise NativeError(f"needs an x86-64 CPU with {', '.join(NEEDED_FEATURES)}; this one lacks {', '.join(missing)}")
+    compiler = find_compiler()
+    key = _hash(
+        source_hash().encode(),
+        version("jaxlib").encode(),
+        compiler_version(compiler).encode(),
+        " ".join(flags).encode(),
+        " ".join(sorted(features)).encode(),
+    )
+    library = library_folder() / f"{key}.so"
+    try:
+        if not is_whole(library):
+            _compile([*compiler, *flags], library)
+    except OSError as error:
+        raise NativeError(
+            f"cannot keep its library ({error.filename}: {error.strerror}): set XDG_CACHE_HOME to a folder that can be "
+            "written"
+        ) from error
+    return library
+
+
+def cpu_features() -> frozenset[str]:
+    """The CPU's features by the names that Linux gives them.
+
+    Raises:
+        NativeError: elsewhere than on Linux on x86-64.
+    """
+    if platform.system() != "Linux" or platform.machine() != "x86_64":
+        raise NativeError(f"needs Linux on x86-64, this is {platform.system()} on {platform.machine()}")
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("flags"):
+            return frozenset(line.partition(":")[2].split())
+    raise NativeError("needs the CPU's features, and /proc/cpuinfo names none")
+
+
+def find_compiler() -> list[str]:
+    """The command of a C++ compiler: that in CXX, or the first one found.
+
+    Raises:
+        NativeError: when there is none.
+    """
+    if named := shlex.split(os.environ.get("CXX", "")):
+        if shutil.which(named[0]) is None:
+            raise NativeError(f"needs a C++ compiler, and CXX={os.environ['CXX']!r} is none: unset it or correct it")
+        return named
+    for name in COMPILERS:
+        if shutil.which(name):
+            return [name]
+    raise NativeError(
+        f"needs a C++ compiler ({', '.join(COMPILERS)}, or one that CXX names), and none is installed: "
+        "apt-get install g++, or dnf install gcc-c++"
+    )
+
+
+def compiler_version(compiler: list[str]) -> str:
+    """What it says of itself."""
+    done = _run([*compiler, "--version"])
+    if done.returncode != 0:
+        raise NativeError(f"{shlex.join(compiler)} --version failed: {_first_error(done)}")
+    return done.stdout
+
+
+def library_folder() -> Path:
+    """Where libraries are kept: in the user's cache folder, by the XDG base directory specification.
+
+    Raises:
+        NativeError: when this user has no home folder.
+    """
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        cache = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
+    except RuntimeError as error:
+        raise NativeError(f"has no place to keep its library ({error}): set XDG_CACHE_HOME to a folder") from error
+    return cache / "moejax" / "native"
+
+
+def is_whole(library: Path) -> bool:
+    """Whether the file is there and ends in the digest of what is before. A damaged one could crash the process."""
+    try:
+        content = library.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return content[-_DIGEST_BYTES:] == hashlib.sha256(content[:-_DIGEST_BYTES]).digest()
+
+
+def _compile(compiler: list[str], library: Path) -> None:
+    part = library.with_suffix(f".{secrets.token_hex(8)}.part")
+    library.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        command = [*compiler, "-isystem", jax.ffi.include_dir(), str(FOLDER / "kernels.cc"), "-o", str(part)]
+        done = _run(command)
+        if done.returncode != 0:
+            raise NativeError(f"{compiler[0]} could not compile moejax's CPU kernels: {_first_error(done)}")
+        content = part.read_bytes()
+        part.write_bytes(content + hashlib.sha256(content).digest())  # after its end, where no loader looks
+        part.chmod(0o700)
+        os.replace(part, library)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL)
+
+
+def _first_error(done: subprocess.CompletedProcess[str]) -> str:
+    lines = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+    if done.returncode < 0:
+        return f"it was ended by signal {-done.returncode}"
+    return next((line for line in lines if "error" in line), lines[0] if lines else f"status {done.returncode}")
+
+
+def _sources() -> Iterator[Path]:
+    return iter(sorted(path for path in FOLDER.iterdir() if path.suffix in (".h", ".cc")))
+
+
+def _hash(*parts: bytes) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little") + part)
+    return digest.hexdigest()[:16]

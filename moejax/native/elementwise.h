@@ -1,0 +1,68 @@
+// Conversions between dtypes, and the gated activation, written so that a compiler vectorises the loops.
+#pragma once
+
+#include <cmath>
+
+#include "vector.h"
+
+namespace moejax {
+
+inline float bits_to_float(uint32_t bits) {
+  float a;
+  std::memcpy(&a, &bits, sizeof a);
+  return a;
+}
+
+inline uint32_t float_to_bits(float a) {
+  uint32_t bits;
+  std::memcpy(&bits, &a, sizeof bits);
+  return bits;
+}
+
+inline float widen_one(float a) { return a; }
+inline float widen_one(Float16 a) { return _cvtsh_ss(a.bits); }
+inline float widen_one(BFloat16 a) { return bits_to_float(static_cast<uint32_t>(a.bits) << 16); }
+
+// To the nearest value of the dtype, ties to even.
+inline void narrow(float a, float* result) { *result = a; }
+inline void narrow(float a, Float16* result) { result->bits = _cvtss_sh(a, _MM_FROUND_TO_NEAREST_INT); }
+inline void narrow(float a, BFloat16* result) {
+  uint32_t bits = float_to_bits(a);
+  uint32_t rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
+  result->bits = a == a ? rounded : 0x7FC0;
+}
+
+// e^a for a <= 0, 0 below the smallest normal number; NaN stays NaN. Relative error below 2e-7: the reduction of Cody
+// and Waite to |r| <= ln(2) / 2, and the Taylor series of degree 7.
+inline float exp_negative(float a) {
+  constexpr float kRound = 12582912.0f;  // 1.5 x 2^23: adding it rounds to an integer, which its low bits then hold
+  float clamped = a < -87.33f ? -87.33f : a;
+  float shifted = std::fma(clamped, 1.44269504f, kRound);
+  float n = shifted - kRound;
+  float r = std::fma(n, -0.693145752f, clamped);
+  r = std::fma(n, -1.42860677e-6f, r);
+  float p = 1.0f / 5040.0f;
+  p = std::fma(p, r, 1.0f / 720.0f);
+  p = std::fma(p, r, 1.0f / 120.0f);
+  p = std::fma(p, r, 1.0f / 24.0f);
+  p = std::fma(p, r, 1.0f / 6.0f);
+  p = std::fma(p, r, 0.5f);
+  p = std::fma(p, r, 1.0f);
+  p = std::fma(p, r, 1.0f);
+  float scale = bits_to_float((float_to_bits(shifted) << 23) + 0x3F800000u);
+  return a < -87.33f ? 0.0f : p * scale;
+}
+
+// a / (1 + e^-a) without overflow.
+inline float silu(float a) {
+  float e = exp_negative(-std::fabs(a));
+  return (a < 0.0f ? a * e : a) / (1.0f + e);
+}
+
+// hidden[i] = silu(gate[i]) * up[i], in the dtype of `hidden`.
+template <typename T>
+inline void gated(const float* gate, const float* up, int64_t count, T* hidden) {
+  for (int64_t i = 0; i < count; i++) narrow(silu(gate[i]) * up[i], hidden + i);
+}
+
+}  // namespace moejax

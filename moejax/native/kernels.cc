@@ -1,0 +1,125 @@
+// The functions that XLA calls. Shapes are checked where Python traces the call; ids are values, and checked here.
+#include <string>
+
+#include "attention.h"
+#include "experts.h"
+#include "linear.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace ffi = xla::ffi;
+
+namespace moejax {
+
+// body(T()) with the T of `dtype`.
+template <typename Body>
+ffi::Error with_dtype(ffi::DataType dtype, Body body) {
+  switch (dtype) {
+    case ffi::F32:
+      return body(float());
+    case ffi::F16:
+      return body(Float16());
+    case ffi::BF16:
+      return body(BFloat16());
+    default:
+      return ffi::Error::InvalidArgument("moejax's CPU kernels compute in float32, float16 or bfloat16 only");
+  }
+}
+
+template <typename T>
+const T* elements(const ffi::AnyBuffer& buffer) {
+  return static_cast<const T*>(buffer.untyped_data());
+}
+
+// x [T, D] and weights [O_i, D] -> float32 [T, O_i] each.
+ffi::Error linear_call(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::RemainingArgs weights, ffi::RemainingRets results) {
+  return with_dtype(x.element_type(), [&](auto zero) -> ffi::Error {
+    using T = decltype(zero);
+    std::vector<LinearPart<T>> parts;
+    for (size_t i = 0; i < weights.size(); i++) {
+      auto w = weights.get<ffi::AnyBuffer>(i);
+      auto y = results.get<ffi::BufferR2<ffi::F32>>(i);
+      if (!w.has_value()) return w.error();
+      if (!y.has_value()) return y.error();
+      parts.push_back({elements<T>(*w), w->dimensions()[0], (*y)->typed_data()});
+    }
+    linear<T>(pool, elements<T>(x), x.dimensions()[0], x.dimensions()[1], parts);
+    return ffi::Error::Success();
+  });
+}
+
+// x [T, D], ids [T, A], weights [T, A], then gate, up and down of E experts -> float32 [T, D], and two workspaces.
+ffi::Error experts_call(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::BufferR2<ffi::S32> ids,
+                        ffi::BufferR2<ffi::F32> weights, ffi::RemainingArgs matrices,
+                        ffi::Result<ffi::BufferR2<ffi::F32>> y, ffi::Result<ffi::AnyBuffer> hidden,
+                        ffi::Result<ffi::BufferR2<ffi::F32>> results) {
+  const int32_t experts = matrices.size() / 3;
+  for (size_t row = 0; row < ids.element_count(); row++) {
+    if (ids.typed_data()[row] < 0 || ids.typed_data()[row] > experts) {
+      return ffi::Error::InvalidArgument("got expert id " + std::to_string(ids.typed_data()[row]) + ", expected 0 to " +
+                                         std::to_string(experts) + ", where the last one is none");
+    }
+  }
+  return with_dtype(x.element_type(), [&](auto zero) -> ffi::Error {
+    using T = decltype(zero);
+    ExpertsCall<T> call{x.dimensions()[0],    x.dimensions()[1],
+                        hidden->dimensions()[1], ids.dimensions()[1],
+                        elements<T>(x),       ids.typed_data(),
+                        weights.typed_data(), {},
+                        static_cast<T*>(hidden->untyped_data()),
+                        results->typed_data(), y->typed_data()};
+    for (int32_t e = 0; e < experts; e++) {
+      const T* matrix[3];
+      for (int i = 0; i < 3; i++) {
+        auto buffer = matrices.get<ffi::AnyBuffer>(3 * e + i);
+        if (!buffer.has_value()) return buffer.error();
+        matrix[i] = elements<T>(*buffer);
+      }
+      call.experts.push_back({matrix[0], matrix[1], matrix[2]});
+    }
+    run_experts(pool, call);
+    return ffi::Error::Success();
+  });
+}
+
+// q [B, K, G, T, H], k and v [B, K, S, H], both as bits where they are 16 bits wide, starts [B] -> float32 as q.
+ffi::Error attend_call(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer k, ffi::AnyBuffer v,
+                       ffi::BufferR1<ffi::S32> starts, ffi::Result<ffi::AnyBuffer> y, int64_t window) {
+  return with_dtype(q.element_type(), [&](auto zero) -> ffi::Error {
+    using T = decltype(zero);
+    auto shape = q.dimensions();
+    AttentionCall<T> call{shape[0],          shape[1],
+                          shape[2],          shape[3],
+                          k.dimensions()[2], shape[4],
+                          window,            elements<T>(q),
+                          elements<T>(k),    elements<T>(v),
+                          starts.typed_data(), static_cast<float*>(y->untyped_data())};
+    attend(pool, call);
+    return ffi::Error::Success();
+  });
+}
+
+}  // namespace moejax
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(moejax_linear, moejax::linear_call,
+                              ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<ffi::AnyBuffer>().RemainingArgs().RemainingRets());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(moejax_experts, moejax::experts_call,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::BufferR2<ffi::S32>>()
+                                  .Arg<ffi::BufferR2<ffi::F32>>()
+                                  .RemainingArgs()
+                                  .Ret<ffi::BufferR2<ffi::F32>>()
+                                  .Ret<ffi::AnyBuffer>()
+                                  .Ret<ffi::BufferR2<ffi::F32>>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(moejax_attend, moejax::attend_call,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::BufferR1<ffi::S32>>()
+                                  .Ret<ffi::AnyBuffer>()
+                                  .Attr<int64_t>("window"));

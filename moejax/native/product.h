@@ -1,0 +1,103 @@
+// x w^T for rows that lie anywhere and weights [outputs, depth].
+#pragma once
+
+#include <algorithm>
+
+#include "vector.h"
+
+namespace moejax {
+
+constexpr int kOutputs = 4;  // weights' rows of a tile
+// Rows of a tile, such that its sums, the weights and one row's pack fit the registers.
+template <typename T>
+constexpr int kTileRows = kFloats == 16 ? (Packs<T>::kRegisters == 1 ? 6 : 5) : 2;
+constexpr int64_t kRowBlock = 48;  // rows that stay in the second-level cache while the weights of a task pass
+
+// Rows of weights so short that reading four at once is four streams too short for the CPU to foresee.
+constexpr int64_t kShortRow = 2048;
+constexpr int64_t kAhead = 6144;  // both in bytes
+
+// Adds the products of R rows x[r] with O rows of w to their sums, for the first `whole` elements.
+template <typename T, int R, int O>
+inline void add_products(const T* const* x, const T* w, int64_t depth, int64_t whole, Floats (&sum)[R][kOutputs]) {
+  using P = Packs<T>;
+  if (R == 1 && depth * static_cast<int64_t>(sizeof(T)) <= kShortRow) {  // one stream, and the same order of sums
+    for (int o = 0; o < O; o++) {
+      for (int64_t d = 0; d < whole; d += P::kWidth) {
+        _mm_prefetch(reinterpret_cast<const char*>(w + o * depth + d) + kAhead, _MM_HINT_T0);
+        sum[0][o] = P::dot(sum[0][o], P::read(x[0] + d), P::read(w + o * depth + d));
+      }
+    }
+    return;
+  }
+  for (int64_t d = 0; d < whole; d += P::kWidth) {
+    typename P::Pack weights[O];
+    for (int o = 0; o < O; o++) {
+      weights[o] = P::read(w + o * depth + d);
+      _mm_prefetch(reinterpret_cast<const char*>(w + (o + 2 * O) * depth + d), _MM_HINT_T0);  // two tiles on
+    }
+    for (int r = 0; r < R; r++) {
+      typename P::Pack row = P::read(x[r] + d);
+      for (int o = 0; o < O; o++) sum[r][o] = P::dot(sum[r][o], row, weights[o]);
+    }
+  }
+}
+
+// y[r * stride + o] for R rows x[r] and O rows of w, at most kOutputs.
+template <typename T, int R, int O>
+inline void tile(const T* const* x, const T* w, int64_t depth, float* y, int64_t stride) {
+  using P = Packs<T>;
+  Floats sum[R][kOutputs];
+  for (int r = 0; r < R; r++) {
+    for (int o = 0; o < kOutputs; o++) sum[r][o] = zeros();
+  }
+  const int64_t rest = depth % P::kWidth, whole = depth - rest;
+  add_products<T, R, O>(x, w, depth, whole, sum);
+  if (rest) {
+    for (int r = 0; r < R; r++) {
+      typename P::Pack row = read_some(x[r] + whole, rest);
+      for (int o = 0; o < O; o++) sum[r][o] = P::dot(sum[r][o], row, read_some(w + o * depth + whole, rest));
+    }
+  }
+  for (int r = 0; r < R; r++) {
+    __m128 total = sums(sum[r][0], sum[r][1], sum[r][2], sum[r][3]);
+    if constexpr (O == kOutputs) {
+      _mm_storeu_ps(y + r * stride, total);
+    } else {
+      alignas(16) float all[kOutputs];
+      _mm_store_ps(all, total);
+      std::memcpy(y + r * stride, all, O * sizeof(float));
+    }
+  }
+}
+
+template <typename T, int O, int R = kTileRows<T>>
+inline void tile_rows(int64_t rows, const T* const* x, const T* w, int64_t depth, float* y, int64_t stride) {
+  if constexpr (R > 0) {
+    if (rows == R) return tile<T, R, O>(x, w, depth, y, stride);
+    tile_rows<T, O, R - 1>(rows, x, w, depth, y, stride);
+  }
+}
+
+// y[r * stride + o] of `rows` rows x[r] and `outputs` rows of w.
+template <typename T>
+void product(const T* const* x, int64_t rows, const T* w, int64_t outputs, int64_t depth, float* y, int64_t stride) {
+  for (int64_t block = 0; block < rows; block += kRowBlock) {
+    int64_t end = std::min(rows, block + kRowBlock);
+    for (int64_t o = 0; o < outputs;) {
+      bool full = o + kOutputs <= outputs;
+      for (int64_t r = block; r < end; r += kTileRows<T>) {
+        int64_t count = std::min<int64_t>(kTileRows<T>, end - r);
+        float* target = y + r * stride + o;
+        if (full) {
+          tile_rows<T, kOutputs>(count, x + r, w + o * depth, depth, target, stride);
+        } else {
+          tile_rows<T, 1>(count, x + r, w + o * depth, depth, target, stride);
+        }
+      }
+      o += full ? kOutputs : 1;
+    }
+  }
+}
+
+}  // namespace moejax

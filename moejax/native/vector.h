@@ -1,0 +1,136 @@
+// Vectors of float32 sums, and how a pack of elements of each dtype is multiplied into them.
+//
+// A dot product runs through its operands in packs, adds lane by lane, and sums the lanes at the end in one fixed tree.
+// That order depends on the operands' length alone, so a row's result has the same bits whatever is computed beside it.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+namespace moejax {
+
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
+
+using Floats = __m512;
+constexpr int kFloats = 16;
+
+inline Floats zeros() { return _mm512_setzero_ps(); }
+inline Floats load(const float* p) { return _mm512_loadu_ps(p); }
+inline void store(float* p, Floats a) { _mm512_storeu_ps(p, a); }
+inline Floats widen(const float* p) { return load(p); }
+inline Floats broadcast(float a) { return _mm512_set1_ps(a); }
+inline Floats multiply_add(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
+inline Floats widen(const Float16* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+inline Floats widen(const BFloat16* p) {
+  __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
+
+// The sums of the lanes of four vectors.
+inline __m128 sums(Floats a, Floats b, Floats c, Floats d) {
+  Floats ab = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xEE));
+  Floats cd = _mm512_add_ps(_mm512_shuffle_f32x4(c, d, 0x44), _mm512_shuffle_f32x4(c, d, 0xEE));
+  Floats abcd = _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xDD));
+  abcd = _mm512_add_ps(abcd, _mm512_permute_ps(abcd, 0x4E));
+  abcd = _mm512_add_ps(abcd, _mm512_permute_ps(abcd, 0xB1));
+  __m512i firsts = _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+  return _mm512_castps512_ps128(_mm512_permutexvar_ps(firsts, abcd));
+}
+
+#elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+
+using Floats = __m256;
+constexpr int kFloats = 8;
+
+inline Floats zeros() { return _mm256_setzero_ps(); }
+inline Floats load(const float* p) { return _mm256_loadu_ps(p); }
+inline void store(float* p, Floats a) { _mm256_storeu_ps(p, a); }
+inline Floats widen(const float* p) { return load(p); }
+inline Floats broadcast(float a) { return _mm256_set1_ps(a); }
+inline Floats multiply_add(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
+inline Floats widen(const Float16* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+inline Floats widen(const BFloat16* p) {
+  __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+}
+
+// The sums of the lanes of four vectors.
+inline __m128 sums(Floats a, Floats b, Floats c, Floats d) {
+  auto halves = [](Floats v) { return _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1)); };
+  __m128 p = halves(a), q = halves(b), r = halves(c), s = halves(d);
+  __m128 pq = _mm_add_ps(_mm_unpacklo_ps(p, q), _mm_unpackhi_ps(p, q));
+  __m128 rs = _mm_add_ps(_mm_unpacklo_ps(r, s), _mm_unpackhi_ps(r, s));
+  return _mm_add_ps(_mm_movelh_ps(pq, rs), _mm_movehl_ps(rs, pq));
+}
+
+#else
+#error "needs a CPU with AVX2, FMA and F16C, or with AVX-512"
+#endif
+
+// Elements of dtype T, `kWidth` at a time. `dot` adds the products of two packs to float32 sums.
+template <typename T>
+struct Packs {  // float32 and float16: as many elements as sums
+  using Pack = Floats;
+  static constexpr int kWidth = kFloats;
+  static constexpr int kRegisters = 1;
+  static Pack read(const float* p) { return load(p); }
+  static Pack read(const Float16* p) { return widen(p); }
+  static Floats dot(Floats sum, Pack a, Pack b) { return multiply_add(a, b, sum); }
+};
+
+#if defined(__AVX512BF16__)
+
+template <>
+struct Packs<BFloat16> {
+  using Pack = __m512bh;
+  static constexpr int kWidth = 2 * kFloats;
+  static constexpr int kRegisters = 1;
+  static Pack read(const BFloat16* p) { return (Pack)_mm512_loadu_si512(p); }
+  static Floats dot(Floats sum, Pack a, Pack b) { return _mm512_dpbf16_ps(sum, a, b); }
+};
+
+#else
+
+template <>
+struct Packs<BFloat16> {  // pairs of elements, widened in place: the upper one masked, the lower one shifted
+  struct Pack {
+    Floats lower, upper;
+  };
+  static constexpr int kWidth = 2 * kFloats;
+  static constexpr int kRegisters = 2;
+  static Pack read(const BFloat16* p) {
+#if defined(__AVX512F__)
+    __m512i bits = _mm512_loadu_si512(p);
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(bits, 16)),
+            _mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(0xFFFF0000)))};
+#else
+    __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(bits, 16)),
+            _mm256_castsi256_ps(_mm256_and_si256(bits, _mm256_set1_epi32(0xFFFF0000)))};
+#endif
+  }
+  static Floats dot(Floats sum, Pack a, Pack b) {
+    return multiply_add(a.lower, b.lower, multiply_add(a.upper, b.upper, sum));
+  }
+};
+
+#endif
+
+// The `count` elements at p, the rest of the pack 0.
+template <typename T>
+inline typename Packs<T>::Pack read_some(const T* p, int64_t count) {
+  alignas(64) T padded[Packs<T>::kWidth] = {};
+  std::memcpy(padded, p, count * sizeof(T));
+  return Packs<T>::read(padded);
+}
+
+}  // namespace moejax

@@ -1,0 +1,87 @@
+"""The calls of compiled programs that a workload takes: their shapes, as `moejax.decoding.engine` makes them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from moejax.decoding.buckets import (
+    MIN_CACHE,
+    PREFILL_CHUNK,
+    batch_bucket,
+    length_bucket,
+    prompt_bucket,
+    prompts_per_call,
+)
+from moejax.planning.workload import Workload
+from sharding import Rules
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """One call: a decode step, or a part of a prefill.
+
+    rows, width: what the program computes, padding included: `rows` sequences on all devices, `width` tokens of each.
+    requests, tokens: how many of them are real.  slots: of the cache that are read for each row.
+    visited: keys that a query of attention is compared with, on average.  chooses: whether it ends in tokens.
+    """
+
+    rows: int
+    width: int
+    requests: int
+    tokens: int
+    slots: int
+    visited: float
+    chooses: bool
+
+    def own_rows(self, rules: Rules) -> int:
+        """Of one device, between layers."""
+        return self.rows // rules.parts("batch")
+
+    def group_tokens(self, rules: Rules) -> int:
+        """Tokens that are real, of the fullest of the groups of devices that together hold all experts."""
+        return min(self.requests, self.rows // rules.parts("groups")) * self.tokens
+
+
+def cache_slots(workload: Workload) -> int:
+    """Slots that the cache has for each row."""
+    return length_bucket(workload.context, MIN_CACHE) if workload.context else 0
+
+
+def decode_call(workload: Workload, rules: Rules) -> Call:
+    """One step of the decode loop: attention reads every slot of the cache, filled or not."""
+    slots = cache_slots(workload)
+    return Call(
+        rows=batch_bucket(workload.batch_size, rules.parts("batch")),
+        width=1,
+        requests=workload.batch_size,
+        tokens=1,
+        slots=slots,
+        visited=slots,
+        chooses=True,
+    )
+
+
+def prefill_calls(workload: Workload, rules: Rules) -> Iterator[Call]:
+    """Groups of prompts, each fed chunk by chunk."""
+    length = prompt_bucket(workload.input_len)
+    width = min(length, PREFILL_CHUNK)
+    waiting = workload.batch_size
+    while waiting:
+        requests = min(waiting, prompts_per_call(width))
+        waiting -= requests
+        for start in range(0, workload.input_len, width):
+            yield Call(
+                rows=batch_bucket(requests, rules.parts("batch")),
+                width=width,
+                requests=requests,
+                tokens=min(width, workload.input_len - start),
+                slots=start + width,
+                visited=start + (width + 1) / 2,
+                chooses=False,
+            )
+
+
+def prefill_cache_shape(workload: Workload, rules: Rules) -> tuple[int, int]:
+    """Rows and slots of the cache that a group of prompts has for itself while it is fed."""
+    length = prompt_bucket(workload.input_len)
+    requests = min(workload.batch_size, prompts_per_call(min(length, PREFILL_CHUNK)))
+    return batch_bucket(requests, rules.parts("batch")), length

@@ -1,0 +1,241 @@
+"""Every split of a model over so many devices of one kind, predicted and ranked. Imports no JAX."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Literal, get_args
+
+from moejax.config import ModelConfig
+from moejax.dtypes import resolve_dtype
+from moejax.layout import Split, make_rules
+from moejax.planning.costs import Setting, predict_decode, predict_prefill
+from moejax.planning.expert_load import ExpertLoad
+from moejax.planning.footprint import footprint
+from moejax.planning.hardware import Hardware, load_hardware
+from moejax.planning.models import expert_shares, model_config
+from moejax.planning.routing import Routing
+from moejax.planning.rows import MeshRow
+from moejax.planning.splits import EVERY_DISPATCH, splits
+from moejax.planning.workload import Workload
+
+Objective = Literal["latency", "throughput", "ttft", "memory"]
+OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
+
+USABLE = 0.9  # of a device's memory; the rest is the driver's, the compiler's and fragmentation
+LARGEST = 2**16  # sequences: where the search for the largest batch ends
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What all rows of a comparison have in common."""
+
+    config: ModelConfig
+    hardware: Hardware
+    routing: Routing
+    usable: float = USABLE
+
+    @property
+    def usable_bytes(self) -> int:
+        return int(self.hardware.memory_bytes * self.usable)
+
+
+def compare_meshes(
+    model: str | Path | ModelConfig,
+    devices: int,
+    hardware: str | Path | Hardware,
+    *,
+    batch_size: int | Sequence[int] = (1, 8, 32),
+    input_len: int = 512,
+    context: int = 2048,
+    dtype: str = "bfloat16",
+    objective: str = "latency",
+    dispatch: str = EVERY_DISPATCH,
+    expert_load: ExpertLoad | str | Path | None = None,
+    usable_fraction: float = USABLE,
+) -> list[MeshRow]:
+    """Predicts every split of a model over `devices` devices, the best first for each batch size.
+
+    Args:
+        model: a named configuration, the path of a config.json, a checkpoint, or a `ModelConfig`.
+        hardware: the name of a kind of device, the path of a TOML file, or a `Hardware`.
+        batch_size: sequences that are decoded at a time; one, or several to compare for.
+        input_len: tokens of each prompt.  context: of each sequence in the cache during the decode step.
+        dtype: of weights, activations and cache.
+        objective: what decides the order: "latency" (seconds of a decode step), "throughput" (tokens per second of the
+            largest batch that fits), "ttft" (seconds of the prefill) or "memory" (bytes on a device).
+        dispatch: one of the dispatches, "auto" for the one that `moejax.load` would take, or "all".
+        expert_load: how often each expert was chosen, as `moejax decode --save-expert-load` records it.
+        usable_fraction: of a device's memory, that the model may take.
+
+    Returns:
+        For each batch size in turn: the splits that can be used, then those that cannot, with the reason.
+
+    Raises:
+        ValueError: for anything unknown or out of range, and for a dtype in which the devices do not compute.
+    """
+    plan = make_plan(model, hardware, expert_load, usable_fraction)
+    goal = check_objective(objective)
+    sizes = [batch_size] if isinstance(batch_size, int) else list(batch_size)
+    if not sizes:
+        raise ValueError("batch_size names no batch size; give one, or several as in 1,8,32")
+    name = resolve_dtype(dtype, auto="bfloat16")
+    check_dtype(plan.hardware, name)
+    workloads = [Workload(batch_size=size, input_len=input_len, context=context, dtype=name) for size in sizes]
+    workloads[0].check(plan.config)
+    found = list(splits(plan.config, devices, dispatch))
+    peak = _Peaks(plan)
+    rows: list[MeshRow] = []
+    for workload in workloads:
+        one = [peak.filled(predict_split(plan, split, workload, why)) for split, why in found]
+        rows += ranked(one, goal) + _not_built(plan, one, dispatch)
+    return rows
+
+
+def make_plan(
+    model: str | Path | ModelConfig,
+    hardware: str | Path | Hardware,
+    expert_load: ExpertLoad | str | Path | None = None,
+    usable_fraction: float = USABLE,
+) -> Plan:
+    """What `compare_meshes` predicts with, from the same arguments.
+
+    Raises:
+        ValueError: for an unknown model or hardware, the load of another model, or a fraction out of range.
+    """
+    if not isinstance(usable_fraction, (int, float)) or not 0 < usable_fraction <= 1:
+        raise ValueError(f"usable_fraction must be above 0 and at most 1, got {usable_fraction!r}")
+    config = model if isinstance(model, ModelConfig) else model_config(model)
+    kind = hardware if isinstance(hardware, Hardware) else load_hardware(hardware)
+    shares = None if expert_load is None else expert_shares(expert_load, config)
+    routing = Routing(config.num_experts, config.experts_per_token, shares)
+    return Plan(config=config, hardware=kind, routing=routing, usable=float(usable_fraction))
+
+
+def check_objective(name: str) -> Objective:
+    """Checks the name of an objective.
+
+    Raises:
+        ValueError: for an unknown one, listing the known.
+    """
+    for known in OBJECTIVES:
+        if name == known:
+            return known
+    near = get_close_matches(str(name), OBJECTIVES, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"unknown objective {name!r}: the known ones are {', '.join(OBJECTIVES)}{hint}")
+
+
+def check_dtype(hardware: Hardware, dtype: str) -> None:
+    """Raises ValueError when devices of this kind do not compute in this dtype, naming those in which they do."""
+    if dtype not in hardware.matrix_rate:
+        others = [name for name in ("float16", "bfloat16", "float32") if name in hardware.matrix_rate]
+        raise ValueError(
+            f"hardware {hardware.name} ({hardware.title}) does not compute in {dtype}; use dtype={others[0]}"
+            + (f" or {' or '.join(others[1:])}" if others[1:] else "")
+        )
+
+
+def predict_split(plan: Plan, split: Split, workload: Workload, why_not: str | None = None) -> MeshRow:
+    """The row of one split; `why_not` where the model is known not to divide."""
+    usable = plan.usable_bytes
+    if why_not is not None:
+        return MeshRow(split=split, workload=workload, why_not=why_not, usable_bytes=usable)
+    setting = _setting(plan, split)
+    held = footprint(plan.config, setting.rules, workload)
+    over = max(0, held.total - usable)
+    if over:
+        gb = [f"{size / 1e9:.1f} GB" for size in (held.total, usable, over)]
+        why_not = f"does not fit: {gb[0]} per device, {gb[1]} usable, {gb[2]} over"
+    return MeshRow(
+        split=split,
+        workload=workload,
+        why_not=why_not,
+        footprint=held,
+        decode=None if over else predict_decode(setting, workload),
+        prefill=None if over else predict_prefill(setting, workload),
+        over_bytes=over,
+        usable_bytes=usable,
+        load_imbalance=plan.routing.load_imbalance(setting.rules.parts("experts")),
+    )
+
+
+def ranked(rows: Iterable[MeshRow], objective: Objective) -> list[MeshRow]:
+    """Best first; those that cannot be used last, the one that lacks least first among them."""
+    return sorted(rows, key=lambda row: (not row.fits, row.footprint is None, score(row, objective), row.over_bytes))
+
+
+def score(row: MeshRow, objective: Objective) -> float:
+    """What is to be small."""
+    if row.decode is None or row.prefill is None or row.footprint is None:
+        return float("inf")
+    match objective:
+        case "latency":
+            return row.decode.total
+        case "throughput":
+            return -row.peak_tokens_per_second
+        case "ttft":
+            return row.prefill.total
+        case "memory":
+            return float(row.footprint.total)
+
+
+def best(rows: Iterable[MeshRow], objective: Objective) -> MeshRow | None:
+    """The first of the rows that can be used and are built; None where none can."""
+    usable = [row for row in rows if row.fits and row.built]
+    return min(usable, key=lambda row: score(row, objective), default=None)
+
+
+def _setting(plan: Plan, split: Split, *, ragged: bool = False) -> Setting:
+    return Setting(
+        config=plan.config,
+        rules=make_rules(plan.config, split.mesh, split.dispatch),
+        dispatch=split.dispatch,
+        hardware=plan.hardware,
+        routing=plan.routing,
+        ragged=ragged,
+    )
+
+
+class _Peaks:
+    """The largest batch that fits each split, and its tokens per second: the same for every batch size compared."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._found: dict[Split, tuple[int, float]] = {}
+
+    def filled(self, row: MeshRow) -> MeshRow:
+        if row.footprint is None:
+            return row
+        if row.split not in self._found:
+            setting = _setting(self._plan, row.split)
+            largest = largest_batch(self._plan, setting, row.workload)
+            at_peak = replace(row.workload, batch_size=max(1, largest))
+            seconds = predict_decode(setting, at_peak).total if largest else float("inf")
+            self._found[row.split] = largest, largest / seconds
+        largest, tokens_per_second = self._found[row.split]
+        return replace(row, largest_batch=largest, peak_tokens_per_second=tokens_per_second)
+
+
+def largest_batch(plan: Plan, setting: Setting, workload: Workload) -> int:
+    """The most sequences that fit, a power of two since batches are padded to one; 0 where not even one fits."""
+    largest, size = 0, 1
+    while size <= LARGEST:
+        held = footprint(plan.config, setting.rules, replace(workload, batch_size=size))
+        if held.total > plan.usable_bytes:
+            break
+        largest, size = size, 2 * size
+    return largest
+
+
+def _not_built(plan: Plan, rows: Iterable[MeshRow], dispatch: str) -> list[MeshRow]:
+    """A row for an ideal ragged exchange, on the usable mesh with most devices along expert: what one could bring."""
+    if dispatch != EVERY_DISPATCH:
+        return []
+    apart = [row for row in rows if row.fits and row.split.mesh.expert > 1 and row.split.dispatch == "all_to_all"]
+    if not apart:
+        return []
+    row = max(apart, key=lambda row: row.split.mesh.expert)
+    setting = _setting(plan, row.split, ragged=True)
+    decode, prefill = predict_decode(setting, row.workload), predict_prefill(setting, row.workload)
+    return [replace(row, why_not="not built", built=False, decode=decode, prefill=prefill, peak_tokens_per_second=0.0)]

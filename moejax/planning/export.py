@@ -1,0 +1,113 @@
+"""Rows of a comparison as JSON values. Imports no JAX."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from math import inf
+from typing import Any
+
+from moejax.planning.checks import CompiledCheck, Measured
+from moejax.planning.compare import OBJECTIVES, Objective, best
+from moejax.planning.crossovers import gather_crossovers
+from moejax.planning.hardware import Hardware
+from moejax.planning.reasons import reason
+from moejax.planning.rows import MeshRow, Phase
+from sharding import MeshConfig
+from sharding.collectives import Collective, wire_elements
+from sharding.collectives.collective import ITEM_SIZES
+
+
+def comparison_json(rows: Sequence[MeshRow], hardware: Hardware) -> dict[str, Any]:
+    """Everything that a comparison found: sizes in bytes, times in seconds."""
+    batches = list(dict.fromkeys(row.workload.batch_size for row in rows))
+    return {
+        "hardware": asdict(hardware),
+        "rows": [row_json(row) for row in rows],
+        "winners": {
+            str(batch): winners([row for row in rows if row.workload.batch_size == batch]) for batch in batches
+        },
+        "gather_crossovers": [
+            {
+                "batch_size": one.workload.batch_size,
+                "mesh": dict(one.mesh.shape),
+                "phase": one.phase,
+                "wins_below_link_bandwidth": "any" if one.bandwidth == inf else one.bandwidth,
+            }
+            for one in gather_crossovers(rows, hardware)
+        ],
+    }
+
+
+def winners(rows: Sequence[MeshRow]) -> dict[Objective, dict[str, str]]:
+    """Of the rows of one batch size, the best for each objective and why; none where nothing fits."""
+    return {
+        objective: {"split": row.label, "reason": reason(row, rows, objective)}
+        for objective in OBJECTIVES
+        if (row := best(rows, objective)) is not None
+    }
+
+
+def row_json(row: MeshRow) -> dict[str, Any]:
+    """One row. Infinite and missing values are null."""
+    mesh = row.split.mesh
+    return {
+        "mesh": dict(mesh.shape),
+        "dispatch": row.split.dispatch if row.built else "ideal ragged",
+        "label": row.label,
+        "batch_size": row.workload.batch_size,
+        "input_len": row.workload.input_len,
+        "context": row.workload.context,
+        "dtype": row.workload.dtype,
+        "why_not": row.why_not,
+        "built": row.built,
+        "bytes_per_device": None if row.footprint is None else asdict(row.footprint) | {"total": row.footprint.total},
+        "usable_bytes": row.usable_bytes,
+        "over_bytes": row.over_bytes,
+        "decode": None if row.decode is None else phase_json(row.decode, mesh),
+        "prefill": None if row.prefill is None else phase_json(row.prefill, mesh),
+        "load_imbalance": row.load_imbalance,
+        "tokens_per_second_per_request": row.tokens_per_second_per_request or None,
+        "tokens_per_second_total": row.tokens_per_second_total or None,
+        "ttft_seconds": None if row.prefill is None else row.ttft_seconds,
+        "largest_batch": row.largest_batch,
+        "peak_tokens_per_second": row.peak_tokens_per_second or None,
+        "compiled": None if row.compiled is None else _compiled_json(row.compiled, mesh),
+        "measured": None if row.measured is None else _measured_json(row.measured),
+    }
+
+
+def phase_json(phase: Phase, mesh: MeshConfig) -> dict[str, Any]:
+    """One phase, equal collectives counted together."""
+    values = {name: value for name, value in vars(phase).items() if name != "collectives"}
+    return values | {"collectives": _counted(phase.collectives, mesh), "seconds": phase.total}
+
+
+def _compiled_json(check: CompiledCheck, mesh: MeshConfig) -> dict[str, Any]:
+    calls = {"decode": check.decode, "prefill": check.prefill}
+    counted = {
+        name: {"collectives": _counted(call.collectives, mesh), "predicted": _counted(call.predicted, mesh)}
+        for name, call in calls.items()
+    }
+    return vars(check) | counted | {"equal": check.equal}
+
+
+def _measured_json(measured: Measured) -> dict[str, Any]:
+    errors = {"decode_error": measured.decode_error, "prefill_error": measured.prefill_error}
+    return asdict(measured) | errors
+
+
+def _counted(collectives: Iterable[Collective], mesh: MeshConfig) -> list[dict[str, Any]]:
+    """Equal ones counted together."""
+    return [
+        {
+            "kind": one.kind,
+            "axes": list(one.axes),
+            "scope": one.scope,
+            "count": count,
+            "elements": one.elements,
+            "dtype": one.dtype,
+            "bytes": one.elements * ITEM_SIZES[one.dtype],
+            "wire_bytes": float(wire_elements(one, mesh.shape)) * ITEM_SIZES[one.dtype],
+        }
+        for one, count in Counter(collectives).items()
+    ]

@@ -1,0 +1,53 @@
+"""The models that a comparison can be asked about, and the expert loads that belong to them. Imports no JAX."""
+
+from difflib import get_close_matches
+from pathlib import Path
+
+from moejax.config import NAMED_CONFIGS, ModelConfig, named_config
+from moejax.planning.expert_load import RECORD, ExpertLoad, read_expert_load
+
+
+def model_config(model: str | Path) -> ModelConfig:
+    """The sizes of a named configuration, of a config.json, or of a checkpoint ("demo", or a folder).
+
+    Raises:
+        ValueError: for anything else, listing what there is.
+    """
+    name = str(model).removeprefix("random:")
+    if name in NAMED_CONFIGS or name.endswith(".json"):
+        return named_config(name)
+    if name == "demo" or Path(name).is_dir():
+        from moejax.checkpoint import open_checkpoint  # here, because it imports numpy
+
+        return open_checkpoint(name).config
+    near = get_close_matches(name, [*NAMED_CONFIGS, "demo"], n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(
+        f"unknown model {name!r}: the known ones are {', '.join(NAMED_CONFIGS)} and demo, or give the path of a "
+        f"config.json or of a checkpoint's folder{hint}"
+    )
+
+
+def expert_shares(given: ExpertLoad | str | Path, config: ModelConfig) -> tuple[tuple[float, ...], ...]:
+    """Per layer, how likely a token chooses each expert, as often as was recorded.
+
+    Raises:
+        ValueError: for a file that cannot be used, or the load of another model.
+    """
+    load = given if isinstance(given, ExpertLoad) else read_expert_load(given)
+    recorded = (load.num_layers, load.num_experts, load.experts_per_token)
+    wanted = (config.num_layers, config.num_experts, config.experts_per_token)
+    if recorded != wanted:
+        words = "{} layers, {} experts, {} per token"
+        raise ValueError(
+            f"the expert load was recorded from {load.model} ({words.format(*recorded)}), but this model has "
+            f"{words.format(*wanted)}; record one with: {RECORD}"
+        )
+    return tuple(
+        tuple(config.experts_per_token * count / sum(layer) for count in layer) if sum(layer) else _even(config)
+        for layer in load.counts
+    )
+
+
+def _even(config: ModelConfig) -> tuple[float, ...]:
+    return (config.experts_per_token / config.num_experts,) * config.num_experts

@@ -1,0 +1,179 @@
+"""A comparison as a picture: what each split's step is made of, and tokens per second against the batch size.
+
+Needs matplotlib, which comes with the extra `bench`; nothing else here imports it.
+"""
+
+import math
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from moejax.planning.compare import Plan, best
+from moejax.planning.crossovers import Crossover, Curve, batch_crossovers, curve
+from moejax.planning.rows import MeshRow
+
+PARTS = (
+    ("weights", "weights_seconds", "#4477aa"),
+    ("KV cache", "kv_seconds", "#66ccee"),
+    ("compute beyond reading", "exposed_compute_seconds", "#228833"),
+    ("latency of collectives", "latency_seconds", "#ccbb44"),
+    ("exchange between devices", "bandwidth_seconds", "#ee6677"),
+    ("overhead", "overhead_seconds", "#aa3377"),
+)
+COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb", "#000000")
+STYLES = ("-", "--", "-.", ":", "-", "--", "-.", ":")
+MOST_BARS = 24
+MOST_CURVES = len(COLOURS)
+
+
+def check_plot(path: str) -> None:
+    """Raises ValueError when a picture cannot be drawn there, before anything is computed."""
+    if find_spec("matplotlib") is None:
+        raise ValueError("--plot needs matplotlib; install it with: pip install 'moejax[bench]'")
+    if Path(path).suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise ValueError(f"--plot must be a .png, .svg or .pdf file, got {path!r}")
+    if not Path(path).resolve().parent.is_dir():
+        raise ValueError(f"--plot {path}: there is no such folder; make it first")
+
+
+def draw(rows: Sequence[MeshRow], plan: Plan, title: str, path: Path) -> None:
+    """Draws the bars of the largest batch size in `rows`, beside the curves of the splits worth telling apart.
+
+    Raises:
+        ValueError: when no split can be used, so that there is nothing to draw.
+    """
+    from matplotlib.figure import Figure  # no pyplot: no window, no global state
+
+    usable = [row for row in rows if row.fits]
+    if not usable:
+        raise ValueError("no split of this model fits these devices, so there is nothing to draw; use more devices")
+    batch = max(row.workload.batch_size for row in usable)
+    bars = [row for row in usable if row.workload.batch_size == batch][:MOST_BARS]
+    curves = chosen_curves([row for row in usable if row.built], plan)
+    crossovers = batch_crossovers(curves)
+    notes = 0.3 + 0.16 * max(1, len(crossovers))  # inches of text below the curves
+    height = max(6.0 + notes, 2.2 + 0.3 * len(bars))
+    figure = Figure(figsize=(15, height), layout="constrained")
+    halves: Any = figure.subfigures(1, 2, width_ratios=(1, 1.1))
+    left, right = halves
+    figure.suptitle(title, fontsize=12)
+    _draw_bars(left.subplots(), bars, batch)
+    speed, share, text = right.subplots(3, 1, height_ratios=(height - notes, height - notes, 2 * notes))
+    _draw_curves(speed, curves, crossovers)
+    _draw_shares(share, curves, crossovers)
+    text.axis("off")
+    text.text(0, 1, crossover_text(crossovers), transform=text.transAxes, va="top", fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+def chosen_curves(rows: Sequence[MeshRow], plan: Plan) -> list[Curve]:
+    """The splits that are fastest at some batch size, then those along one axis alone; MOST_CURVES at most.
+
+    `all_to_all` sends what `gather` sends and the routing besides, so it is drawn only where it is fastest.
+    """
+    by_split = {row.split: row for row in rows}
+    curves = {
+        split: curve(plan, split, row.workload, row.largest_batch or 1)
+        for split, row in by_split.items()
+        if row.largest_batch
+    }
+    longest = max((one.batches for one in curves.values()), key=len)
+    fastest = [
+        max(
+            (split for split, one in curves.items() if len(one.batches) > place),
+            key=lambda split, place=place: round(curves[split].tokens_per_second[place], 6),
+        )
+        for place in range(len(longest))
+    ]
+    alone = [
+        split
+        for split in curves
+        if sum(size > 1 for size in split.mesh.shape.values()) == 1 and split.dispatch != "all_to_all"
+    ]
+    listed = list(dict.fromkeys([*fastest, *alone]))
+    first = best(rows, "latency")
+    if not listed and first:
+        listed = [first.split]
+    return [curves[split] for split in listed[:MOST_CURVES]]
+
+
+def _draw_bars(axes: Any, rows: Sequence[MeshRow], batch: int) -> None:
+    places = range(len(rows))
+    reached = [0.0] * len(rows)
+    for name, field, colour in PARTS:
+        widths = [getattr(row.decode, field) * 1e3 for row in rows]
+        if any(widths):
+            axes.barh(places, widths, left=reached, color=colour, label=name, edgecolor="white", linewidth=0.4)
+        reached = [a + b for a, b in zip(reached, widths, strict=True)]
+    for place, total in zip(places, reached, strict=True):
+        axes.annotate(f" {total:.2f}", (total, place), va="center", fontsize=8)
+    axes.set_yticks(places, [row.label + ("" if row.built else " (not built)") for row in rows], fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlim(0, max(reached) * 1.12)
+    axes.set_xlabel("milliseconds of a decode step")
+    axes.set_title(f"what a step is made of, batch {batch}", fontsize=10)
+    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.07), ncols=3, frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_curves(axes: Any, curves: Sequence[Curve], crossovers: Sequence[Crossover]) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    for one, colour, style in zip(curves, COLOURS, STYLES, strict=False):
+        axes.plot(one.batches, one.tokens_per_second, style, color=colour, marker=".", label=one.label, linewidth=1.6)
+    _mark(axes, [(one.batch, one.tokens_per_second) for one in crossovers])
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.set_ylabel("tokens/s, all sequences")
+    axes.set_title("tokens per second against batch size; circles: one split overtakes another", fontsize=10)
+    axes.legend(fontsize=8, loc="upper left")
+    _batches(axes)
+
+
+def _draw_shares(axes: Any, curves: Sequence[Curve], crossovers: Sequence[Crossover]) -> None:
+    """The same curves as a share of the fastest at each batch size, where lines that lie close come apart."""
+    longest = max((one.batches for one in curves), key=len)
+    fastest = {
+        batch: max(one.tokens_per_second[place] for one in curves if len(one.batches) > place)
+        for place, batch in enumerate(longest)
+    }
+    for one, colour, style in zip(curves, COLOURS, STYLES, strict=False):
+        share = [100 * speed / fastest[b] for b, speed in zip(one.batches, one.tokens_per_second, strict=True)]
+        axes.plot(one.batches, share, style, color=colour, marker=".", linewidth=1.6)
+    places = []
+    for one in crossovers:
+        low, high = math.log(fastest[one.below]), math.log(fastest[one.above])
+        along = math.log(one.batch / one.below) / math.log(one.above / one.below)
+        places.append((one.batch, 100 * one.tokens_per_second / math.exp(low + along * (high - low))))
+    _mark(axes, places)
+    axes.set_ylabel("% of the fastest")
+    axes.set_xlabel("batch size (sequences)")
+    _batches(axes)
+
+
+def _mark(axes: Any, places: Sequence[tuple[float, float]]) -> None:
+    """A circle and its number at each place."""
+    for number, place in enumerate(places, 1):
+        axes.plot(*place, "o", markersize=8, markerfacecolor="none", markeredgecolor="black")
+        above = number % 2  # neighbours are numbered above and below in turn
+        axes.annotate(str(number), place, xytext=(4, 5 if above else -12), textcoords="offset points", fontsize=8)
+
+
+def _batches(axes: Any) -> None:
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def crossover_text(crossovers: Sequence[Crossover]) -> str:
+    """A line for each, numbered as in the picture; "no crossover" where there is none."""
+    if not crossovers:
+        return "no crossover: the order of these splits is the same at every batch size"
+    return "\n".join(
+        f"{number}: {one.later} overtakes {one.earlier} between {one.below:,} and {one.above:,}"
+        for number, one in enumerate(crossovers, 1)
+    )

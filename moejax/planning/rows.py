@@ -1,0 +1,127 @@
+"""The typed rows of a comparison: one per split and batch. Imports no JAX."""
+
+from dataclasses import dataclass
+
+from moejax.layout import Split
+from moejax.planning.checks import CompiledCheck, Measured
+from moejax.planning.workload import Workload
+from sharding.collectives import Collective
+
+
+@dataclass(frozen=True, kw_only=True)
+class Footprint:
+    """Bytes on each device.
+
+    weights: parameters.  kv: the cache of the whole batch.  activations: an estimate of what a call needs besides.
+    """
+
+    weights: int
+    kv: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.kv + self.activations
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """A predicted decode step, or a predicted prefill, on the critical path: the busiest device of each layer.
+
+    Counted per device: weight_bytes read, of which expert_bytes of experts; kv_bytes read; flops; collectives.
+    experts_read: distinct experts whose weights the busiest device reads, expected, per layer and call; a device along
+    tensor reads 1/t of each, so it counts as 1/t.
+    imbalance: rows (token and expert) of the busiest device over the mean of all, expected.
+
+    Seconds: weights_seconds and kv_seconds for reading; compute_seconds for all matrix products, of which
+    exposed_compute_seconds is what outlasts the reads it can overlap with; latency_seconds and bandwidth_seconds of the
+    collectives; overhead_seconds as the hardware file has it.
+    calls: of the compiled program; the counts and seconds above are of all of them.
+    """
+
+    weight_bytes: float
+    expert_bytes: float
+    kv_bytes: float
+    flops: float
+    collectives: list[Collective]
+    experts_read: float
+    imbalance: float
+    calls: int
+    weights_seconds: float
+    kv_seconds: float
+    compute_seconds: float
+    exposed_compute_seconds: float
+    latency_seconds: float
+    bandwidth_seconds: float
+    overhead_seconds: float
+
+    @property
+    def communication_seconds(self) -> float:
+        return self.latency_seconds + self.bandwidth_seconds
+
+    @property
+    def total(self) -> float:
+        """Seconds in all: the parts that `exposed_compute_seconds` makes add up."""
+        return (
+            self.weights_seconds
+            + self.kv_seconds
+            + self.exposed_compute_seconds
+            + self.communication_seconds
+            + self.overhead_seconds
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeshRow:
+    """One split of one workload: what it takes, and what is predicted.
+
+    why_not: why it cannot be used, None where it can.  built: False for a row that only shows what could be.
+    footprint: None where the model cannot be split so.  decode, prefill: None where it cannot be split or does not fit.
+    over_bytes: that a device lacks.  usable_bytes: that it has for the model.
+    load_imbalance: rows of the busiest device over the mean in the long run; 1 under uniform routing.
+    largest_batch: the most sequences that fit, 0 where not even one does, None where the model cannot be split so.
+    peak_tokens_per_second: of decoding the largest batch that fits.
+    compiled, measured: filled when they were asked for.
+    """
+
+    split: Split
+    workload: Workload
+    why_not: str | None
+    built: bool = True
+    footprint: Footprint | None = None
+    decode: Phase | None = None
+    prefill: Phase | None = None
+    over_bytes: int = 0
+    usable_bytes: int = 0
+    load_imbalance: float = 1.0
+    largest_batch: int | None = None
+    peak_tokens_per_second: float = 0.0
+    compiled: CompiledCheck | None = None
+    measured: Measured | None = None
+
+    @property
+    def fits(self) -> bool:
+        return self.decode is not None
+
+    @property
+    def label(self) -> str:
+        """The axes that split something, and the dispatch where experts are apart: "expert=4,tensor=2 gather"."""
+        mesh = ",".join(f"{axis}={size}" for axis, size in self.split.mesh.shape.items() if size > 1) or "one device"
+        if not self.built:
+            return f"{mesh} ideal ragged"
+        apart = self.split.mesh.expert > 1 and self.footprint is not None
+        return f"{mesh} {self.split.dispatch}" if apart else mesh
+
+    @property
+    def tokens_per_second_per_request(self) -> float:
+        """0 where it cannot be used."""
+        return 0.0 if self.decode is None else 1.0 / self.decode.total
+
+    @property
+    def tokens_per_second_total(self) -> float:
+        return self.workload.batch_size * self.tokens_per_second_per_request
+
+    @property
+    def ttft_seconds(self) -> float:
+        """Until every request of the batch has its first token, all arriving at once; infinite where it cannot."""
+        return float("inf") if self.prefill is None else self.prefill.total

@@ -1,0 +1,43 @@
+"""What is asked of a model: how many requests at a time, how long. Imports no JAX."""
+
+from dataclasses import dataclass
+
+from moejax.config import ModelConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What a comparison predicts: the prefill of `batch_size` prompts, and one decode step of all of them.
+
+    input_len: tokens of each prompt.  context: tokens of each sequence in the cache while the step is timed, for which
+    the cache is allocated; 0 leaves the cache out, for the bound that weights alone set.
+    dtype: of weights, activations and cache.
+
+    Raises:
+        ValueError: for sizes that are no positive whole numbers, or a context shorter than the prompt.
+    """
+
+    batch_size: int
+    input_len: int = 512
+    context: int = 2048
+    dtype: str = "bfloat16"
+
+    def __post_init__(self) -> None:
+        for name, smallest in (("batch_size", 1), ("input_len", 1), ("context", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < smallest:
+                raise ValueError(f"{name} must be a whole number of at least {smallest}, got {value!r}")
+        if 0 < self.context < self.input_len:
+            raise ValueError(
+                f"context={self.context} is shorter than input_len={self.input_len}: the cache holds the prompt too; "
+                "make it longer, or 0 for the bound that weights alone set"
+            )
+
+    def check(self, config: ModelConfig) -> None:
+        """Raises ValueError when the model has no positions for this."""
+        longest = max(self.context, self.input_len)
+        if longest > config.max_position_embeddings:
+            raise ValueError(
+                f"{'context' if self.context >= self.input_len else 'input_len'}={longest} is more than the model's "
+                f"{config.max_position_embeddings} positions; use a smaller one"
+            )

@@ -1,0 +1,246 @@
+"""The engine: one thread that owns the model, and the queue in front of it.
+
+Everything on the devices happens in that thread, one compiled call after the other. Other threads only put requests
+into the queue, cancel them, and read their mailboxes; they never wait for the devices.
+"""
+
+import contextlib
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
+
+from moejax.loading import Model
+from moejax.serving.jobs import EngineError, Job, QueueFull, wake
+from moejax.serving.metrics import Metrics
+from moejax.serving.scheduler import CHUNK_SECONDS, Scheduler
+from moejax.serving.settings import EngineSettings
+from moejax.serving.slots import Slots, kv_cache_bytes, make_shapes
+
+Status = Literal["loading", "ready", "draining", "dead", "stopped"]
+
+_REFUSALS: dict[Status, str] = {
+    "loading": "the model is loading; ask again when /health says 200",
+    "draining": "the server is shutting down",
+    "stopped": "the server is shutting down",
+    "dead": "the engine has failed; start the server again",
+}
+
+
+class Engine:
+    """Loads a model, compiles all programs, and then serves jobs until it is stopped.
+
+    Args:
+        load: makes the model, in the engine's thread.
+        settings: sizes.
+        metrics: written by the engine.
+        say: prints a line about the start.
+
+    status: "loading" until all programs are compiled.  was_ready: whether it ever served.
+    error: what ended the thread, if something did.
+    """
+
+    def __init__(
+        self, load: Callable[[], Model], settings: EngineSettings, metrics: Metrics, say: Callable[[str], None]
+    ) -> None:
+        self.settings, self.metrics = settings, metrics
+        self.status: Status = "loading"
+        self.was_ready = False
+        self.error: BaseException | None = None
+        self._load, self._say = load, say
+        self._model: Model | None = None
+        self._scheduler: Scheduler | None = None
+        self._queue: deque[Job] = deque()
+        self._changed = threading.Condition()  # guards the queue and all that follows
+        self._pauses = 0
+        self._busy = True
+        self._deadline: float | None = None
+        self._thread = threading.Thread(target=self._run, name="moejax-engine", daemon=True)
+
+    # --- for other threads ---
+    @property
+    def model(self) -> Model:
+        """The model that is served.
+
+        Raises:
+            EngineError: when it is not there yet, or not any more.
+        """
+        if self.status != "ready" or self._model is None:
+            raise EngineError(_REFUSALS[self.status] if self.status != "ready" else _REFUSALS["loading"])
+        return self._model
+
+    def start(self) -> None:
+        """Starts the thread; returns at once."""
+        self._thread.start()
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Puts jobs into the queue, all or none.
+
+        Raises:
+            EngineError: when the engine does not take any.
+            QueueFull: when they would be more than may wait.
+        """
+        with self._changed:
+            if self.status != "ready":
+                raise EngineError(_REFUSALS[self.status])
+            room = self.settings.max_queue - len(self._queue)
+            if len(jobs) > room:
+                self.metrics.refused.inc(len(jobs))
+                raise QueueFull(f"{len(self._queue)} requests are waiting, the most are {self.settings.max_queue}")
+            self._queue.extend(jobs)
+            self._count_waiting()
+            self._changed.notify_all()
+
+    def cancel(self, jobs: Sequence[Job]) -> None:
+        """Says that nobody waits for these any more; those that are finished stay so."""
+        with self._changed:
+            for job in jobs:
+                job.cancelled = True
+            self._changed.notify_all()
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Holds the engine between two calls: requests wait, and the devices are idle.
+
+        Entering blocks until the call that is running has ended.
+        """
+        with self._changed:
+            self._pauses += 1
+            self._changed.wait_for(lambda: not self._busy or self.status in ("dead", "stopped"))
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._pauses -= 1
+                self._changed.notify_all()
+
+    def drain(self, seconds: float) -> None:
+        """Takes nothing more, gives up what waits, and after `seconds` also what runs."""
+        with self._changed:
+            if self.status in ("ready", "loading"):
+                self.status = "draining"
+                self._deadline = time.perf_counter() + seconds
+                self._give_up_queue(EngineError(_REFUSALS["draining"]))
+            self._changed.notify_all()
+
+    def stop(self) -> None:
+        """Gives up all jobs and ends the thread; returns when it has ended, or at once while the model is loading."""
+        with self._changed:
+            was_loading = self._scheduler is None
+            if self.status != "dead":
+                self.status = "stopped"
+            self._changed.notify_all()
+        if not was_loading:
+            self._thread.join()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    # --- the thread ---
+    def _run(self) -> None:
+        try:
+            self._prepare()
+            self._serve()
+        except BaseException as error:  # whatever it is, nobody may wait for an engine that is gone
+            self._die(error)
+
+    def _prepare(self) -> None:
+        model = self._load()
+        shapes = make_shapes(model, self.settings)
+        needed = kv_cache_bytes(model, shapes)
+        per_device = " per device" if model.mesh.size > 1 else ""
+        self._say(
+            f"key/value cache: {shapes.batch} rows x {shapes.length:,} tokens, {needed / 1e6:,.1f} MB{per_device}"
+        )
+        slots = Slots(model, shapes)
+        slots.warm_up()
+        self._say(f"{model.programs.compiled} programs compiled in {model.programs.compile_seconds:.1f} s")
+        with self._changed:
+            self._model, self._scheduler = model, Scheduler(slots, self.metrics)
+            if self.status == "loading":
+                self.status, self.was_ready = "ready", True
+
+    def _serve(self) -> None:
+        while self._wait_for_work():
+            assert self._scheduler is not None
+            self._round(self._scheduler)
+
+    def _wait_for_work(self) -> bool:
+        """Waits until there is something to do and no pause; False when the thread has to end."""
+        scheduler = self._scheduler
+        assert scheduler is not None
+        with self._changed:
+            while True:
+                for job in [job for job in self._queue if job.cancelled]:
+                    self._queue.remove(job)
+                    self.metrics.finish(job, "abort")
+                scheduler.drop_cancelled()
+                overdue = self._deadline is not None and time.perf_counter() > self._deadline
+                if self.status == "stopped" or overdue:
+                    self._give_up_all(scheduler, EngineError(_REFUSALS["stopped"]))
+                if self.status == "stopped":
+                    return False
+                if not self._pauses:
+                    scheduler.take(self._queue)
+                self._count_waiting()
+                if scheduler.jobs and not self._pauses:
+                    self._busy = True
+                    return True
+                self._busy = False
+                scheduler.flush()
+                self._changed.notify_all()
+                left = None if self._deadline is None or not scheduler.jobs else self._deadline - time.perf_counter()
+                self._changed.wait(left if left is None else max(0.0, left) + 0.001)
+
+    def _round(self, scheduler: Scheduler) -> None:
+        """Feeds prompts for about CHUNK_SECONDS at most if rows are waiting for their next token, then steps all rows.
+
+        At least one part is fed. Rows without company wait for nobody: then everything is fed.
+        """
+        began = time.perf_counter()
+        while scheduler.feeding:
+            scheduler.feed()
+            scheduler.flush()
+            if scheduler.running and time.perf_counter() - began + scheduler.feed_seconds > CHUNK_SECONDS:
+                break
+            with self._changed:
+                if self._pauses:
+                    return
+                scheduler.take(self._queue)
+                self._count_waiting()
+        if scheduler.running:
+            scheduler.decode()
+        scheduler.flush()
+
+    def _count_waiting(self) -> None:
+        self.metrics.waiting.set(len(self._queue))
+
+    def _give_up_queue(self, error: EngineError) -> None:
+        for job in self._queue:
+            job.mailbox.end(error)
+            self.metrics.finish(job, "abort")
+        wake(job.mailbox for job in self._queue)
+        self._queue.clear()
+        self._count_waiting()
+
+    def _give_up_all(self, scheduler: Scheduler, error: EngineError) -> None:
+        self._give_up_queue(error)
+        for job in scheduler.jobs:
+            scheduler.give_up(job, error)
+        scheduler.flush()
+
+    def _die(self, error: BaseException) -> None:
+        with self._changed:
+            self.status, self.error = "dead", error
+            told = EngineError(f"the engine has failed ({type(error).__name__}); start the server again")
+            self._give_up_queue(told)
+            if self._scheduler is not None:
+                self._give_up_all(self._scheduler, told)
+            self._busy = False
+            self._changed.notify_all()
+        if self.was_ready:  # before that whoever started it is told
+            first_line = str(error).partition("\n")[0]
+            self._say(f"the engine has failed: {type(error).__name__}: {first_line}")

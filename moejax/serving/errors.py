@@ -1,0 +1,47 @@
+"""Errors in OpenAI's JSON shape, which its clients turn into their exceptions by the HTTP status."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import Response
+
+_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    404: "invalid_request_error",
+    405: "invalid_request_error",
+    413: "invalid_request_error",
+    429: "rate_limit_error",
+    503: "service_unavailable_error",
+}
+
+
+class ApiError(Exception):
+    """An answer that is an error: HTTP status, message, and the request's field that is wrong, if one is."""
+
+    def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param, self.code = status, message, param, code
+
+    def body(self) -> dict[str, Any]:
+        """The JSON object that OpenAI's clients expect."""
+        kind = _TYPES.get(self.status, "server_error")
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+    def response(self) -> Response:
+        """The whole answer."""
+        headers = {"Retry-After": "1"} if self.status in (429, 503) else {}
+        if self.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        return json_response(self.body(), status=self.status, headers=headers)
+
+
+def json_bytes(value: Any) -> bytes:
+    """UTF-8 JSON. Lone surrogates, which a request may hold and an error message may quote, become "?"."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8", "replace")
+
+
+def json_response(value: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """An answer of JSON."""
+    return Response(json_bytes(value), status_code=status, headers=headers, media_type="application/json")

@@ -1,0 +1,149 @@
+"""The routes of OpenAI's API: completions, chat, models."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+
+from fastapi import APIRouter, Request, Response
+
+from moejax.serving.engine import Engine
+from moejax.serving.errors import ApiError, json_response
+from moejax.serving.event_stream import DONE, EventStream, event, while_connected
+from moejax.serving.jobs import Delta, EngineError, Job, Mailbox, QueueFull
+from moejax.serving.openai_answers import Answer
+from moejax.serving.openai_requests import ChatRequest, CompletionRequest, GenerationRequest, check_fields
+from moejax.serving.prepare import Draft, chat_drafts, completion_drafts
+from moejax.serving.settings import AppSettings
+
+router = APIRouter()
+
+
+@router.post("/v1/completions")
+async def completions(body: CompletionRequest, request: Request) -> Response:
+    """Continues prompts."""
+    return await _answer(request, body, lambda engine: completion_drafts(engine, body), chat=False)
+
+
+@router.post("/v1/chat/completions")
+async def chat_completions(body: ChatRequest, request: Request) -> Response:
+    """Answers a chat, through the checkpoint's template."""
+    return await _answer(request, body, lambda engine: chat_drafts(engine, body), chat=True)
+
+
+@router.get("/v1/models")
+async def models(request: Request) -> Response:
+    """The one model that is served."""
+    return json_response({"object": "list", "data": [_model(request)]})
+
+
+@router.get("/v1/models/{name:path}")
+async def model(name: str, request: Request) -> Response:
+    """The model of that name."""
+    check_model(request, name)
+    return json_response(_model(request))
+
+
+def _model(request: Request) -> dict[str, object]:
+    settings: AppSettings = request.app.state.settings
+    engine: Engine = request.app.state.engine
+    limit = engine.model.max_seq_len
+    return {
+        "id": settings.model_name,
+        "object": "model",
+        "created": request.app.state.created,
+        "owned_by": "moejax",
+        "max_model_len": limit,
+    }
+
+
+def check_model(request: Request, name: str | None) -> None:
+    """Raises ApiError for the name of a model that is not the one that is served."""
+    served = request.app.state.settings.model_name
+    if name is not None and name != served:
+        message = f"the model {name[:80]!r} does not exist; this server has {served!r}"
+        raise ApiError(404, message, param="model", code="model_not_found")
+
+
+async def _answer(
+    request: Request, body: GenerationRequest, drafts: Callable[[Engine], Sequence[Draft]], *, chat: bool
+) -> Response:
+    engine: Engine = request.app.state.engine
+    check_fields(body)
+    check_model(request, body.model)
+    arrived = time.perf_counter()
+    made = await asyncio.to_thread(drafts, engine)
+    jobs = [draft(Mailbox()) for draft in made]
+    for job in jobs:
+        job.arrived = arrived
+    try:
+        engine.submit(jobs)
+    except QueueFull as error:
+        raise ApiError(429, f"{error}; try again later", code="queue_full") from error
+    progress = bool(body.return_progress or body.return_routed_experts)
+    answer = Answer(chat=chat, model_name=request.app.state.settings.model_name, jobs=jobs, progress=progress)
+    if body.stream:
+        include_usage = body.stream_options is not None and body.stream_options.include_usage
+        return EventStream(_events(answer, include_usage=include_usage), lambda: engine.cancel(jobs))
+    try:
+        deltas = await while_connected(_collect(jobs), request.receive)
+    finally:
+        engine.cancel(jobs)
+    # Without deltas the client has gone, and nobody reads this.
+    return Response(status_code=499) if deltas is None else json_response(answer.whole(deltas))
+
+
+async def _collect(jobs: Sequence[Job]) -> list[list[Delta]]:
+    """All deltas of each job."""
+
+    async def collect(job: Job) -> list[Delta]:
+        return [delta async for deltas in job.mailbox for delta in deltas]
+
+    return list(await asyncio.gather(*map(collect, jobs)))
+
+
+async def _events(answer: Answer, *, include_usage: bool) -> AsyncGenerator[bytes]:
+    """The events of a stream; an error of the engine is the last one."""
+    try:
+        async for at, deltas in _merged([job.mailbox for job in answer.jobs]):
+            chunks = (answer.chunk(at, delta, include_usage=include_usage) for delta in deltas)
+            if events := b"".join(event(chunk) for chunk in chunks if chunk is not None):
+                yield events
+    except EngineError as error:
+        yield event(ApiError(503, str(error)).body())
+        return
+    if include_usage:
+        yield event(answer.last_chunk())
+    yield DONE
+
+
+async def _merged(mailboxes: Sequence[Mailbox]) -> AsyncIterator[tuple[int, list[Delta]]]:
+    """What comes to any of the mailboxes, with its place among them, in the order in which it comes."""
+    if len(mailboxes) == 1:
+        async for deltas in mailboxes[0]:
+            yield 0, deltas
+        return
+    letters: asyncio.Queue[tuple[int, list[Delta]] | EngineError | None] = asyncio.Queue(maxsize=len(mailboxes))
+
+    async def forward(at: int, mailbox: Mailbox) -> None:
+        try:
+            async for deltas in mailbox:
+                await letters.put((at, deltas))
+            await letters.put(None)
+        except EngineError as error:
+            await letters.put(error)
+
+    tasks = [asyncio.create_task(forward(at, mailbox)) for at, mailbox in enumerate(mailboxes)]
+    try:
+        open_ = len(tasks)
+        while open_:
+            letter = await letters.get()
+            if isinstance(letter, EngineError):
+                raise letter
+            if letter is None:
+                open_ -= 1
+            else:
+                yield letter
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,176 @@
+"""Which request is in which slot, and what the next call of a compiled program does. Used by one thread."""
+
+import time
+from collections import deque
+
+import numpy as np
+
+from moejax.decoding.buckets import STEPS_PER_CALL
+from moejax.decoding.logprobs import TokenScores
+from moejax.decoding.rows import Row
+from moejax.serving.jobs import EngineError, Job, Mailbox, push, wake
+from moejax.serving.metrics import Metrics
+from moejax.serving.slots import Part, Slots, level_of
+
+CHUNK_SECONDS = 0.05  # how long one call of the decode loop should take: what a new request may have to wait
+SHARED_SECONDS = CHUNK_SECONDS / 4  # the same while prompts wait to be fed: a long one is not held up for long
+
+
+class Scheduler:
+    """The requests that have slots.
+
+    A request gets all its slots at once, in the order of arrival. Its prompt is fed in parts; of several outputs the
+    first gets all parts, the others only the last, on top of a copy of what the first has.
+    """
+
+    def __init__(self, slots: Slots, metrics: Metrics) -> None:
+        self.slots, self.metrics = slots, metrics
+        self._free = list(reversed(range(slots.shapes.batch)))
+        self._parts: deque[Part] = deque()
+        self._jobs: dict[Row, Job] = {}  # of the rows that have a slot
+        self._told: set[Mailbox] = set()
+        self._step_seconds: dict[int, float] = {}  # by level
+        self.feed_seconds = 0.0  # that the last call of `feed` took
+
+    @property
+    def jobs(self) -> set[Job]:
+        """Requests that have slots."""
+        return set(self._jobs.values())
+
+    @property
+    def feeding(self) -> bool:
+        """Whether parts of prompts wait to be fed."""
+        return bool(self._parts)
+
+    @property
+    def running(self) -> bool:
+        """Whether some row generates."""
+        return self.slots.running > 0
+
+    def take(self, queue: deque[Job]) -> None:
+        """Gives waiting requests their slots, as far as there are enough for the first of them."""
+        while queue and len(queue[0].rows) <= len(self._free):
+            job = queue.popleft()
+            job.started = time.perf_counter()
+            job.slots = [self._free.pop() for _ in job.rows]
+            self._jobs |= dict.fromkeys(job.rows, job)
+            self._parts.extend(self._parts_of(job))
+
+    def _parts_of(self, job: Job) -> list[Part]:
+        first, length = job.slots[0], len(job.request.prompt)
+        if length <= self.slots.shapes.short:
+            return [Part(row, 0, slot, slot) for row, slot in zip(job.rows, job.slots, strict=True)]
+        *starts, last = range(0, length, self.slots.shapes.chunk)
+        parts = [Part(job.rows[0], start, first, first) for start in starts]
+        return parts + [Part(row, last, first, slot) for row, slot in zip(job.rows, job.slots, strict=True)]
+
+    def drop_cancelled(self) -> None:
+        """Takes the slots from requests that nobody waits for any more."""
+        for job in [job for job in self.jobs if job.cancelled]:
+            self.give_up(job, None)
+
+    def give_up(self, job: Job, error: EngineError | None) -> None:
+        """Ends a request that has slots, because of `error` or because nobody waits for it."""
+        self._parts = deque(part for part in self._parts if self._jobs[part.row] is not job)
+        for row, slot in zip(job.rows, job.slots, strict=True):
+            if row in self._jobs:
+                self._release(row, slot)
+        job.mailbox.end(error)
+        self._told.add(job.mailbox)
+        self.metrics.finish(job, "abort")
+
+    def feed(self) -> None:
+        """Feeds the next part of a prompt, or several if they are short."""
+        began = time.perf_counter()
+        parts = [self._parts.popleft()]
+        touched = {parts[0].slot}
+        while self._parts and len(parts) < self.slots.group_size(parts[0]):
+            part = self._parts[0]
+            # One call reads what was there before it, so no part may build on another of its call.
+            if self.slots.is_short(part) != self.slots.is_short(parts[0]) or {part.slot, part.source} & touched:
+                break
+            parts.append(self._parts.popleft())
+            touched.add(part.slot)
+        output, rows = self.slots.feed(parts)
+        now = time.perf_counter()
+        self.feed_seconds = now - began
+        self.metrics.add_expert_rows(rows)
+        for place, part in enumerate(parts):
+            if part.source == part.slot:
+                left = len(part.row.request.prompt) - part.start
+                self.metrics.prompt_tokens.inc(min(left, self.slots.shapes.chunk))
+            scores = output.scores and _scores(output.scores, (place,))
+            experts = None if output.experts is None else np.asarray(output.experts)[place][None]
+            self._deliver(part.row, np.asarray(output.token)[place][None], scores, experts, now)
+
+    def decode(self) -> None:
+        """Some steps for every row, as many as should take CHUNK_SECONDS."""
+        began, seconds = time.perf_counter(), SHARED_SECONDS if self._parts else CHUNK_SECONDS
+        rows = [(slot, row) for slot, row in enumerate(self.slots.rows) if row is not None]
+        level = max(level_of(row.request.params) for _, row in rows)
+        known = self._step_seconds.get(level)
+        longest = max(row.request.params.max_tokens - len(row.tokens) for _, row in rows)
+        wanted = 1 if known is None else max(1, min(STEPS_PER_CALL, longest, int(seconds / known)))
+        generated = self.slots.generate(wanted)
+        now, taken = time.perf_counter(), int(generated.taken)
+        assert taken > 0, "no row is active on the devices, yet some are unfinished here"
+        measured = (now - began) / taken
+        self._step_seconds[level] = measured if known is None else 0.5 * (known + measured)
+        self.metrics.add_expert_rows(np.asarray(generated.rows))
+        tokens, experts = np.asarray(generated.outputs.token), generated.outputs.experts
+        for slot, row in rows:
+            scores = None
+            if generated.outputs.scores is not None and row.request.params.logprobs is not None:
+                scores = [one for step in range(taken) for one in _scores(generated.outputs.scores, (step, slot))]
+            chosen = None if experts is None else np.asarray(experts)[:taken, slot]
+            self._deliver(row, tokens[:taken, slot], scores, chosen, now)
+
+    def flush(self) -> None:
+        """Wakes everybody who got something, and shows how full the server is."""
+        wake(self._told)
+        self._told.clear()
+        self.metrics.running.set(len(self.jobs))
+        shapes = self.slots.shapes
+        self.metrics.cache_use.set(self.slots.cached_tokens / (shapes.batch * shapes.length))
+
+    def _deliver(
+        self, row: Row, tokens: np.ndarray, scores: list[TokenScores] | None, experts: np.ndarray | None, now: float
+    ) -> None:
+        job = self._jobs[row]
+        first, count_before = job.first_token is None, len(row.tokens)
+        delta = push(job, row, tokens, scores, experts, now)
+        if delta is None:
+            return
+        self._told.add(job.mailbox)
+        count = len(delta.token_ids)
+        self.metrics.generation_tokens.inc(count)
+        if first:
+            job.first_token = now
+            self.metrics.ttft.observe(now - job.arrived)
+        if count_before and job.last_token is not None:
+            for _ in range(count):
+                self.metrics.itl.observe((now - job.last_token) / count)
+        if row.finish_reason is not None:
+            self._release(row, job.slots[row.output])
+        if job.finished:
+            job.mailbox.end()
+            job.last_token = now
+            self.metrics.finish(job, delta.finish_reason or "length")
+        job.last_token = now
+
+    def _release(self, row: Row, slot: int) -> None:
+        del self._jobs[row]
+        self.slots.release(slot)
+        self._free.append(slot)
+
+
+def _scores(scores: TokenScores, at: tuple[int, ...]) -> list[TokenScores]:
+    """The scores of one place, as a list of one."""
+    return [
+        TokenScores(
+            logprob=scores.logprob[at],
+            rank=scores.rank[at],
+            best_ids=scores.best_ids[at],
+            best_logprobs=scores.best_logprobs[at],
+        )
+    ]

@@ -1,0 +1,60 @@
+"""What a server is told when it starts. Imports no JAX."""
+
+from dataclasses import dataclass
+
+from moejax.serving.baseline import NO_BASELINE, Choice
+
+DEFAULT_MAX_SEQ_LEN = 4096  # where the model allows more: a server allocates what it might need
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSettings:
+    """Sizes of the engine.
+
+    max_batch: rows that are decoded at a time.
+    max_queue: requests that may wait for a row; more are refused.
+    prefill_chunk: most tokens of prompts that are fed between two calls of the decode loop, a power of two.
+
+    Raises:
+        ValueError: for a size out of range.
+    """
+
+    max_batch: int = 16
+    max_queue: int = 64
+    prefill_chunk: int = 128
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.max_batch <= 1024:
+            raise ValueError(f"--max-batch must be from 1 to 1024, got {self.max_batch}")
+        if self.max_queue < 1:
+            raise ValueError(f"--max-queue must be at least 1, got {self.max_queue}")
+        if not 16 <= self.prefill_chunk <= 8192 or self.prefill_chunk & (self.prefill_chunk - 1):
+            raise ValueError(f"--prefill-chunk must be a power of two from 16 to 8192, got {self.prefill_chunk}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppSettings:
+    """What the HTTP side is told.
+
+    model_name: the model's name in requests and answers.
+    api_key: what clients have to present; None lets everybody in.
+    max_request_bytes: of a request's body.
+    baseline: what the page's race runs against.
+
+    Raises:
+        ValueError: for an empty name or key, or a size out of range.
+    """
+
+    model_name: str
+    api_key: str | None = None
+    max_request_bytes: int = 4 * MIB
+    baseline: Choice = NO_BASELINE
+
+    def __post_init__(self) -> None:
+        if not self.model_name:
+            raise ValueError("--served-model-name must not be empty")
+        if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable() and self.api_key):
+            raise ValueError("--api-key must be printable ASCII characters, at least one: it is sent in a header")
+        if self.max_request_bytes < 1024:
+            raise ValueError(f"--max-request-bytes must be at least 1024, got {self.max_request_bytes}")

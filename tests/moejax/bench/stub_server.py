@@ -1,0 +1,110 @@
+"""A server that answers completions as it is told, to measure the load generator against what is known."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+Say = Callable[[str], None]  # writes one line of the stream
+
+
+@dataclass
+class Stub:
+    """Where it listens, what it was asked, and the most requests that it had at a time."""
+
+    base_url: str = ""
+    bodies: list[dict[str, Any]] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
+    arrivals: list[float] = field(default_factory=list)
+    most: int = 0
+    _now: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        with self._lock:
+            self._now += 1
+            self.most = max(self.most, self._now)
+        yield
+        with self._lock:
+            self._now -= 1
+
+
+def event(**chunk: Any) -> str:
+    return f"data: {json.dumps(chunk)}"
+
+
+def token() -> str:
+    return event(choices=[{"index": 0, "text": "x"}])
+
+
+def usage(body: dict[str, Any]) -> str:
+    tokens = {"prompt_tokens": len(body["prompt"]), "completion_tokens": body["max_tokens"]}
+    return event(choices=[], usage=tokens)
+
+
+def steady(first: float, gap: float) -> Callable[[dict[str, Any], Say], None]:
+    """Streams max_tokens tokens: the first after `first` seconds, the others `gap` seconds apart."""
+
+    def answer(body: dict[str, Any], say: Say) -> None:
+        for place in range(body["max_tokens"]):
+            time.sleep(gap if place else first)
+            say(token())
+        say(usage(body))
+        say("data: [DONE]")
+
+    return answer
+
+
+@contextmanager
+def serving(answer: Callable[[dict[str, Any], Say], None], *, status: int = 200, text: str = "") -> Iterator[Stub]:
+    """A server on a free port of the loopback; with another `status` it answers `text` to every completion."""
+    stub = Stub()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            self._whole(200, json.dumps({"data": [{"id": "stub"}]}))
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            stub.arrivals.append(time.perf_counter())
+            stub.bodies.append(body)
+            stub.headers.append(dict(self.headers))
+            if status != 200:
+                return self._whole(status, text)
+            with stub.counted():
+                self.send_response(200)
+                self.send_header("Transfer-Encoding", "chunked")
+                self.end_headers()
+                answer(body, self._say)
+            self.wfile.write(b"0\r\n\r\n")
+
+        def _say(self, line: str) -> None:
+            data = f"{line}\n\n".encode()
+            self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
+
+        def _whole(self, status: int, text: str) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    stub.base_url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield stub
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()

@@ -1,0 +1,67 @@
+"""`moejax bench serve` as people call it."""
+
+import json
+import shlex
+
+import pytest
+
+from moejax.cli.bench_serve import EXAMPLES
+from tests.moejax.bench.stub_server import serving, steady
+from tests.moejax.cli.conftest import Call
+
+FEW = ("--num-prompts", "3", "--input-len", "4", "--output-len", "2", "--range-ratio", "0")
+
+
+def test_table_and_exit_code(call: Call) -> None:
+    with serving(steady(0.0, 0.0)) as stub:
+        outcome = call("bench", "serve", "--base-url", stub.base_url, *FEW)
+    assert (outcome.status, outcome.err) == (0, "")
+    first, second, header, *rows = outcome.out.splitlines()
+    assert first.startswith("3 requests completed in ")
+    assert second.startswith("12 tokens in, 6 out: ")
+    assert header.split() == ["milliseconds", "mean", "median", "p99"]
+    assert [row.split()[0] for row in rows] == ["TTFT", "TPOT", "ITL", "E2EL"]
+    assert [body["model"] for body in stub.bodies] == ["stub"] * 3
+
+
+def test_json_has_the_keys_of_vllm_bench_serve(call: Call) -> None:
+    with serving(steady(0.0, 0.0)) as stub:
+        outcome = call("bench", "serve", "--base-url", stub.base_url, "--json", *FEW)
+    result = json.loads(outcome.out)
+    latencies = {f"{how}_{what}_ms" for how in ("mean", "median", "std", "p99") for what in ("ttft", "tpot", "itl")}
+    assert latencies | {"duration", "completed", "failed", "request_throughput", "output_throughput"} <= result.keys()
+    assert {"total_input_tokens", "total_output_tokens", "total_token_throughput", "num_prompts"} <= result.keys()
+    assert (result["completed"], result["request_rate"], result["output_lens"]) == (3, "inf", [2, 2, 2])
+
+
+def test_failed_requests_are_shown_and_decide_the_exit_code(call: Call) -> None:
+    with serving(steady(0, 0), status=429, text='{"error": {"message": "the queue is full"}}') as stub:
+        outcome = call("bench", "serve", "--base-url", stub.base_url, *FEW)
+    assert outcome.status == 1
+    assert outcome.out.startswith("0 requests completed, 3 failed in ")
+    assert outcome.err == "error: 3 x HTTP 429: the queue is full\n"
+
+
+def test_without_a_server_the_error_says_how_to_start_one(call: Call) -> None:
+    outcome = call("bench", "serve", "--base-url", "http://127.0.0.1:1")
+    assert (outcome.status, outcome.out) == (2, "")
+    assert outcome.err.count("\n") == 1
+    assert "start a server with: moejax serve CHECKPOINT" in outcome.err
+
+
+@pytest.mark.parametrize("arguments", [("bench",), ("bench", "--help")], ids=" ".join)
+def test_group_without_a_command_is_help(call: Call, arguments: tuple[str, ...]) -> None:
+    outcome = call(*arguments)
+    assert (outcome.status, outcome.err) == (0, "")
+    assert "  serve  Measure a running server under load." in outcome.out
+
+
+def test_wrong_values_are_named_as_flags(call: Call) -> None:
+    outcome = call("bench", "serve", "--model", "m", "--num-prompts", "0")
+    assert (outcome.status, outcome.err) == (2, "error: --num-prompts must be at least 1, got 0\n")
+
+
+def test_examples_use_flags_that_exist(call: Call) -> None:
+    known = call("bench", "serve", "--help").out.partition("Examples:")[0].split()
+    for example in EXAMPLES:
+        assert [word for word in shlex.split(example) if word.startswith("--") and word not in known] == []

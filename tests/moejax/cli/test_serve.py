@@ -1,0 +1,141 @@
+"""`moejax serve` as a process: it starts, says what it keeps, ends cleanly, and refuses in one line."""
+
+import importlib.util
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.moejax.cli.conftest import Call
+from tests.moejax.decoding.tiny_checkpoint import Tiny
+
+SMALL = ("--max-seq-len", "256", "--max-batch", "2", "--prefill-chunk", "32", "--dtype", "float32")
+START_SECONDS = 240
+
+
+@contextmanager
+def served(folder: Path, port: int, *flags: str) -> Iterator[subprocess.Popen[str]]:
+    """The command, when `/health` says 200; killed at the end if it still runs."""
+    command = [sys.executable, "-m", "moejax", "serve", str(folder), "--port", str(port), *SMALL, *flags]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        until = time.monotonic() + START_SECONDS
+        statuses = set()
+        while 200 not in statuses:
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < until
+            try:
+                statuses.add(httpx.get(f"http://127.0.0.1:{port}/health").status_code)
+            except httpx.ConnectError:
+                pass
+            time.sleep(0.05)
+        assert statuses == {200, 503}, "it answers while it loads"
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def test_sigterm_under_load_finishes_what_runs(tiny: Tiny, tiny_folder: Path, port: int) -> None:
+    """Two rows run and are finished, the third waits and is told; the exit code is 0 and nothing is left in between."""
+    streams: dict[int, str] = {}
+
+    def read(number: int) -> None:
+        body = {"prompt": "a", "max_tokens": 200, "ignore_eos": True, "stream": True}
+        with httpx.stream(
+            "POST", f"http://127.0.0.1:{port}/v1/completions", json=body, timeout=START_SECONDS
+        ) as answer:
+            for part in answer.iter_text():
+                streams[number] = streams.get(number, "") + part
+
+    with served(tiny_folder, port) as process:
+        threads = [threading.Thread(target=read, args=(number,)) for number in range(3)]
+        for thread in threads:
+            thread.start()
+        while len(streams) < 2:
+            time.sleep(0.005)
+        process.send_signal(signal.SIGTERM)
+        for thread in threads:
+            thread.join(START_SECONDS)
+        err = process.communicate(timeout=START_SECONDS)[1]
+        assert process.returncode == 0
+    ends = sorted("[DONE]" in text for text in streams.values())
+    assert ends == [False, True, True] or ends == [True] * 3  # where the first were done before the third came
+    for text in streams.values():
+        *_, last = (line for line in text.splitlines() if line)
+        assert last == "data: [DONE]" or "shutting down" in json.loads(last[6:])["error"]["message"]
+    assert "key/value cache: 2 rows x 256 tokens" in err
+    assert "programs compiled in" in err
+    assert "Traceback" not in err
+
+
+def test_second_ctrl_c_and_other_names_of_flags(tiny: Tiny, tiny_folder: Path, port: int) -> None:
+    names = ("--max-num-seqs", "2", "--max-model-len", "256", "--served-model-name", "other", "--quiet")
+    environment = {"MOEJAX_API_KEY": "abc"}
+    os.environ.update(environment)
+    try:
+        with served(tiny_folder, port, *names) as process:
+            url = f"http://127.0.0.1:{port}"
+            assert httpx.get(f"{url}/v1/models").status_code == 401
+            (entry,) = httpx.get(f"{url}/v1/models", headers={"authorization": "Bearer abc"}).json()["data"]
+            assert (entry["id"], entry["max_model_len"]) == ("other", 256)
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=START_SECONDS)
+            assert (process.returncode, err) == (0, "")
+    finally:
+        del os.environ["MOEJAX_API_KEY"]
+
+
+def test_port_that_is_taken(call: Call, tiny: Tiny, tiny_folder: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        outcome = call("serve", tiny_folder, "--port", str(port))
+    assert outcome.status == 2
+    assert outcome.err == (
+        f"error: cannot listen on 127.0.0.1 port {port}: Address already in use; use another --port\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--max-batch", "0"), "--max-batch must be from 1 to 1024, got 0"),
+        (("--max-queue", "0"), "--max-queue must be at least 1, got 0"),
+        (("--prefill-chunk", "100"), "--prefill-chunk must be a power of two from 16 to 8192, got 100"),
+        (("--port", "65536"), "--port must be from 0 to 65535 (0 takes a free one), got 65536"),
+        (("--host", "no host"), "--host no host cannot be used"),
+        (("--api-key", ""), "--api-key must be printable ASCII characters"),
+        (("--max-seq-len", "5000"), "--max-seq-len 5000"),
+        (("--mesh", "expert=3"), "does not divide over mesh axis expert = 3"),
+        (("--dispatch", "gather"), "add --mesh"),
+        (("--max-request-bytes", "9"), "--max-request-bytes must be at least 1024, got 9"),
+        (("--shutdown-seconds", "-1"), "--shutdown-seconds must be from 0"),
+        (("--tensor-parallel-size", "2"), "--mesh tensor=N"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_loaded(
+    call: Call, tiny: Tiny, tiny_folder: Path, flags: tuple[str, ...], message: str
+) -> None:
+    outcome = call("serve", tiny_folder, *flags)
+    assert outcome.status == 2
+    assert message in outcome.err
+    assert outcome.err.count("\n") == 1
+
+
+def test_missing_extra(call: Call, tiny: Tiny, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "uvicorn" else find(name))
+    outcome = call("serve", tiny_folder)
+    message = "error: this command needs uvicorn, which is not installed: pip install 'moejax[serve]'\n"
+    assert (outcome.status, outcome.err) == (2, message)

@@ -1,0 +1,97 @@
+"""`mesh="auto"`: the split that a comparison for the devices here ranks first, or a refusal with the GB."""
+
+from dataclasses import dataclass, replace
+
+import jax
+import pytest
+
+import moejax
+import sharding
+from moejax import compare_meshes
+from moejax.checkpoint import open_checkpoint
+from moejax.config import named_config
+from moejax.planning.auto import auto_split, visible_hardware
+from moejax.planning.compare import best
+from moejax.planning.hardware import load_hardware
+from sharding import DeviceMemory
+
+MIXTRAL = named_config("mixtral-8x7b")
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Device:
+    """What of a JAX device the choice looks at."""
+
+    device_kind: str
+    platform: str
+    process_index: int = 0
+
+
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch) -> DeviceMemory:
+    """Each device has 60 GiB that JAX may take."""
+    found = DeviceMemory(device="device", total_bytes=60 * GIB, free_bytes=60 * GIB)
+    monkeypatch.setattr(sharding, "device_memory", lambda devices: found)
+    return found
+
+
+def test_the_file_is_chosen_by_the_kind_of_device(memory: DeviceMemory) -> None:
+    found, said = visible_hardware([Device("NVIDIA H200", "gpu")] * 4)
+    assert said == "figures of h200"
+    assert found == replace(load_hardware("h200"), memory_bytes=memory.total_bytes, devices_per_node=4)
+
+
+def test_an_unknown_kind_is_an_assumption_that_is_told(memory: DeviceMemory) -> None:
+    found, said = visible_hardware([Device("NVIDIA X900", "gpu")])
+    assert found.name == "h100-sxm" and found.memory_bytes == memory.total_bytes
+    assert said.startswith("no hardware file knows 'NVIDIA X900', assumed figures of h100-sxm")
+    assert visible_hardware([Device("TPU v5", "tpu")])[0].name == "cpu"
+
+
+def test_it_is_what_the_comparison_ranks_first(memory: DeviceMemory) -> None:
+    devices = [Device("NVIDIA H100 80GB HBM3", "gpu")] * 4
+    split = auto_split(MIXTRAL, "bfloat16", 4096, "auto", devices)
+    hardware, _ = visible_hardware(devices)
+    winner = best(compare_meshes(MIXTRAL, 4, hardware, batch_size=1, usable_fraction=1.0), "latency")
+    assert winner and split == replace(winner.split, remark=split.remark)
+    assert str(split.mesh) == "data=1,expert=1,tensor=4"
+    assert split.remark is not None and split.remark.startswith(
+        "mesh auto is data=1,expert=1,tensor=4, dispatch replicated: reads 0.50 instead of 0.71 experts per layer and "
+        "device (next: expert=2,tensor=2 replicated, "
+    )
+    assert split.remark.endswith("predicted for one sequence of 2,048 tokens; figures of h100-sxm")
+
+
+def test_a_dispatch_that_was_named_is_kept(memory: DeviceMemory) -> None:
+    """14,336 does not divide over 3 x 2^n: of six devices, only experts and rows can be split."""
+    config = replace(MIXTRAL, expert_dim=14337)  # 3^5 x 59: tensor=2 and 4 do not divide
+    devices = [Device("NVIDIA H200", "gpu")] * 4
+    for dispatch in ("gather", "all_to_all"):
+        split = auto_split(config, "bfloat16", 4096, dispatch, devices)
+        assert (split.dispatch, split.mesh.expert) == (dispatch, 4)
+    with pytest.raises(ValueError, match="unknown dispatch 'gathr'"):
+        auto_split(MIXTRAL, "bfloat16", 4096, "gathr", devices)
+
+
+def test_a_model_that_fits_no_split_is_refused_with_the_gb_missing(memory: DeviceMemory) -> None:
+    with pytest.raises(ValueError) as caught:
+        auto_split(MIXTRAL, "float32", 4096, "auto", [Device("NVIDIA A100-SXM4-80GB", "gpu")] * 2)
+    assert str(caught.value) == (
+        "mesh auto: no split of this model over 2 devices (NVIDIA A100 SXM, 80 GB) fits; the nearest, tensor=2, "
+        "93.8 GB per device, 64.4 GB usable, 29.4 GB over; use more devices, or devices with more memory"
+    )
+
+
+def test_a_model_that_divides_over_no_split_but_data_takes_data(memory: DeviceMemory) -> None:
+    config = replace(MIXTRAL, num_layers=1)
+    assert auto_split(config, "bfloat16", 64, "auto", [Device("NVIDIA H200", "gpu")] * 3).mesh.data == 3
+
+
+def test_a_loaded_model_has_the_split_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert jax.device_count() == 8
+    model = moejax.load("demo", mesh="auto", dtype="float32", max_seq_len=64)
+    expected = auto_split(open_checkpoint("demo").config, "float32", 64, "auto", jax.devices())
+    assert (model.mesh, model.dispatch) == (expected.mesh, expected.dispatch)
+    assert model.mesh.size == 8
+    assert capsys.readouterr().err == f"moejax: {expected.remark}\n"

@@ -1,0 +1,186 @@
+"""A comparison: which splits it has, in which order, with which reasons; counts against the report and the forms."""
+
+import dataclasses
+import json
+from collections import Counter
+
+import pytest
+
+from moejax import compare_meshes
+from moejax.communication import Tokens, choice_collectives, forward_collectives
+from moejax.config import named_config
+from moejax.declarations import cache_placements, declared_placement, model_params
+from moejax.layout import DISPATCHES, make_rules
+from moejax.planning.compare import OBJECTIVES, Objective, best, score
+from moejax.planning.costs import link_of
+from moejax.planning.expert_load import ExpertLoad
+from moejax.planning.export import comparison_json, winners
+from moejax.planning.hardware import load_hardware
+from moejax.planning.reasons import reason
+from moejax.planning.workload import Workload
+from sharding import MeshConfig, bytes_per_device, mesh_shapes
+
+CONFIG = named_config("mixtral-8x7b")
+
+
+@pytest.mark.parametrize("devices", [1, 6, 8, 64])
+def test_every_split_is_there_once(devices: int) -> None:
+    rows = [row for row in compare_meshes(CONFIG, devices, "h200", batch_size=4) if row.built]
+    assert {row.split.mesh for row in rows} == set(mesh_shapes(devices))
+    for mesh, count in Counter(row.split.mesh for row in rows).items():
+        divides = 8 % mesh.expert == 0 and 14336 % mesh.tensor == 0
+        assert count == (len(DISPATCHES) if mesh.expert > 1 and divides else 1)
+        if not divides:
+            (row,) = (row for row in rows if row.split.mesh == mesh)
+            assert row.why_not and "does not divide over mesh axis" in row.why_not and row.footprint is None
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_rows_are_in_the_order_of_the_objective(objective: Objective) -> None:
+    rows = [row for row in compare_meshes(CONFIG, 8, "a100-80gb", batch_size=[2, 16], objective=objective) if row.built]
+    for batch in (2, 16):
+        chosen = [row for row in rows if row.workload.batch_size == batch]
+        scores = [score(row, objective) for row in chosen if row.fits]
+        assert scores == sorted(scores) and len(scores) > 10
+        assert [row.fits for row in chosen] == sorted((row.fits for row in chosen), reverse=True)
+        assert best(chosen, objective) == chosen[0]
+
+
+@pytest.mark.parametrize("dispatch", DISPATCHES)
+@pytest.mark.parametrize("mesh", ["expert=8", "tensor=8", "data=2,expert=2,tensor=2", "data=2,expert=4"])
+def test_counts_are_those_of_the_report_and_of_the_closed_forms(mesh: str, dispatch: str) -> None:
+    """Bytes of weights and cache as placed array by array, collectives as compiled programs have them."""
+    shape = MeshConfig.parse(mesh)
+    rows = compare_meshes(CONFIG, 8, "h200", batch_size=3, context=3000, input_len=700, dispatch=dispatch)
+    (row,) = (row for row in rows if row.split.mesh == shape and row.built)
+    assert row.footprint and row.decode and row.prefill
+    rules = make_rules(CONFIG, shape, row.split.dispatch)
+    padded = -(-4 // rules.parts("batch")) * rules.parts("batch")
+    params = [declared_placement(p, one, "bfloat16", rules) for p, one in model_params(CONFIG, "stacked", 1).items()]
+    assert row.footprint.weights == bytes_per_device(params)
+    assert row.footprint.kv == bytes_per_device(cache_placements(CONFIG, rules, padded, 3072, "bfloat16"))
+    step = Tokens(rows=padded, length=1)
+    expected = forward_collectives(CONFIG, rules, row.split.dispatch, step, "bfloat16")
+    assert row.decode.collectives == expected + choice_collectives(rules, step)
+    prompts = Tokens(rows=padded, length=768)
+    assert row.prefill.collectives == forward_collectives(CONFIG, rules, row.split.dispatch, prompts, "bfloat16")
+    assert row.prefill.calls == 1
+
+
+def test_long_prompts_and_many_of_them_take_several_calls() -> None:
+    (row,) = compare_meshes(CONFIG, 1, "h200", batch_size=6, context=8192, input_len=5000, usable_fraction=1.0)
+    assert row.prefill and row.prefill.calls == 6  # 4 prompts and 2, each 5,000 tokens in parts of 2,048
+    once = compare_meshes(CONFIG, 1, "h200", batch_size=1, context=8192, input_len=2000)[0]
+    assert once.prefill and once.prefill.calls == 1
+    assert row.prefill.flops > 10 * once.prefill.flops
+
+
+def test_a_phase_adds_up() -> None:
+    for row in compare_meshes(CONFIG, 8, "l40s", batch_size=[1, 64]):
+        for phase in (row.decode, row.prefill):
+            if phase is None:
+                continue
+            assert phase.total == pytest.approx(
+                phase.weight_bytes / 864e9
+                + phase.kv_bytes / 864e9
+                + phase.exposed_compute_seconds
+                + phase.latency_seconds
+                + phase.bandwidth_seconds
+            )
+            assert 0 <= phase.exposed_compute_seconds <= phase.compute_seconds == pytest.approx(phase.flops / 362.05e12)
+            assert phase.weight_bytes > phase.expert_bytes > 0 and phase.imbalance >= 1 - 1e-9
+
+
+def test_flops_are_two_per_parameter_that_a_token_uses() -> None:
+    """At batch 1 on one device, beside attention over the cache and the embedding, which is looked up."""
+    (row,) = compare_meshes(CONFIG, 1, "h200", batch_size=1, context=0)
+    used = CONFIG.num_active_parameters - CONFIG.vocab_size * CONFIG.embed_dim - 65 * CONFIG.embed_dim  # norms scale
+    assert row.decode and row.decode.flops == pytest.approx(2 * used, rel=1e-9)
+
+
+def test_reasons_say_what_is_saved() -> None:
+    rows = compare_meshes(CONFIG, 4, "h200", batch_size=1)
+    by_label = {row.label: row for row in rows}
+    pair = [by_label["tensor=4"], by_label["expert=4 replicated"]]
+    assert reason(pair[0], pair, "latency").startswith(
+        "reads 0.50 instead of 1.14 experts per layer and device (next: expert=4 replicated, "
+    )
+    assert reason(pair[0], pair, "memory") == "as good: expert=4 replicated"
+    assert reason(pair[0], pair[:1], "ttft") == "the only split that fits"
+    found = winners(rows)
+    assert set(found) == set(OBJECTIVES)
+    assert found["throughput"]["reason"].startswith("decodes ")
+    assert winners([row for row in compare_meshes(CONFIG, 1, "l40s", batch_size=1)]) == {}
+
+
+def test_an_expert_load_makes_expert_slower_and_leaves_tensor_as_it_is() -> None:
+    counts = tuple([450, 350, 50, 50, 30, 30, 20, 20] for _ in range(32))
+    load = ExpertLoad(
+        model="test", num_layers=32, num_experts=8, experts_per_token=2, tokens=500, counts=tuple(map(tuple, counts))
+    )
+    even, loaded = (
+        {row.label: row for row in compare_meshes(CONFIG, 4, "h200", batch_size=8, expert_load=given)}
+        for given in (None, load)
+    )
+    assert loaded["expert=4 replicated"].load_imbalance == pytest.approx(800 / 250)
+    assert even["expert=4 replicated"].load_imbalance == 1 == pytest.approx(loaded["tensor=4"].load_imbalance)
+    for name in ("decode", "prefill"):
+        imbalance = [getattr(rows["expert=4 replicated"], name).imbalance for rows in (even, loaded)]
+        assert imbalance[1] > 1.3 * imbalance[0]
+    read = [row.decode.experts_read for row in (even["tensor=4"], loaded["tensor=4"]) if row.decode]
+    assert read[1] < read[0]  # popular experts are shared by many tokens
+    assert loaded["expert=4 replicated"].ttft_seconds > even["expert=4 replicated"].ttft_seconds
+
+
+def test_the_load_of_another_model_is_refused() -> None:
+    load = ExpertLoad(model="demo", num_layers=4, num_experts=8, experts_per_token=2, tokens=4, counts=((1,) * 8,) * 4)
+    with pytest.raises(ValueError) as caught:
+        compare_meshes(CONFIG, 4, "h200", expert_load=load)
+    assert str(caught.value).startswith(
+        "the expert load was recorded from demo (4 layers, 8 experts, 2 per token), but this model has 32 layers, "
+        "8 experts, 2 per token; record one with: moejax decode"
+    )
+
+
+def test_devices_of_several_nodes_use_the_network() -> None:
+    hardware = load_hardware("h100-sxm")
+    mesh = MeshConfig(data=2, expert=4, tensor=4)  # 32 devices, 8 in a node
+    assert hardware.network
+    assert link_of(("tensor",), mesh, hardware) == hardware.link
+    assert link_of(("expert",), mesh, hardware) == hardware.network
+    assert link_of(("expert", "tensor"), mesh, hardware) == hardware.network
+    assert link_of(("data",), mesh, hardware) == hardware.network
+    inside = MeshConfig(data=4, expert=2, tensor=4)
+    assert link_of(("expert", "tensor"), inside, hardware) == hardware.link
+    assert link_of(("data",), MeshConfig(data=8), hardware) == hardware.link
+    uneven = MeshConfig(tensor=3, expert=4)  # the third group of three lies in two nodes
+    assert link_of(("tensor",), uneven, hardware) == hardware.network
+    with pytest.raises(ValueError, match=r"has 8 devices in a node and no \[network\]: 32 devices need one"):
+        link_of(("expert",), mesh, dataclasses.replace(hardware, network=None))
+
+
+def test_json_has_every_row_and_nothing_infinite() -> None:
+    rows = compare_meshes(CONFIG, 3, "h100-sxm", batch_size=[1, 4])
+    found = comparison_json(rows, load_hardware("h100-sxm"))
+    read = json.loads(json.dumps(found, allow_nan=False))
+    assert len(read["rows"]) == len(rows) and read["winners"] == {"1": {}, "4": {}}
+    rows = compare_meshes(CONFIG, 4, "h100-sxm", batch_size=8)
+    one = comparison_json(rows, load_hardware("h100-sxm"))["rows"][0]
+    kinds = Counter(entry["kind"] for entry in one["decode"]["collectives"])
+    assert kinds["all-reduce"] >= 2 and one["decode"]["collectives"][1]["count"] == 32
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
+        ({"batch_size": True}, "batch_size must be a whole number of at least 1, got True"),
+        ({"batch_size": 1, "input_len": 1.5}, "input_len must be a whole number of at least 1, got 1.5"),
+        ({"batch_size": 1, "context": -1}, "context must be a whole number of at least 0, got -1"),
+        ({"batch_size": 1, "context": 100}, "context=100 is shorter than input_len=512"),
+    ],
+)
+def test_an_impossible_workload_is_refused(fields: dict, complaint: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        Workload(**fields)
+    assert str(caught.value).startswith(complaint)

@@ -1,0 +1,113 @@
+"""Hardware files: those that come with moejax, and whatever a user may have written into one."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from moejax.planning.hardware import SHIPPED, hardware_toml, load_hardware, shipped_hardware
+
+GOOD = """title = "a device"
+memory_bytes = 1000
+bandwidth = 10
+devices_per_node = 4
+[matrix_rate]
+float32 = 5.0
+[link]
+bandwidth = 2
+latency = 0
+"""
+
+
+@pytest.mark.parametrize("name", shipped_hardware())
+def test_every_figure_has_its_source(name: str) -> None:
+    hardware = load_hardware(name)
+    assert hardware.link
+    figures = {"memory_bytes", "bandwidth", "devices_per_node", "matrix_rate", "link.bandwidth", "link.latency"}
+    if hardware.network:
+        figures |= {f"network.{field}" for field in ("bandwidth", "latency", "launch")}
+    if hardware.link.launch:
+        figures.add("link.launch")
+    assert set(hardware.sources) == figures
+    assert all(len(source) > 20 for source in hardware.sources.values())
+    assert hardware.kinds and hardware.name == name and hardware.layer_overhead == 0
+
+
+def test_the_kinds_of_devices_are_told_apart() -> None:
+    kinds = [kind for name in shipped_hardware() for kind in load_hardware(name).kinds]
+    assert len(kinds) == len(set(kinds)) >= 6 and all(kind == kind.lower() for kind in kinds)
+
+
+@pytest.mark.parametrize("name", shipped_hardware())
+def test_what_is_written_is_read_back(name: str, tmp_path: Path) -> None:
+    hardware = dataclasses.replace(load_hardware(name), layer_overhead=1.5e-6, title='a "quoted" \\ title\x7f é')
+    path = tmp_path / f"{name}.toml"
+    path.write_text(hardware_toml(hardware), encoding="utf-8")
+    assert load_hardware(path) == hardware
+
+
+def test_a_file_of_a_user(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(GOOD)
+    hardware = load_hardware(str(path))
+    assert (hardware.name, hardware.memory_bytes, hardware.network) == ("mine", 1000, None)
+    assert dict(hardware.matrix_rate) == {"float32": 5.0}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ("memory_bytes = 1000", "", "memory_bytes is missing; a hardware file needs it"),
+        ("bandwidth = 2\n", "", "link.bandwidth is missing; a hardware file needs it"),
+        ("memory_bytes = 1000", "memory_bytes = 0", "memory_bytes must be a whole number of at least 1, got 0"),
+        ("memory_bytes = 1000", "memory_bytes = 1e3", "memory_bytes must be a whole number of at least 1, got 1000.0"),
+        ("bandwidth = 10", "bandwidth = -1", "bandwidth must be a number above 0, got -1"),
+        ("bandwidth = 10", "bandwidth = nan", "bandwidth must be a finite number, got nan"),
+        ("bandwidth = 10", "bandwidth = inf", "bandwidth must be a finite number, got inf"),
+        ("bandwidth = 10", "bandwidth = true", "bandwidth must be a finite number, got True"),
+        ("bandwidth = 10", 'bandwidth = "fast"', "bandwidth must be a finite number, got 'fast'"),
+        ("latency = 0", "latency = -0.1", "link.latency must be a number of at least 0, got -0.1"),
+        (
+            "devices_per_node = 4",
+            "devices_per_node = 0",
+            "devices_per_node must be a whole number of at least 1, got 0",
+        ),
+        ("float32 = 5.0", "float33 = 5.0", "unknown key matrix_rate.float33; did you mean 'float32'?"),
+        ("float32 = 5.0", "", "matrix_rate must be FLOP/s for at least one of bfloat16, float16, float32, got {}"),
+        ("float32 = 5.0", "float32 = 0", "matrix_rate.float32 must be a number above 0, got 0"),
+        (
+            "devices_per_node = 4",
+            "device_per_node = 4",
+            "unknown key device_per_node; did you mean 'devices_per_node'?",
+        ),
+        ('title = "a device"', "title = 3", "title must be a text, got 3"),
+        ('title = "a device"', 'title = "x"\nkinds = "cpu"', "kinds must be a list of strings, got 'cpu'"),
+        ("[link]", "[links]", "unknown key links; did you mean 'link'?"),
+        ("[matrix_rate]", "[matrix_rate", "cannot be read as TOML"),
+        (
+            "[matrix_rate]\nfloat32 = 5.0",
+            "matrix_rate = 5.0",
+            "matrix_rate must be a table, as in [matrix_rate], got 5.0",
+        ),
+    ],
+)
+def test_a_missing_or_impossible_figure_is_named(tmp_path: Path, old: str, new: str, complaint: str) -> None:
+    assert old in GOOD
+    path = tmp_path / "mine.toml"
+    path.write_text(GOOD.replace(old, new, 1))
+    with pytest.raises(ValueError) as caught:
+        load_hardware(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: {complaint}") and "\n" not in message.removeprefix(str(path))
+
+
+def test_unknown_names_list_the_known_ones() -> None:
+    with pytest.raises(ValueError) as caught:
+        load_hardware("h100")
+    assert str(caught.value) == (
+        f"unknown hardware 'h100': the known names are {', '.join(shipped_hardware())}, or the path of a .toml file; "
+        "did you mean 'h100-sxm'?"
+    )
+    with pytest.raises(ValueError, match="no such file; the hardware that comes with moejax is a100-80gb"):
+        load_hardware("nowhere.toml")
+    assert {path.suffix for path in SHIPPED.iterdir()} == {".toml"}

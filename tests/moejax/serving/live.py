@@ -1,0 +1,104 @@
+"""A server in this process: real sockets and real threads, and an engine that tests can look into."""
+
+import asyncio
+import dataclasses
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+
+import httpx
+import uvicorn
+
+import moejax
+from moejax.serving.app import create_app
+from moejax.serving.engine import Engine
+from moejax.serving.jobs import Job, Mailbox
+from moejax.serving.metrics import Metrics
+from moejax.serving.settings import AppSettings, EngineSettings
+
+WAIT_SECONDS = 300  # for anything: nothing is compiled yet in a clean clone, and machines may be busy
+
+
+@dataclasses.dataclass(kw_only=True, eq=False)
+class Live:
+    """A running server, its engine, and the model that it serves."""
+
+    url: str
+    engine: Engine
+    model: "moejax.Model"
+
+    def client(self, **settings: object) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=WAIT_SECONDS, **settings)  # type: ignore[arg-type]
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The value of one metric; labels that are not given are the usual ones."""
+        usual = {"model_name": "tiny", "engine": "0"}
+        value = self.engine.metrics.registry.get_sample_value(name, {**usual, **labels})
+        assert value is not None, name
+        return value
+
+
+def make_engine(model: "moejax.Model", **sizes: int) -> Engine:
+    return Engine(lambda: model, EngineSettings(**sizes), Metrics("tiny"), lambda line: None)
+
+
+def wait_until_ready(engine: Engine) -> None:
+    until = time.monotonic() + WAIT_SECONDS
+    while engine.status == "loading":
+        assert time.monotonic() < until, "the engine does not get ready"
+        time.sleep(0.02)
+    assert engine.status == "ready", engine.error
+
+
+@contextmanager
+def running(model: "moejax.Model", *, api_key: str | None = None, limit: int = 1 << 20, **sizes: int) -> Iterator[Live]:
+    """A server on a free port of the loopback, ready."""
+    engine = make_engine(model, **sizes)
+    app = create_app(engine, AppSettings(model_name="tiny", api_key=api_key, max_request_bytes=limit))
+    with closing(socket.create_server(("127.0.0.1", 0))) as listening:
+        server = uvicorn.Server(uvicorn.Config(app, log_level="critical", loop="asyncio", http="h11", ws="none"))
+        thread = threading.Thread(target=lambda: asyncio.run(server._serve([listening])), daemon=True)
+        thread.start()
+        try:
+            wait_until_ready(engine)
+            yield Live(url=f"http://127.0.0.1:{listening.getsockname()[1]}", engine=engine, model=model)
+        finally:
+            engine.drain(0)
+            server.should_exit = True
+            thread.join(WAIT_SECONDS)
+            assert not thread.is_alive(), "the server does not end"
+
+
+def job(model: "moejax.Model", prompt: object, number: int, **params: object) -> Job:
+    """A job with a mailbox of the running event loop."""
+    from moejax.decoding.requests import make_requests
+    from moejax.decoding.rows import Row
+
+    (request,) = make_requests(model, [prompt], None, params)  # type: ignore[list-item]
+    request = dataclasses.replace(request, index=number)
+    rows = [
+        Row(request=request, output=output, tokenizer=model.tokenizer, eos_token_ids=model.eos_token_ids)
+        for output in range(request.params.n)
+    ]
+    return Job(request=request, rows=rows, mailbox=Mailbox())
+
+
+async def finished(one: Job) -> Job:
+    """The job, when the engine has told everything about it."""
+    async for _ in one.mailbox:
+        pass
+    return one
+
+
+def settled(live: Live, seconds: float = WAIT_SECONDS) -> None:
+    """Waits until nobody has a slot and nobody waits."""
+    until = time.monotonic() + seconds
+    while live.metric("vllm:num_requests_running") or live.metric("vllm:num_requests_waiting"):
+        assert time.monotonic() < until, "some request never ends"
+        time.sleep(0.01)
+    scheduler = live.engine._scheduler
+    assert scheduler is not None
+    assert scheduler.slots.rows == [None] * scheduler.slots.shapes.batch
+    assert sorted(scheduler._free) == list(range(scheduler.slots.shapes.batch)), "a slot leaked"

@@ -1,0 +1,156 @@
+"""The baseline: which one is taken, what it is asked, and its process. The server's tests race it."""
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+import moejax
+from moejax.serving import baseline
+from moejax.serving.baseline import NO_BASELINE, choose, make_task
+from moejax.serving.baseline_process import BaselineBusy, BaselineFailed, BaselineProcess
+from tests.moejax.decoding.tiny_checkpoint import Tiny, load_tiny
+
+PROMPT = [3, 1, 4, 1, 5]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Tiny]:
+    folder = tmp_path_factory.mktemp("baseline") / "tiny"
+    return str(folder), load_tiny(folder, num_hidden_layers=1)
+
+
+def process_of(source: str, **settings: float) -> BaselineProcess:
+    return BaselineProcess(choose("plain", source), **settings)
+
+
+def start(process: BaselineProcess):
+    return process.start(dtype="float32", platform="cpu")
+
+
+# --- which ---
+
+
+def test_auto_takes_transformers_where_it_can_run() -> None:
+    choice = choose("auto", "demo")
+    assert (choice.kind, choice.available) == ("transformers", True)
+    assert choice.facts() == {"name": "transformers", "available": True, "reason": choice.reason}
+
+
+def test_auto_says_why_it_takes_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = choose("auto", "random:mixtral-8x7b")
+    assert random.kind == "plain"
+    assert "because random weights are in no folder" in random.reason
+    monkeypatch.setattr(baseline, "PACKAGES", ("torch", "no_such_package"))
+    missing = choose("auto", "demo")
+    assert missing.kind == "plain"
+    assert missing.reason.endswith("because no_such_package is not installed")
+
+
+def test_converted_checkpoint_has_the_plain_baseline(tmp_path: Path, tiny: tuple[str, Tiny]) -> None:
+    moejax.convert(tiny[0], tmp_path / "converted")
+    choice = choose("auto", str(tmp_path / "converted"))
+    assert choice.kind == "plain"
+    assert "was converted" in choice.reason
+
+
+def test_none_is_none_and_an_explicit_name_never_becomes_another() -> None:
+    assert choose("none", "demo") == NO_BASELINE
+    assert not NO_BASELINE.available
+    assert choose("plain", "demo").kind == "plain"
+    with pytest.raises(ValueError, match="baseline=transformers cannot run: random weights"):
+        choose("transformers", "random:mixtral-8x7b")
+    with pytest.raises(ValueError, match="baseline must be one of auto, transformers, plain, none, got 'hf'"):
+        choose("hf", "demo")
+
+
+# --- what ---
+
+
+def test_task_has_the_parameters_of_the_request() -> None:
+    params = moejax.SamplingParams(max_tokens=7, temperature=0.5, top_p=0.9, top_k=3, seed=11, stop="x")
+    task = make_task(PROMPT, params, (1, 2))
+    assert (task.prompt, task.stop_ids, task.max_tokens) == (PROMPT, (1, 2), 7)
+    assert (task.temperature, task.top_p, task.top_k, task.seed) == (0.5, 0.9, 3, 11)
+
+
+@pytest.mark.parametrize("given", [{"n": 2, "temperature": 1.0}, {"logprobs": 0}, {"presence_penalty": 0.1}], ids=str)
+def test_what_the_baseline_does_not_do_is_refused_by_name(given: dict) -> None:
+    with pytest.raises(ValueError, match=f"the baseline has no {next(iter(given))}, got"):
+        make_task(PROMPT, moejax.SamplingParams(**given), ())
+
+
+# --- its process ---
+
+
+def test_process_generates_what_decode_does_survives_a_cancelled_run_and_ends_when_idle(tiny: tuple[str, Tiny]) -> None:
+    source, loaded = tiny
+    greedy, sampled = moejax.SamplingParams(max_tokens=12), moejax.SamplingParams(max_tokens=6, temperature=1.0, seed=5)
+    (expected,) = moejax.decode(loaded.model, PROMPT, greedy, ignore_eos=True)
+    stop_id = expected.token_ids[4]
+
+    async def tokens(process: BaselineProcess, params: moejax.SamplingParams, stops: tuple[int, ...]) -> list[int]:
+        pairs = [pair async for pair in process.run(make_task(PROMPT, params, stops))]
+        times = [seconds for _, seconds in pairs]
+        assert times == sorted(times)
+        assert 0 < times[0]
+        assert times[-1] < 5, "compiling is on the clock"
+        return [token for token, _ in pairs]
+
+    async def story() -> None:
+        process = process_of(source, idle_seconds=0.05)
+        process.reserve()
+        with pytest.raises(BaselineBusy):
+            process.reserve()
+        await start(process)
+        await asyncio.sleep(0.1)  # while a race has it, it is not idle
+        try:
+            pid = process.pid
+            assert "without a cache, every expert computed, float32, cpu" in process.description
+            assert await tokens(process, greedy, ()) == expected.token_ids
+            first_stop = expected.token_ids.index(stop_id)
+            assert await tokens(process, greedy, (stop_id,)) == expected.token_ids[: first_stop + 1]
+            run = process.run(make_task(PROMPT, moejax.SamplingParams(max_tokens=100), ()))
+            await anext(run)
+            await run.aclose()
+            assert await tokens(process, greedy, ()) == expected.token_ids, "the cancelled run's tokens came first"
+            assert await tokens(process, sampled, ()) == await tokens(process, sampled, ())
+            assert process.pid == pid
+            process.release()
+            async with asyncio.timeout(10):
+                while process.pid is not None:
+                    await asyncio.sleep(0.02)
+        finally:
+            await process.close()
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid or 0, 0)
+
+    asyncio.run(story())
+
+
+def test_what_cannot_be_loaded_is_said_and_leaves_no_process(tmp_path: Path) -> None:
+    async def story() -> None:
+        process = process_of(str(tmp_path / "nowhere"))
+        with pytest.raises(
+            BaselineFailed, match=r"the baseline \(plain moejax\) failed: ValueError: there is no folder"
+        ):
+            await start(process)
+        assert process.pid is None
+
+    asyncio.run(story())
+
+
+def test_process_that_ends_is_an_error_and_not_silence() -> None:
+    async def story() -> None:
+        process = process_of("demo")
+        starting = asyncio.create_task(start(process))
+        while process.pid is None:
+            await asyncio.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+        with pytest.raises(BaselineFailed, match=r"\(plain moejax\) was ended by signal 9"):
+            await starting
+        assert process.pid is None
+
+    asyncio.run(story())

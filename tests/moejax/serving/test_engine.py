@@ -1,0 +1,275 @@
+"""The engine without HTTP: every request gets the tokens of `decode` alone, whatever runs beside it."""
+
+import asyncio
+import itertools
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import moejax
+from moejax import SamplingParams
+from moejax.serving.engine import Engine
+from moejax.serving.jobs import EngineError, Job, QueueFull
+from tests.moejax.serving.live import WAIT_SECONDS, finished, job, make_engine, wait_until_ready
+
+# Short, exactly a short group, one more, a chunk, one more, several chunks, nearly the whole cache.
+LENGTHS = (1, 7, 8, 9, 31, 32, 33, 64, 65, 150, 290)
+KINDS: tuple[dict[str, Any], ...] = (
+    {},
+    {"temperature": 0.9, "seed": 5},
+    {"temperature": 1.2, "seed": 6, "n": 3, "top_p": 0.9},
+    {"presence_penalty": 1.5, "repetition_penalty": 1.3, "min_tokens": 3},
+    {"temperature": 0.7, "seed": 7, "logprobs": 4, "top_k": 9, "frequency_penalty": 0.5, "return_routed_experts": True},
+    {"stop": ["é", "本"], "return_routed_experts": True},
+)
+numbers = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def engine(model: "moejax.Model") -> Iterator[Engine]:
+    one = make_engine(model, max_batch=4, max_queue=100, prefill_chunk=32)
+    one.start()
+    wait_until_ready(one)
+    yield one
+    one.stop()
+
+
+def prompt(length: int, seed: int) -> list[int]:
+    return np.random.default_rng(seed).integers(0, 300, length).tolist()
+
+
+async def run(engine: Engine, jobs: list[Job]) -> None:
+    engine.submit(jobs)
+    await asyncio.wait_for(asyncio.gather(*map(finished, jobs)), WAIT_SECONDS)
+
+
+def check(model: "moejax.Model", *jobs: Job) -> None:
+    """Compares with one call of `decode`, always of the same shapes, since each shape has to be compiled."""
+    everything = SamplingParams(max_tokens=30, **KINDS[3], **KINDS[4])
+    beside = [prompt(290, 0)] * (1 if sum(len(one.rows) for one in jobs) > 4 else 5 - len(jobs))
+    params = [one.request.params for one in jobs] + [everything] * len(beside)
+    alone = moejax.decode(model, [one.request.prompt for one in jobs] + beside, params)
+    for one, result in zip(jobs, alone, strict=False):
+        for row, output in zip(one.rows, result.outputs, strict=True):
+            assert row.tokens == output.token_ids
+            assert (row.finish_reason, row.stop_reason) == (output.finish_reason, output.stop_reason)
+
+
+def test_tokens_are_those_of_decode_alone(engine: Engine, model: "moejax.Model") -> None:
+    async def main() -> list[Job]:
+        kinds = itertools.cycle(KINDS)
+        jobs = [
+            job(model, prompt(length, seed), next(numbers), max_tokens=min(28, 320 - length), **next(kinds))
+            for seed in range(2)
+            for length in LENGTHS
+        ]
+        await run(engine, jobs)
+        return jobs
+
+    check(model, *asyncio.run(main()))
+
+
+def test_one_request_alone_is_decode_alone(engine: Engine, model: "moejax.Model") -> None:
+    async def main() -> Job:
+        beside = [job(model, prompt(50, seed), next(numbers), max_tokens=40, temperature=1.0) for seed in range(9)]
+        one = job(model, prompt(20, 7), next(numbers), max_tokens=40)
+        await run(engine, [*beside, one])
+        return one
+
+    one = asyncio.run(main())
+    assert one.rows[0].tokens == moejax.decode(model, [one.request.prompt], max_tokens=40)[0].token_ids
+
+
+def test_nothing_is_compiled_once_it_is_ready(engine: Engine, model: "moejax.Model") -> None:
+    """Reads the counter of the engine's own programs: decode(), which compiles its own, runs before and after."""
+    before, heard = model.programs.compiled, []
+    jax.monitoring.register_event_duration_secs_listener(
+        listen := lambda event, seconds, **_: heard.append(event) if "compile" in event else None
+    )
+
+    async def main() -> None:
+        for kind in KINDS:
+            await run(engine, [job(model, prompt(n, n), next(numbers), max_tokens=20, **kind) for n in LENGTHS])
+
+    try:
+        asyncio.run(main())
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert model.programs.compiled == before
+    assert heard == []
+
+
+def test_a_reused_slot_keeps_nothing_of_the_request_before(engine: Engine, model: "moejax.Model") -> None:
+    """A row that is fed in parts must survive the steps of its neighbours: an idle row's write lands in its cache."""
+
+    async def main() -> list[Job]:
+        long = [job(model, prompt(40, seed), next(numbers), max_tokens=60) for seed in range(4)]
+        engine.submit(long)
+        async for _ in long[0].mailbox:
+            break
+        engine.cancel(long[:3])
+        jobs = [job(model, prompt(200, 9 + seed), next(numbers), max_tokens=20) for seed in range(3)]
+        await run(engine, jobs)
+        return [*jobs, await finished(long[3])]
+
+    check(model, *asyncio.run(main()))
+
+
+def test_prompts_are_fed_between_steps(engine: Engine, model: "moejax.Model", monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a row generates, only one part of a long prompt is fed before its next tokens, if parts take long."""
+    scheduler = engine._scheduler
+    assert scheduler is not None
+    calls: list[str] = []
+    feed, generate = scheduler.slots.feed, scheduler.slots.generate
+
+    def slow_feed(parts: Any) -> Any:
+        calls.append("feed")
+        time.sleep(0.06)
+        return feed(parts)
+
+    def one_step(wanted: int) -> Any:
+        calls.append("generate")
+        return generate(1)
+
+    monkeypatch.setattr(scheduler.slots, "feed", slow_feed)
+    monkeypatch.setattr(scheduler.slots, "generate", one_step)
+
+    async def main() -> list[Job]:
+        first = job(model, prompt(5, 1), next(numbers), max_tokens=60)
+        engine.submit([first])
+        async for _ in first.mailbox:
+            break
+        calls.clear()
+        long = job(model, prompt(290, 2), next(numbers), max_tokens=2)
+        await run(engine, [long])
+        assert first.finished is False
+        return [long, await finished(first)]
+
+    check(model, *asyncio.run(main()))
+    assert calls.count("feed") == 10
+    assert not any(pair == ("feed", "feed") for pair in itertools.pairwise(calls))
+
+
+def test_a_cancelled_request_leaves_its_slots_to_others(engine: Engine, model: "moejax.Model") -> None:
+    async def main() -> None:
+        hogs = [job(model, prompt(9, seed), next(numbers), max_tokens=300) for seed in range(4)]
+        engine.submit(hogs)
+        waiting = job(model, prompt(9, 5), next(numbers), max_tokens=5)
+        engine.submit([waiting])
+        async for _ in hogs[0].mailbox:
+            break
+        engine.cancel([hogs[0]])
+        await asyncio.wait_for(finished(waiting), WAIT_SECONDS)
+        engine.cancel(hogs)
+        for hog in hogs:
+            await asyncio.wait_for(finished(hog), WAIT_SECONDS)
+        assert any(len(hog.rows[0].tokens) < 300 for hog in hogs)
+
+    asyncio.run(main())
+
+
+def test_queue_has_a_bound_and_takes_all_jobs_or_none(model: "moejax.Model", engine: Engine) -> None:
+    async def main() -> None:
+        with engine.paused():
+            jobs = [job(model, [1, 2], next(numbers), max_tokens=1) for _ in range(101)]
+            with pytest.raises(QueueFull, match="0 requests are waiting, the most are 100"):
+                engine.submit(jobs)
+            engine.submit(jobs[:100])
+            with pytest.raises(QueueFull, match="100 requests"):
+                engine.submit(jobs[100:])
+        await asyncio.wait_for(asyncio.gather(*map(finished, jobs[:100])), WAIT_SECONDS)
+
+    asyncio.run(main())
+
+
+def test_paused_engine_makes_no_call(model: "moejax.Model", engine: Engine) -> None:
+    scheduler = engine._scheduler
+    assert scheduler is not None
+
+    async def main() -> None:
+        one = job(model, [1, 2], next(numbers), max_tokens=300)
+        engine.submit([one])
+        async for _ in one.mailbox:
+            break
+        with engine.paused():
+            before = len(one.rows[0].tokens)
+            await asyncio.sleep(0.2)
+            assert len(one.rows[0].tokens) == before < 300
+        await asyncio.wait_for(finished(one), WAIT_SECONDS)
+        check(model, one)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("where", ["feed", "generate"])
+def test_death_of_the_thread_is_told_to_everybody(
+    model: "moejax.Model", monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    dying = make_engine(model, max_batch=4, max_queue=100, prefill_chunk=32)
+    dying.start()
+    wait_until_ready(dying)
+    scheduler = dying._scheduler
+    assert scheduler is not None
+
+    def fail(*_: Any) -> Any:
+        raise SystemExit("killed")  # as little an Exception as a thread can end by
+
+    async def main() -> None:
+        jobs = [job(model, [1, 2], next(numbers), max_tokens=50) for _ in range(9)]
+        monkeypatch.setattr(scheduler.slots, where, fail)
+        dying.submit(jobs)
+        ends = await asyncio.wait_for(asyncio.gather(*map(finished, jobs), return_exceptions=True), WAIT_SECONDS)
+        assert [type(end) for end in ends] == [EngineError] * 9
+        assert "the engine has failed (SystemExit)" in str(ends[0])
+        with pytest.raises(EngineError, match="start the server again"):
+            dying.submit([job(model, [1], next(numbers), max_tokens=1)])
+
+    asyncio.run(main())
+    assert dying.status == "dead"
+    with pytest.raises(EngineError, match="the engine has failed"):
+        _ = dying.model
+
+
+def test_drained_engine_finishes_what_runs_and_gives_up_what_waits(model: "moejax.Model") -> None:
+    ending = make_engine(model, max_batch=4, max_queue=100, prefill_chunk=32)
+    ending.start()
+    wait_until_ready(ending)
+
+    async def main() -> None:
+        jobs = [job(model, [1, seed], next(numbers), max_tokens=100) for seed in range(6)]
+        ending.submit(jobs)
+        for one in jobs[:4]:
+            async for _ in one.mailbox:
+                break
+        ending.drain(WAIT_SECONDS)
+        ends = await asyncio.wait_for(asyncio.gather(*map(finished, jobs), return_exceptions=True), WAIT_SECONDS)
+        assert ends[:4] == jobs[:4]
+        assert [str(end) for end in ends[4:]] == ["the server is shutting down"] * 2
+        check(model, *jobs[:4])
+
+    asyncio.run(main())
+    ending.stop()
+    assert ending.status == "stopped"
+
+
+def test_drained_engine_gives_up_what_runs_too_long(model: "moejax.Model", engine: Engine) -> None:
+    ending = make_engine(model, max_batch=4, max_queue=100, prefill_chunk=32)
+    ending.start()
+    wait_until_ready(ending)
+
+    async def main() -> None:
+        one = job(model, [1, 2], next(numbers), max_tokens=300)
+        ending.submit([one])
+        async for _ in one.mailbox:
+            break
+        ending.drain(0)
+        with pytest.raises(EngineError, match="shutting down"):
+            await asyncio.wait_for(finished(one), WAIT_SECONDS)
+        assert not one.finished
+
+    asyncio.run(main())
+    ending.stop()

@@ -1,0 +1,172 @@
+"""What can go wrong between a client and the server, over real sockets."""
+
+import json
+import socket
+import threading
+import time
+from typing import Any
+
+import httpx
+import pytest
+
+import moejax
+from moejax.serving import scheduler
+from tests.moejax.serving.conftest import SIZES
+from tests.moejax.serving.live import WAIT_SECONDS, Live, running, settled
+
+COMPLETIONS = "/v1/completions"
+LONG: dict[str, Any] = {"prompt": "a", "max_tokens": 300, "ignore_eos": True}
+
+
+def error_of(answer: httpx.Response) -> dict[str, Any]:
+    """The error in an answer, whose shape is checked."""
+    body = answer.json()
+    assert set(body) == {"error"}
+    assert set(body["error"]) == {"message", "type", "param", "code"}
+    assert "\n" not in body["error"]["message"]
+    return body["error"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{", "the body is no valid JSON"),
+        (b"", "the body: Field required"),
+        (b"[]", "the body: Input should be a valid dictionary"),
+        (b"null", "the body: Field required|the body: Input should be"),
+        (b'{"prompt": "\xff\xfe"}', "There was an error parsing the body"),
+        (b'{"prompt": "a", "max_tokens": 1e999}', "max_tokens: "),
+        (b'{"prompt": "a", "temperature": NaN}', "temperature must be a number"),
+        (b'{"prompt": {"a": 1}}', "prompt must be a string, a list of strings"),
+        (b'{"prompt": "\\ud800"}', "surrogate"),
+        (b'{"prompt": "a", "model": "\\ud800"}', "does not exist"),
+        (b'{"prompt": "a", "\\ud800": 1}', "unknown field"),
+        (b'{"prompt": "a", "stop": ""}', "stop must be a non-empty string"),
+        (b'{"prompt": "a", "max_tokens": true}', "max_tokens: Input should be a valid integer"),
+        (b"[" * 100_000, "JSON|parsing"),
+    ],
+    ids=lambda value: str(value[:24]) if isinstance(value, bytes) else "",
+)
+def test_malformed_bodies(live: Live, content: bytes, message: str) -> None:
+    with live.client() as client:
+        answer = client.post(COMPLETIONS, content=content, headers={"content-type": "application/json"})
+    assert answer.status_code in (400, 404)
+    error = error_of(answer)
+    assert any(part in error["message"] for part in message.split("|")), error
+
+
+def test_requests_that_are_too_large(live: Live) -> None:
+    body = json.dumps({"prompt": "a" * 10_000_000}).encode()
+    with live.client() as client:
+        assert error_of(client.post(COMPLETIONS, content=body))["code"] == "request_too_large"
+        in_parts = (body[start : start + 65536] for start in range(0, len(body), 65536))
+        answer = client.post(COMPLETIONS, content=in_parts, headers={"content-type": "application/json"})
+        assert answer.status_code == 413
+        assert "larger than 1048576 bytes" in error_of(answer)["message"]
+        assert client.get("/health").status_code == 200
+
+
+def test_wrong_paths_and_methods(live: Live) -> None:
+    with live.client() as client:
+        for answer, status in ((client.get("/v1/nothing"), 404), (client.get(COMPLETIONS), 405)):
+            assert answer.status_code == status
+            error_of(answer)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_client_that_goes_away_frees_its_slot(live: Live, stream: bool) -> None:
+    """Before its first token and in the middle of a stream."""
+    aborted = live.metric("vllm:request_success_total", finished_reason="abort") if stream is False else None
+    with live.client() as client:
+        if stream:
+            with client.stream("POST", COMPLETIONS, json={**LONG, "stream": True}) as answer:
+                next(answer.iter_lines())
+        else:
+            with pytest.raises(httpx.ReadTimeout), live.engine.paused():
+                client.post(COMPLETIONS, json=LONG, timeout=0.2)
+    settled(live)
+    after = live.metric("vllm:request_success_total", finished_reason="abort")
+    assert aborted is None or after == aborted + 1
+
+
+def test_slow_reader_holds_nobody_up(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It reads nothing, through small buffers: its request still ends, and others are served meanwhile."""
+    host, port = live.url.removeprefix("http://").split(":")
+    body = json.dumps({**LONG, "n": 4, "stream": True, "logprobs": 20}).encode()
+    head = (
+        f"POST {COMPLETIONS} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
+    )
+    with socket.socket() as slow, live.client() as client:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        slow.connect((host, int(port)))
+        slow.sendall(head.encode() + b"connection: close\r\n\r\n" + body)
+        time.sleep(0.2)
+        for _ in range(3):
+            assert client.post(COMPLETIONS, json={"prompt": "a", "max_tokens": 5}).status_code == 200
+        settled(live)
+        received = b""
+        while part := slow.recv(65536):
+            received += part
+    assert received.count(b'"finish_reason":"length"') == 4
+    assert b"data: [DONE]" in received
+    assert len(received) > 200_000, "so little fits into the buffers of the system: the test shows nothing"
+
+
+def test_full_queue_is_429(live: Live) -> None:
+    def post(statuses: list[int]) -> None:
+        with live.client() as client:
+            statuses.append(client.post(COMPLETIONS, json={"prompt": "a", "max_tokens": 1}).status_code)
+
+    statuses: list[int] = []
+    threads = [threading.Thread(target=post, args=(statuses,)) for _ in range(SIZES["max_queue"])]
+    with live.engine.paused(), live.client() as client:
+        for thread in threads:
+            thread.start()
+        until = time.monotonic() + WAIT_SECONDS
+        while live.metric("vllm:num_requests_waiting") < SIZES["max_queue"]:
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        answer = client.post(COMPLETIONS, json={"prompt": "a", "max_tokens": 1})
+        assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
+        assert error_of(answer)["type"] == "rate_limit_error"
+        refused = client.post(COMPLETIONS, json={"prompt": "a", "max_tokens": 400})
+        assert refused.status_code == 400, "what cannot fit is refused before it would queue"
+    for thread in threads:
+        thread.join()
+    assert statuses == [200] * SIZES["max_queue"]
+
+
+def test_api_key(model: "moejax.Model") -> None:
+    with running(model, api_key="secret-key", **SIZES) as live, live.client() as client:
+        assert client.get("/health").status_code == 200
+        for path in ("/v1/models", "/metrics", "/v1/moejax/info", "/openapi.json", "/nothing"):
+            for given in ({}, {"authorization": "Bearer wrong"}, {"authorization": "secret-key"}):
+                answer = client.get(path, headers=given)
+                assert answer.status_code == 401
+                assert error_of(answer)["code"] == "invalid_api_key"
+        right = {"authorization": "bearer secret-key"}
+        assert client.get("/v1/models", headers=right).status_code == 200
+        assert client.get("/v1/moejax/info", headers=right).json()["api_key_required"] is True
+        assert client.post(COMPLETIONS, json={"prompt": "a"}).status_code == 401
+
+
+def test_engine_that_dies(model: "moejax.Model", monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waits is told, in a stream and outside of one; health and all later requests say 503."""
+    with running(model, **SIZES) as live, live.client() as client:
+        assert client.get("/health").json() == {"status": "ready"}
+        with client.stream("POST", COMPLETIONS, json={**LONG, "stream": True}) as answer:
+            lines = (line for line in answer.iter_lines() if line)
+            next(lines)
+
+            def fail(*_: Any) -> Any:
+                raise MemoryError("out of device memory")
+
+            monkeypatch.setattr(scheduler.Scheduler, "decode", fail)
+            *_, last = lines
+        assert "the engine has failed (MemoryError)" in json.loads(last.removeprefix("data: "))["error"]["message"]
+        health = client.get("/health")
+        assert (health.status_code, health.json()) == (503, {"status": "dead"})
+        later = client.post(COMPLETIONS, json={"prompt": "a"})
+        assert later.status_code == 503
+        assert error_of(later)["type"] == "service_unavailable_error"
+        assert client.get("/metrics").status_code == 200
