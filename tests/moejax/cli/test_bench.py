@@ -156,7 +156,7 @@ def test_mistakes_are_one_line(call: Call, arguments: tuple[str, ...], message: 
         ("{", "no baseline (JSONDecodeError"),
         (
             '{"environment": {}, "tolerance": 1, "cases": [{"source": "demo"}]}',
-            "expected cases with the keys batch_size",
+            "expected cases that each say what is run",
         ),
     ],
 )
