@@ -39,7 +39,7 @@ bench: $(VENV)/.installed-bench ## time moejax beside transformers and llama.cpp
 	$(COMPARE) --random 186m -b 1 -p 512 -n 1 -r 3 --report $(BENCH)/2_prefill_186m
 	$(COMPARE) --random 742m -b 1 -p 128 -n 32 -r 3 --report $(BENCH)/3_compare_742m
 	$(BIN)/moejax bench latency --random 186m -b 1,8,16 -p 128 -n 48 --report $(BENCH)/4_latency_186m
-	$(BIN)/moejax bench compare --random 186m --peers none -r 1 -b 1,16 --mesh all --simulate-devices 4 \
+	$(BIN)/moejax bench compare --random 186m --peers none -r 0 -b 1,16 --mesh all --simulate-devices 4 \
 	  --report $(BENCH)/5_strategies_186m
 	@$(BIN)/python -m scripts.bench_page $(BENCH)/*/report.json > $(BENCH)/benchmarks.md
 	@$(BIN)/python -m scripts.draw_poster $(BENCH)/*/report.json --output $(BENCH)/poster.svg

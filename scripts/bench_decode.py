@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--mesh", action="append", default=[], help="also time moejax on this mesh, repeatable")
     parser.add_argument("--threads", default=str(os.cpu_count()))
     args = parser.parse_args()
-    peers = ",".join(PEERS.get(name, name) for name in args.peers.split(",") if name) or "none"
+    peers = ",".join((PEERS[name] if name in PEERS else name) for name in args.peers.split(",") if name) or "none"
     common = ["bench", "compare", "--random", args.model, "--peers", peers, "-r", args.rounds]
     common += ["--expert-backend", args.expert_backend, "--threads", args.threads]
     common += [word for mesh in args.mesh for word in ("--mesh", mesh)]

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from moejax.layout import DISPATCHES
+from moejax.moe.experts import BACKENDS
 from scripts.draw_parallelism import FAINT, HELD, HOME, INK, PANEL, box, svg, text
 
 WIDTH, MARGIN = 1180, 28
@@ -20,8 +22,8 @@ LAYERS = (
     ("serving, command line", "requests in, tokens out: moejax.decode, moejax decode"),
     ("decoding", "prefill, then one compiled loop: embed, layers, logits, sample"),
     ("model", "L x [norm, attention with cache, norm, route, dispatch, experts, combine]"),
-    ("dispatch", "replicated, gather, all_to_all: how tokens reach their experts"),
-    ("expert backends", "dense, blocked, ragged, pallas: how a device computes its experts"),
+    ("dispatch", f"{', '.join(DISPATCHES)}: how tokens reach their experts"),
+    ("expert backends", f"{', '.join(BACKENDS)}: how a device computes its experts"),
     ("convert", "Hugging Face safetensors and Orbax, streamed and checked"),
     ("sharding", "one mesh: data x expert x tensor; collectives counted in compiled programs"),
 )
@@ -65,10 +67,11 @@ def architecture(x: float, y: float) -> tuple[list[str], int]:
 def strategies(x: float, y: float, reports: Sequence[dict[str, Any]]) -> tuple[list[str], int]:
     """What each way to split the model sends, counted."""
     parts = [text(x, y + 14, "Strategies", size=16)]
-    found = next((report for report in reports if "strategies" in report), None)
-    if found is None:
+    counted = [report for report in reports if "strategies" in report]
+    if not counted:
         return [*parts, text(x, y + 40, "no report of strategies was given", fill=FAINT)], int(y + 60)
-    rows = found["strategies"]["rows"]
+    found = counted[0]
+    rows = [row for report in counted for row in report["strategies"]["rows"]]
     how = found["strategies"]["how"]
     parts += [text(x, y + 36, f"{found['model']['name']}, {found['model']['dtype']}: {how}", size=11, fill=FAINT)]
     most = max(work["decode_step"]["wire_bytes_per_device"] for row in rows for work in row["works"])
@@ -92,7 +95,7 @@ def strategies(x: float, y: float, reports: Sequence[dict[str, Any]]) -> tuple[l
 def results(x: float, y: float, reports: Sequence[dict[str, Any]]) -> tuple[list[str], int]:
     """Bars of tokens per second, the same scale within each piece of work; wins and losses alike."""
     parts = [text(x, y + 14, "Results", size=16)]
-    compared = [report for report in reports if any(work["results"] for work in report["compare"]["works"])]
+    compared = [report for report in reports if "compare" in report]
     if not compared:
         return [*parts, text(x, y + 40, "no report of a comparison was given", fill=FAINT)], int(y + 60)
     columns = [y + 24, y + 24]

@@ -155,7 +155,7 @@ def _check(
     first, settings = next(iter(plan.contenders.values()))
     with PeerProcess("the reference", plan.commands.get("reference") or worker_command(first)) as reference:
         on_event("judging the tokens in float32")
-        reference.load(Settings(**{**asdict(settings), "dtype": "float32", "mesh": None}))
+        reference.load(Settings(**{**asdict(settings), "dtype": "float32", "mesh": None, "dispatch": "auto"}))
         for work in plan.works:
             prompts = work.prompts(plan.vocab_size)
             for name in running:

@@ -96,13 +96,14 @@ def compare(
     from moejax.bench.works import cross_product
     from moejax.cli.bench_latency import check_length
     from moejax.cli.facts import read_facts
+    from moejax.dtypes import resolve_dtype
     from moejax.layout import resolve_split
 
     source = resolve_source(checkpoint, random)
     works = cross_product(batch_size, input_len, output_len)
     check_length(source, max(work.input_len + work.output_len for work in works))
-    if num_iters < 1:
-        raise ValueError(f"--num-iters must be at least 1, got {num_iters}")
+    if num_iters < (0 if mesh else 1):
+        raise ValueError(f"--num-iters must be at least 1 (or 0 with --mesh, to count only), got {num_iters}")
     wanted = expand_peers([name for name in flags.names(peers) if name != "none"])
     meshes = meshes_of(mesh or [], simulate_devices)
     if report is not None:
@@ -110,31 +111,39 @@ def compare(
 
         check_plots()
     present, absent = installed(wanted)
-    config = read_facts(source, None).config
+    config, dtype = read_facts(source, None).config, resolve_dtype(dtype, auto="bfloat16")
     for split in meshes:  # a mesh that cannot be is told before anything is loaded
         resolve_split(config, split, dispatch)
     result: dict[str, Any] = describe_run()
+    result["model"] = {
+        "name": source_name(source),
+        "parameters": config.num_parameters,
+        "active_parameters": config.num_active_parameters,
+        "dtype": dtype,
+    }
+    if meshes:
+        result["strategies"] = {
+            "how": COUNTED if simulate_devices else f"{TIMED}; bytes are counted",
+            "rows": count_strategies(config, meshes, works, dtype, dispatch),
+        }
+    if not num_iters:
+        return finish(result, report, json=json)
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(scratch_folder()))
         folder = hf_folder(source, config, dtype, scratch, model_seed)
-        result["model"] = {
-            "name": source_name(source),
-            "parameters": config.num_parameters,
-            "active_parameters": config.num_active_parameters,
-            "dtype": dtype,
-        }
         count = threads or len(os.sched_getaffinity(0))
         plan = make_plan(folder, scratch, present, works, num_prompts, num_iters, count, dtype, expert_backend, config)
-        if meshes:
-            result["strategies"] = {
-                "how": COUNTED if simulate_devices else f"{TIMED}; bytes are counted",
-                "rows": count_strategies(config, meshes, works, dtype, dispatch),
-            }
         if meshes and not simulate_devices:
-            plan = with_meshes(plan, meshes)
+            plan = with_meshes(plan, meshes, dispatch)
         with console.progress("comparing", quiet=quiet):
             standings = run_compare(plan, on_event=lambda text: None if quiet else console.step(text))
     result["compare"] = as_json(plan, standings) | {"not_installed": absent, "threads": count}
+    finish(result, report, json=json)
+    return 0 if all(verdict.right for standing in standings for verdict in standing.verdicts.values()) else WRONG
+
+
+def finish(result: dict[str, Any], report: Path | None, *, json: bool) -> int:
+    """Writes the report and prints the result; returns the exit code of a run in which nothing was wrong."""
     if report is not None:
         from moejax.bench.report import write_report
 
@@ -144,7 +153,7 @@ def compare(
         console.write(f"{json_format.dumps(result)}\n")
     else:
         show(result)
-    return 0 if all(verdict.right for standing in standings for verdict in standing.verdicts.values()) else WRONG
+    return 0
 
 
 def hf_folder(source: str, config: Any, dtype: str, scratch: Path, seed: int) -> str:
@@ -194,12 +203,12 @@ def make_plan(
     return Plan(contenders=contenders, works=works, requests=requests, rounds=rounds, vocab_size=config.vocab_size)
 
 
-def with_meshes(plan: "Plan", meshes: list[str]) -> "Plan":
+def with_meshes(plan: "Plan", meshes: list[str], dispatch: str) -> "Plan":
     """The plan with moejax on each mesh as one more contender."""
     from moejax.bench.compare import OURS
 
     _, settings = plan.contenders[OURS]
-    more = {f"{OURS} {mesh}": (OURS, dataclasses.replace(settings, mesh=mesh)) for mesh in meshes}
+    more = {f"{OURS} {mesh}": (OURS, dataclasses.replace(settings, mesh=mesh, dispatch=dispatch)) for mesh in meshes}
     return dataclasses.replace(plan, contenders={**plan.contenders, **more})
 
 
@@ -207,13 +216,15 @@ def show(result: dict[str, Any]) -> None:
     """Tables of rates and ratios, then what could not take part."""
     from moejax.bench.machine import machine_line
 
-    compared, model = result["compare"], result["model"]
-    console.write(f"machine: {machine_line(result['machine'])}, {compared['threads']} threads\n")
+    compared, model = result.get("compare"), result["model"]
+    console.write(f"machine: {machine_line(result['machine'])}\n")
     console.write(f"model: {model['name']}, {model['parameters'] / 1e6:,.0f} M parameters, {model['dtype']}\n")
     if strategies := result.get("strategies"):
         from moejax.bench.report_tables import strategies_table
 
         console.write(strategies_table(strategies))
+    if compared is None:
+        return
     console.write_rendered(_table(compared))
     for one in compared["contenders"]:
         failed = f" | FAILED: {one['failed']}" if one["failed"] else ""

@@ -27,7 +27,7 @@ def test_the_poster_is_drawn_from_the_reports() -> None:
 
 
 def test_the_poster_calls_wrong_tokens_wrong_and_says_what_it_lacks() -> None:
-    report = json.loads(json.dumps(next(one for one in REPORTS if one["compare"]["works"][0]["results"][1:])))
+    report = json.loads(json.dumps(next(one for one in REPORTS if "compare" in one)))
     report.pop("strategies", None)
     report["compare"]["works"][0]["results"][1]["tokens"] = "WRONG"
     drawn = poster([report])

@@ -17,7 +17,7 @@ class Settings:
 
     folder: a Hugging Face folder.  scratch: where it may write files of its own.  threads: of a CPU.
     max_batch, max_len: the most rows, and tokens per row, that will be asked for.
-    mesh, expert_backend: of moejax.
+    mesh, dispatch, expert_backend: of moejax.
     """
 
     folder: str
@@ -27,6 +27,7 @@ class Settings:
     max_batch: int
     max_len: int
     mesh: str | None = None
+    dispatch: str = "auto"
     expert_backend: str = "auto"
 
 

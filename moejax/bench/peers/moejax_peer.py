@@ -17,9 +17,13 @@ def load(settings: Settings) -> Runner:
         settings.folder,
         dtype=settings.dtype,
         mesh=settings.mesh,
+        dispatch=settings.dispatch,
         expert_backend=settings.expert_backend,
         max_seq_len=settings.max_len,
     )
+
+    if model.mesh.size > 1 and jax.default_backend() == "cpu":
+        raise ValueError(f"the devices of mesh {model.mesh} are simulated, and never timed: give --simulate-devices")
 
     def run(prompts: list[list[int]], output_len: int) -> Run:
         results = moejax.decode(model, prompts, max_tokens=output_len, ignore_eos=True)

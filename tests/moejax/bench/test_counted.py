@@ -18,9 +18,9 @@ def routed(batch: int, experts: int) -> np.ndarray:
     return np.broadcast_to(chosen, (batch, 1, MIXTRAL.num_layers, 2))
 
 
-@pytest.mark.parametrize(("batch", "experts", "gigabytes"), [(1, 2, 25.5), (32, 8, 93.2)])
+@pytest.mark.parametrize(("batch", "experts", "gigabytes"), [(1, 2, 25.5), (32, 8, 93.1)])
 def test_a_step_of_mixtral_reads_what_its_weights_weigh(batch: int, experts: int, gigabytes: float) -> None:
-    """25.5 GB at batch 1: 12.9 B active parameters without the embedding table, in bfloat16."""
+    """In bfloat16, without the rows of the embedding table that are not looked up (0.26 GB)."""
     (step,) = decode_steps(MIXTRAL, 0, routed(batch, experts), 2)
     assert round(step.weight_bytes / GB, 1) == gigabytes
 

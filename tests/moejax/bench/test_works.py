@@ -27,7 +27,7 @@ def test_prompts_are_the_same_for_everybody_and_differ_from_row_to_row() -> None
     work = Work(batch_size=3, input_len=7, output_len=1)
     assert work.prompts(100) == work.prompts(100) != work.prompts(100, seed=1)
     assert len({tuple(row) for row in work.prompts(100)}) == 3
-    assert all(3 <= token < 100 for row in work.prompts(100) for token in row)
+    assert {token for row in work.prompts(6) for token in row} == {3, 4, 5}
     assert work.prompts(1) == [[0] * 7] * 3
 
 
@@ -64,12 +64,12 @@ def test_percentiles_and_spread() -> None:
 
 
 def test_the_small_models_have_the_size_in_their_name() -> None:
-    for name, millions in (("186m", 190), ("742m", 749)):
+    for name, millions in (("186m", 190), ("742m", 742)):
         source = resolve_source(None, name)
         path = source.removeprefix("random:")
         config = named_config(path)
         assert config == from_hf(read_config_json(Path(path)))
-        assert config.num_parameters // 10**6 == millions, config.num_parameters
+        assert config.num_parameters // 10**6 == millions
         assert source_name(source) == f"random:{name}"
     assert resolve_source(None, "mixtral-8x7b") == "random:mixtral-8x7b"
     assert source_name("some/where/model") == "model"

@@ -136,7 +136,7 @@ WRONG = [
     (("compare", "demo", "--peers", "vlm"), "unknown peer 'vlm'"),
     (("compare", "demo", "--mesh", "all"), "--mesh all needs --simulate-devices"),
     (("compare", "demo", "--mesh", "expert=3"), "the number of experts is 8, which does not divide"),
-    (("compare", "demo", "-r", "0"), "--num-iters must be at least 1, got 0"),
+    (("compare", "demo", "-r", "0"), "--num-iters must be at least 1 (or 0 with --mesh, to count only), got 0"),
     (("check", "nowhere.json"), "nowhere.json: No such file or directory; make one with"),
 ]
 
@@ -156,7 +156,7 @@ def test_mistakes_are_one_line(call: Call, arguments: tuple[str, ...], message: 
         ("{", "no baseline (JSONDecodeError"),
         (
             '{"environment": {}, "tolerance": 1, "cases": [{"source": "demo"}]}',
-            "expected cases with the keys batch_size",
+            "expected cases that each say what is run",
         ),
     ],
 )
