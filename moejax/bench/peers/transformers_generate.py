@@ -24,6 +24,8 @@ class Clock:
 
 def load(settings: Settings) -> Runner:
     model = load_model(settings)
+    # Every system goes on after the end of a text; `min_new_tokens` would instead forbid that token and take another.
+    model.generation_config.eos_token_id = None
 
     def generate(ids: torch.Tensor, mask: torch.Tensor, new: int, clock: Clock | None = None) -> torch.Tensor:
         with torch.inference_mode():
@@ -31,7 +33,6 @@ def load(settings: Settings) -> Runner:
                 ids,
                 attention_mask=mask,
                 max_new_tokens=new,
-                min_new_tokens=new,
                 do_sample=False,
                 pad_token_id=0,
                 stopping_criteria=None if clock is None else [clock],

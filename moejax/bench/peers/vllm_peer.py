@@ -19,9 +19,7 @@ def load(settings: Settings) -> Runner:
 
     def generate(prompts: list[list[int]], output_lens: list[int]) -> Served:
         params = [
-            vllm.SamplingParams(
-                temperature=0.0, max_tokens=length, min_tokens=length, ignore_eos=True, detokenize=False
-            )
+            vllm.SamplingParams(temperature=0.0, max_tokens=length, ignore_eos=True, detokenize=False)
             for length in output_lens
         ]
         inputs = [vllm.TokensPrompt(prompt_token_ids=prompt) for prompt in prompts]
