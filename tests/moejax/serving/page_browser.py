@@ -158,7 +158,7 @@ class Page:
 
     @property
     def idle(self) -> bool:
-        return not self["stop"].is_enabled() and self["generate"].is_enabled()
+        return not self["stop-button"].is_enabled() and self["generate"].is_enabled()
 
     def wait_until_idle(self) -> None:
         wait_for(lambda: self.idle)

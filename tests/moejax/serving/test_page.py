@@ -166,7 +166,7 @@ def test_stop_ends_the_baseline_and_frees_the_engine(page: Page, server: Server)
     page.fill(prompt=PROMPT, max_tokens=200)
     page["race"].click()
     wait_for(lambda: page.texts()[1:] > [""])
-    page["stop"].click()
+    page["stop-button"].click()
     page.wait_until_idle()
     assert [lane.get_attribute("data-state") for lane in page.all(".lane")] == ["done", "stopped"]
     assert not page["alert"].is_displayed()
