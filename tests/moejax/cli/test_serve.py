@@ -116,7 +116,7 @@ def test_port_that_is_taken(call: Call, tiny: Tiny, tiny_folder: Path) -> None:
         (("--port", "65536"), "--port must be from 0 to 65535 (0 takes a free one), got 65536"),
         (("--host", "no host"), "--host no host cannot be used"),
         (("--api-key", ""), "--api-key must be printable ASCII characters"),
-        (("--max-seq-len", "5000"), "--max-seq-len 5000"),
+        (("--max-seq-len", "5000"), "--max-seq-len must be from 2 to 1024"),
         (("--mesh", "expert=3"), "does not divide over mesh axis expert = 3"),
         (("--dispatch", "gather"), "add --mesh"),
         (("--max-request-bytes", "9"), "--max-request-bytes must be at least 1024, got 9"),
