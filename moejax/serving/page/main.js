@@ -10,7 +10,7 @@ import { BadField, readRequest, summary } from "./settings.js";
 
 const $ = (id) => document.getElementById(id);
 const form = $("composer");
-const buttons = { generate: $("generate"), race: $("race"), stop: $("stop") };
+const buttons = { generate: $("generate"), race: $("race"), stop: $("stop-button") };
 const api = connect(keyDialog($("key-dialog")));
 const status = createStatus($("server-status"), api.healthy);
 

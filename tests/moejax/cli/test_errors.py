@@ -15,14 +15,11 @@ from tests.moejax.decoding.tiny_checkpoint import Tiny
 P = ("--prompt", "x")
 
 # What is told before JAX starts: (arguments after `moejax`, the whole message).
+COMMANDS = "decode, serve, convert, verify, info, bench and mesh"
 MISTAKES: list[tuple[tuple[str, ...], str]] = [
     # the command line itself
-    (("server",), "no such command 'server'; did you mean 'serve'?"),
-    (
-        ("inf",),
-        "no such command 'inf'; did you mean 'info'? The commands are decode, serve, convert, verify, info, bench "
-        "and mesh",
-    ),
+    (("server",), f"no such command 'server'; did you mean 'serve'? The commands are {COMMANDS}"),
+    (("inf",), f"no such command 'inf'; did you mean 'info'? The commands are {COMMANDS}"),
     (("--foo",), "moejax has no --foo; see moejax --help"),
     (("decode",), "moejax decode needs a CHECKPOINT; see moejax decode --help"),
     (("info",), "moejax info needs a CHECKPOINT; see moejax info --help"),

@@ -135,8 +135,12 @@ class Page:
     driver: Chrome
 
     def __getitem__(self, name: str) -> WebElement:
-        """The element with the id or, for a field of the form, the name."""
-        return self.driver.find_element(By.CSS_SELECTOR, f"#{name}, [name={name}]")
+        """The element with this id."""
+        return self.driver.find_element(By.ID, name)
+
+    def field(self, name: str) -> WebElement:
+        """The form's field of this name; the button that stops is another thing than the field "Stop at"."""
+        return self.driver.find_element(By.CSS_SELECTOR, f"#composer [name={name}]")
 
     def all(self, selector: str) -> list[WebElement]:
         return self.driver.find_elements(By.CSS_SELECTOR, selector)
@@ -149,12 +153,12 @@ class Page:
         if "prompt" not in fields or len(fields) > 1:
             self.js("document.getElementById('settings').open = true")
         for name, value in fields.items():
-            self[name].clear()
-            self[name].send_keys(str(value))
+            self.field(name).clear()
+            self.field(name).send_keys(str(value))
 
     @property
     def idle(self) -> bool:
-        return not self["stop"].is_enabled() and self["generate"].is_enabled()
+        return not self["stop-button"].is_enabled() and self["generate"].is_enabled()
 
     def wait_until_idle(self) -> None:
         wait_for(lambda: self.idle)

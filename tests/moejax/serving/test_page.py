@@ -82,6 +82,18 @@ def test_answer_streams_and_is_the_servers(page: Page, server: Server) -> None:
     )
 
 
+def test_stop_text_ends_the_answer(page: Page, server: Server) -> None:
+    whole = page.texts()[0]
+    stop = next(character for character in whole[5:] if character.isalnum() and character.isascii())
+    page.fill(stop=stop)
+    assert page["settings-summary"].text.endswith(f"stop at {stop}")
+    page.run("generate")
+    assert page.texts() == [whole[: whole.index(stop)]]
+    page.fill(stop=Keys.BACKSPACE)
+    page.run("generate")
+    assert page.texts() == [whole]
+
+
 def routes(server: Server) -> list[list[list[int]]]:
     """[tokens, L, A], as the server tells whoever asks for it."""
     chunks = server.post("/v1/completions", prompt=PROMPT, max_tokens=TOKENS, temperature=0, return_routed_experts=True)
@@ -154,7 +166,7 @@ def test_stop_ends_the_baseline_and_frees_the_engine(page: Page, server: Server)
     page.fill(prompt=PROMPT, max_tokens=200)
     page["race"].click()
     wait_for(lambda: page.texts()[1:] > [""])
-    page["stop"].click()
+    page["stop-button"].click()
     page.wait_until_idle()
     assert [lane.get_attribute("data-state") for lane in page.all(".lane")] == ["done", "stopped"]
     assert not page["alert"].is_displayed()
@@ -164,10 +176,10 @@ def test_stop_ends_the_baseline_and_frees_the_engine(page: Page, server: Server)
 
 def test_chat_goes_through_the_template(page: Page, server: Server) -> None:
     page.fill(prompt="Hello", max_tokens=8)
-    page["chat"].click()
+    page.field("chat").click()
     page["prompt"].send_keys(Keys.CONTROL, Keys.ENTER)
     wait_for(lambda: page.texts() != [""] and page.idle)
-    page["chat"].click()
+    page.field("chat").click()
     messages = [{"role": "user", "content": "Hello"}]
     chunks = server.post("/v1/chat/completions", messages=messages, max_tokens=8, temperature=0)
     assert page.texts() == ["".join(chunk["choices"][0]["delta"]["content"] for chunk in chunks)]
@@ -177,8 +189,8 @@ def test_mistakes_are_said_where_they_are(page: Page) -> None:
     page.fill(temperature=-1)
     page["generate"].click()
     assert page["alert"].text.startswith("Temperature: ")
-    assert page.driver.switch_to.active_element == page["temperature"]
-    assert page["temperature"].get_attribute("aria-invalid") == "true"
+    assert page.driver.switch_to.active_element == page.field("temperature")
+    assert page.field("temperature").get_attribute("aria-invalid") == "true"
     page.fill(temperature=0, prompt="long " * 300)
     page.run("generate")
     assert page["alert"].text.startswith("The server could not do this: ")
