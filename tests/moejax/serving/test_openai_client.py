@@ -1,6 +1,7 @@
 """The official `openai` client against a live server; what it returns is what `decode` returns."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import openai
 import pytest
@@ -10,7 +11,7 @@ from moejax.chat import encode_chat
 from tests.moejax.serving.live import WAIT_SECONDS, Live
 
 PROMPT = "the import statement"
-MESSAGES = [{"role": "user", "content": "a list is"}]
+MESSAGES: Any = [{"role": "user", "content": "a list is"}]
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +96,7 @@ def test_stream_of_a_chat(client: openai.OpenAI, live: Live) -> None:
     stream = client.chat.completions.create(
         model="tiny", messages=MESSAGES, temperature=0, max_tokens=12, stream=True, logprobs=True, top_logprobs=2
     )  # type: ignore[call-overload]
-    choices = [chunk.choices[0] for chunk in stream]
+    choices: list[Any] = [chunk.choices[0] for chunk in stream]
     assert live.model.tokenizer is not None
     expected = alone(live, encode_chat(live.model.tokenizer, MESSAGES))
     assert "".join(choice.delta.content for choice in choices) == expected.text
