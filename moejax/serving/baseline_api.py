@@ -5,7 +5,7 @@ Other requests wait that long: a run has a limit, and a server for others to use
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
@@ -79,7 +79,7 @@ async def _answer(
     return EventStream(_events(chunks), end)
 
 
-async def _events(chunks: "asyncio.Queue[Chunk | None]") -> AsyncIterator[bytes]:
+async def _events(chunks: "asyncio.Queue[Chunk | None]") -> AsyncGenerator[bytes, None]:
     while (chunk := await chunks.get()) is not None:
         yield event(chunk)
         if "error" in chunk:
