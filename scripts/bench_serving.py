@@ -38,7 +38,7 @@ def main() -> None:
     flags = ["--dtype", arguments.dtype, "--max-seq-len", str(limit), "--max-batch", str(arguments.batch_size)]
     with serving(arguments.checkpoint, flags) as url:
         for temperature in (0.0, 1.0):
-            ratios = []
+            ratios, served = [], 0.0
             for _ in range(arguments.repeats + 1):
                 asked = {"temperature": temperature, "seed": 1, "max_tokens": arguments.output_len, "ignore_eos": True}
                 served = asyncio.run(serve_all(url, prompts, asked))
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("checkpoint")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--batch-size", "-b", type=int, default=16)

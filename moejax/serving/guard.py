@@ -10,6 +10,8 @@ from fastapi import HTTPException
 from moejax.serving.errors import ApiError
 from moejax.serving.settings import AppSettings
 
+MAX_DISCARDED = 64 << 20
+
 App = Callable[[Any, Any, Any], Awaitable[None]]
 
 
@@ -37,7 +39,8 @@ class Guard:
             return
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > self._limit:
-            await ApiError(413, self._too_large).response()(scope, receive, send)
+            await _discard(receive)
+            await ApiError(413, self._too_large, code="request_too_large").response()(scope, receive, send)
             return
         size = 0
 
@@ -57,6 +60,16 @@ class Guard:
         scheme, _, key = authorization.partition(b" ")
         # Of digests, so that neither contents nor length show in the time that it takes.
         return hmac.compare_digest(_digest(key.strip()), self._digest) and scheme.lower() == b"bearer"
+
+
+async def _discard(receive: Any) -> None:
+    """Reads a body up to MAX_DISCARDED bytes: many clients only read the answer when they have sent everything."""
+    size = 0
+    while size <= MAX_DISCARDED:
+        message = await receive()
+        size += len(message.get("body", b""))
+        if not message.get("more_body", False):
+            return
 
 
 def _digest(key: bytes) -> bytes:

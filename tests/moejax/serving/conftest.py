@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -17,7 +17,7 @@ TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}[{{ message.role }}]{{ message.content }}{% endfor %}"
     "{% if add_generation_prompt %}[assistant]{% endif %}"
 )
-SIZES = {"max_batch": 4, "max_queue": 8, "prefill_chunk": 32}
+SIZES: dict[str, Any] = {"max_batch": 4, "max_queue": 8, "prefill_chunk": 32}
 
 
 @pytest.fixture(scope="session")

@@ -88,7 +88,7 @@ def test_nothing_is_compiled_once_it_is_ready(engine: Engine, model: "moejax.Mod
     """Reads the counter of the engine's own programs: decode(), which compiles its own, runs before and after."""
     before, heard = model.programs.compiled, []
     jax.monitoring.register_event_duration_secs_listener(
-        listen := lambda event, seconds, **_: heard.append(event) if "compile" in event else None
+        listen := lambda event, duration_secs, **_: heard.append(event) if "compile" in event else None
     )
 
     async def main() -> None:

@@ -40,7 +40,7 @@ def error_of(answer: httpx.Response) -> dict[str, Any]:
         (b'{"prompt": {"a": 1}}', "prompt must be a string, a list of strings"),
         (b'{"prompt": "\\ud800"}', "surrogate"),
         (b'{"prompt": "a", "model": "\\ud800"}', "does not exist"),
-        (b'{"prompt": "a", "\\ud800": 1}', "unknown field"),
+        (b'{"prompt": "a", "\\ud800": 1}', "unable to parse raw data as a unicode string"),
         (b'{"prompt": "a", "stop": ""}', "stop must be a non-empty string"),
         (b'{"prompt": "a", "max_tokens": true}', "max_tokens: Input should be a valid integer"),
         (b"[" * 100_000, "JSON|parsing"),
