@@ -82,7 +82,7 @@ def test_a_file_of_a_user(tmp_path: Path) -> None:
         ),
         ('title = "a device"', "title = 3", "title must be a text, got 3"),
         ('title = "a device"', 'title = "x"\nkinds = "cpu"', "kinds must be a list of strings, got 'cpu'"),
-        ("[link]", "[links]", "unknown key links; did you mean 'link'?"),
+        ("[link]", "[links]", "link is missing; a hardware file needs it"),
         ("[matrix_rate]", "[matrix_rate", "cannot be read as TOML"),
         (
             "[matrix_rate]\nfloat32 = 5.0",
