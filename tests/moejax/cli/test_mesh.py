@@ -41,7 +41,7 @@ MISTAKES: list[tuple[tuple[str, ...], str]] = [
     ((*EIGHT, "-b", "1,0"), "--batch-size must be whole numbers of at least 1, as in 8 or 1,8,32, got '1,0'"),
     ((*EIGHT, "-b", "many"), "--batch-size must be whole numbers of at least 1, as in 8 or 1,8,32, got 'many'"),
     (
-        (*EIGHT, "--context", "100"),
+        (*EIGHT, "--input-len", "512", "--context", "100"),
         "--context 100 is shorter than --input-len 512: the cache holds the prompt too; make it longer, or 0 for the "
         "bound that weights alone set",
     ),
@@ -59,8 +59,8 @@ MISTAKES: list[tuple[tuple[str, ...], str]] = [
     ((*EIGHT, "--plot", "a.gif"), "--plot must be a .png, .svg or .pdf file, got 'a.gif'"),
     (
         (*EIGHT, "--expert-load", "nowhere.json"),
-        "nowhere.json: cannot be read (No such file or directory); record one with: moejax decode CHECKPOINT --prompt "
-        "TEXT --save-expert-load FILE",
+        "nowhere.json: there is no such file; record one with: moejax decode CHECKPOINT --prompt TEXT "
+        "--save-expert-load FILE (or give demo, the bundled checkpoint's)",
     ),
     ((*COMPARE, "--devices", "8"), "moejax mesh compare needs --hardware NAME; see moejax mesh compare --help"),
     ((*EIGHT, "--gpus", "8"), "moejax mesh compare has no --gpus; use --devices"),
@@ -111,7 +111,7 @@ def test_the_load_of_another_model_is_refused(call: Call, tmp_path: Path) -> Non
     )
     path.write_text(json.dumps(fields | {"counts": [[1, 1]]}))
     outcome = call(*EIGHT, "--expert-load", path)
-    assert outcome.status == 2 and "each list adding up to tokens x experts_per_token = 3" in outcome.err
+    assert outcome.status == 2 and "counts of layer 0 add up to 2, the largest is 1; expected 3" in outcome.err
 
 
 @pytest.mark.parametrize("batch", ["8", "1,8,32"])

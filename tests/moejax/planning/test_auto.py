@@ -64,8 +64,8 @@ def test_it_is_what_the_comparison_ranks_first(memory: DeviceMemory) -> None:
 
 
 def test_a_dispatch_that_was_named_is_kept(memory: DeviceMemory) -> None:
-    """14,336 does not divide over 3 x 2^n: of six devices, only experts and rows can be split."""
-    config = replace(MIXTRAL, expert_dim=14337)  # 3^5 x 59: tensor=2 and 4 do not divide
+    """On a hidden axis of odd length, which divides over no tensor: experts and rows are what can be split."""
+    config = replace(MIXTRAL, expert_dim=14337)
     devices = [Device("NVIDIA H200", "gpu")] * 4
     for dispatch in ("gather", "all_to_all"):
         split = auto_split(config, "bfloat16", 4096, dispatch, devices)
