@@ -62,7 +62,8 @@ def test_predicted_is_printed_against_compiled(call: Call) -> None:
     assert sorted(cache) == ["200 != 201", *["200 = 200"] * 4]
     assert "4 of 5 splits have every collective and every byte as predicted" in checks
     assert "decode: 200 bytes of key/value cache predicted, 201 compiled" in checks
-    assert max(map(len, checks.splitlines())) <= 80
+    table, *_ = checks.partition("4 of 5 splits")
+    assert max(map(len, table.splitlines())) <= 80
     assert "\x1b" not in outcome.out
 
 
