@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import Array
 
-from moejax import attention
+from moejax import attend as attend_module
 from moejax.attend import attend_blocks, attend_one
 from moejax.cache import empty_cache
 from moejax.config import ModelConfig
@@ -100,8 +100,8 @@ def test_one_query_does_not_see_what_is_hidden(window: int | None) -> None:
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "QUERY_BLOCK", 4)
-    monkeypatch.setattr(attention, "KEY_BLOCK", 8)
+    monkeypatch.setattr(attend_module, "QUERY_BLOCK", 4)
+    monkeypatch.setattr(attend_module, "KEY_BLOCK", 8)
 
 
 @pytest.mark.usefixtures("small_blocks")

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from moejax.attention import KEY_BLOCK, QUERY_BLOCK
+from moejax.attend import KEY_BLOCK, QUERY_BLOCK
 from moejax.decoding import buckets
 from moejax.decoding.logprobs import POSITIONS_PER_BLOCK
 
