@@ -143,7 +143,7 @@ _BLOCKS: dict[int | None, jax.stages.Wrapped] = {}
 
 def _compiled_blocks(window: int | None) -> jax.stages.Wrapped:
     """One function for all examples, so that it compiles once; called with the small blocks set."""
-    assert (attention.QUERY_BLOCK, attention.KEY_BLOCK) == (4, 8)
+    assert (attend_module.QUERY_BLOCK, attend_module.KEY_BLOCK) == (4, 8)
     return _BLOCKS.setdefault(window, jax.jit(partial(attend_blocks, window=window)))
 
 
