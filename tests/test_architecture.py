@@ -35,8 +35,9 @@ REFERENCE_FILES = (
     Path("moejax/bench/peers"),
     Path("moejax/serving/baseline_transformers.py"),
 )
-# What the extra `bench` brings, imported when it is asked for, after a check that it is there.
+# What extras bring, imported when it is asked for, after a check that it is there; absl comes with tokamax.
 OPTIONAL = {
+    "absl": ("moejax/kernels/grouped_tokamax.py",),
     "matplotlib": ("moejax/bench", "moejax/planning/plots.py"),
     "gguf": ("moejax/bench",),
     "llama_cpp": ("moejax/bench",),

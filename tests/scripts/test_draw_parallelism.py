@@ -9,7 +9,7 @@ import pytest
 from scripts.draw_parallelism import pictures
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-NAMES = sorted(path.name for path in (DOCS / "pictures").iterdir())
+NAMES = sorted(path.name for path in (DOCS / "pictures").glob("*.svg"))
 
 
 def test_the_page_shows_every_picture() -> None:
