@@ -49,7 +49,10 @@ def read_baseline(path: Path) -> Baseline:
         )
         bad = [case for case in baseline.cases if set(case) - {"counted", "times"} != _CASE_KEYS]
     except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}; make one with moejax bench check {path} --update") from error
+        raise ValueError(
+            f"{path}: {error.strerror}; copy docs/bench_baseline.json there, keep the cases you want, and write their "
+            f"numbers with moejax bench check {path} --update --simulate-devices 8"
+        ) from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path}: no baseline ({type(error).__name__}: {error}); see docs/benchmarks.md") from error
     if not baseline.cases or bad:

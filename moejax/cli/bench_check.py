@@ -31,7 +31,9 @@ CountedOnly = Annotated[
 ]
 Update = Annotated[
     bool,
-    typer.Option("--update", help="Write what is counted and timed now into BASELINE instead of comparing."),
+    typer.Option(
+        "--update", help="Write what is counted and timed now of BASELINE's cases into it, instead of comparing."
+    ),
 ]
 
 

@@ -52,14 +52,17 @@ def latency(
     from moejax.bench.latency import check_rounds, measure_latency
     from moejax.bench.machine import describe_run
     from moejax.bench.roofline import measure_roofline
+    from moejax.planning.auto import AUTO
     from sharding import mesh_config
 
     check_rounds(num_iters_warmup, num_iters)
-    check_real(mesh_config(mesh).size)
+    if mesh != AUTO:  # which is a mesh of the devices that are here
+        check_real(mesh_config(mesh).size)
     with console.progress(f"loading {source_name(source)}", quiet=quiet):
         model = moejax.load(
             source, mesh=mesh, dtype=dtype, expert_backend=expert_backend, dispatch=dispatch, seed=model_seed
         )
+    check_real(model.mesh.size)
     with console.progress("measuring what this machine can do", quiet=quiet):
         roofline = measure_roofline(model.dtype)
     measured = []

@@ -48,14 +48,17 @@ def throughput(
     from moejax.bench.latency import check_rounds
     from moejax.bench.machine import describe_run
     from moejax.bench.throughput import measure_throughput
+    from moejax.planning.auto import AUTO
     from sharding import mesh_config
 
     check_rounds(1, num_iters)
-    check_real(mesh_config(mesh).size)
+    if mesh != AUTO:  # which is a mesh of the devices that are here
+        check_real(mesh_config(mesh).size)
     with console.progress(f"loading {source_name(source)}", quiet=quiet):
         model = moejax.load(
             source, mesh=mesh, dtype=dtype, expert_backend=expert_backend, dispatch=dispatch, seed=model_seed
         )
+    check_real(model.mesh.size)
     with console.progress("timing", quiet=quiet):
         measured = measure_throughput(model, requests, rounds=num_iters).as_json()
     lengths = {"input_len": list(input_len), "output_len": list(output_len)}

@@ -11,6 +11,7 @@ from moejax.cli import startup
 from moejax.cli.options import RANDOM
 from moejax.config import ModelConfig, named_config
 from moejax.layout import Split, resolve_split
+from moejax.planning.auto import AUTO, asked_split
 from moejax.tokenizer import Tokenizer, missing_tokenizer_message
 
 _ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
@@ -19,7 +20,7 @@ _ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 def inspect(source: str, mesh: str | None, dispatch: str) -> dict[str, Any]:
     """Everything that `moejax info` knows, as JSON values. Sizes are in bytes, memory is the first device's.
 
-    What fits is reckoned for each device of `mesh`, which need not be there.
+    What fits is reckoned for each device of `mesh`, which need not be there; "auto" is a mesh of those that are.
 
     Raises:
         ValueError: when `source` is no checkpoint that moejax can load, or cannot be split over the mesh.
@@ -29,8 +30,12 @@ def inspect(source: str, mesh: str | None, dispatch: str) -> dict[str, Any]:
     else:
         checkpoint = open_checkpoint(source)
         config = checkpoint.config
-    split = resolve_split(config, mesh, dispatch)
+    if mesh != AUTO:  # tells mistakes before JAX starts
+        resolve_split(config, mesh, dispatch)
     startup.prepare_jax(quiet=True)
+    split = asked_split(
+        config, mesh, dispatch, dtype="bfloat16", stored="bfloat16", max_seq_len=config.max_position_embeddings
+    )
     device, share = _device(), _share(config, split)
     return {
         "source": source,

@@ -125,7 +125,7 @@ WantedDevices = Annotated[
     int | None,
     typer.Option("--devices", metavar="N", parser=options.whole_number, help="Check that the mesh has so many."),
 ]
-Json = Annotated[bool, _option("--json", panel=OUTPUT, help="Print a JSON array instead, with every array on its own.")]
+Json = Annotated[bool, _option("--json", panel=OUTPUT, help="Print JSON instead, with every array on its own.")]
 BatchSize = Annotated[
     int,
     _option("--batch-size", "-b", panel=WORK, metavar="N", parser=options.whole_number, help="Sequences in the cache."),

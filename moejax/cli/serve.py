@@ -163,16 +163,19 @@ def serve(
     EngineSettings(max_batch=max_batch, max_queue=max_queue, prefill_chunk=chunk)  # tells mistakes before JAX starts
     from moejax.cli.facts import read_facts
     from moejax.layout import resolve_split
+    from moejax.planning.auto import AUTO, asked_split
 
     facts = read_facts(checkpoint, max_seq_len)
     limit = min(facts.max_seq_len, DEFAULT_MAX_SEQ_LEN) if max_seq_len is None else max_seq_len
-    split = resolve_split(facts.config, mesh, dispatch)
+    if mesh != AUTO:  # tells mistakes before JAX starts
+        resolve_split(facts.config, mesh, dispatch)
     startup.check_extra("serve", "fastapi", "uvicorn", "prometheus_client")
     from moejax.serving import server
 
     listening = server.open_socket(host, port)
     with console.progress("starting JAX", quiet=quiet):
         startup.prepare_jax(devices, compile_cache=not no_compile_cache, quiet=quiet)
+    split = asked_split(facts.config, mesh, dispatch, dtype=dtype, stored=facts.dtype, max_seq_len=limit)
     import jax
 
     import moejax

@@ -162,6 +162,7 @@ class Engine:
             self._model, self._scheduler = model, Scheduler(slots, self.metrics)
             if self.status == "loading":
                 self.status, self.was_ready = "ready", True
+                self._say("ready")
 
     def _serve(self) -> None:
         while self._wait_for_work():
