@@ -1,11 +1,13 @@
 """`moejax info` says what is in a checkpoint, and does not read its weights."""
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -88,6 +90,11 @@ def test_what_fits_each_device_of_a_mesh(
     assert f"on each of 8 like this device (data=1,expert=4,tensor=2, {dispatch}): test device" in " ".join(
         table.split()
     )
+
+
+def test_the_mesh_of_the_devices_that_are_here(call: Call) -> None:
+    report = found(call, "demo", "--mesh", "auto")
+    assert math.prod(report["mesh"].values()) == jax.device_count() == 8
 
 
 def test_a_mesh_over_which_it_cannot_be_split(call: Call) -> None:
