@@ -138,4 +138,5 @@ def mesh_shapes(devices: int) -> Iterator[MeshConfig]:
 
 
 def _divisors(number: int) -> list[int]:
-    return [i for i in range(1, number + 1) if number % i == 0]
+    small = [i for i in range(1, math.isqrt(number) + 1) if number % i == 0]
+    return small + [number // i for i in reversed(small) if i * i != number]

@@ -21,14 +21,14 @@ UsageError: type[Any] = typer.BadParameter.__mro__[1]
 # Arguments of the Python API that are flags here; the library's messages name them as arguments.
 _LOAD_NAMES = ("base_url", "num_prompts", "input_len", "output_len", "range_ratio", "request_rate", "max_concurrency")
 _MESH_NAMES = ("batch_size", "usable_fraction", "context", "devices")
-_OTHER_NAMES = ("max_seq_len", "dtype", "expert_backend", "shard_size", "workers", "vocab_size", "timeout", "baseline")
+_OTHER_NAMES = ("max_seq_len", "dtype", "expert_backend", "shard_size", "workers", "timeout", "baseline")
 _ALL_NAMES = (*PARAMETER_NAMES, *_LOAD_NAMES, *_MESH_NAMES, *_OTHER_NAMES)
 _FLAGS = {name: f"--{name.replace('_', '-')}" for name in _ALL_NAMES}
 _FLAGS["stop_token_ids"] = "--stop-token-id"
 # `stop` and `n` are also words: such a name is an argument only where a value or "must" follows.
 _WORDS = "|".join(name for name in _FLAGS if "_" not in name)
 _NAMES = "|".join(name for name in _FLAGS if "_" in name)
-_ARGUMENT = re.compile(rf"\b(?:({_NAMES}|{_WORDS})=([^\s,;:)]+)|({_NAMES})\b|({_WORDS})(?= must\b))")
+_ARGUMENT = re.compile(rf"(?<![\w-])(?:({_NAMES}|{_WORDS})=([^\s,;:)]+)|({_NAMES})\b|({_WORDS})(?= must\b))")
 
 
 def report(error: Exception, *, debug: bool) -> int:

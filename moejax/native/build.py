@@ -96,9 +96,13 @@ def find_compiler() -> list[str]:
     Raises:
         NativeError: when there is none.
     """
-    if named := shlex.split(os.environ.get("CXX", "")):
-        if shutil.which(named[0]) is None:
-            raise NativeError(f"needs a C++ compiler, and CXX={os.environ['CXX']!r} is none: unset it or correct it")
+    if given := os.environ.get("CXX", "").strip():
+        try:
+            named = shlex.split(given)
+        except ValueError:  # an open quote
+            named = []
+        if not named or shutil.which(named[0]) is None:
+            raise NativeError(f"needs a C++ compiler, and CXX={given!r} is none: unset it or correct it")
         return named
     for name in COMPILERS:
         if shutil.which(name):

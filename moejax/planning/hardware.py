@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 SHIPPED = Path(__file__).parent / "devices"
+_SMALLEST, _LARGEST = 1e-12, 1e24  # no device's figure lies outside: seconds, bytes, bytes and FLOP per second
 DTYPES = ("bfloat16", "float16", "float32")  # that a model can be computed in
 
 
@@ -110,7 +111,7 @@ def _read(path: Path) -> Hardware:
         raise ValueError(
             f"{path}: there is no such file; the hardware that comes with moejax is {', '.join(shipped_hardware())}"
         ) from error
-    except (OSError, ValueError) as error:  # tomllib's errors and those of the encoding are ValueErrors
+    except (OSError, ValueError, RecursionError) as error:  # tomllib's and those of the encoding are ValueErrors
         raise ValueError(f"{path}: cannot be read as TOML ({error})") from error
     return _Reader(path, raw).hardware()
 
@@ -192,11 +193,15 @@ class _Reader:
     def _whole(self, key: str, value: Any) -> int:
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise self._wrong(key, "a whole number of at least 1", value)
+        if value > _LARGEST:
+            raise self._wrong(key, f"at most {_LARGEST:g}", value)
         return value
 
     def _number(self, key: str, value: Any) -> float:
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or value != value or abs(value) == math.inf:
             raise self._wrong(key, "a finite number", value)
+        if value and not _SMALLEST <= abs(value) <= _LARGEST:
+            raise self._wrong(key, f"0 or a number between {_SMALLEST:g} and {_LARGEST:g}", value)
         return float(value)
 
     def _wrong(self, key: str, expected: str, value: Any) -> ValueError:

@@ -7,6 +7,7 @@ from moejax.layout import DISPATCHES, DispatchName, Split, choose_dispatch, disp
 from sharding import MeshConfig, mesh_shapes
 
 EVERY_DISPATCH = "all"
+MOST_DEVICES = 65_536
 
 
 def check_dispatch(dispatch: str) -> None:
@@ -22,10 +23,12 @@ def splits(config: ModelConfig, devices: int, dispatch: str) -> Iterator[tuple[S
     does not divide is listed once too.
 
     Raises:
-        ValueError: for no devices, or an unknown dispatch.
+        ValueError: for no devices or too many, or an unknown dispatch.
     """
     if not isinstance(devices, int) or isinstance(devices, bool) or devices < 1:
         raise ValueError(f"devices must be a whole number of at least 1, got {devices!r}")
+    if devices > MOST_DEVICES:
+        raise ValueError(f"devices must be at most {MOST_DEVICES:,}, got {devices:,.6g}")
     check_dispatch(dispatch)
     for mesh in mesh_shapes(devices):
         names = _dispatches(config, mesh, dispatch)

@@ -21,7 +21,7 @@ from moejax.serving.openai_requests import (
     messages_of,
     sampling_params,
 )
-from moejax.serving.slots import MAX_STOP_IDS
+from moejax.serving.slots import MAX_STOP_CHARACTERS, MAX_STOP_IDS, MAX_STOP_STRINGS
 from moejax.tokenizer import Tokenizer
 
 _numbers = itertools.count()  # of requests: without a seed, two with the same prompt have to draw differently
@@ -95,6 +95,13 @@ def _draft(engine: Engine, model: Model, ids: Sequence[int], params: SamplingPar
             400,
             f"at most {MAX_STOP_IDS} stop tokens, EOS included, got {len(request.stop_ids)}",
             param="stop_token_ids",
+        )
+    if len(params.stop) > MAX_STOP_STRINGS or sum(map(len, params.stop)) > MAX_STOP_CHARACTERS:
+        raise ApiError(
+            400,
+            f"at most {MAX_STOP_STRINGS:,} stop strings of {MAX_STOP_CHARACTERS:,} characters together, got "
+            f"{len(params.stop):,} of {sum(map(len, params.stop)):,}",
+            param="stop",
         )
     request = dataclasses.replace(request, index=next(_numbers))
     rows = [

@@ -22,6 +22,7 @@ from moejax.serving.settings import EngineSettings
 from sharding import bytes_per_device, device_memory
 
 MAX_STOP_IDS = 16  # stop tokens of a request, EOS included
+MAX_STOP_STRINGS, MAX_STOP_CHARACTERS = 1024, 16_384  # of a request, whose text is searched for each
 MAX_LOGPROBS = 20  # as OpenAI's top_logprobs allows
 MIN_READ_LENGTH = 256  # a step that reads fewer slots is no faster
 

@@ -53,7 +53,7 @@ def test_without_a_server_the_error_says_how_to_start_one(call: Call) -> None:
 def test_group_without_a_command_is_help(call: Call, arguments: tuple[str, ...]) -> None:
     outcome = call(*arguments)
     assert (outcome.status, outcome.err) == (0, "")
-    assert "  serve  Measure a running server under load." in outcome.out
+    assert "  serve       Measure a running server under load." in outcome.out
 
 
 def test_wrong_values_are_named_as_flags(call: Call) -> None:

@@ -86,8 +86,9 @@ def test_every_flag_reaches_the_library(
         for one in value if isinstance(value, tuple) else [value]:
             flags += [f"--{name.replace('_', '-')}", *([] if one is True else [str(one)])]
     reached: dict[str, Any] = {}
+    printed = output.Printed("done", "speed", ())
     monkeypatch.setattr(moejax, "load", lambda source, **settings: (source, settings), raising=False)
-    monkeypatch.setattr(output, "decode_all", lambda *args, **_: reached.update(args=args) or ("done", "speed"))
+    monkeypatch.setattr(output, "decode_all", lambda *args, **_: reached.update(args=args) or printed)
     load = ("--dtype", "f16", "--expert-backend", "dense", "--max-seq-len", "99", "--dispatch", "gather")
     outcome = call("decode", tiny_folder, "--token-ids", "1 2", "--mesh", "expert=2", *load, *flags)
     assert outcome.status == 0, outcome.err

@@ -163,7 +163,7 @@ LATER: list[tuple[tuple[str, ...], str]] = [
     (("decode", "demo", *P, "--dtype", "fp8"), "unknown dtype 'fp8': use bfloat16, float16, float32 or auto"),
     (
         ("decode", "demo", *P, "--expert-backend", "triton"),
-        "unknown expert backend 'triton'; the known ones are auto, dense, blocked, native, ragged, pallas",
+        "unknown expert backend 'triton'; the known ones are auto, dense, blocked, native, ragged, pallas, tokamax",
     ),
 ]
 

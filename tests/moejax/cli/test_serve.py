@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -47,6 +48,12 @@ def served(folder: Path, port: int, *flags: str) -> Iterator[subprocess.Popen[st
         process.communicate()
 
 
+def waiting(port: int) -> float:
+    """Requests in the queue, as the server says."""
+    text = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=START_SECONDS).text
+    return float(re.findall(r"^vllm:num_requests_waiting\{.*\} (.*)$", text, re.M)[0])
+
+
 def test_sigterm_under_load_finishes_what_runs(tiny: Tiny, tiny_folder: Path, port: int) -> None:
     """Two rows run and are finished, the third waits and is told; the exit code is 0 and nothing is left in between."""
     streams: dict[int, str] = {}
@@ -63,7 +70,7 @@ def test_sigterm_under_load_finishes_what_runs(tiny: Tiny, tiny_folder: Path, po
         threads = [threading.Thread(target=read, args=(number,)) for number in range(3)]
         for thread in threads:
             thread.start()
-        while len(streams) < 2:
+        while len(streams) < 2 or (len(streams) < 3 and not waiting(port)):
             time.sleep(0.005)
         process.send_signal(signal.SIGTERM)
         for thread in threads:

@@ -102,6 +102,8 @@ def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     assert "apt-get install g++" in refusal()
     monkeypatch.setenv("CXX", "no-such-compiler -x")
     assert "CXX='no-such-compiler -x' is none" in refusal()
+    monkeypatch.setenv("CXX", 'g++ "')
+    assert "CXX='g++ \"' is none" in refusal()
 
 
 def test_a_failing_compilation_shows_the_first_error(folder: Path) -> None:

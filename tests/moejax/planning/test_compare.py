@@ -170,6 +170,11 @@ def test_json_has_every_row_and_nothing_infinite() -> None:
     assert kinds["all-reduce"] >= 2 and one["decode"]["collectives"][1]["count"] == 32
 
 
+def test_too_many_devices_are_refused_at_once() -> None:
+    with pytest.raises(ValueError, match=r"devices must be at most 65,536, got 1e\+09"):
+        compare_meshes(CONFIG, 10**9, "h100-sxm")
+
+
 @pytest.mark.parametrize(
     ("fields", "complaint"),
     [

@@ -1,5 +1,6 @@
 """What can go wrong between a client and the server, over real sockets."""
 
+import itertools
 import json
 import socket
 import threading
@@ -154,15 +155,16 @@ def test_engine_that_dies(model: "moejax.Model", monkeypatch: pytest.MonkeyPatch
     """Whoever waits is told, in a stream and outside of one; health and all later requests say 503."""
     with running(model, **SIZES) as live, live.client() as client:
         assert client.get("/health").json() == {"status": "ready"}
-        with client.stream("POST", COMPLETIONS, json={**LONG, "stream": True}) as answer:
-            lines = (line for line in answer.iter_lines() if line)
-            next(lines)
+        decode, calls = scheduler.Scheduler.decode, itertools.count()
 
-            def fail(*_: Any) -> Any:
+        def fail_later(*arguments: Any) -> Any:
+            if next(calls):
                 raise MemoryError("out of device memory")
+            return decode(*arguments)
 
-            monkeypatch.setattr(scheduler.Scheduler, "decode", fail)
-            *_, last = lines
+        monkeypatch.setattr(scheduler.Scheduler, "decode", fail_later)
+        with client.stream("POST", COMPLETIONS, json={**LONG, "stream": True}) as answer:
+            *_, last = (line for line in answer.iter_lines() if line)
         assert "the engine has failed (MemoryError)" in json.loads(last.removeprefix("data: "))["error"]["message"]
         health = client.get("/health")
         assert (health.status_code, health.json()) == (503, {"status": "dead"})

@@ -199,6 +199,8 @@ def test_routed_experts_of_a_stream(client: openai.OpenAI, live: Live) -> None:
         ({"extra_body": {"guided_json": {}}}, "unknown field 'guided_json': leave it out", "guided_json"),
         ({"extra_body": {"temperature": "1"}}, "temperature: Input should be a valid number", "temperature"),
         ({"extra_body": {"stop_token_ids": list(range(2, 20))}}, "at most 16 stop tokens", "stop_token_ids"),
+        ({"stop": [str(number) for number in range(1025)]}, "at most 1,024 stop strings", "stop"),
+        ({"stop": "x" * 16_385}, "16,384 characters together, got 1 of 16,385", "stop"),
         ({"extra_body": {"return_routed_experts": True}}, "add stream=true", "return_routed_experts"),
         ({"stream_options": {"include_usage": True}}, "add stream=true", "stream_options"),
         ({"prompt": ""}, "prompt 0 is empty", "prompt"),
