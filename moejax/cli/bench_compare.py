@@ -94,7 +94,7 @@ def compare(
     from moejax.bench.source import resolve_source, source_name
     from moejax.bench.strategies import COUNTED, TIMED, count_strategies, meshes_of
     from moejax.bench.works import cross_product
-    from moejax.cli.bench_latency import check_length
+    from moejax.cli.bench_runs import check_length
     from moejax.cli.facts import read_facts
     from moejax.dtypes import resolve_dtype
     from moejax.layout import resolve_split

@@ -1,11 +1,11 @@
 """`moejax bench latency`: prefill and decoding of one batch at a time."""
 
-import json as json_format
 from typing import TYPE_CHECKING, Any
 
 from moejax.cli import bench_options as flags
 from moejax.cli import console, options, startup
 from moejax.cli import devices as device_flags
+from moejax.cli.bench_runs import check_length, describe_model, load_timed, write_result
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -37,7 +37,7 @@ def latency(
     dispatch: device_flags.Dispatch = "auto",
 ) -> None:
     """Time every combination of batch size, prompt length and output length. Real devices only."""
-    from moejax.bench.source import resolve_source, source_name
+    from moejax.bench.source import resolve_source
     from moejax.bench.works import cross_product
 
     source = resolve_source(checkpoint, random)
@@ -48,21 +48,12 @@ def latency(
 
         check_plots()
     startup.prepare_jax(compile_cache=not no_compile_cache, quiet=quiet)
-    import moejax
     from moejax.bench.latency import check_rounds, measure_latency
     from moejax.bench.machine import describe_run
     from moejax.bench.roofline import measure_roofline
-    from moejax.planning.auto import AUTO
-    from sharding import mesh_config
 
     check_rounds(num_iters_warmup, num_iters)
-    if mesh != AUTO:  # which is a mesh of the devices that are here
-        check_real(mesh_config(mesh).size)
-    with console.progress(f"loading {source_name(source)}", quiet=quiet):
-        model = moejax.load(
-            source, mesh=mesh, dtype=dtype, expert_backend=expert_backend, dispatch=dispatch, seed=model_seed
-        )
-    check_real(model.mesh.size)
+    model = load_timed(source, mesh, dispatch, dtype=dtype, expert_backend=expert_backend, seed=model_seed, quiet=quiet)
     with console.progress("measuring what this machine can do", quiet=quiet):
         roofline = measure_roofline(model.dtype)
     measured = []
@@ -71,74 +62,12 @@ def latency(
             measured.append(one.as_json())
     result = {
         **describe_run(),
-        "model": describe_model(model, source_name(source)),
+        "model": describe_model(model, source),
         "roofline": vars(roofline) | {"bandwidth": roofline.bandwidth},
         "latency": measured,
     }
-    if report is not None:
-        from moejax.bench.report import write_report
-
-        write_report(report, result)
-        console.remark(f"report written to {report}")
-    if json:
-        console.write(f"{json_format.dumps(result)}\n")
-    else:
-        console.write(f"{headline(result)}\n")
+    if write_result(result, report, json=json):
         console.write_rendered(_table(measured))
-
-
-def check_length(source: str, longest: int) -> None:
-    """Raises ValueError before JAX starts when the model has no positions for this many tokens, or does not exist."""
-    from moejax.cli.facts import read_facts
-
-    limit = read_facts(source, None).max_seq_len
-    if longest > limit:
-        raise ValueError(
-            f"prompt and output of {longest} tokens are more than the model's {limit} positions: lower --input-len or "
-            "--output-len"
-        )
-
-
-def check_real(devices: int) -> None:
-    """Raises ValueError for simulated devices: they share this machine's cores, so their times say nothing."""
-    import jax
-
-    if devices > 1 and jax.devices()[0].platform == "cpu":
-        raise ValueError(
-            "CPU devices of a mesh are simulated and not timed; moejax bench compare --mesh counts what they exchange"
-        )
-
-
-def describe_model(model: Any, name: str) -> dict[str, Any]:
-    """What stands beside every number of a model."""
-    return {
-        "name": name,
-        "parameters": model.config.num_parameters,
-        "active_parameters": model.config.num_active_parameters,
-        "dtype": model.dtype,
-        "expert_backend": model.expert_backend,
-        "mesh": str(model.mesh),
-        "dispatch": model.dispatch,
-    }
-
-
-def headline(result: dict[str, Any]) -> str:
-    """The machine, the model and what the machine can do, in three lines."""
-    from moejax.bench.machine import machine_line
-
-    model, roofline = result["model"], result.get("roofline")
-    lines = [
-        f"machine: {machine_line(result['machine'])}",
-        f"model: {model['name']}, {model['parameters'] / 1e6:,.0f} M parameters ({model['dtype']}, experts "
-        f"{model['expert_backend']}, {model['mesh']})",
-    ]
-    if roofline:
-        lines.append(
-            f"measured: copy {roofline['copy_bytes_per_second'] / 1e9:.1f} GB/s, read "
-            f"{roofline['read_bytes_per_second'] / 1e9:.1f} GB/s, products "
-            f"{roofline['matrix_flops_per_second'] / 1e9:,.0f} GFLOP/s"
-        )
-    return "\n".join(lines)
 
 
 def _table(measured: list[dict[str, Any]]) -> "Table":

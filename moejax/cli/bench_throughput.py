@@ -1,11 +1,9 @@
 """`moejax bench throughput`: many ragged requests at once."""
 
-import json as json_format
-
 from moejax.cli import bench_options as flags
 from moejax.cli import console, options, startup
 from moejax.cli import devices as device_flags
-from moejax.cli.bench_latency import check_length, check_real, describe_model, headline
+from moejax.cli.bench_runs import check_length, describe_model, load_timed, write_result
 
 EXAMPLES = (
     "moejax bench throughput path/to/checkpoint --num-prompts 64 -p 16-256 -n 16-256",
@@ -32,7 +30,7 @@ def throughput(
     dispatch: device_flags.Dispatch = "auto",
 ) -> None:
     """Time N requests of random lengths, all given at once, after one round that compiles."""
-    from moejax.bench.source import resolve_source, source_name
+    from moejax.bench.source import resolve_source
     from moejax.bench.works import ragged_requests
     from moejax.cli.facts import read_facts
 
@@ -44,38 +42,22 @@ def throughput(
 
         check_plots()
     startup.prepare_jax(compile_cache=not no_compile_cache, quiet=quiet)
-    import moejax
     from moejax.bench.latency import check_rounds
     from moejax.bench.machine import describe_run
     from moejax.bench.throughput import measure_throughput
-    from moejax.planning.auto import AUTO
-    from sharding import mesh_config
 
     check_rounds(1, num_iters)
-    if mesh != AUTO:  # which is a mesh of the devices that are here
-        check_real(mesh_config(mesh).size)
-    with console.progress(f"loading {source_name(source)}", quiet=quiet):
-        model = moejax.load(
-            source, mesh=mesh, dtype=dtype, expert_backend=expert_backend, dispatch=dispatch, seed=model_seed
-        )
-    check_real(model.mesh.size)
+    model = load_timed(source, mesh, dispatch, dtype=dtype, expert_backend=expert_backend, seed=model_seed, quiet=quiet)
     with console.progress("timing", quiet=quiet):
         measured = measure_throughput(model, requests, rounds=num_iters).as_json()
     lengths = {"input_len": list(input_len), "output_len": list(output_len)}
     result = {
         **describe_run(),
-        "model": describe_model(model, source_name(source)),
+        "model": describe_model(model, source),
         "throughput": lengths | measured,
     }
-    if report is not None:
-        from moejax.bench.report import write_report
-
-        write_report(report, result)
-        console.remark(f"report written to {report}")
-    if json:
-        console.write(f"{json_format.dumps(result)}\n")
+    if not write_result(result, report, json=json):
         return
-    console.write(f"{headline(result)}\n")
     console.write(
         f"{measured['num_requests']} requests, prompts of {input_len[0]}-{input_len[1]} and outputs of "
         f"{output_len[0]}-{output_len[1]} tokens: {measured['elapsed_time']:.2f} ± {measured['elapsed_stdev']:.2f} s\n"

@@ -1,0 +1,98 @@
+"""What the commands that time one model share: which model, what stands beside its numbers, where they are written."""
+
+import json as json_format
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moejax.cli import console
+
+if TYPE_CHECKING:
+    from moejax import Model
+
+
+def check_length(source: str, longest: int) -> None:
+    """Raises ValueError before JAX starts when the model has no positions for this many tokens, or does not exist."""
+    from moejax.cli.facts import read_facts
+
+    limit = read_facts(source, None).max_seq_len
+    if longest > limit:
+        raise ValueError(
+            f"prompt and output of {longest} tokens are more than the model's {limit} positions: lower --input-len or "
+            "--output-len"
+        )
+
+
+def check_real(devices: int) -> None:
+    """Raises ValueError for simulated devices: they share this machine's cores, so their times say nothing."""
+    import jax
+
+    if devices > 1 and jax.devices()[0].platform == "cpu":
+        raise ValueError(
+            "CPU devices of a mesh are simulated and not timed; moejax bench compare --mesh counts what they exchange"
+        )
+
+
+def load_timed(
+    source: str, mesh: str | None, dispatch: str, *, dtype: str, expert_backend: str, seed: int, quiet: bool
+) -> "Model":
+    """Loads a model on real devices, once JAX has started.
+
+    Raises:
+        ValueError: for a mesh of simulated devices, before anything is loaded unless it is "auto".
+    """
+    import moejax
+    from moejax.bench.source import source_name
+    from moejax.planning.auto import AUTO
+    from sharding import mesh_config
+
+    if mesh != AUTO:  # which is a mesh of the devices that are here
+        check_real(mesh_config(mesh).size)
+    with console.progress(f"loading {source_name(source)}", quiet=quiet):
+        model = moejax.load(source, mesh=mesh, dtype=dtype, expert_backend=expert_backend, dispatch=dispatch, seed=seed)
+    check_real(model.mesh.size)
+    return model
+
+
+def describe_model(model: "Model", source: str) -> dict[str, Any]:
+    """What stands beside every number of a model."""
+    from moejax.bench.source import source_name
+
+    return {
+        "name": source_name(source),
+        "parameters": model.config.num_parameters,
+        "active_parameters": model.config.num_active_parameters,
+        "dtype": model.dtype,
+        "expert_backend": model.expert_backend,
+        "mesh": str(model.mesh),
+        "dispatch": model.dispatch,
+    }
+
+
+def headline(result: dict[str, Any]) -> str:
+    """The machine, the model and what the machine can do, in three lines."""
+    from moejax.bench.machine import machine_line
+
+    model, roofline = result["model"], result.get("roofline")
+    lines = [
+        f"machine: {machine_line(result['machine'])}",
+        f"model: {model['name']}, {model['parameters'] / 1e6:,.0f} M parameters ({model['dtype']}, experts "
+        f"{model['expert_backend']}, {model['mesh']})",
+    ]
+    if roofline:
+        lines.append(
+            f"measured: copy {roofline['copy_bytes_per_second'] / 1e9:.1f} GB/s, read "
+            f"{roofline['read_bytes_per_second'] / 1e9:.1f} GB/s, products "
+            f"{roofline['matrix_flops_per_second'] / 1e9:,.0f} GFLOP/s"
+        )
+    return "\n".join(lines)
+
+
+def write_result(result: dict[str, Any], report: Path | None, *, json: bool) -> bool:
+    """Writes the report that was asked for, then the result as JSON, or its headline; whether a table has to follow."""
+    if report is not None:
+        from moejax.bench.report import write_report
+
+        write_report(report, result)
+        console.remark(f"report written to {report}")
+    console.write(f"{json_format.dumps(result) if json else headline(result)}\n")
+    return not json
