@@ -101,8 +101,7 @@ def decode(
     from moejax.cli.facts import read_facts  # here, so that --help does not import numpy
     from moejax.cli.prompts import check_flags, encode_prompts, read_prompts
     from moejax.decoding.requests import make_requests
-    from moejax.layout import resolve_split
-    from moejax.planning.auto import AUTO, asked_split
+    from moejax.planning.auto import asked_split, check_split
     from moejax.planning.expert_load import check_new_file, recorded_load, write_expert_load
 
     if save_expert_load is not None:
@@ -110,8 +109,7 @@ def decode(
     given = read_prompts(prompt or [], token_ids or [])
     check_flags(given, chat=chat, system=system)
     facts = read_facts(checkpoint, max_seq_len)
-    if mesh != AUTO:
-        resolve_split(facts.config, mesh, dispatch)  # so that a mistake is told before JAX starts
+    check_split(facts.config, mesh, dispatch)
     prompts = encode_prompts(facts, given, chat=chat, system=system)
     make_requests(facts, prompts, params, {})  # only to tell mistakes before the weights are read
     began = time.perf_counter()

@@ -10,8 +10,8 @@ from moejax.checkpoint import Checkpoint, open_checkpoint
 from moejax.cli import startup
 from moejax.cli.options import RANDOM
 from moejax.config import ModelConfig, named_config
-from moejax.layout import Split, resolve_split
-from moejax.planning.auto import AUTO, asked_split
+from moejax.layout import Split
+from moejax.planning.auto import asked_split, check_split
 from moejax.tokenizer import Tokenizer, missing_tokenizer_message
 
 _ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
@@ -30,8 +30,7 @@ def inspect(source: str, mesh: str | None, dispatch: str) -> dict[str, Any]:
     else:
         checkpoint = open_checkpoint(source)
         config = checkpoint.config
-    if mesh != AUTO:  # tells mistakes before JAX starts
-        resolve_split(config, mesh, dispatch)
+    check_split(config, mesh, dispatch)
     startup.prepare_jax(quiet=True)
     split = asked_split(
         config, mesh, dispatch, dtype="bfloat16", stored="bfloat16", max_seq_len=config.max_position_embeddings

@@ -162,13 +162,11 @@ def serve(
     chunk = 128 if prefill_chunk is None else prefill_chunk
     EngineSettings(max_batch=max_batch, max_queue=max_queue, prefill_chunk=chunk)  # tells mistakes before JAX starts
     from moejax.cli.facts import read_facts
-    from moejax.layout import resolve_split
-    from moejax.planning.auto import AUTO, asked_split
+    from moejax.planning.auto import asked_split, check_split
 
     facts = read_facts(checkpoint, max_seq_len)
     limit = min(facts.max_seq_len, DEFAULT_MAX_SEQ_LEN) if max_seq_len is None else max_seq_len
-    if mesh != AUTO:  # tells mistakes before JAX starts
-        resolve_split(facts.config, mesh, dispatch)
+    check_split(facts.config, mesh, dispatch)
     startup.check_extra("serve", "fastapi", "uvicorn", "prometheus_client")
     from moejax.serving import server
 

@@ -52,6 +52,16 @@ def auto_split(config: ModelConfig, dtype: str, max_seq_len: int, dispatch: str,
     return replace(winner.split, remark=remark)
 
 
+def check_split(config: ModelConfig, mesh: str | None, dispatch: str) -> None:
+    """Tells a mistake in what `asked_split` will be asked for before JAX starts, as far as that is possible.
+
+    Raises:
+        ValueError: as `resolve_split`.
+    """
+    if mesh != AUTO:
+        resolve_split(config, mesh, dispatch)
+
+
 def asked_split(
     config: ModelConfig, mesh: str | None, dispatch: str, *, dtype: str, stored: str, max_seq_len: int
 ) -> Split:
