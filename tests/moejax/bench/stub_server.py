@@ -4,11 +4,12 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+DONE = "data: [DONE]"
 Say = Callable[[str], None]  # writes one line of the stream
 
 
@@ -55,7 +56,7 @@ def steady(first: float, gap: float) -> Callable[[dict[str, Any], Say], None]:
             time.sleep(gap if place else first)
             say(token())
         say(usage(body))
-        say("data: [DONE]")
+        say(DONE)
 
     return answer
 
@@ -78,7 +79,8 @@ def serving(answer: Callable[[dict[str, Any], Say], None], *, status: int = 200,
             stub.headers.append(dict(self.headers))
             if status != 200:
                 return self._whole(status, text)
-            with stub.counted():
+            with ExitStack() as self.running:
+                self.running.enter_context(stub.counted())
                 self.send_response(200)
                 self.send_header("Transfer-Encoding", "chunked")
                 self.end_headers()
@@ -86,6 +88,8 @@ def serving(answer: Callable[[dict[str, Any], Say], None], *, status: int = 200,
             self.wfile.write(b"0\r\n\r\n")
 
         def _say(self, line: str) -> None:
+            if line == DONE:  # once it has read this the client may send its next request, before we run again
+                self.running.close()
             data = f"{line}\n\n".encode()
             self.wfile.write(b"%x\r\n%s\r\n" % (len(data), data))
 
