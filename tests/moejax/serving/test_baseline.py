@@ -92,7 +92,7 @@ def test_process_generates_what_decode_does_survives_a_cancelled_run_and_ends_wh
     stop_id = expected.token_ids[4]
 
     async def tokens(process: BaselineProcess, params: moejax.SamplingParams, stops: tuple[int, ...]) -> list[int]:
-        pairs = [pair async for pair in process.run(make_task(PROMPT, params, stops))]
+        pairs = [pair async for some in process.run(make_task(PROMPT, params, stops)) for pair in some]
         times = [seconds for _, seconds in pairs]
         assert times == sorted(times)
         assert 0 < times[0]
@@ -113,7 +113,8 @@ def test_process_generates_what_decode_does_survives_a_cancelled_run_and_ends_wh
             first_stop = expected.token_ids.index(stop_id)
             assert await tokens(process, greedy, (stop_id,)) == expected.token_ids[: first_stop + 1]
             run = process.run(make_task(PROMPT, moejax.SamplingParams(max_tokens=100), ()))
-            await anext(run)
+            ((first, _),) = await anext(run)
+            assert first == expected.token_ids[0], "the first token waits for others"
             await run.aclose()
             assert await tokens(process, greedy, ()) == expected.token_ids, "the cancelled run's tokens came first"
             assert await tokens(process, sampled, ()) == await tokens(process, sampled, ())
