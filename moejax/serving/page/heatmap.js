@@ -18,6 +18,7 @@ export function createHeatmap(section, facts, announce) {
     "Point at a token of the answer, or choose one here, to see its experts.";
   part("legend-even").textContent = `if used evenly: ${percent(perToken / experts)}`;
 
+  const life = new AbortController(); // of its hold on the section
   let tokens = []; // with their experts
   let counts = []; // of tokens, [layer][expert]
   let spans = []; // that show the tokens
@@ -26,18 +27,23 @@ export function createHeatmap(section, facts, announce) {
   let paintedAt = -Infinity;
   let waiting = null; // the timer of the next paint
 
-  /** Forgets the last answer; the next one is shown in the pane `lane`. */
-  function reset(lane) {
+  /** Forgets the last answer. */
+  function clear() {
     tokens = [];
-    spans = lane.spans;
+    spans = [];
     counts = Array.from({ length: layers }, () => new Array(experts).fill(0));
+    slider.max = 0;
+    pin(null);
+    section.hidden = true;
+  }
+
+  /** Takes the pane in which the next answer is shown. */
+  function follow(lane) {
+    spans = lane.spans;
     lane.text.addEventListener("pointerover", (event) => show(indexOf(event.target) ?? pinned));
     lane.text.addEventListener("pointerleave", () => show(pinned));
     lane.text.addEventListener("click", (event) => pin(indexOf(event.target)));
     lane.text.addEventListener("keydown", onKey);
-    slider.max = 0;
-    pin(null);
-    section.hidden = true;
   }
 
   function add(added) {
@@ -142,6 +148,11 @@ export function createHeatmap(section, facts, announce) {
     show(index);
   }
 
+  function showAll() {
+    slider.focus(); // the button is about to be disabled
+    pin(null);
+  }
+
   function onKey(event) {
     const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
     if (event.key === "Escape") pin(null);
@@ -153,18 +164,19 @@ export function createHeatmap(section, facts, announce) {
     announce(aloud(next));
   }
 
-  slider.addEventListener("input", () => tokens.length > 0 && pin(slider.valueAsNumber));
-  unpin.addEventListener("click", () => {
-    slider.focus(); // this button is about to be disabled
-    pin(null);
-  });
-  words.addEventListener("toggle", listWords);
+  slider.addEventListener("input", () => tokens.length > 0 && pin(slider.valueAsNumber), { signal: life.signal });
+  unpin.addEventListener("click", showAll, { signal: life.signal });
+  words.addEventListener("toggle", listWords, { signal: life.signal });
   tellCell(null, null);
+  clear();
   return {
-    reset,
+    clear,
+    follow,
     add,
     /** Shows what has come so far at once: nothing more comes. */
     finish: () => tokens.length > 0 && paint(),
+    /** Gives the section up, for the table of another model. */
+    close: () => life.abort(),
   };
 }
 

@@ -83,8 +83,8 @@ function refused(error) {
 function adopt(told) {
   facts = told;
   $("model-facts").textContent = modelLine(facts);
+  heatmap?.close();
   heatmap = createHeatmap($("experts"), facts, announce);
-  $("experts").hidden = true;
   form.elements.max_tokens.max = facts.max_seq_len;
   form.elements.chat.disabled = !facts.has_chat;
   $("chat-note").textContent = facts.has_chat
@@ -107,12 +107,13 @@ function openLanes(descriptions, prompt) {
   $("lanes").replaceChildren();
   $("lanes").dataset.count = descriptions.length;
   lanes = descriptions.map((description) => createLane($("lanes"), { ...description, prompt }));
-  heatmap.reset(lanes[0]);
+  heatmap.clear();
 }
 
 async function generate(request, signal) {
   const [lane] = lanes;
   const body = { ...request.body, return_routed_experts: true };
+  heatmap.follow(lane);
   lane.begin();
   for await (const chunk of api.stream(request.path, body, signal)) heatmap.add(lane.take(chunk));
   lane.end("done");

@@ -51,8 +51,8 @@ export function keyDialog(dialog) {
 /** What a visitor has to know of the model. */
 export function modelLine(facts) {
   const parts = [
-    `${facts.model} is a language model of ${facts.num_layers} layers with ${facts.num_experts} experts each, of which ` +
-      `${facts.experts_per_token} work on a token.`,
+    `${facts.model} is a language model, served by moejax. Each of its ${facts.num_layers} layers has ` +
+      `${facts.num_experts} experts, of which ${facts.experts_per_token} work on a token (a word or a piece of one).`,
   ];
   if (facts.about !== null) parts.push(facts.about);
   if (/[2-9]|1\d/.test(facts.mesh)) parts.push(`It is split over devices: ${facts.mesh}.`);

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -153,5 +154,40 @@ def test_process_that_ends_is_an_error_and_not_silence() -> None:
         with pytest.raises(BaselineFailed, match=r"\(plain moejax\) was ended by signal 9"):
             await starting
         assert process.pid is None
+
+    asyncio.run(story())
+
+
+DYING = """#!{python}
+import os, signal
+input()
+print('{{"ready": "it will die"}}', flush=True)
+input()
+print('{{"tokens": [5], "times": [0.1]}}', flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_process_that_dies_in_a_run_is_told_and_followed_by_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "python"
+    program.write_text(DYING.format(python=sys.executable), encoding="utf-8")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+
+    async def story() -> None:
+        process = process_of("demo")
+        pids = set()
+        for _ in range(2):
+            await start(process)
+            pids.add(process.pid)
+            run = process.run(make_task(PROMPT, moejax.SamplingParams(max_tokens=9), ()))
+            assert await anext(run) == [(5, 0.1)]
+            with pytest.raises(BaselineFailed, match=r"\(plain moejax\) was ended by signal 9"):
+                await anext(run)
+            assert process.pid is None
+        assert len(pids) == 2
+        await process.close()
 
     asyncio.run(story())

@@ -56,7 +56,8 @@ def test_key_is_asked_for_until_it_is_right(page: Page, server: Server) -> None:
     page["key"].send_keys(server.key, Keys.ENTER)
     wait_for(lambda: page["server-status"].text == "Ready", START_SECONDS)
     assert page["model-facts"].text == (
-        "tiny is a language model of 2 layers with 4 experts each, of which 2 work on a token."
+        "tiny is a language model, served by moejax. Each of its 2 layers has 4 experts, of which 2 work on a token "
+        "(a word or a piece of one)."
     )
     assert "then to transformers (its generate() on the same weights)" in page["race-note"].text
     assert page["key-dialog"].get_attribute("open") is None

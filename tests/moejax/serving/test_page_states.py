@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from selenium.webdriver import Chrome, Keys
+from selenium.webdriver import ActionChains, Chrome, Keys
 
 from moejax.serving.errors import ApiError
 from tests.moejax.serving.page_browser import Page, wait_for
@@ -63,7 +63,7 @@ def test_engine_that_has_failed_is_said_and_what_follows_it_is_learnt(page: Page
     stub.facts, stub.health = FACTS | {"model": "another", "about": "It is new."}, "ready"
     page.wait_until_idle()
     assert page["server-status"].text == "Ready"
-    assert page["model-facts"].text.startswith("another is a language model ")
+    assert page["model-facts"].text.startswith("another is a language model")
     assert page["model-facts"].text.endswith(" It is new.")
     assert page["alert"].text == ""
 
@@ -91,6 +91,9 @@ def test_baseline_that_dies_is_said_and_the_next_race_works(page: Page, stub: St
     assert page["verdict"].text == "The race did not come to its end."
     assert [lane.get_attribute("data-state") for lane in page.all(".lane")] == ["done", "failed"]
     assert page["server-status"].text == "Ready"
+    page.driver.get_log("browser")
+    ActionChains(page.driver).move_to_element(page.all(".token")[0]).click().perform()
+    assert page.driver.get_log("browser") == [], "a race's tokens have no experts to show"
     stub.baseline = Stub(url="").baseline
     page.run("race")
     assert "moejax was 2.0 times as fast as slowpoke." in page["verdict"].text
