@@ -13,9 +13,8 @@ export function createHeatmap(section, facts, announce) {
   const [slider, route, unpin, words, cellLine] = ["token", "token-route", "unpin", "in-words", "cell"].map(part);
   const table = createExpertTable(part("experts-grid"), layers, experts, tellCell);
   part("experts-note").textContent =
-    `In each of its ${layers} layers the model has ${experts} experts, of which ${perToken} work on each token. ` +
-    "A cell shows on how many of this answer's tokens an expert worked. " +
-    "Point at a token of the answer, or choose one here, to see its experts.";
+    "A cell shows on how many of this answer's tokens an expert worked. Point at a token of the answer, or choose one " +
+    "here, to see its experts.";
   part("legend-even").textContent = `if used evenly: ${percent(perToken / experts)}`;
 
   const life = new AbortController(); // of its hold on the section

@@ -76,7 +76,8 @@ function showVerdict(verdict, ours, baseline) {
   const { first, ratio } = compare(a, b);
   const digits = ratio < 10 ? ratio.toFixed(1) : Math.round(ratio);
   const [winner, loser] = first ? names : [names[1], names[0]];
-  const claim = `${winner} was ${digits} times as fast as ${loser}.`;
+  const claim =
+    digits === "1.0" ? `${winner} and ${loser} were equally fast.` : `${winner} was ${digits} times as fast as ${loser}.`;
   verdict.replaceChildren(
     paragraph("ratio", `${digits}×`),
     paragraph("claim", claim),
