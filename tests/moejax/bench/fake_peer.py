@@ -37,9 +37,12 @@ def load(settings: Settings) -> Runner:
         pairs = zip(prompts, output_lens, strict=True)
         return Served(tokens=[right_tokens([prompt], length)[0] for prompt, length in pairs], seconds=4.0)
 
-    def score(prompts: list[list[int]], tokens: list[list[int]]) -> list[float]:
+    def score(prompts: list[list[int]], tokens: list[list[int]]) -> list[list[float]]:
         wanted = right_tokens(prompts, len(tokens[0]))
-        return [0.0 if row == right else 4.0 for row, right in zip(tokens, wanted, strict=True)]
+        return [
+            [0.0 if one == right else 4.0 for one, right in zip(*pair, strict=True)]
+            for pair in zip(tokens, wanted, strict=True)
+        ]
 
     return Runner(run=run, how=f"fake, {settings.dtype}", serve=serve, serve_how="one by one", score=score)
 
