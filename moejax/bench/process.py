@@ -129,7 +129,10 @@ class PeerProcess:
 
     def _last_words(self) -> str:
         """Why it ended: its exit code and the last line that it wrote to stderr."""
-        code = self._process.wait(ENDING_SECONDS)
+        try:
+            how = f"exit code {self._process.wait(ENDING_SECONDS)}"
+        except subprocess.TimeoutExpired:  # it may be writing gigabytes of a core dump
+            how = "its output is closed, but it still runs"
         self._stderr.seek(0)
         lines = [line.strip() for line in self._stderr.read().splitlines() if line.strip()]
-        return f"exit code {code}{f': {lines[-1][:200]}' if lines else ''}"
+        return f"{how}{f': {lines[-1][:200]}' if lines else ''}"

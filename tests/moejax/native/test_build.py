@@ -81,7 +81,7 @@ def test_processes_that_compile_at_once_leave_one_whole_library(folder: Path) ->
         "from moejax.native.build import built_library, is_whole; p = built_library(); assert is_whole(p); print(p)"
     )
     both = [subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    paths = {process.communicate(timeout=60)[0].strip() for process in both}
+    paths = {process.communicate(timeout=300)[0].strip() for process in both}
     assert [process.returncode for process in both] == [0, 0]
     assert {str(path) for path in (folder / "cache" / "moejax" / "native").iterdir()} == paths and len(paths) == 1
 
