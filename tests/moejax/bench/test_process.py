@@ -85,10 +85,10 @@ def test_a_process_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_process_that_answers_no_more_but_runs_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("moejax.bench.process.ENDING_SECONDS", 0.1)
-    code = "import os, time; print('out of luck', file=__import__('sys').stderr); os.close(1); time.sleep(600)"
+    code = "import os, sys, time; print('out of luck', file=sys.stderr); os.close(1); time.sleep(600)"
     with PeerProcess("fake", [sys.executable, "-c", code]) as process, pytest.raises(PeerFailed) as caught:
         process.load(SETTINGS)
-    assert str(caught.value) == "fake ended (its output is closed, but it still runs: out of luck)"
+    assert str(caught.value) == "fake answers no more (it closed its output and still runs: out of luck)"
 
 
 def test_the_worker_answers_every_line() -> None:
