@@ -11,8 +11,8 @@ import sys
 import hypothesis
 import pytest
 
-# The same examples in every run: what fails here fails everywhere, and what passed passes. Slow machines are no failure.
-# `--hypothesis-profile=explore` draws others.
+# The same examples in every run, so that a change which passed goes on passing; `--hypothesis-profile=explore` draws
+# others. A machine that is slow is no failure.
 COMMON = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
 hypothesis.settings.register_profile("suite", derandomize=True, **COMMON)
 hypothesis.settings.register_profile("explore", **COMMON)

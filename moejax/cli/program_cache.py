@@ -9,8 +9,8 @@ from typing import Any
 def write_whole_programs() -> None:
     """From now on a program is written beside its place and renamed, so that whoever finds it finds all of it.
 
-    JAX writes in place. A process that reads meanwhile finds a part, warns, and compiles the program itself. A part that
-    a killed process or a full disk leaves stays for good: every later run warns, compiles it, and keeps what is there.
+    JAX writes in place. A process that reads meanwhile finds a part, warns, and compiles the program itself. The part
+    that a killed process or a full disk leaves stays for good: every later run warns and compiles, and it still stays.
 
     JAX has no public way to replace how its cache writes; tests/moejax/cli/test_program_cache.py fails where this one
     does nothing.
