@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
 LOOP = ("tests.moejax.cli.psum_loop", "loop")
-DECODE = ("moejax", "decode", "demo")
+DECODE = ("tests.moejax.cli.patient", "decode", "demo")
 SECONDS = 300  # for anything that is expected to happen, with the start of Python and JAX on a busy machine
 MINUTE = 60  # in which a process must have ended after another did
 LONG = "600"  # seconds that a process would go on if nothing ended it

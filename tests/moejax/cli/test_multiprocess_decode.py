@@ -83,8 +83,9 @@ def test_what_only_one_process_was_given_is_refused(
 
 @pytest.mark.parametrize("killed", [0, 1], ids=["coordinator", "worker"])
 def test_killed_process_ends_the_other(start: Starter, killed: int) -> None:
+    """With the command's own limits of time."""
     flags = ("--dtype", "float32", *HYBRID, "--prompt", "A list is", "--quiet", "-n", "1000", "--ignore-eos")
-    processes = [start(id, *flags, command=DECODE) for id in (0, 1)]
+    processes = [start(id, *flags, command=("moejax", "decode", "demo")) for id in (0, 1)]
     read_one(processes[0])
     processes[killed].kill()
     survivor = end(processes[1 - killed], MINUTE)
