@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+
 from moejax.bench.process import PeerProcess
 
 # Of the largest gap between the best logit and that of a peer's token, in standard deviations of the logits, computed
@@ -11,6 +13,7 @@ from moejax.bench.process import PeerProcess
 # token taken at random is 4 away. In float32 nothing but a tie may turn: that is the strict comparison.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 1.0, "float16": 1.0}
 
+Gaps = dict[tuple[int, ...], float]  # prompt and continuation, with the prompt's length first -> its gap
 Judgement = Literal["same tokens", "right up to rounding", "WRONG"]
 
 
@@ -31,11 +34,19 @@ class Verdict:
         return self.judgement != "WRONG"
 
 
-def judge(reference: PeerProcess, prompts: list[list[int]], tokens: list[list[int]], dtype: str) -> Verdict:
-    """Scores every token of every row by the reference's logits along the peer's own continuation."""
-    gaps = reference.score(prompts, tokens)
-    worst = max(gaps)
-    # A comparison that NaN fails, too.
+def judge(
+    reference: PeerProcess, prompts: list[list[int]], tokens: list[list[int]], dtype: str, known: Gaps
+) -> Verdict:
+    """Scores every token of every row by the reference's logits along the peer's own continuation.
+
+    known: gaps that were asked for before, to which new ones are added: systems that agree are asked about once.
+    """
+    keys = [(len(prompt), *prompt, *row) for prompt, row in zip(prompts, tokens, strict=True)]
+    new = [place for place, key in enumerate(keys) if key not in known]
+    if new:
+        gaps = reference.score([prompts[place] for place in new], [tokens[place] for place in new])
+        known.update(zip([keys[place] for place in new], gaps, strict=True))
+    worst = float(np.max([known[key] for key in keys]))  # NaN if one is, which is within no tolerance
     within = worst <= TOLERANCE[dtype]
     judgement: Judgement = "WRONG" if not within else "same tokens" if worst == 0 else "right up to rounding"
     return Verdict(judgement=judgement, worst_gap=worst, rows=len(tokens))

@@ -44,9 +44,9 @@ def latency(
     works = cross_product(batch_size, input_len, output_len)
     check_length(source, max(work.input_len + work.output_len for work in works))
     if report is not None:
-        from moejax.bench.plots import check_plots
+        from moejax.bench.report import check_report
 
-        check_plots()
+        check_report(report)
     startup.prepare_jax(compile_cache=not no_compile_cache, quiet=quiet)
     from moejax.bench.latency import check_rounds, measure_latency
     from moejax.bench.machine import describe_run
@@ -57,8 +57,8 @@ def latency(
     with console.progress("measuring what this machine can do", quiet=quiet):
         roofline = measure_roofline(model.dtype)
     measured = []
-    with console.progress("timing", quiet=quiet):
-        for one in measure_latency(model, works, roofline, warmup=num_iters_warmup, rounds=num_iters):
+    with console.progress("timing", quiet=quiet) as step:
+        for one in measure_latency(model, works, roofline, warmup=num_iters_warmup, rounds=num_iters, on_round=step):
             measured.append(one.as_json())
     result = {
         **describe_run(),

@@ -19,26 +19,29 @@ class Range(tuple[int, int]):
 
 
 # Defaults, as parsed.
+NO_NUMBERS = Numbers()
 BATCH_SIZES, INPUT_LENS, OUTPUT_LENS = Numbers((1,)), Numbers((128,)), Numbers((64,))
 RAGGED = Range((16, 256))
 
 
 def numbers(value: Any) -> Numbers:
     """Numbers from the command line, as in 1,8,16 (or the default, which are some)."""
-    return value if isinstance(value, Numbers) else Numbers(whole_number(part) for part in value.split(","))
+    if isinstance(value, Numbers):
+        return value
+    try:
+        return Numbers(int(part) for part in value.split(","))
+    except ValueError as error:
+        raise typer.BadParameter(f"must be whole numbers with commas, as in 1,8,16, got {value!r}") from error
 
 
 def number_range(value: Any) -> Range:
     """A range from the command line, as in 16-256; a single number is one of that length."""
     if isinstance(value, Range):
         return value
-    low, _, high = value.partition("-")
-    return Range((whole_number(low), whole_number(high or low)))
-
-
-def names(text: str) -> list[str]:
-    """Words given with commas."""
-    return [word.strip() for word in text.split(",") if word.strip()]
+    ends = value.split("-")
+    if len(ends) > 2 or not all(end.isdecimal() for end in ends) or not 1 <= int(ends[0]) <= int(ends[-1]):
+        raise typer.BadParameter(f"must be LOW-HIGH with 1 <= LOW <= HIGH, or one length, got {value!r}")
+    return Range((int(ends[0]), int(ends[-1])))
 
 
 Checkpoint = Annotated[
@@ -101,7 +104,8 @@ Report = Annotated[
         "--report",
         rich_help_panel=OUTPUT,
         metavar="DIR",
-        help="Write JSON with every sample, a Markdown page and PNG plots there (needs moejax[bench]).",
+        help="Write JSON with every sample, a Markdown page and PNG plots there (needs moejax[bench]). DIR is made, or "
+        "written over; the folder that it is in has to exist.",
         show_default=False,
     ),
 ]
