@@ -1,6 +1,6 @@
 """Draws docs/poster.svg: architecture, strategies and results on one page, from the JSON of benchmark reports.
 
-    python scripts/draw_poster.py docs/benchmarks/*.json --output docs/poster.svg
+    python -m scripts.draw_poster docs/benchmarks/*.json --output docs/poster.svg
 
 The reports are those that `moejax bench compare --report` writes; each bar is the median of a report's rounds, and a
 bar that is shorter than its neighbour's is drawn as short. Without a report of a kind its part of the page says so.
