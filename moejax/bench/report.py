@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from moejax.bench.machine import machine_line
-from moejax.bench.plots import check_plots, draw_plots
+from moejax.bench.plots import check_plots, draw_plots, plan_plots
 from moejax.bench.published import published_table
 from moejax.bench.report_tables import compare_table, latency_table, strategies_table
 
@@ -31,16 +31,20 @@ def write_report(folder: Path, result: dict[str, Any]) -> None:
     """
     folder.mkdir(exist_ok=True)
     (folder / "report.json").write_text(f"{json.dumps(result, indent=1)}\n", encoding="utf-8")
-    plots = draw_plots(folder, result)
-    (folder / "report.md").write_text(markdown(result, plots), encoding="utf-8")
+    draw_plots(folder, result)
+    (folder / "report.md").write_text(markdown(result), encoding="utf-8")
 
 
-def markdown(result: dict[str, Any], plots: dict[str, str]) -> str:
-    """The page; `plots` are file names and what they show."""
-    parts = ["# Benchmark\n", circumstances(result), *sections(result, level=2)]
-    parts += [f"![{what}]({name})\n" for name, what in plots.items()]
+def markdown(result: dict[str, Any]) -> str:
+    """The page."""
+    parts = ["# Benchmark\n", circumstances(result), *sections(result, level=2), pictures(result, "")]
     parts += ["## Published figures of others\n", published_table()]
     return "\n".join(parts)
+
+
+def pictures(result: dict[str, Any], folder: str) -> str:
+    """The plots of a report, which lie in `folder`: a path that ends with a slash, or nothing."""
+    return "".join(f"![{plot.what}]({folder}{plot.file})\n\n" for plot in plan_plots(result))
 
 
 def sections(result: dict[str, Any], *, level: int) -> list[str]:

@@ -11,7 +11,7 @@ import typer
 from moejax.cli import bench_options as flags
 from moejax.cli import console, options
 from moejax.cli import devices as device_flags
-from moejax.cli.bench_compare_plan import hf_folder, make_plan, with_meshes, works_of
+from moejax.cli.bench_compare_plan import hf_folder, make_plan, with_meshes
 from moejax.cli.bench_compare_table import show
 
 EXAMPLES = (
@@ -31,17 +31,6 @@ Peers = Annotated[
         help="transformers, transformers-compiled, llama.cpp, vllm; none for moejax alone.",
     ),
 ]
-PrefillLens = Annotated[
-    flags.Numbers,
-    typer.Option(
-        "--prefill-len",
-        rich_help_panel=flags.WORK,
-        parser=flags.numbers,
-        metavar="N[,N...]",
-        help="Also time the prefill of one prompt of N tokens by itself.",
-        show_default=False,
-    ),
-]
 Meshes = Annotated[
     list[str] | None,
     typer.Option(
@@ -55,7 +44,13 @@ Meshes = Annotated[
 ]
 Threads = Annotated[
     int | None,
-    typer.Option("--threads", rich_help_panel=flags.WORK, parser=options.whole_number, metavar="N", help="Of a CPU."),
+    typer.Option(
+        "--threads",
+        rich_help_panel=flags.WORK,
+        parser=options.whole_number,
+        metavar="N",
+        help="CPU threads of every system; all cores by default.",
+    ),
 ]
 NumPrompts = Annotated[
     int,
@@ -76,7 +71,7 @@ def compare(
     batch_size: flags.BatchSizes = flags.BATCH_SIZES,
     input_len: flags.InputLens = flags.INPUT_LENS,
     output_len: flags.OutputLens = flags.OUTPUT_LENS,
-    prefill_len: PrefillLens = flags.NO_NUMBERS,
+    prefill_len: flags.PrefillLens = flags.NO_NUMBERS,
     num_prompts: NumPrompts = 0,
     num_iters: flags.Rounds = 5,
     threads: Threads = None,
@@ -101,7 +96,7 @@ def compare(
     from moejax.bench.peers import asked_peers
     from moejax.bench.source import resolve_source, source_name
     from moejax.bench.strategies import COUNTED, TIMED, count_strategies, meshes_of
-    from moejax.cli.bench_runs import check_length
+    from moejax.cli.bench_runs import check_length, works_of
     from moejax.cli.facts import read_facts
     from moejax.dtypes import resolve_dtype
     from moejax.layout import resolve_split

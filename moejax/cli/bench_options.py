@@ -22,6 +22,7 @@ class Range(tuple[int, int]):
 NO_NUMBERS = Numbers()
 BATCH_SIZES, INPUT_LENS, OUTPUT_LENS = Numbers((1,)), Numbers((128,)), Numbers((64,))
 RAGGED = Range((16, 256))
+RANGE_DEFAULT = f"{RAGGED[0]}-{RAGGED[1]}"  # as a user would give it
 
 
 def numbers(value: Any) -> Numbers:
@@ -46,7 +47,7 @@ def number_range(value: Any) -> Range:
 
 Checkpoint = Annotated[
     str | None,
-    typer.Argument(metavar="[CHECKPOINT]", help="A checkpoint folder, demo, or random:NAME.", show_default=False),
+    typer.Argument(metavar="CHECKPOINT", help="A checkpoint folder, demo, or random:NAME.", show_default=False),
 ]
 Random = Annotated[
     str | None,
@@ -71,6 +72,17 @@ def _whole(*flags: str, help: str, panel: str = WORK) -> Any:
 BatchSizes = Annotated[Numbers, _list("--batch-size", "-b", help="Prompts at a time.")]
 InputLens = Annotated[Numbers, _list("--input-len", "-p", help="Tokens of each prompt.")]
 OutputLens = Annotated[Numbers, _list("--output-len", "-n", help="Tokens generated after each prompt.")]
+PrefillLens = Annotated[
+    Numbers,
+    typer.Option(
+        "--prefill-len",
+        rich_help_panel=WORK,
+        parser=numbers,
+        metavar="N[,N...]",
+        help="Also time the prefill of one prompt of N tokens by itself.",
+        show_default=False,
+    ),
+]
 NumPrompts = Annotated[int, _whole("--num-prompts", help="Requests in all.")]
 InputRange = Annotated[
     Range,
@@ -81,6 +93,7 @@ InputRange = Annotated[
         parser=number_range,
         metavar="LOW-HIGH",
         help="Tokens of each prompt, drawn from this range.",
+        show_default=RANGE_DEFAULT,
     ),
 ]
 OutputRange = Annotated[
@@ -92,6 +105,7 @@ OutputRange = Annotated[
         parser=number_range,
         metavar="LOW-HIGH",
         help="Tokens generated after each prompt, drawn from this range.",
+        show_default=RANGE_DEFAULT,
     ),
 ]
 Rounds = Annotated[int, _whole("--num-iters", "-r", help="Rounds that are timed.")]

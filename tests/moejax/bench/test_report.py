@@ -75,10 +75,12 @@ def test_a_report_has_page_samples_and_plots(tmp_path: Path) -> None:
     assert "- slower: so; loading 2.0 s, compiling and warming up 30.0 s; FAILED: slower ended" in page
     assert "2 rounds (1 of the ragged requests)" in page
     assert "NOT MEASURED BY US" in page
-    names = ["throughput_p128_n64.png", "latency_p128_n64.png", "ratio_p128_n64.png", "prefill_ratio_p128_n64.png"]
+    names = ["latency_p128_n64.png", "throughput_p128_n64.png", "ratio.png", "ratio_prefill.png"]
+    assert [plot.file for plot in plots.plan_plots(given)] == names
     for name in names:
         assert f"({name})" in page
-        assert (tmp_path / "new" / name).read_bytes().startswith(b"\x89PNG")
+        drawn = (tmp_path / "new" / name).read_bytes()
+        assert drawn.startswith(b"\x89PNG") and plots.digest(given).encode() in drawn
 
 
 def test_losses_are_bold_and_wrong_tokens_named() -> None:
