@@ -78,7 +78,7 @@ def compare(plan: Plan, *, on_event: Callable[[str], None] = lambda text: None) 
         for name, (peer, settings) in plan.contenders.items():
             on_event(f"loading {name}")
             process = stack.enter_context(
-                PeerProcess(name, plan.commands.get(name) or worker_command(peer), _threads(settings.threads))
+                PeerProcess(name, plan.commands.get(name) or worker_command(peer), _environment(settings.threads))
             )
             running[name] = process
             _attempt(standings[name], running, lambda s=standings[name], p=process, c=settings: _load(s, p, c))
@@ -191,8 +191,15 @@ def _attempt(standing: Standing, running: dict[str, PeerProcess], action: Callab
         running.pop(standing.name).close()
 
 
-def _threads(threads: int) -> dict[str, str]:
-    return {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+def _environment(threads: int) -> dict[str, str]:
+    """Of every system's process. They share a GPU: JAX would reserve three quarters of it for the first one."""
+    preallocate = os.environ.get("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    return {
+        "OMP_NUM_THREADS": str(threads),
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+        "XLA_PYTHON_CLIENT_PREALLOCATE": preallocate,
+    }
 
 
 def _turned(names: list[str], by: int) -> list[str]:

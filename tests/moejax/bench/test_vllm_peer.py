@@ -20,6 +20,9 @@ now = 0.0
 time.perf_counter = lambda: now  # a step takes 10 ms, whatever else this machine does
 
 
+FREE = FREE_SHARE
+
+
 class TokensPrompt(TypedDict):
     prompt_token_ids: list[int]
 
@@ -44,7 +47,8 @@ class RequestOutput:
 
 class LLM:
     def __init__(self, model, *, dtype="auto", skip_tokenizer_init=False, max_model_len=None, max_num_seqs=None,
-                 enable_prefix_caching=None):
+                 enable_prefix_caching=None, gpu_memory_utilization=0.9):
+        assert gpu_memory_utilization <= 0.9 * FREE, "others have the rest of the GPU"
         print("INFO vllm prints to stdout")
         if model != "none" or dtype != "bfloat16":
             raise ValueError(f"cannot load {model} as {dtype}")
@@ -66,17 +70,31 @@ class LLM:
 """
 
 
+TORCH = """
+from types import SimpleNamespace
+
+cuda = SimpleNamespace(is_available=lambda: {gpu}, mem_get_info=lambda: (30, 100))
+"""
+
+
+@pytest.fixture(params=[False, True], ids=["cpu", "gpu"])
+def gpu(request: pytest.FixtureRequest) -> bool:
+    return request.param
+
+
 @pytest.fixture
-def vllm(tmp_path: Path) -> dict[str, str]:
-    """The environment in which this module is found."""
-    (tmp_path / "vllm.py").write_text(VLLM)
+def vllm(tmp_path: Path, gpu: bool) -> dict[str, str]:
+    """The environment in which these modules are found. The GPU has 30% of its memory left."""
+    (tmp_path / "vllm.py").write_text(VLLM.replace("FREE_SHARE", "0.3" if gpu else "1.0"))
+    (tmp_path / "torch.py").write_text(TORCH.format(gpu=gpu))
     return {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
 
 
-def test_vllm_runs_and_serves_by_its_offline_interface(vllm: dict[str, str]) -> None:
+def test_vllm_runs_and_serves_by_its_offline_interface(vllm: dict[str, str], gpu: bool) -> None:
     with PeerProcess("vllm", worker_command("vllm"), vllm) as peer:
         peer.load(SETTINGS)
-        assert peer.serves and peer.how == "LLM.generate, its defaults"
+        assert peer.serves
+        assert peer.how == "LLM.generate, its defaults" + ", 27% of the GPU's memory" * gpu
         run = peer.run([[5, 6], [7, 8]], 4)
         assert run.tokens == [[7, 8, 9, 10], [9, 10, 11, 12]]
         # The prefill is a call for one token, decoding what the whole call takes longer.
