@@ -94,8 +94,8 @@ class PeerProcess:
         self._check_tokens(served.tokens, output_lens)
         return served
 
-    def score(self, prompts: list[list[int]], tokens: list[list[int]]) -> list[float]:
-        """For each row, how far its tokens are from the most probable ones; see `moejax.bench.peers.moejax_peer`.
+    def score(self, prompts: list[list[int]], tokens: list[list[int]]) -> list[list[float]]:
+        """For each token of each row, how far it is from the most probable one; see `moejax.bench.peers.moejax_peer`.
 
         Raises:
             PeerFailed: as `run`.

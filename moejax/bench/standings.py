@@ -83,6 +83,7 @@ def _result(ours: Standing, standing: Standing, work: Work) -> dict[str, Any]:
         "contender": standing.name,
         "tokens": verdict.judgement,
         "worst_gap": verdict.worst_gap,
+        "mean_gap": verdict.mean_gap,
         "warmup_seconds": standing.warmup_seconds[name],
     } | {part: _samples(seconds, our, tokens) for part, (seconds, our, tokens) in timed.items()}
 

@@ -62,7 +62,7 @@ class Runner:
     how: str
     serve: Callable[[list[list[int]], list[int]], Served] | None = None
     serve_how: str = ""
-    score: Callable[[list[list[int]], list[list[int]]], list[float]] | None = None
+    score: Callable[[list[list[int]], list[list[int]]], list[list[float]]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,12 +41,15 @@ def load(settings: Settings) -> Runner:
             tokens[0][0] += 1
         return Served(tokens=tokens, seconds=4.0)
 
-    def score(prompts: list[list[int]], tokens: list[list[int]]) -> list[float]:
+    def score(prompts: list[list[int]], tokens: list[list[int]]) -> list[list[float]]:
         if behaviour == "scores once" and len(asked) > 0:
             raise RuntimeError("asked twice about the same tokens")
         asked.append(len(tokens))
-        pairs = zip(prompts, tokens, strict=True)
-        return [0.0 if row == right_tokens([prompt], len(row))[0] else 4.0 for prompt, row in pairs]
+        wanted = [right_tokens([prompt], len(row))[0] for prompt, row in zip(prompts, tokens, strict=True)]
+        return [
+            [0.0 if one == right else 4.0 for one, right in zip(*pair, strict=True)]
+            for pair in zip(tokens, wanted, strict=True)
+        ]
 
     return Runner(run=run, how=f"fake, {settings.dtype}", serve=serve, serve_how="one by one", score=score)
 

@@ -29,7 +29,7 @@ def test_a_peer_loads_runs_serves_and_scores() -> None:
         run = process.run(PROMPTS, 3)
         assert (run.tokens, run.prefill_seconds, run.decode_seconds) == ([[7, 8, 9], [9, 10, 11]], 0.5, 1.0)
         assert process.serve(PROMPTS, [1, 2]).tokens == [[7], [9, 10]]
-        assert process.score(PROMPTS, [[7, 8], [0, 0]]) == [0.0, 4.0]
+        assert process.score(PROMPTS, [[7, 8], [0, 0]]) == [[0.0, 0.0], [4.0, 4.0]]
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ def samples(rate: float, ratio: float) -> dict[str, Any]:
 
 def result(contender: str, rate: float, ratio: float, tokens: str = "same tokens") -> dict[str, Any]:
     both = {"prefill": samples(10 * rate, ratio), "decode": samples(rate, ratio)}
-    return {"contender": contender, "tokens": tokens, "worst_gap": 0.0, "warmup_seconds": 1.0, **both}
+    return {"contender": contender, "tokens": tokens, "worst_gap": 0.0, "mean_gap": 0.0, "warmup_seconds": 1.0, **both}
 
 
 def comparison() -> dict[str, Any]:
