@@ -1,11 +1,17 @@
 """`moejax bench` as a user runs it, on tiny models: numbers that cannot be known are checked for their form."""
 
+import dataclasses
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import moejax
+from moejax.bench.compare import Plan
+from moejax.bench.peers import PEERS
+from moejax.bench.standings import Standing
 from tests.moejax.cli.conftest import Call
 from tests.moejax.decoding.tiny_checkpoint import Tiny
 
@@ -90,6 +96,26 @@ def test_compare_runs_transformers_and_counts_meshes(call: Call, tiny: Tiny, tin
     assert "grouped_mm (its default)" in compared["contenders"][1]["how"]
     assert result["strategies"]["how"] == "counted (simulated devices: no times)"
     assert [row["strategy"] for row in result["strategies"]["rows"]] == ["intra-expert", "inter-expert", "hybrid"]
+
+
+def test_when_every_system_asked_for_fails_nothing_was_compared(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    def compared(plan: Plan, on_event: Callable[[str], None]) -> list[Standing]:
+        assert list(plan.contenders) == ["moejax", "vllm"]
+        return [Standing(name="moejax", how="so"), Standing(name="vllm", failed="vllm ended (exit code 1)")]
+
+    monkeypatch.setitem(PEERS, "vllm", dataclasses.replace(PEERS["vllm"], needs=()))
+    monkeypatch.setattr("moejax.bench.compare.compare", compared)
+    outcome = call("bench", "compare", "demo", "--peers", "vllm", "--quiet")
+    assert (outcome.status, outcome.err) == (1, "error: nothing was compared: every system that was asked for failed\n")
+    assert (
+        "vllm: did not load | load 0.0 s, compile and warm up 0.0 s | FAILED: vllm ended (exit code 1)" in outcome.out
+    )
+
+
+def test_a_converted_folder_is_not_for_other_systems(call: Call, tmp_path: Path) -> None:
+    moejax.convert("demo", tmp_path / "converted", workers=1)
+    outcome = call("bench", "compare", tmp_path / "converted", "--peers", "none", "--quiet")
+    assert outcome.status == 2 and "is a converted folder, which other systems cannot read" in outcome.err
 
 
 def test_the_counted_baseline_holds(call: Call) -> None:
