@@ -5,13 +5,15 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-import moejax
+from convert import OrbaxFolder
 from moejax.bench.compare import Plan
 from moejax.bench.peers import PEERS
 from moejax.bench.standings import Standing
+from moejax.cli.bench_compare_plan import hf_folder
 from tests.moejax.cli.conftest import Call
 from tests.moejax.decoding.tiny_checkpoint import Tiny
 
@@ -112,10 +114,11 @@ def test_when_every_system_asked_for_fails_nothing_was_compared(call: Call, monk
     )
 
 
-def test_a_converted_folder_is_not_for_other_systems(call: Call, tmp_path: Path) -> None:
-    moejax.convert("demo", tmp_path / "converted", workers=1)
-    outcome = call("bench", "compare", tmp_path / "converted", "--peers", "none", "--quiet")
-    assert outcome.status == 2 and "is a converted folder, which other systems cannot read" in outcome.err
+def test_a_converted_folder_is_not_for_other_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    converted = SimpleNamespace(tensors=object.__new__(OrbaxFolder), folder=tmp_path)
+    monkeypatch.setattr("moejax.checkpoint.open_checkpoint", lambda source: converted)
+    with pytest.raises(ValueError, match="here is a converted folder, .* with: moejax convert here NEW_FOLDER"):
+        hf_folder("here", None, "bfloat16", tmp_path, 0)
 
 
 def test_the_counted_baseline_holds(call: Call) -> None:
