@@ -1,8 +1,9 @@
 """Whether a peer's greedy tokens are right: before its speed is worth anything. Imports no JAX."""
 
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Literal
+
+import numpy as np
 
 from moejax.bench.process import PeerProcess
 
@@ -15,6 +16,7 @@ from moejax.bench.process import PeerProcess
 WORST = {"float32": 1e-3, "bfloat16": 3.0, "float16": 3.0}
 MEAN = {"float32": 1e-3, "bfloat16": 0.1, "float16": 0.1}
 
+Gaps = dict[tuple[int, ...], list[float]]  # prompt and continuation, with the prompt's length first -> of each token
 Judgement = Literal["same tokens", "right up to rounding", "WRONG"]
 
 
@@ -36,11 +38,20 @@ class Verdict:
         return self.judgement != "WRONG"
 
 
-def judge(reference: PeerProcess, prompts: list[list[int]], tokens: list[list[int]], dtype: str) -> Verdict:
-    """Scores every token of every row by the reference's logits along the peer's own continuation."""
-    gaps = [gap for row in reference.score(prompts, tokens) for gap in row]
-    worst, mean = max(gaps), fmean(gaps)
-    # Comparisons that NaN fails, too.
+def judge(
+    reference: PeerProcess, prompts: list[list[int]], tokens: list[list[int]], dtype: str, known: Gaps
+) -> Verdict:
+    """Scores every token of every row by the reference's logits along the peer's own continuation.
+
+    known: gaps that were asked for before, to which new ones are added: systems that agree are asked about once.
+    """
+    keys = [(len(prompt), *prompt, *row) for prompt, row in zip(prompts, tokens, strict=True)]
+    new = [place for place, key in enumerate(keys) if key not in known]
+    if new:
+        scored = reference.score([prompts[place] for place in new], [tokens[place] for place in new])
+        known.update(zip([keys[place] for place in new], scored, strict=True))
+    gaps = np.concatenate([known[key] for key in keys])
+    worst, mean = float(gaps.max()), float(gaps.mean())  # NaN if one is, which is within no tolerance
     within = worst <= WORST[dtype] and mean <= MEAN[dtype]
     judgement: Judgement = "WRONG" if not within else "same tokens" if worst == 0 else "right up to rounding"
     return Verdict(judgement=judgement, worst_gap=worst, mean_gap=mean, rows=len(tokens))

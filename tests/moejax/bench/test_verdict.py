@@ -34,7 +34,8 @@ class Scores:
 )
 def test_judgement(dtype: str, gaps: list[list[float]], judgement: Judgement) -> None:
     reference = cast(PeerProcess, Scores(gaps))
-    verdict = judge(reference, [[1]] * len(gaps), [[2] * len(row) for row in gaps], dtype)
+    prompts = [[place] for place in range(len(gaps))]
+    verdict = judge(reference, prompts, [[2] * len(row) for row in gaps], dtype, {})
     assert verdict.judgement == judgement
     assert verdict.right == (judgement != "WRONG")
     assert verdict.rows == len(gaps)
