@@ -18,18 +18,21 @@ from functools import lru_cache
 
 import numpy as np
 
-STEP, REACH = 0.8, 4.3  # of z, around its peak at sqrt(N), where the integrand falls as e^(-(z - sqrt(N))^2)
+REACH = 4.6  # of z, beyond its peak at sqrt(N): the integrand falls as e^(-(z - sqrt(N))^2) there
+DIGITS = 25.0  # e^-25 is what sums in steps may be off
 CERTAIN = 1 - 1e-10  # probability from which on no further rows are counted
+ROUNDING, TOLERATED = 1e-16, 1e-6  # relative, of one term and of the result
 
 
 @lru_cache(maxsize=4096)
-def expected_largest(devices: tuple[tuple[float, float], ...], rows: int) -> float:
-    """The expected number of rows on the busiest device, of `rows` in all.
+def expected_largest(devices: tuple[tuple[float, float], ...], rows: int) -> float | None:
+    """The expected number of rows on the busiest device, of `rows` in all; None where rounding would spoil it, which
+    needs an expert that nearly every token chooses.
 
     devices: W and Q of each device's experts, where the weights of all experts add up to 1.
 
     The coefficient of u^N is a sum over a circle (Abate and Whitt, Operations Research Letters 12 (1992) 245-251), for
-    each z through the point where the integrand is largest, so that nothing cancels: the root of q u^2 - z u + N.
+    each z through the point where the integrand is largest, so that little cancels: the root of q u^2 - z u + N.
     """
     kinds = Counter(devices)
     z, u = _nodes(sum(q for _, q in devices), rows)
@@ -48,9 +51,13 @@ def expected_largest(devices: tuple[tuple[float, float], ...], rows: int) -> flo
     height = -(z**2) / 2 - rows * np.log(np.abs(u)) + count @ scale
     height = np.exp(height - height.max())
 
+    largest_terms = 0.0
+
     def probability(sums: np.ndarray) -> float:
-        product = np.prod(sums ** count[:, None, None], axis=0)
-        return float(height @ (product * turned).real.sum(axis=1))
+        nonlocal largest_terms
+        parts = np.prod(sums ** count[:, None, None], axis=0) * turned
+        largest_terms = max(largest_terms, float(height @ np.abs(parts).sum(axis=1)))
+        return float(height @ parts.real.sum(axis=1))
 
     everything = probability(whole)
     before, sums, expected = 0 * terms, terms, 0.0
@@ -63,16 +70,26 @@ def expected_largest(devices: tuple[tuple[float, float], ...], rows: int) -> flo
             break
         before, terms = terms, (linear * terms - quadratic * before) / (most + 1)  # Hermite's recurrence
         sums = sums + terms
-    return expected
+    return expected if largest_terms * ROUNDING < TOLERATED * abs(everything) else None
 
 
 def _nodes(q: float, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Values of z to sum over, and for each the u at which its part is largest; q is the sum of all squares."""
+    """Values of z to sum over, and for each the u at which its part is largest; q is the sum of all squares.
+
+    A sum in steps is off by the integrand's Fourier transform at multiples of 2 pi / step. Relative to its value at 0,
+    the integral, that is at most e^(-w^2 (1/2 - 1 / (4 (1 - q)))), and beyond w = sqrt(N) at most
+    (1 - q)^(-N / 2) e^(-(w - sqrt(N))^2).
+    """
     peak = math.sqrt(rows)
     if q == 0:  # z only scales the result
         return np.array([peak]), np.array([peak])
-    first = max(0, math.floor((peak - REACH) / STEP))
-    z = STEP * (np.arange(first, first + math.ceil(2 * REACH / STEP) + 1) + 0.5)
+    far = peak + math.sqrt(DIGITS - rows / 2 * math.log(1 - q))
+    if (fall := 0.5 - 0.25 / (1 - q)) > 0:
+        far = min(far, math.sqrt(DIGITS / fall))
+    step = 2 * math.pi / far
+    low = 0.0 if q > 0.25 else max(0.0, peak - REACH)  # above, the integrand oscillates from 0 to 2 sqrt(q N)
+    high = max(peak, 2 * math.sqrt(q * rows)) + REACH
+    z = step * (np.arange(math.floor(low / step), math.ceil(high / step)) + 0.5)
     return z, (z - np.sqrt((z**2 - 4 * q * rows).astype(complex))) / (2 * q)
 
 

@@ -134,9 +134,10 @@ def _layer_rows(
     """Rows on the busiest device: exact for one or two experts per token (`busiest_rows`).
 
     For more, those of as many pairs with the same means, variances and covariances; one token's are the experts
-    that it reads. Devices with many rows: as normal variables, with a device's mean T s, s the sum of its shares, and
-    the variance T s (1 - s / A) (E - A) / (E - 1) of a hypergeometric count. Rows of devices add up to T A, so they
-    vary against each other: taken out of that sum, independent variables have parts / (parts - 1) times the variance.
+    that it reads. Devices with many rows, and a load in which nearly every token chooses the same expert: as normal
+    variables, with a device's mean T s, s the sum of its shares, and the variance T s (1 - s / A) (E - A) / (E - 1) of
+    a hypergeometric count. Rows of devices add up to T A, so they vary against each other: taken out of that sum,
+    independent variables have parts / (parts - 1) times the variance.
     """
     if parts == 1 or experts_per_token == num_experts:
         return tokens * experts_per_token / parts
@@ -150,7 +151,8 @@ def _layer_rows(
     if tokens * max(device) <= MOST_COUNTED:
         weights = _device_weights(shares, num_experts, experts_per_token, parts)
         most = tokens * min(experts_per_token, num_experts // parts)
-        return min(float(most), expected_largest(weights, tokens * experts_per_token))
+        if (exact := expected_largest(weights, tokens * experts_per_token)) is not None:
+            return min(float(most), exact)
     spread = (num_experts - experts_per_token) / (num_experts - 1) * parts / (parts - 1)
     means = [tokens * share for share in device]
     deviations = [
