@@ -177,7 +177,9 @@ def serve(
     listening = server.open_socket(host, port)
     with console.progress("starting JAX", quiet=quiet):
         startup.prepare_jax(devices, compile_cache=not no_compile_cache, quiet=quiet)
-    split = asked_split(facts.config, mesh, dispatch, dtype=dtype, stored=facts.dtype, max_seq_len=limit)
+    split = asked_split(
+        facts.config, mesh, dispatch, dtype=dtype, stored=facts.dtype, max_seq_len=limit, batch_size=max_batch
+    )
     import jax
 
     import moejax
