@@ -18,11 +18,12 @@ from moejax.platform import smallest_product
 @dataclass(frozen=True, kw_only=True)
 class Operations:
     """project: (x [*rows, I], weights [O_i, I], ...) -> x w^T for each weight, float32 [*rows, O_i].
-    attend: see `attend.attend`.
+    attend: see `attend.attend`.  reads_all: whether it reads slots that no query sees.
     """
 
     project: Callable[..., tuple[Array, ...]]
     attend: Callable[..., Float[Array, "B K G T H"]]
+    reads_all: bool
 
 
 def linear(x: Float[Array, "*rows I"], w: Float[Array, "O I"]) -> Float[Array, "*rows O"]:
@@ -47,5 +48,5 @@ def _native_project(x: Float[Array, "*rows I"], *weights: Float[Array, "O I"]) -
     return tuple(y.reshape(*x.shape[:-1], -1) for y in results)
 
 
-XLA = Operations(project=_project, attend=attend)
-NATIVE = Operations(project=_native_project, attend=native.attend)
+XLA = Operations(project=_project, attend=attend, reads_all=True)
+NATIVE = Operations(project=_native_project, attend=native.attend, reads_all=False)
