@@ -14,7 +14,7 @@ from selenium.webdriver import ActionChains, Chrome, Keys
 from selenium.webdriver.common.by import By
 
 from tests.moejax.decoding.tiny_checkpoint import load_tiny
-from tests.moejax.serving.page_browser import START_SECONDS, Page, Server, is_alive, serving, wait_for
+from tests.moejax.serving.page_browser import Page, Server, is_alive, serving, wait_for
 from tests.tokenizer_models import byte_level, save
 
 LAYERS, EXPERTS, CHOSEN = 2, 4, 2
@@ -54,7 +54,7 @@ def test_key_is_asked_for_until_it_is_right(page: Page, server: Server) -> None:
     wait_for(lambda: page["key-heading"].text == "The server does not accept this key")
     wait_for(page["key"].is_displayed)
     page["key"].send_keys(server.key, Keys.ENTER)
-    wait_for(lambda: page["server-status"].text == "Ready", START_SECONDS)
+    wait_for(lambda: page["server-status"].text == "Ready")
     assert page["model-facts"].text == (
         "tiny is a language model, served by moejax. Each of its 2 layers has 4 experts, of which 2 work on a token "
         "(a word or a piece of one)."
