@@ -7,8 +7,9 @@ from typing import Any
 from moejax.config import ModelConfig
 from moejax.dtypes import resolve_dtype
 from moejax.layout import Split, resolve_split
-from moejax.planning.compare import USABLE, best, compare_meshes
+from moejax.planning.compare import USABLE, compare_meshes
 from moejax.planning.hardware import Hardware, load_hardware, shipped_hardware
+from moejax.planning.ranking import best
 from moejax.planning.reasons import reason
 from moejax.planning.rows import MeshRow
 from moejax.planning.splits import EVERY_DISPATCH, check_dispatch
@@ -47,7 +48,7 @@ def auto_split(config: ModelConfig, dtype: str, max_seq_len: int, dispatch: str,
     if len(devices) == 1:
         why = "there is one device"
     else:
-        why = f"{reason(winner, rows, 'latency')}, predicted for one sequence of {context:,} tokens"
+        why = f"it {reason(winner, rows, 'latency')}, predicted for one sequence of {context:,} tokens"
     remark = f"mesh auto is {winner.split.mesh}, dispatch {winner.split.dispatch}: {why}; {assumed}"
     return replace(winner.split, remark=remark)
 

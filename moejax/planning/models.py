@@ -1,9 +1,8 @@
 """The models that a comparison can be asked about, and the expert loads that belong to them. Imports no JAX."""
 
-from difflib import get_close_matches
 from pathlib import Path
 
-from moejax.config import NAMED_CONFIGS, ModelConfig, named_config
+from moejax.config import NAMED_CONFIGS, ModelConfig, did_you_mean, named_config
 from moejax.planning.expert_load import RECORD, ExpertLoad, read_expert_load
 
 
@@ -20,11 +19,9 @@ def model_config(model: str | Path) -> ModelConfig:
         from moejax.checkpoint import open_checkpoint  # here, because it imports numpy
 
         return open_checkpoint(name).config
-    near = get_close_matches(name, [*NAMED_CONFIGS, "demo"], n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ValueError(
         f"unknown model {name!r}: the known ones are {', '.join(NAMED_CONFIGS)} and demo, or give the path of a "
-        f"config.json or of a checkpoint's folder{hint}"
+        f"config.json or of a checkpoint's folder{did_you_mean(name, [*NAMED_CONFIGS, 'demo'])}"
     )
 
 

@@ -9,8 +9,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from moejax.planning.compare import Plan, best
+from moejax.planning.compare import Plan
 from moejax.planning.crossovers import Crossover, Curve, batch_crossovers, curve
+from moejax.planning.ranking import best
 from moejax.planning.rows import MeshRow
 
 PARTS = (
