@@ -29,7 +29,8 @@ def common_unit(values: Iterable[float], units: Sequence[Unit]) -> Unit:
 def amount(value: float, units: Sequence[Unit]) -> str:
     """A number with its own unit: "23.5 GB", "67.1 MB", "16 bytes"."""
     unit = common_unit((value,), units)
-    return f"{f'{value:,.0f}' if unit.scale == 1 else number(value / unit.scale)} {unit.name}"
+    countable = unit.scale == 1 and not unit.least  # bytes, not seconds
+    return f"{round(value):,} {unit.name}" if countable else f"{number(value / unit.scale)} {unit.name}"
 
 
 def number(value: float) -> str:
