@@ -72,7 +72,13 @@ Context = Annotated[
     ),
 ]
 Dtype = Annotated[
-    str, _option("--dtype", panel=WORK, metavar="NAME", help="Of weights and cache: bfloat16, float16 or float32.")
+    str,
+    _option(
+        "--dtype",
+        panel=WORK,
+        metavar="NAME",
+        help="Of weights and cache: bfloat16, float16, float32, or auto, as a checkpoint is stored.",
+    ),
 ]
 ExpertLoad = Annotated[
     str | None,

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from moejax.planning.rows import MeshRow
     from sharding.collectives import Collective
 
+CALIBRATE = "write a file of these devices with: moejax mesh calibrate --output here.toml"
+
 
 def check_measurable(devices: int, rows: "Sequence[MeshRow]", hardware: "Hardware", *, quiet: bool) -> None:
     """Starts JAX; raises ValueError when these splits cannot be timed on its devices, or were predicted for others."""
@@ -29,18 +31,19 @@ def check_measurable(devices: int, rows: "Sequence[MeshRow]", hardware: "Hardwar
 
 
 def check_same_kind(hardware: "Hardware", kind: str, *, quiet: bool) -> None:
-    """Raises ValueError when the figures are of another kind of device than that which is timed."""
-    if not hardware.kinds and not quiet:
-        console.warn(
-            f"{hardware.name} does not say whose figures it has (kinds = [...]), so it is taken to be of the {kind!r} "
-            "here"
-        )
-    elif hardware.kinds and kind.lower() not in hardware.kinds:
+    """Raises ValueError when the figures are of another kind of device than that which is timed; a kind that may be
+    the same, but need not, is a warning."""
+    if hardware.kinds and kind.lower() not in hardware.kinds:
         raise ValueError(
             f"--measure times the {kind!r} here, but --hardware {hardware.name} has the figures of {hardware.title}, "
-            "so their difference would say nothing of the prediction; write a file of these devices with: moejax mesh "
-            "calibrate --output here.toml"
+            f"so their difference would say nothing of the prediction; {CALIBRATE}"
         )
+    if quiet:
+        return
+    if not hardware.kinds:
+        console.warn(f"{hardware.name} does not say of what kind its device is, kinds = [{kind.lower()!r}] where it is")
+    elif hardware.name == "cpu":  # the kind of all of them
+        console.warn(f"the figures of cpu are those of {hardware.title}, not of this machine; {CALIBRATE}")
 
 
 def compiled(plan: "Plan", rows: "Sequence[MeshRow]", *, quiet: bool) -> "list[MeshRow]":

@@ -65,8 +65,7 @@ def run(asked: Asked) -> bool:
     )
     plan = make_plan(asked.model, hardware, asked.expert_load, asked.usable_fraction)
     fits = any(row.fits for row in rows)
-    smallest = min(rows, key=lambda row: row.workload.batch_size).workload
-    fits_with = [] if fits else what_fits(plan, asked.devices, asked.dispatch, smallest)
+    fits_with = [] if fits else what_fits(plan, asked.devices, asked.dispatch, rows)
     if asked.measure:
         mesh_checks.check_measurable(asked.devices, rows, hardware, quiet=asked.quiet)
     if asked.compile:

@@ -15,7 +15,7 @@ from moejax.decoding.buckets import batch_bucket
 from moejax.dtypes import resolve_dtype
 from moejax.layout import Split, make_rules, resolve_split
 from moejax.planning.calls import cache_slots
-from moejax.planning.models import model_config
+from moejax.planning.models import model_config, stored_dtype
 from moejax.planning.units import BYTES, amount, common_unit, number
 from moejax.planning.workload import Workload, default_lengths
 from sharding import Placement, bytes_per_device
@@ -51,7 +51,7 @@ def placed(model: str, mesh: str, dispatch: str, *, dtype: str, batch_size: int,
     """
     config = model_config(model)
     _, cached = default_lengths(config, 1, context)
-    name = resolve_dtype(dtype, auto="bfloat16")
+    name = resolve_dtype(dtype, auto=stored_dtype(model))
     workload = Workload(batch_size=batch_size, input_len=1, context=cached, dtype=name)
     workload.check(config)
     split = resolve_split(config, mesh, dispatch)

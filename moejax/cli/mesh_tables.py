@@ -87,8 +87,7 @@ def compare_tables(
     units = _units(usable)
     for batch in dict.fromkeys(row.workload.batch_size for row in rows):
         chosen = [row for row in rows if row.workload.batch_size == batch]
-        heading = Text(f"batch {batch:,}", style="bold").append(batch_note(batch), style="not bold")
-        yield Padding(heading, (1, 0, 0, 0))
+        yield Padding(Text.assemble((f"batch {batch:,}", "bold"), batch_note(batch)), (1, 0, 0, 0))
         fitting = [row for row in chosen if row.fits]
         if fitting:
             yield _table(fitting, units, RANKED_BY[objective], width)

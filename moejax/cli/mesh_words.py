@@ -39,7 +39,7 @@ def verdicts(rows: Sequence[MeshRow]) -> Table:
     for objective in OBJECTIVES:
         for row in rows:
             if objective in row.best_for:
-                line = Text(row.label, style="bold").append(f" {row.best_for[objective]}", style="not bold")
+                line = Text.assemble((row.label, "bold"), " ", row.best_for[objective])
                 table.add_row(f"best {objective}:", line)
     if (fastest := best(rows, "latency")) is not None:
         table.add_row("in numbers:", _in_numbers(fastest))
@@ -74,13 +74,12 @@ def missing(rows: Sequence[MeshRow], fits_with: Sequence[str]) -> Text:
     closest = nearest(rows)
     if closest is None:
         return Text("no split of this model is possible over these devices")
-    text = Text("nothing fits", style="bold")
     lacks = f": {closest.label} comes nearest and lacks {amount(closest.over_bytes, BYTES)} on each device"
-    if largest := max(row.largest_batch or 0 for row in rows):
-        lacks += f"; up to {largest:,} sequences fit"
-    elif fits_with:
+    if fits_with:
         lacks += f". It fits with {', or with '.join(fits_with)}"
-    return text.append(lacks, style="not bold")
+    elif largest := max(row.largest_batch or 0 for row in rows):
+        lacks += f"; up to {largest:,} sequences fit"
+    return Text.assemble(("nothing fits", "bold"), lacks)
 
 
 def _in_numbers(row: MeshRow) -> Text:

@@ -20,12 +20,14 @@ def nearest(rows: Sequence[MeshRow]) -> MeshRow | None:
     return min((row for row in rows if row.footprint is not None), key=lambda row: row.over_bytes, default=None)
 
 
-def what_fits(plan: Plan, devices: int, dispatch: str, workload: Workload) -> list[str]:
-    """Flags of `moejax mesh compare`, each of which alone makes the model fit: one sequence at a time, a smaller dtype,
-    more devices, larger devices. Empty where none of them is enough.
+def what_fits(plan: Plan, devices: int, dispatch: str, rows: Sequence[MeshRow]) -> list[str]:
+    """Flags of `moejax mesh compare`, each of which alone makes the model fit that fits in none of `rows`: a smaller
+    batch, a smaller dtype, more devices, larger devices. Empty where none of them is enough.
     """
+    workload = min((row.workload for row in rows), key=lambda work: work.batch_size)
+    largest = max(row.largest_batch or 0 for row in rows)
     kinds = (
-        [("--batch-size 1", plan, devices, replace(workload, batch_size=1))] if workload.batch_size > 1 else [],
+        [(f"--batch-size {largest}", plan, devices, replace(workload, batch_size=largest))] if largest else [],
         [(f"--dtype {name}", plan, devices, replace(workload, dtype=name)) for name in _smaller(plan, workload.dtype)],
         [(f"--devices {count}", plan, count, workload) for count in _more_devices(plan.hardware, devices)],
         [(f"--hardware {one.name}", replace(plan, hardware=one), devices, workload) for one in _larger(plan, workload)],

@@ -12,7 +12,7 @@ from moejax.planning.costs import Setting, predict_decode, predict_prefill
 from moejax.planning.expert_load import ExpertLoad
 from moejax.planning.footprint import footprint
 from moejax.planning.hardware import Hardware, load_hardware
-from moejax.planning.models import expert_shares, model_config
+from moejax.planning.models import expert_shares, model_config, stored_dtype
 from moejax.planning.ranking import check_objective, ranked
 from moejax.planning.reasons import with_reasons
 from moejax.planning.routing import Routing
@@ -60,7 +60,7 @@ def compare_meshes(
         batch_size: sequences that are decoded at a time; one, or several to compare for.
         input_len: tokens of each prompt.  context: of each sequence in the cache during the decode step. 512 and
             2,048 by default, or what the model has positions for.
-        dtype: of weights, activations and cache.
+        dtype: of weights, activations and cache; "auto" is a checkpoint's own.
         objective: what decides the order: "latency" (seconds of a decode step), "throughput" (tokens per second of the
             largest batch that fits, and that a server decodes at a time), "ttft" (seconds of the prefill) or "memory"
             (bytes on a device).
@@ -80,7 +80,7 @@ def compare_meshes(
     sizes = [batch_size] if isinstance(batch_size, int) else list(batch_size)
     if not sizes:
         raise ValueError("batch_size names no batch size; give one, or several as in 1,8,32")
-    name = resolve_dtype(dtype, auto="bfloat16")
+    name = resolve_dtype(dtype, auto="bfloat16" if isinstance(model, ModelConfig) else stored_dtype(model))
     check_dtype(plan.hardware, name)
     prompt, cached = default_lengths(plan.config, input_len, context)
     workloads = [Workload(batch_size=size, input_len=prompt, context=cached, dtype=name) for size in sizes]

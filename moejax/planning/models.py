@@ -25,6 +25,20 @@ def model_config(model: str | Path) -> ModelConfig:
     )
 
 
+def stored_dtype(model: str | Path) -> str:
+    """What the word "auto" means for the dtype of this model: a checkpoint's own, else bfloat16.
+
+    Raises:
+        ValueError: as `model_config`.
+    """
+    name = str(model).removeprefix("random:")
+    if name in NAMED_CONFIGS or name.endswith(".json"):
+        return "bfloat16"
+    from moejax.checkpoint import open_checkpoint  # here, because it imports numpy
+
+    return open_checkpoint(name).dtype
+
+
 def expert_shares(given: ExpertLoad | str | Path, config: ModelConfig) -> tuple[tuple[float, ...], ...]:
     """Per layer, how likely a token chooses each expert, as often as was recorded.
 

@@ -63,7 +63,9 @@ def draw(rows: Sequence[MeshRow], plan: Plan, title: str, path: Path) -> None:
     speed, share, text = right.subplots(3, 1, height_ratios=(height - notes, height - notes, 2 * notes))
     _draw_curves(speed, curves, crossovers)
     _draw_shares(share, curves, crossovers)
-    right.legend(handles=speed.get_lines()[: len(curves)], loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    right.legend(
+        handles=speed.get_lines()[: len(curves)], loc="outside lower center", ncols=2, fontsize=8, frameon=False
+    )
     text.axis("off")
     text.text(0, 1, crossover_text(crossovers), transform=text.transAxes, va="top", fontsize=8)
     figure.savefig(path, dpi=110)

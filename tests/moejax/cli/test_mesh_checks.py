@@ -112,7 +112,9 @@ def test_measure_on_the_one_device_of_a_laptop() -> None:
         text=True,
         timeout=300,
     )
-    assert (ran.returncode, ran.stderr) == (0, "timing one device, batch 1\n")
+    warned, told = ran.stderr.splitlines()
+    assert ran.returncode == 0 and warned.startswith("warning: the figures of cpu are those of 2 cores of a server CPU")
+    assert told == "timing one device, batch 1"
     (row,) = json.loads(ran.stdout)["rows"]
     found = row["measured"]
     assert (found["layers"], found["reduced"]) == (4, False)
@@ -158,7 +160,9 @@ def test_what_is_measured_has_to_be_what_was_predicted(capsys: pytest.CaptureFix
     )
     for quiet in (False, True):
         check_same_kind(replace(h100, kinds=()), "cpu", quiet=quiet)
-        assert ("does not say whose figures" in capsys.readouterr().err) != quiet
+        assert ("h100-sxm does not say of what kind its device is" in capsys.readouterr().err) != quiet
+        check_same_kind(load_hardware("cpu"), "cpu", quiet=quiet)
+        assert ("the figures of cpu are those of 2 cores" in capsys.readouterr().err) != quiet
 
 
 def test_calibrate_says_what_it_measures(call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
