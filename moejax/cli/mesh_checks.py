@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from moejax.cli import console
+from moejax.planning.units import number
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -148,7 +149,7 @@ def _measured_table(rows: "Sequence[MeshRow]", layers: int) -> "Table":
 
 
 def _timed_cells(predicted: float, found: float, error: float) -> list[str]:
-    return [f"{1e3 * predicted:.2f}", f"{1e3 * found:.2f}", f"{error:+.0%}"]
+    return [number(1e3 * predicted), number(1e3 * found), f"{error:+.0%}"]
 
 
 def _table(names: Sequence[str]) -> "Table":

@@ -13,6 +13,7 @@ from moejax.planning.compare import Plan
 from moejax.planning.crossovers import Crossover, Curve, batch_crossovers, curve
 from moejax.planning.ranking import best
 from moejax.planning.rows import MeshRow
+from moejax.planning.units import SECONDS, common_unit, number
 
 PARTS = (
     ("weights", "weights_seconds", "#4477aa"),
@@ -64,7 +65,7 @@ def draw(rows: Sequence[MeshRow], plan: Plan, title: str, path: Path) -> None:
     _draw_curves(speed, curves, crossovers)
     _draw_shares(share, curves, crossovers)
     right.legend(
-        handles=speed.get_lines()[: len(curves)], loc="outside lower center", ncols=2, fontsize=8, frameon=False
+        handles=speed.get_lines()[: len(curves)], loc="outside upper center", ncols=2, fontsize=8, frameon=False
     )
     text.axis("off")
     text.text(0, 1, crossover_text(crossovers), transform=text.transAxes, va="top", fontsize=8)
@@ -105,17 +106,18 @@ def chosen_curves(rows: Sequence[MeshRow], plan: Plan) -> list[Curve]:
 def _draw_bars(axes: Any, rows: Sequence[MeshRow], batch: int) -> None:
     places = range(len(rows))
     reached = [0.0] * len(rows)
+    unit = common_unit((row.decode.total for row in rows if row.decode), SECONDS)
     for name, field, colour in PARTS:
-        widths = [getattr(row.decode, field) * 1e3 for row in rows]
+        widths = [getattr(row.decode, field) / unit.scale for row in rows]
         if any(widths):
             axes.barh(places, widths, left=reached, color=colour, label=name, edgecolor="white", linewidth=0.4)
         reached = [a + b for a, b in zip(reached, widths, strict=True)]
     for place, total in zip(places, reached, strict=True):
-        axes.annotate(f" {total:.2f}", (total, place), va="center", fontsize=8)
+        axes.annotate(f" {number(total)}", (total, place), va="center", fontsize=8)
     axes.set_yticks(places, [row.label + ("" if row.built else " (not built)") for row in rows], fontsize=8)
     axes.invert_yaxis()
     axes.set_xlim(0, max(reached) * 1.12)
-    axes.set_xlabel("milliseconds of a decode step")
+    axes.set_xlabel(f"{unit.name} of a decode step")
     axes.set_title(f"what a step is made of, batch {batch}", fontsize=10)
     axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.07), ncols=3, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
@@ -130,7 +132,7 @@ def _draw_curves(axes: Any, curves: Sequence[Curve], crossovers: Sequence[Crosso
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.yaxis.set_major_formatter(lambda value, _: number(value))
     axes.set_ylabel("tokens/s, all sequences")
     axes.set_title("tokens per second against batch size; circles: one split overtakes another", fontsize=10)
     _batches(axes)
