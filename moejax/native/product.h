@@ -11,7 +11,7 @@ constexpr int kOutputs = 4;  // weights' rows of a tile
 // Rows of a tile, such that its sums, the weights and one row's pack fit the registers.
 template <typename T>
 constexpr int kTileRows = kFloats == 16 ? (Packs<T>::kRegisters == 1 ? 6 : 5) : 2;
-constexpr int64_t kRowBlock = 48;  // rows that stay in the second-level cache while the weights of a task pass
+constexpr int64_t kRowBlock = 96;  // rows that stay in the second-level cache while the weights of a task pass
 
 // Adds the products of R rows x[r] with O rows of w to their sums, for the first `whole` elements, each sum in the same
 // order. Weights that come from memory (`kStream`) are read in the order in which they lie, which the CPU foresees: it
