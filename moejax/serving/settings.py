@@ -59,3 +59,26 @@ class AppSettings:
             raise ValueError("--api-key must be printable ASCII characters, at least one: it is sent in a header")
         if self.max_request_bytes < 1024:
             raise ValueError(f"--max-request-bytes must be at least 1024, got {self.max_request_bytes}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSettings:
+    """What the server that runs the application is told.
+
+    shutdown_seconds: how long answers may go on once the end has begun.
+    write_seconds: within which a client has to read something, as long as there is something for it.
+    log_requests: whether there is a line for every request.
+
+    Raises:
+        ValueError: for a number out of range.
+    """
+
+    shutdown_seconds: float = 30.0
+    write_seconds: float = 60.0
+    log_requests: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.shutdown_seconds <= 86400:
+            raise ValueError(f"--shutdown-seconds must be from 0 to 86400, got {self.shutdown_seconds}")
+        if not 0 < self.write_seconds <= 86400:
+            raise ValueError(f"--write-seconds must be more than 0 and at most 86400, got {self.write_seconds}")
