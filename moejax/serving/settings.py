@@ -42,6 +42,7 @@ class AppSettings:
     api_key: what clients have to present; None lets everybody in.
     max_request_bytes: of a request's body.
     baseline: what the page's race runs against.
+    about: a sentence on the model, for visitors of the page.
 
     Raises:
         ValueError: for an empty name or key, or a size out of range.
@@ -51,6 +52,7 @@ class AppSettings:
     api_key: str | None = None
     max_request_bytes: int = 4 * MIB
     baseline: Choice = NO_BASELINE
+    about: str | None = None
 
     def __post_init__(self) -> None:
         if not self.model_name:
