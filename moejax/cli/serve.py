@@ -16,6 +16,9 @@ EXAMPLES = (
 
 ENGINE, HTTP = "Engine", "HTTP"
 
+# What visitors of the page have to know before they ask the bundled checkpoint for the weather.
+ABOUT_DEMO = "It was trained on Python's documentation and writes nothing else."
+
 Host = Annotated[str, typer.Option("--host", rich_help_panel=HTTP, metavar="ADDRESS", help="Address to listen on.")]
 Port = Annotated[
     int,
@@ -181,6 +184,7 @@ def serve(
         api_key=api_key,
         max_request_bytes=max_request_bytes,
         baseline=choose(baseline, checkpoint),
+        about=ABOUT_DEMO if checkpoint == "demo" else None,
     )
     chunk = 128 if prefill_chunk is None else prefill_chunk
     EngineSettings(max_batch=max_batch, max_queue=max_queue, prefill_chunk=chunk)  # tells mistakes before JAX starts
@@ -196,7 +200,9 @@ def serve(
     listening = server.open_socket(host, port)
     with console.progress("starting JAX", quiet=quiet):
         startup.prepare_jax(devices, compile_cache=not no_compile_cache, quiet=quiet)
-    split = asked_split(facts.config, mesh, dispatch, dtype=dtype, stored=facts.dtype, max_seq_len=limit)
+    split = asked_split(
+        facts.config, mesh, dispatch, dtype=dtype, stored=facts.dtype, max_seq_len=limit, batch_size=max_batch
+    )
     import jax
 
     import moejax

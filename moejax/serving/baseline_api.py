@@ -93,10 +93,10 @@ async def _run(
         await baseline.start(dtype=engine.model.dtype, platform=jax.default_backend())
         async with _held(engine), asyncio.timeout(MOST_SECONDS):
             put(_status("running", description=baseline.description))
-            async with aclosing(baseline.run(task)) as tokens:
-                async for token, seconds in tokens:
-                    chunk = answer.chunk(0, _delta(job, token, seconds), include_usage=False)
-                    assert chunk is not None, "with progress every token has a chunk"
+            async with aclosing(baseline.run(task)) as reports:
+                async for tokens in reports:
+                    chunk = answer.chunk(0, _delta(job, tokens), include_usage=False)
+                    assert chunk is not None, "with progress all tokens have a chunk"
                     put(chunk)
                     if job.finished:  # at a stop string, of which the baseline knows nothing
                         break
@@ -126,15 +126,25 @@ def _status(status: str, **more: str) -> Chunk:
     return {"choices": [], "moejax": {"status": status, **more}}
 
 
-def _delta(job: Job, token: int, seconds: float) -> Delta:
-    said = job.rows[0].push(token, None)
+def _delta(job: Job, tokens: Sequence[tuple[int, float]]) -> Delta:
+    """What the row of `job` gains by tokens with their times; what comes after its end is dropped."""
+    (row,) = job.rows
+    taken: list[int] = []
+    texts: list[str] = []
+    seconds = 0.0
+    for token, time in tokens:
+        if row.finish_reason is not None:
+            break
+        texts.append(row.push(token, None).text)
+        taken.append(token)
+        seconds = time
     return Delta(
         output=0,
-        texts=[said.text],
-        token_ids=[token],
+        texts=texts,
+        token_ids=taken,
         logprobs=None,
         experts=None,
         seconds=seconds,
-        finish_reason=said.finish_reason,
-        stop_reason=said.stop_reason,
+        finish_reason=row.finish_reason,
+        stop_reason=row.stop_reason,
     )

@@ -34,7 +34,10 @@ class Part(NamedTuple):
 
 
 def make_levels(vocabulary: int) -> tuple[Features, ...]:
-    """What a call can do, from the fastest to the one that can do everything; their states have the same shapes."""
+    """What a call can do, from the fastest to the one that can do everything; their states have the same shapes.
+
+    All report experts: the router knows them anyway, and handing them out costs next to nothing.
+    """
     everything = Features(
         sample=True,
         filter=True,
@@ -44,13 +47,15 @@ def make_levels(vocabulary: int) -> tuple[Features, ...]:
         experts=True,
         stop_ids=MAX_STOP_IDS,
     )
-    return Features(stop_ids=MAX_STOP_IDS), Features(sample=True, stop_ids=MAX_STOP_IDS), everything
+    greedy = Features(experts=True, stop_ids=MAX_STOP_IDS)
+    sampled = Features(sample=True, experts=True, stop_ids=MAX_STOP_IDS)
+    return greedy, sampled, everything
 
 
 def level_of(params: SamplingParams) -> int:
     """The least level (an index into `make_levels`) that can do what a request asks for."""
     beyond = params.filtered or params.penalized or params.min_tokens > 0
-    if beyond or params.logprobs is not None or params.return_routed_experts:
+    if beyond or params.logprobs is not None:
         return 2
     return 0 if params.greedy else 1
 
