@@ -77,7 +77,7 @@ def _saving(row: MeshRow, other: MeshRow, objective: Objective) -> str:
 
 def _savings(mine: Phase, its: Phase) -> dict[float, str]:
     """Seconds that each part saves, and how to say it."""
-    shared = [phase.weight_bytes - phase.expert_bytes for phase in (mine, its)]
+    shared = (mine.weight_bytes - mine.expert_bytes, its.weight_bytes - its.expert_bytes)
     per_byte = its.weights_seconds / its.weight_bytes
 
     def seconds(sentence: str, name: str) -> tuple[float, str]:
