@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from moejax.decoding.buckets import MAX_SERVED_ROWS
 from moejax.serving.baseline import NO_BASELINE, Choice
 
 DEFAULT_MAX_SEQ_LEN = 4096  # where the model allows more: a server allocates what it might need
@@ -25,8 +26,8 @@ class EngineSettings:
     prefill_chunk: int = 128
 
     def __post_init__(self) -> None:
-        if not 1 <= self.max_batch <= 1024:
-            raise ValueError(f"--max-batch must be from 1 to 1024, got {self.max_batch}")
+        if not 1 <= self.max_batch <= MAX_SERVED_ROWS:
+            raise ValueError(f"--max-batch must be from 1 to {MAX_SERVED_ROWS}, got {self.max_batch}")
         if self.max_queue < 1:
             raise ValueError(f"--max-queue must be at least 1, got {self.max_queue}")
         if not 16 <= self.prefill_chunk <= 8192 or self.prefill_chunk & (self.prefill_chunk - 1):
