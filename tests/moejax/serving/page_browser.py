@@ -72,7 +72,9 @@ class Server:
         """The chunks that the server streams to a client that is no browser."""
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self.key}"}
         data = json.dumps({"stream": True, **body}).encode()
-        with urllib.request.urlopen(urllib.request.Request(self.url + path, data, headers), timeout=60) as answer:
+        with urllib.request.urlopen(
+            urllib.request.Request(self.url + path, data, headers), timeout=WAIT_SECONDS
+        ) as answer:
             lines = [line.removeprefix(b"data: ") for line in answer.read().splitlines() if line]
         assert lines.pop() == b"[DONE]"
         return [json.loads(line) for line in lines]
