@@ -52,16 +52,14 @@ def test_a_client_that_reads_something_is_waited_for() -> None:
 
 def test_a_client_that_reads_nothing_is_given_up(model: "moejax.Model") -> None:
     body = {"prompt": "a", "max_tokens": 300, "ignore_eos": True, "n": 4, "stream": True, "logprobs": 20}
-    with running(model, write_seconds=0.2, **SIZES) as live, socket.socket() as client:
+    with running(model, write_seconds=0.2, send_buffer=4096, **SIZES) as live, socket.socket() as client:
         post(live, client, json.dumps(body).encode())
         wait_for(lambda: live.metric("moejax:stalled_clients_total") == 1)
         settled(live)
         received = b""
-        with pytest.raises(ConnectionResetError):
-            while part := client.recv(1 << 16):
-                received += part
-            raise AssertionError("the answer was sent to its end")
-        assert b"[DONE]" not in received
+        while part := client.recv(1 << 16):
+            received += part
+        assert received.startswith(b"HTTP/1.1 200") and b"[DONE]" not in received
         with live.client() as other:
             assert other.post("/v1/completions", json={"prompt": "a", "max_tokens": 1}).status_code == 200
 
