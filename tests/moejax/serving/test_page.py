@@ -225,7 +225,7 @@ def test_everything_has_a_name_and_nothing_comes_from_elsewhere(page: Page, serv
     sources = page.js("return performance.getEntriesByType('resource').map(one => one.name)")
     assert len(sources) > 8
     assert [source for source in sources if not source.startswith(server.url)] == []
-    allowed = re.compile(r"status of (40[01]|503) ")  # what the browser itself says of answers that are errors
+    allowed = re.compile(r"status of (40[01]|429|503) ")  # what the browser itself says of answers that are errors
     complaints = [entry["message"] for entry in page.driver.get_log("browser") if not allowed.search(entry["message"])]
     assert complaints == []
 
