@@ -62,6 +62,7 @@ def run_measured(code: str, *arguments: str) -> Run:
         stderr=subprocess.PIPE,
         text=True,
     )
+    assert process.stdout is not None
     peak, done = 0, False
     while not done:
         done = select.select([process.stdout], [], [], INTERVAL_SECONDS)[0] != []
