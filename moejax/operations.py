@@ -23,12 +23,14 @@ class Operations:
     """project: (x [*rows, I], weights [O_i, I], ...) -> x w^T for each weight, float32 [*rows, O_i].
     norm: (x [*rows, D], scale [D], eps) -> x / rms(x) * scale, in the dtype of x.
     rotate_into_cache: see `rotary.rotate_into_cache`.  attend: see `attend.attend`.
+    reads_all: whether attend reads slots that no query sees.
     """
 
     project: Callable[..., tuple[Array, ...]]
     norm: Callable[..., Float[Array, "*rows D"]]
     rotate_into_cache: Callable[..., tuple[Float[Array, "B N T H"], LayerCache]]
     attend: Callable[..., Float[Array, "B K G T H"]]
+    reads_all: bool
 
 
 def linear(x: Float[Array, "*rows I"], w: Float[Array, "O I"]) -> Float[Array, "*rows O"]:
@@ -76,10 +78,11 @@ def _native_rotate_into_cache(
     return rotated, dataclasses.replace(cache, k=keys, v=values)
 
 
-XLA = Operations(project=_project, norm=_norm, rotate_into_cache=rotate_into_cache, attend=attend)
+XLA = Operations(project=_project, norm=_norm, rotate_into_cache=rotate_into_cache, attend=attend, reads_all=True)
 NATIVE = Operations(
     project=_native_project,
     norm=_native_norm,
     rotate_into_cache=_native_rotate_into_cache,
     attend=native.attend,
+    reads_all=False,
 )

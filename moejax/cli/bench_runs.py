@@ -4,10 +4,26 @@ import json as json_format
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moejax.cli import bench_options as flags
 from moejax.cli import console
 
 if TYPE_CHECKING:
     from moejax import Model
+    from moejax.bench.works import Work
+
+
+def works_of(
+    batch_sizes: flags.Numbers, input_lens: flags.Numbers, output_lens: flags.Numbers, prefill_lens: flags.Numbers
+) -> "list[Work]":
+    """Every combination, and one prompt of each prefill length with a single token after it.
+
+    Raises:
+        ValueError: for a length below 1.
+    """
+    from moejax.bench.works import Work, cross_product
+
+    alone = [Work(batch_size=1, input_len=length, output_len=1) for length in prefill_lens]
+    return list(dict.fromkeys(cross_product(batch_sizes, input_lens, output_lens) + alone))
 
 
 def check_length(source: str, longest: int) -> None:
@@ -33,24 +49,44 @@ def check_real(devices: int) -> None:
 
 
 def load_timed(
-    source: str, mesh: str | None, dispatch: str, *, dtype: str, expert_backend: str, seed: int, quiet: bool
+    source: str,
+    mesh: str | None,
+    dispatch: str,
+    *,
+    dtype: str,
+    expert_backend: str,
+    seed: int,
+    batch_size: int,
+    quiet: bool,
 ) -> "Model":
-    """Loads a model on real devices, once JAX has started.
+    """Loads a model on real devices, once JAX has started; "auto" is the best mesh for `batch_size` sequences.
 
     Raises:
-        ValueError: for a mesh of simulated devices, before anything is loaded unless it is "auto".
+        ValueError: for a mesh of simulated devices, before anything is loaded.
     """
     import moejax
     from moejax.bench.source import source_name
-    from moejax.planning.auto import AUTO
-    from sharding import mesh_config
+    from moejax.cli.facts import read_facts
+    from moejax.decoding.engine import MAX_ROWS
+    from moejax.planning.auto import asked_split
 
-    if mesh != AUTO:  # which is a mesh of the devices that are here
-        check_real(mesh_config(mesh).size)
+    facts = read_facts(source, None)
+    split = asked_split(
+        facts.config,
+        mesh,
+        dispatch,
+        dtype=dtype,
+        stored=facts.dtype,
+        max_seq_len=facts.max_seq_len,
+        batch_size=min(MAX_ROWS, batch_size),
+    )
+    check_real(split.mesh.size)
+    if split.remark and not quiet:
+        console.remark(split.remark)
     with console.progress(f"loading {source_name(source)}", quiet=quiet):
-        model = moejax.load(source, mesh=mesh, dtype=dtype, expert_backend=expert_backend, dispatch=dispatch, seed=seed)
-    check_real(model.mesh.size)
-    return model
+        return moejax.load(
+            source, mesh=split.mesh, dtype=dtype, expert_backend=expert_backend, dispatch=split.dispatch, seed=seed
+        )
 
 
 def describe_model(model: "Model", source: str) -> dict[str, Any]:

@@ -38,18 +38,27 @@ def throughput(
     check_length(source, input_len[1] + output_len[1])
     requests = ragged_requests(num_prompts, input_len, output_len, read_facts(source, None).config.vocab_size)
     if report is not None:
-        from moejax.bench.plots import check_plots
+        from moejax.bench.report import check_report
 
-        check_plots()
+        check_report(report)
     startup.prepare_jax(compile_cache=not no_compile_cache, quiet=quiet)
     from moejax.bench.latency import check_rounds
     from moejax.bench.machine import describe_run
     from moejax.bench.throughput import measure_throughput
 
     check_rounds(1, num_iters)
-    model = load_timed(source, mesh, dispatch, dtype=dtype, expert_backend=expert_backend, seed=model_seed, quiet=quiet)
-    with console.progress("timing", quiet=quiet):
-        measured = measure_throughput(model, requests, rounds=num_iters).as_json()
+    model = load_timed(
+        source,
+        mesh,
+        dispatch,
+        dtype=dtype,
+        expert_backend=expert_backend,
+        seed=model_seed,
+        batch_size=num_prompts,
+        quiet=quiet,
+    )
+    with console.progress("timing", quiet=quiet) as step:
+        measured = measure_throughput(model, requests, rounds=num_iters, on_round=step).as_json()
     lengths = {"input_len": list(input_len), "output_len": list(output_len)}
     result = {
         **describe_run(),
