@@ -46,11 +46,13 @@ def test_latency_prints_a_row_for_each_test(call: Call, tiny: Tiny, tiny_folder:
 
 
 def test_latency_writes_every_sample_in_vllms_keys(call: Call, tiny: Tiny, tiny_folder: Path, tmp_path: Path) -> None:
-    outcome = call("bench", "latency", tiny_folder, *SMALL, "-r", "3", "--json", "--quiet", "--report", tmp_path / "r")
+    flags = ("-r", "3", "--prefill-len", "24", "--json", "--quiet", "--report", tmp_path / "r")
+    outcome = call("bench", "latency", tiny_folder, *SMALL, *flags)
     assert outcome.status == 0, outcome.err
     result = json.loads(outcome.out)
     assert result == json.loads((tmp_path / "r" / "report.json").read_text())
-    (one,) = result["latency"]
+    one, alone = result["latency"]
+    assert (alone["batch_size"], alone["input_len"], alone["decode"]) == (1, 24, None)
     assert len(one["latencies"]) == len(one["prefill"]["seconds"]) == len(one["decode"]["seconds"]) == 3
     assert one["avg_latency"] == pytest.approx(sum(one["latencies"]) / 3)
     assert one["percentiles"]["50"] == sorted(one["latencies"])[1]
