@@ -53,7 +53,16 @@ def latency(
     from moejax.bench.roofline import measure_roofline
 
     check_rounds(num_iters_warmup, num_iters)
-    model = load_timed(source, mesh, dispatch, dtype=dtype, expert_backend=expert_backend, seed=model_seed, quiet=quiet)
+    model = load_timed(
+        source,
+        mesh,
+        dispatch,
+        dtype=dtype,
+        expert_backend=expert_backend,
+        seed=model_seed,
+        batch_size=max(work.batch_size for work in works),
+        quiet=quiet,
+    )
     with console.progress("measuring what this machine can do", quiet=quiet):
         roofline = measure_roofline(model.dtype)
     measured = []

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from moejax.cli.options import whole_number
+from moejax.config import NAMED_CONFIGS
 
 WORK, MODEL, OUTPUT = "What is timed", "Model", "Results"
 
@@ -55,8 +56,7 @@ Random = Annotated[
         "--random",
         rich_help_panel=MODEL,
         metavar="MODEL",
-        help="Random weights instead of a CHECKPOINT: 186m or 742m (parameters), mixtral-8x7b, mixtral-8x22b, or the "
-        "path of a config.json.",
+        help=f"Random weights instead of a CHECKPOINT: {', '.join(NAMED_CONFIGS)}, or the path of a config.json.",
     ),
 ]
 

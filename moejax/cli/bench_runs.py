@@ -49,24 +49,44 @@ def check_real(devices: int) -> None:
 
 
 def load_timed(
-    source: str, mesh: str | None, dispatch: str, *, dtype: str, expert_backend: str, seed: int, quiet: bool
+    source: str,
+    mesh: str | None,
+    dispatch: str,
+    *,
+    dtype: str,
+    expert_backend: str,
+    seed: int,
+    batch_size: int,
+    quiet: bool,
 ) -> "Model":
-    """Loads a model on real devices, once JAX has started.
+    """Loads a model on real devices, once JAX has started; "auto" is the best mesh for `batch_size` sequences.
 
     Raises:
-        ValueError: for a mesh of simulated devices, before anything is loaded unless it is "auto".
+        ValueError: for a mesh of simulated devices, before anything is loaded.
     """
     import moejax
     from moejax.bench.source import source_name
-    from moejax.planning.auto import AUTO
-    from sharding import mesh_config
+    from moejax.cli.facts import read_facts
+    from moejax.decoding.engine import MAX_ROWS
+    from moejax.planning.auto import asked_split
 
-    if mesh != AUTO:  # which is a mesh of the devices that are here
-        check_real(mesh_config(mesh).size)
+    facts = read_facts(source, None)
+    split = asked_split(
+        facts.config,
+        mesh,
+        dispatch,
+        dtype=dtype,
+        stored=facts.dtype,
+        max_seq_len=facts.max_seq_len,
+        batch_size=min(MAX_ROWS, batch_size),
+    )
+    check_real(split.mesh.size)
+    if split.remark and not quiet:
+        console.remark(split.remark)
     with console.progress(f"loading {source_name(source)}", quiet=quiet):
-        model = moejax.load(source, mesh=mesh, dtype=dtype, expert_backend=expert_backend, dispatch=dispatch, seed=seed)
-    check_real(model.mesh.size)
-    return model
+        return moejax.load(
+            source, mesh=split.mesh, dtype=dtype, expert_backend=expert_backend, dispatch=split.dispatch, seed=seed
+        )
 
 
 def describe_model(model: "Model", source: str) -> dict[str, Any]:

@@ -47,7 +47,16 @@ def throughput(
     from moejax.bench.throughput import measure_throughput
 
     check_rounds(1, num_iters)
-    model = load_timed(source, mesh, dispatch, dtype=dtype, expert_backend=expert_backend, seed=model_seed, quiet=quiet)
+    model = load_timed(
+        source,
+        mesh,
+        dispatch,
+        dtype=dtype,
+        expert_backend=expert_backend,
+        seed=model_seed,
+        batch_size=num_prompts,
+        quiet=quiet,
+    )
     with console.progress("timing", quiet=quiet) as step:
         measured = measure_throughput(model, requests, rounds=num_iters, on_round=step).as_json()
     lengths = {"input_len": list(input_len), "output_len": list(output_len)}

@@ -54,7 +54,7 @@ def write_rendered(*parts: "RenderableType") -> None:
     styled, text = _styled(sys.stdout), io.StringIO()
     console = Console(
         file=text,
-        width=None if sys.stdout.isatty() else PIPED_WIDTH,
+        width=width(),
         color_system="auto" if styled else None,
         force_terminal=styled,
         highlight=False,
@@ -65,6 +65,13 @@ def write_rendered(*parts: "RenderableType") -> None:
         console.print(part)
     # rich fills lines with spaces, and ends a table with an empty line
     _emit("".join(f"{line.rstrip()}\n" for line in text.getvalue().rstrip().splitlines()))
+
+
+def width() -> int:
+    """Columns that tables may take."""
+    from rich.console import Console
+
+    return Console().width if sys.stdout.isatty() else PIPED_WIDTH
 
 
 def printable(value: object) -> str:

@@ -115,7 +115,17 @@ def decode(
     began = time.perf_counter()
     with console.progress("starting JAX", quiet=quiet):
         startup.prepare_jax(devices, compile_cache=not no_compile_cache, quiet=quiet)
-    split = asked_split(facts.config, mesh, dispatch, dtype=dtype, stored=facts.dtype, max_seq_len=facts.max_seq_len)
+    from moejax.decoding.engine import MAX_ROWS  # here, because it starts JAX
+
+    split = asked_split(
+        facts.config,
+        mesh,
+        dispatch,
+        dtype=dtype,
+        stored=facts.dtype,
+        max_seq_len=facts.max_seq_len,
+        batch_size=min(MAX_ROWS, len(prompts) * params.n),
+    )
     if split.remark and not quiet:  # of several processes, only now is it known which prints
         console.remark(split.remark)
     if mesh is not None and not quiet:

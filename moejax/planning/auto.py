@@ -6,25 +6,32 @@ from typing import Any
 
 from moejax.config import ModelConfig
 from moejax.dtypes import resolve_dtype
-from moejax.layout import Split, resolve_split
-from moejax.planning.compare import USABLE, best, compare_meshes
+from moejax.layout import Split, dispatch_name, resolve_split
+from moejax.planning.compare import USABLE, compare_meshes
 from moejax.planning.hardware import Hardware, load_hardware, shipped_hardware
+from moejax.planning.ranking import best
 from moejax.planning.reasons import reason
 from moejax.planning.rows import MeshRow
-from moejax.planning.splits import EVERY_DISPATCH, check_dispatch
+from moejax.planning.splits import EVERY_DISPATCH
 from moejax.planning.workload import CONTEXT, INPUT_LEN
 
 AUTO = "auto"
 ASSUMED = {"gpu": "h100-sxm"}  # by JAX's platform: whose figures rank splits of a device that no file knows; else cpu
 
 
-def auto_split(config: ModelConfig, dtype: str, max_seq_len: int, dispatch: str, devices: Sequence[Any]) -> Split:
-    """The split over all of `devices` with the shortest decode step of one sequence; `remark` says which, and why.
+def auto_split(
+    config: ModelConfig, dtype: str, max_seq_len: int, dispatch: str, devices: Sequence[Any], *, batch_size: int = 1
+) -> Split:
+    """The split over all of `devices` with the shortest decode step of `batch_size` sequences; `remark` says why.
+
+    Only splits with the dispatch that was named are ranked: for one that moves tokens between experts, those with
+    several devices along expert, unless there is but one device.
 
     Raises:
         ValueError: for an unknown dispatch, or when no split fits, with the GB that are missing.
     """
-    check_dispatch(dispatch)
+    if dispatch != AUTO:
+        dispatch_name(dispatch)
     hardware, assumed = visible_hardware(devices)
     if dtype not in hardware.matrix_rate:  # the device computes in it at some speed, or JAX would have said so
         slowest = min(hardware.matrix_rate.values())
@@ -34,22 +41,26 @@ def auto_split(config: ModelConfig, dtype: str, max_seq_len: int, dispatch: str,
         config,
         len(devices),
         hardware,
-        batch_size=1,
+        batch_size=batch_size,
         input_len=min(INPUT_LEN, context),
         context=context,
         dtype=dtype,
         dispatch=EVERY_DISPATCH if dispatch == AUTO else dispatch,
         usable_fraction=USABLE if devices[0].platform == "cpu" else 1.0,  # of a GPU, JAX has set some aside already
     )
+    if dispatch not in (AUTO, "replicated") and len(devices) > 1:
+        rows = [row for row in rows if row.split.mesh.expert > 1]
     winner = best(rows, "latency")
     if winner is None:
         raise ValueError(_nothing_fits(rows, hardware, len(devices)))
+    split = winner.split if dispatch == AUTO else replace(winner.split, dispatch=dispatch_name(dispatch))
     if len(devices) == 1:
         why = "there is one device"
     else:
-        why = f"{reason(winner, rows, 'latency')}, predicted for one sequence of {context:,} tokens"
-    remark = f"mesh auto is {winner.split.mesh}, dispatch {winner.split.dispatch}: {why}; {assumed}"
-    return replace(winner.split, remark=remark)
+        sequences = "one sequence" if batch_size == 1 else f"{batch_size} sequences at a time, each"
+        why = f"it {reason(winner, rows, 'latency')}, predicted for {sequences} of {context:,} tokens"
+    remark = f"mesh auto is {split.mesh}, dispatch {split.dispatch}: {why}; {assumed}"
+    return replace(split, remark=remark)
 
 
 def check_split(config: ModelConfig, mesh: str | None, dispatch: str) -> None:
@@ -60,12 +71,23 @@ def check_split(config: ModelConfig, mesh: str | None, dispatch: str) -> None:
     """
     if mesh != AUTO:
         resolve_split(config, mesh, dispatch)
+    elif dispatch != AUTO:
+        dispatch_name(dispatch)
 
 
 def asked_split(
-    config: ModelConfig, mesh: str | None, dispatch: str, *, dtype: str, stored: str, max_seq_len: int
+    config: ModelConfig,
+    mesh: str | None,
+    dispatch: str,
+    *,
+    dtype: str,
+    stored: str,
+    max_seq_len: int,
+    batch_size: int = 1,
 ) -> Split:
     """The split that a command was asked for, "auto" among them; to be called when JAX has started.
+
+    batch_size: sequences that the command decodes at a time, as far as it knows.
 
     Raises:
         ValueError: as `auto_split` or `resolve_split`, and for an unknown dtype; `stored` is what "auto" means there.
@@ -74,7 +96,8 @@ def asked_split(
         return resolve_split(config, mesh, dispatch)
     import jax
 
-    return auto_split(config, resolve_dtype(dtype, auto=stored), max_seq_len, dispatch, jax.devices())
+    resolved = resolve_dtype(dtype, auto=stored)
+    return auto_split(config, resolved, max_seq_len, dispatch, jax.devices(), batch_size=batch_size)
 
 
 def visible_hardware(devices: Sequence[Any]) -> tuple[Hardware, str]:

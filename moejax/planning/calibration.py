@@ -13,10 +13,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from moejax.config import ModelConfig
 from moejax.layout import Split
-from moejax.operations import linear
+from moejax.moe import resolve_backend
 from moejax.planning.hardware import DTYPES, Hardware, Link
 from moejax.planning.measured import check_real_devices, decode_seconds, random_model
 from moejax.planning.routing import distinct_experts
+from moejax.planning.speeds import engine_operations, measure_speeds
 from moejax.planning.workload import Workload
 from sharding import MeshConfig, device_memory
 
@@ -55,10 +56,11 @@ def calibrate(name: str = "here", told: Callable[[str], None] = lambda what: Non
     device, count = jax.local_devices()[0], jax.local_device_count()
     told("bandwidth of the memory")
     bandwidth = copy_bandwidth(device)
-    rates = {}
+    rates, speeds = {}, {}
     for dtype in DTYPES:
-        told(f"matrix products in {dtype}")
+        told(f"products, experts and attention in {dtype}")
         rates[dtype] = matrix_rate(device, dtype)
+        speeds[dtype] = measure_speeds(dtype)
     told("time of a layer")
     layer_overhead, expert_overhead = overheads()
     if count > 1:
@@ -76,10 +78,12 @@ def calibrate(name: str = "here", told: Callable[[str], None] = lambda what: Non
         devices_per_node=count,
         layer_overhead=layer_overhead,
         expert_overhead=expert_overhead,
+        speeds=speeds,
         sources={
             "memory_bytes": "what the driver (of a CPU: the kernel) reports",
             "bandwidth": f"{by}: a copy larger than any cache, bytes read and written",
             "matrix_rate": f"{by}: the product of two square matrices, float32 result",
+            "speeds": f"{by}: what the expert backend {resolve_backend('auto', device.platform)} runs, by rows",
             "layer_overhead": f"{by}: a decode step of {DEPTHS[1]} narrow layers less one of {DEPTHS[0]}",
             "expert_overhead": f"{by}: the same at batch {BATCHES[1]} less batch {BATCHES[0]}, by experts read",
             "link": f"{by}: all-reduces over {count} devices"
@@ -111,10 +115,11 @@ def copy_bandwidth(device: Any) -> float:
 
 def matrix_rate(device: Any, dtype: str) -> float:
     """FLOP per second of a matrix product as the model computes them: operands of `dtype`, a float32 result."""
+    product = jax.jit(engine_operations().operations.project)
     size = 512
     while True:
         x, weights = (jax.device_put(jnp.ones((size, size), dtype), device) for _ in range(2))
-        seconds = _shortest(jax.jit(linear), x, weights)
+        seconds = _shortest(product, x, weights)
         if seconds > PRODUCT_SECONDS or size >= LARGEST_PRODUCT:
             return 2 * size**3 / seconds
         size *= 2

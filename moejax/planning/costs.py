@@ -6,7 +6,7 @@ docs/performance-model.md has every formula of this file with its source.
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import lru_cache, reduce
+from functools import lru_cache, partial, reduce
 from typing import NamedTuple
 
 from moejax.communication import Tokens, choice_collectives, forward_collectives
@@ -39,10 +39,11 @@ class Setting:
 
 
 class Work(NamedTuple):
-    """Of one part of a call: bytes that a device reads from its memory, and FLOPs of its matrix products."""
+    """Of one part of a call: bytes that a device reads from its memory, FLOPs of its products, and at which speed."""
 
     bytes: float
     flops: float
+    speed: float
 
 
 def predict_decode(setting: Setting, workload: Workload) -> Phase:
@@ -68,7 +69,7 @@ def predict_call(setting: Setting, call: Call, dtype: str) -> Phase:
     collectives = call_collectives(setting, call, dtype)
     latency, bandwidth = _exchange(collectives, rules.mesh, hardware)
     reading = {name: part.bytes / hardware.bandwidth for name, part in work.items()}
-    computing = {name: part.flops / hardware.matrix_rate[dtype] for name, part in work.items()}
+    computing = {name: part.flops / part.speed for name, part in work.items()}
     return Phase(
         weight_bytes=sum(part.bytes for name, part in work.items() if name != "cache"),
         expert_bytes=work["experts"].bytes,
@@ -96,19 +97,28 @@ def _work(setting: Setting, call: Call, dtype: str, read: float, rows: float) ->
     own = own_rows * call.width
     routed = own if setting.dispatch == "all_to_all" else call.rows // rules.parts("groups") * call.width
     weights = weight_bytes(config, rules, dtype)
-    queries = config.num_heads // rules.parts("q_heads") * config.head_dim
-    keys = config.num_kv_heads // rules.parts("kv_heads") * config.head_dim
+    query_heads, key_heads = config.num_heads // rules.parts("q_heads"), config.num_kv_heads // rules.parts("kv_heads")
+    queries, keys = query_heads * config.head_dim, key_heads * config.head_dim
     projections = 2 * own * d * (2 * queries + 2 * keys) + 2 * routed * d * config.num_experts
+    scores = 4 * own * queries * call.visited
     vocabulary = config.vocab_size // rules.parts("vocab")
+    speed = partial(setting.hardware.speed, dtype)
+    attend = "attend_step" if call.width == 1 else "attend_prompt"
     return {
-        "attention": Work(layers * weights.attention, layers * projections),
+        "attention": Work(layers * weights.attention, layers * projections, speed("project", own)),
         "cache": Work(
-            cache_bytes(config, rules, call.rows, call.slots, dtype), layers * 4 * own * queries * call.visited
+            cache_bytes(config, rules, call.rows, call.slots, dtype),
+            layers * scores,
+            speed(attend, query_heads / key_heads),
         ),
         "experts": Work(
-            layers * read * weights.one_expert, layers * rows * 6 * d * config.expert_dim / rules.parts("mlp")
+            layers * read * weights.one_expert,
+            layers * rows * 6 * d * config.expert_dim / rules.parts("mlp"),
+            speed("experts", rows / read),
         ),
-        "head": Work(weights.head + weights.norm + own * d * item, 2 * own_rows * d * vocabulary),
+        "head": Work(
+            weights.head + weights.norm + own * d * item, 2 * own_rows * d * vocabulary, speed("project", own_rows)
+        ),
     }
 
 

@@ -9,12 +9,17 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 SHIPPED = Path(__file__).parent / "devices"
 _SMALLEST, _LARGEST = 1e-12, 1e24  # no device's figure lies outside: seconds, bytes, bytes and FLOP per second
 DTYPES = ("bfloat16", "float16", "float32")  # that a model can be computed in
+
+Operation = Literal["project", "experts", "attend_step", "attend_prompt"]
+OPERATIONS: tuple[Operation, ...] = get_args(Operation)
+Curve = Mapping[int, float]  # FLOP per second by the number of rows that share what is read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +47,9 @@ class Hardware:
     devices_per_node: in one node at most.
     layer_overhead: seconds that a layer of any size takes besides (launches, loops); 0 is the ideal.
     expert_overhead: seconds that each expert read on a device takes besides, in each layer; 0 is the ideal.
+    speeds: what the engine's own operations reach, by dtype, where that was measured; `matrix_rate` is the ideal.
+        `project` by the rows of a product, `experts` by the rows of an expert, `attend_step` (one query per sequence)
+        and `attend_prompt` (a whole prompt) by the query heads of a key/value head.
     sources: where each figure is from, by its key in the file.
     """
 
@@ -56,7 +64,20 @@ class Hardware:
     devices_per_node: int = 1
     layer_overhead: float = 0.0
     expert_overhead: float = 0.0
+    speeds: Mapping[str, Mapping[Operation, Curve]] = field(default_factory=dict)
     sources: Mapping[str, str] = field(default_factory=dict)
+
+    def speed(self, dtype: str, operation: Operation, rows: float) -> float:
+        """FLOP per second of an operation: as measured, straight lines between logarithms, else the matrix rate."""
+        if dtype not in self.speeds:
+            return self.matrix_rate[dtype]
+        points = sorted(self.speeds[dtype][operation].items())
+        if rows <= points[0][0]:
+            return points[0][1]
+        for (fewer, slow), (more, fast) in pairwise(points):
+            if rows <= more:
+                return slow * (fast / slow) ** (math.log(rows / fewer) / math.log(more / fewer))
+        return points[-1][1]
 
 
 def shipped_hardware() -> tuple[str, ...]:
@@ -96,6 +117,12 @@ def hardware_toml(hardware: Hardware) -> str:
         "[matrix_rate]",
         *(f"{dtype} = {rate!r}" for dtype, rate in hardware.matrix_rate.items()),
     ]
+    for dtype, curves in hardware.speeds.items():
+        lines += ["", f"[speeds.{dtype}]"]
+        lines += [
+            f"{name} = {{ {', '.join(f'{rows} = {rate!r}' for rows, rate in curves[name].items())} }}"
+            for name in curves
+        ]
     for name, link in (("link", hardware.link), ("network", hardware.network)):
         if link is not None:
             lines += ["", f"[{name}]", f"bandwidth = {link.bandwidth!r}", f"latency = {link.latency!r}"]
@@ -126,7 +153,16 @@ class _Reader:
     def hardware(self) -> Hardware:
         linked = ("link",) if self.raw.get("devices_per_node", 1) != 1 else ()
         required = ("title", "memory_bytes", "bandwidth", "matrix_rate", *linked)
-        optional = ("kinds", "link", "network", "devices_per_node", "layer_overhead", "expert_overhead", "sources")
+        optional = (
+            "kinds",
+            "link",
+            "network",
+            "devices_per_node",
+            "layer_overhead",
+            "expert_overhead",
+            "speeds",
+            "sources",
+        )
         self._check_keys("", self.raw, required, optional)
         sources = self._table("sources", self.raw.get("sources", {}))
         kinds = self.raw.get("kinds", [])
@@ -144,6 +180,7 @@ class _Reader:
             devices_per_node=self._whole("devices_per_node", self.raw.get("devices_per_node", 1)),
             layer_overhead=self._not_negative("layer_overhead", self.raw.get("layer_overhead", 0.0)),
             expert_overhead=self._not_negative("expert_overhead", self.raw.get("expert_overhead", 0.0)),
+            speeds=self._speeds(self._table("speeds", self.raw.get("speeds", {}))),
             sources={key: self._text(f"sources.{key}", text) for key, text in sources.items()},
         )
 
@@ -152,6 +189,21 @@ class _Reader:
             raise self._wrong("matrix_rate", f"FLOP/s for at least one of {', '.join(DTYPES)}", table)
         self._check_keys("matrix_rate.", table, (), DTYPES)
         return {dtype: self._positive(f"matrix_rate.{dtype}", rate) for dtype, rate in table.items()}
+
+    def _speeds(self, table: dict[str, Any]) -> dict[str, dict[Operation, Curve]]:
+        self._check_keys("speeds.", table, (), DTYPES)
+        found: dict[str, dict[Operation, Curve]] = {}
+        for dtype, value in table.items():
+            curves = self._table(f"speeds.{dtype}", value)
+            self._check_keys(f"speeds.{dtype}.", curves, OPERATIONS, ())
+            found[dtype] = {name: self._curve(f"speeds.{dtype}.{name}", curves[name]) for name in OPERATIONS}
+        return found
+
+    def _curve(self, key: str, value: Any) -> Curve:
+        points = self._table(key, value)
+        if not points or not all(rows.isdecimal() and 0 < int(rows) <= _LARGEST for rows in points):
+            raise self._wrong(key, "FLOP/s by whole numbers of rows, as in { 1 = 2e10, 8 = 1e11 }", value)
+        return {int(rows): self._positive(f"{key}.{rows}", rate) for rows, rate in points.items()}
 
     def _link(self, key: str, value: Any) -> Link:
         table = self._table(key, value)

@@ -7,12 +7,12 @@ The E experts lie on `parts` devices, E / parts neighbouring ones on each. docs/
 """
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 MOST_LISTED = 12  # experts up to which all 2^E sets of them are listed
+MOST_COUNTED = 100  # rows on a device up to which their distribution is computed; above, they are taken as normal
 
 Weights = tuple[float, ...]  # of a layer's experts; the odds of a set of A are the products of its members' weights
 
@@ -106,7 +106,8 @@ def _listed_read(shares: tuple[float, ...], experts_per_token: int, parts: int, 
     return float(exactly @ busiest)
 
 
-def inclusion_weights(shares: Sequence[float], experts_per_token: int) -> Weights:
+@lru_cache(maxsize=4096)
+def inclusion_weights(shares: tuple[float, ...], experts_per_token: int) -> Weights:
     """Weights under which a set of A experts, drawn with odds that are their product, has each with its share.
 
     By the iteration w_i <- share_i / (probability of i / w_i), which converges to the unique solution.
@@ -130,48 +131,52 @@ def inclusion_weights(shares: Sequence[float], experts_per_token: int) -> Weight
 def _layer_rows(
     shares: tuple[float, ...] | None, num_experts: int, experts_per_token: int, parts: int, tokens: int
 ) -> float:
-    """Rows on the busiest device: what the largest of independent normal variables is expected to be.
+    """Rows on the busiest device: exact for one or two experts per token (`busiest_rows`).
 
-    A device's rows have the mean T s, with s the sum of its shares, and the variance T s (1 - s / A) (E - A) / (E - 1)
-    of a hypergeometric count. Rows of devices add up to T A, so they vary against each other: taken out of that sum,
-    independent variables have parts / (parts - 1) times the variance. Within 6% of the exact value at 2 and
-    3 tokens, 4% from 4 on, 1% from 64 on; one token's rows are the experts that it reads.
+    For more, those of as many pairs with the same means, variances and covariances; one token's are the experts
+    that it reads. Devices with many rows, and a load in which nearly every token chooses the same expert: as normal
+    variables, with a device's mean T s, s the sum of its shares, and the variance T s (1 - s / A) (E - A) / (E - 1) of
+    a hypergeometric count. Rows of devices add up to T A, so they vary against each other: taken out of that sum,
+    independent variables have parts / (parts - 1) times the variance.
     """
-    if parts == 1:
-        return float(tokens * experts_per_token)
-    if tokens == 1:
+    if parts == 1 or experts_per_token == num_experts:
+        return tokens * experts_per_token / parts
+    if tokens == 1 and experts_per_token > 2:
         if shares is None:
             return uniform_busiest_read(num_experts, experts_per_token, parts, 1)
         return busiest_read(shares, experts_per_token, parts, 1)
+    from moejax.planning.busiest_rows import expected_largest, largest_of_normals  # here, because it imports numpy
+
     device = _per_device(shares, parts) if shares else [experts_per_token / parts] * parts
-    spread = (num_experts - experts_per_token) / max(1, num_experts - 1) * parts / (parts - 1)
+    if tokens * max(device) <= MOST_COUNTED:
+        weights = _device_weights(shares, num_experts, experts_per_token, parts)
+        most = tokens * min(experts_per_token, num_experts // parts)
+        if (exact := expected_largest(weights, tokens * experts_per_token)) is not None:
+            return min(float(most), exact)
+    spread = (num_experts - experts_per_token) / (num_experts - 1) * parts / (parts - 1)
     means = [tokens * share for share in device]
     deviations = [
         math.sqrt(max(0.0, mean * (1 - share / experts_per_token)) * spread)
         for mean, share in zip(means, device, strict=True)
     ]
-    fewest = -(-tokens * experts_per_token // parts)
-    most = tokens * min(experts_per_token, num_experts // parts)
-    return min(float(most), max(float(fewest), _largest_of_normals(means, deviations)))
+    return largest_of_normals(means, deviations)
 
 
-def _largest_of_normals(means: list[float], deviations: list[float]) -> float:
-    """The expected largest of independent normal variables: the integral of 1 - F above the least, minus F below."""
-    low = min(m - 9 * d for m, d in zip(means, deviations, strict=True))
-    high = max(m + 9 * d for m, d in zip(means, deviations, strict=True))
-    if high - low < 1e-12:
-        return max(means)
-    steps = 400
-    width, total = (high - low) / steps, low
-    kinds = Counter(zip(means, deviations, strict=True))
-    for step in range(steps):
-        x = low + (step + 0.5) * width
-        total += width * (1 - math.prod(_normal_cdf(x, m, d) ** count for (m, d), count in kinds.items()))
-    return total
-
-
-def _normal_cdf(x: float, mean: float, deviation: float) -> float:
-    return float(x >= mean) if deviation == 0 else 0.5 * math.erfc((mean - x) / deviation / math.sqrt(2))
+def _device_weights(
+    shares: tuple[float, ...] | None, num_experts: int, experts_per_token: int, parts: int
+) -> tuple[tuple[float, float], ...]:
+    """For each device, the sum of its experts' weights, and of their squares, where all weights add up to 1."""
+    if experts_per_token == 2:
+        weights = inclusion_weights(shares, 2) if shares else (1.0,) * num_experts
+        total = sum(weights)
+        squares = _per_device([(weight / total) ** 2 for weight in weights], parts)
+        return tuple(zip(_per_device([weight / total for weight in weights], parts), squares, strict=True))
+    # q is the sum of squares that gives pairs the spread (E - A) / (E - 1) of A experts: 1 / E' with E' equal experts,
+    # (E' - 2) / (E' - 1) = (E - A) / (E - 1). One expert per token: 0.
+    spread = (num_experts - experts_per_token) / (num_experts - 1)
+    q = (1 - spread) / (2 - spread)
+    device = _per_device(shares, parts) if shares else [experts_per_token / parts] * parts
+    return tuple((share / experts_per_token, q * share / experts_per_token) for share in device)
 
 
 @lru_cache(maxsize=4096)

@@ -10,9 +10,9 @@ import sharding
 from moejax import compare_meshes
 from moejax.checkpoint import open_checkpoint
 from moejax.config import named_config
-from moejax.planning.auto import auto_split, visible_hardware
-from moejax.planning.compare import best
+from moejax.planning.auto import auto_split, check_split, visible_hardware
 from moejax.planning.hardware import load_hardware
+from moejax.planning.ranking import best
 from sharding import DeviceMemory
 
 MIXTRAL = named_config("mixtral-8x7b")
@@ -63,15 +63,29 @@ def test_it_is_what_the_comparison_ranks_first(memory: DeviceMemory) -> None:
     assert split.remark.endswith("predicted for one sequence of 2,048 tokens; figures of h100-sxm")
 
 
-def test_a_dispatch_that_was_named_is_kept(memory: DeviceMemory) -> None:
-    """On a hidden axis of odd length, which divides over no tensor: experts and rows are what can be split."""
-    config = replace(MIXTRAL, expert_dim=14337)
+def test_the_batch_decides(memory: DeviceMemory) -> None:
+    """On slow links one sequence shares each expert's reads, many are split over data and exchange nothing."""
+    config, devices = replace(MIXTRAL, num_layers=8), [Device("cpu", "cpu")] * 4
+    one, many = (auto_split(config, "bfloat16", 4096, "auto", devices, batch_size=size) for size in (1, 32))
+    assert (str(one.mesh), str(many.mesh)) == ("data=1,expert=1,tensor=4", "data=4,expert=1,tensor=1")
+    assert many.remark is not None and "predicted for 32 sequences at a time, each of 2,048 tokens" in many.remark
+
+
+def test_a_dispatch_that_was_named_is_the_only_one_ranked(memory: DeviceMemory) -> None:
     devices = [Device("NVIDIA H200", "gpu")] * 4
     for dispatch in ("gather", "all_to_all"):
-        split = auto_split(config, "bfloat16", 4096, dispatch, devices)
-        assert (split.dispatch, split.mesh.expert) == (dispatch, 4)
+        split = auto_split(MIXTRAL, "bfloat16", 4096, dispatch, devices)
+        assert split.dispatch == dispatch and split.mesh.expert > 1
+        others = [name for name in ("gather", "all_to_all", "replicated") if name != dispatch]
+        assert split.remark is not None and not any(name in split.remark for name in others)
+    assert auto_split(MIXTRAL, "bfloat16", 4096, "replicated", devices).dispatch == "replicated"
+    assert auto_split(replace(MIXTRAL, num_layers=1), "bfloat16", 4096, "gather", devices[:1]).dispatch == "gather"
     with pytest.raises(ValueError, match="unknown dispatch 'gathr'"):
         auto_split(MIXTRAL, "bfloat16", 4096, "gathr", devices)
+    with pytest.raises(ValueError, match="unknown dispatch 'gathr'"):
+        check_split(MIXTRAL, "auto", "gathr")
+    with pytest.raises(ValueError, match="mesh auto: the number of experts is 8, which does not divide over mesh axis"):
+        auto_split(MIXTRAL, "bfloat16", 4096, "gather", devices[:3])
 
 
 def test_a_model_that_fits_no_split_is_refused_with_the_gb_missing(memory: DeviceMemory) -> None:

@@ -8,10 +8,26 @@ from typing import Any
 import jax
 import pytest
 
-from moejax.planning import calibration
+from moejax.checkpoint import open_checkpoint
+from moejax.planning import calibration, speeds
 from moejax.planning.compare import compare_meshes
-from moejax.planning.hardware import Link, hardware_toml, load_hardware
+from moejax.planning.hardware import Curve, Link, Operation, hardware_toml, load_hardware
 from moejax.planning.workload import Workload
+
+SMALL_SPEEDS = {
+    "RUNS": 1,
+    "ENOUGH_SECONDS": 0.0,
+    "ROWS": (1, 4),
+    "GROUPS": (2,),
+    "BYTES": 2**14,
+    "WIDTH": 64,
+    "EXPERT_WIDTH": 64,
+    "EXPERTS": 2,
+    "KEY_HEADS": 1,
+    "HEAD_WIDTH": 16,
+    "SLOTS": 64,
+    "PROMPT": 16,
+}
 
 
 def test_simulated_devices_are_refused() -> None:
@@ -56,6 +72,29 @@ def test_overheads_are_part_of_a_step() -> None:
     assert row.decode.total == pytest.approx(ideal.decode.total + row.decode.overhead_seconds)
 
 
+def test_parts_run_at_the_speed_of_their_operation() -> None:
+    """Demo: 4 heads over 2 key/value heads; 2 experts of 8 at batch 1 with a row each, 4 x 2 / 8 rows at more."""
+    ideal = load_hardware("cpu")
+    config = open_checkpoint("demo").config
+    curves: dict[Operation, Curve] = {
+        "project": {1: 1e3, 64: 1e4},
+        "experts": {1: 1e5, 2: 4e5},
+        "attend_step": {2: 1e6},
+        "attend_prompt": {2: 1e7},
+    }
+    slow = dataclasses.replace(ideal, bandwidth=1e24, speeds={"bfloat16": curves})
+    (row,) = compare_meshes(config, 1, slow, batch_size=1, input_len=64, context=64)
+    d, heads, keys, width = config.embed_dim, config.num_heads, config.num_kv_heads, config.head_dim
+    projections = config.num_layers * 2 * d * (2 * (heads + keys) * width + config.num_experts)
+    experts = config.num_layers * 2 * 6 * d * config.expert_dim
+    scores, head = config.num_layers * 4 * 64 * heads * width, 2 * d * config.vocab_size
+    assert row.decode is not None and row.prefill is not None
+    expected = (projections + head) / 1e3 + experts / 1e5 + scores / 1e6
+    assert row.decode.compute_seconds == pytest.approx(expected)
+    expected = 64 * projections / 1e4 + head / 1e3 + 64 * experts / 4e5 + 64 * scores * 65 / 128 / 1e7
+    assert row.prefill.compute_seconds == pytest.approx(expected)
+
+
 def test_all_reduces_run_over_the_devices_that_are_asked_for() -> None:
     assert all(calibration._all_reduce_seconds(jax.devices()[:count], 64) > 0 for count in (2, 8))
 
@@ -69,6 +108,8 @@ def test_a_calibrated_file_can_be_compared_with(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(calibration, "LARGEST_PRODUCT", 512)
     monkeypatch.setattr(calibration, "DEPTHS", (1, 2))
     monkeypatch.setattr(calibration, "RUNS", 1)
+    for name, value in SMALL_SPEEDS.items():
+        monkeypatch.setattr(speeds, name, value)
     told: list[str] = []
     hardware = calibration.calibrate("mine", told=told.append)
     path = tmp_path / "mine.toml"
@@ -76,6 +117,13 @@ def test_a_calibrated_file_can_be_compared_with(monkeypatch: pytest.MonkeyPatch,
     assert load_hardware(path) == hardware
     assert hardware.link is None and "nothing to measure" in hardware.sources["link"]
     assert set(hardware.matrix_rate) == {"bfloat16", "float16", "float32"}
+    assert set(hardware.speeds) == set(hardware.matrix_rate)
+    assert {name: set(curve) for name, curve in hardware.speeds["float32"].items()} == {
+        "project": {1, 4},
+        "experts": {1, 4},
+        "attend_step": {2},
+        "attend_prompt": {2},
+    }
     assert len(told) == 5 and hardware.kinds == (jax.devices()[0].device_kind.lower(),)
     (row,) = compare_meshes("demo", 1, path, batch_size=1, input_len=32, context=64)
     assert row.decode is not None and row.decode.total > 0

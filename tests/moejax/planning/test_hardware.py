@@ -17,6 +17,12 @@ float32 = 5.0
 bandwidth = 2
 latency = 0
 """
+SPEEDS = """[speeds.float32]
+project = { 1 = 1.0, 4 = 4.0, 16 = 4.0 }
+experts = { 1 = 10.0 }
+attend_step = { 2 = 3.0 }
+attend_prompt = { 2 = 2.0 }
+"""
 
 
 @pytest.mark.parametrize("name", shipped_hardware())
@@ -46,6 +52,18 @@ def test_what_is_written_is_read_back(name: str, tmp_path: Path) -> None:
     assert load_hardware(path) == hardware
 
 
+def test_speeds_lie_on_straight_lines_between_logarithms(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(GOOD.replace("[link]", SPEEDS + "[link]"))
+    hardware = load_hardware(path)
+    found = [hardware.speed("float32", "project", rows) for rows in (0.5, 1, 2, 4, 9, 16, 100)]
+    assert found == pytest.approx([1, 1, 2, 4, 4, 4, 4])
+    assert hardware.speed("float32", "experts", 7) == 10
+    assert dataclasses.replace(hardware, speeds={}).speed("float32", "experts", 7) == 5
+    path.write_text(hardware_toml(hardware))
+    assert load_hardware(path) == hardware
+
+
 def test_a_file_of_a_user(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(GOOD)
@@ -57,6 +75,19 @@ def test_a_file_of_a_user(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "complaint"),
     [
+        ("[link]", "[speeds.int8]\n[link]", "unknown key speeds.int8; the known ones are bfloat16, float16, float32"),
+        ("[link]", "[speeds.float32]\n[link]", "speeds.float32.project is missing; a hardware file needs it"),
+        (
+            "[link]",
+            SPEEDS.replace("{ 1 = 10.0 }", "{}") + "[link]",
+            "speeds.float32.experts must be FLOP/s by whole numbers of rows, as in { 1 = 2e10, 8 = 1e11 }, got {}",
+        ),
+        (
+            "[link]",
+            SPEEDS.replace("{ 1 =", "{ 0 =") + "[link]",
+            "speeds.float32.experts must be FLOP/s by whole numbers",
+        ),
+        ("[link]", SPEEDS.replace("10.0", "0") + "[link]", "speeds.float32.experts.1 must be a number above 0, got 0"),
         ("memory_bytes = 1000", "", "memory_bytes is missing; a hardware file needs it"),
         ("bandwidth = 2\n", "", "link.bandwidth is missing; a hardware file needs it"),
         ("memory_bytes = 1000", "memory_bytes = 0", "memory_bytes must be a whole number of at least 1, got 0"),
