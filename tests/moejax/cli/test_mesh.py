@@ -127,8 +127,7 @@ def test_the_load_of_another_model_is_refused(call: Call, tmp_path: Path) -> Non
 
 def lines_of(text: str) -> list[list[str]]:
     """The words of every line of a table of splits: d, e and t, numbers or a dispatch, a bar, numbers."""
-    lines = [line.split() for line in text.splitlines() if re.match(r" ?\d+ +\d+ +\d+ ", line)]
-    return [words for words in lines if any(re.fullmatch("[wkclxo]+", word) for word in words)]
+    return [line.split() for line in text.splitlines() if re.match(r" ?\d+ +\d+ +\d+ ", line)]
 
 
 @pytest.mark.parametrize("batch", ["8", "1,8,32"])
@@ -177,7 +176,7 @@ def test_a_terminal_too_narrow_for_all_columns_goes_without_some(call: Call, mon
 
 def test_a_small_model_is_shown_in_small_units(call: Call) -> None:
     out = call("mesh", "compare", "--model", "demo", "--devices", "2", "--hardware", "h100-sxm", "-b", "1").out
-    assert re.search(r"^ +MB +us +us +tok/s$", out, re.MULTILINE)
+    assert re.search(r"MB +read +imb +us +tok/s +us +most +tok/s\n", out)
     assert len(lines_of(out)) == 6 and not re.search(r"\b0\.0+\b", out)
 
 
