@@ -33,4 +33,4 @@ def write_whole_programs() -> None:
         finally:
             part.unlink(missing_ok=True)
 
-    LRUCache.put = put
+    LRUCache.put = put  # pyright: ignore[reportAttributeAccessIssue]: its type is of the method that this replaces

@@ -119,7 +119,8 @@ def rotate_into_cache(
     )
     call = jax.ffi.ffi_call(targets()["rotate"], results, input_output_aliases={6: 1, 7: 2})
     floats = (a.astype(jnp.float32) for a in (q, k, v, cos, sin))
-    return tuple(call(*floats, starts.astype(jnp.int32), k_cache, v_cache))
+    rotated, keys, values = call(*floats, starts.astype(jnp.int32), k_cache, v_cache)
+    return rotated, keys, values
 
 
 def _bits(x: Array) -> Array:
