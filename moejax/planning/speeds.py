@@ -61,7 +61,7 @@ def project_speeds(backend: ExpertBackend, dtype: str) -> Curve:
     for rows in ROWS:
         used = weights[: count // 4] if rows >= MANY_ROWS else weights
         seconds = _seconds(once, _numbers((rows, WIDTH), dtype), used)
-        speeds[rows] = 2 * rows * WIDTH * WIDTH * len(used) / seconds
+        speeds[rows] = _rounded(2 * rows * WIDTH * WIDTH * len(used) / seconds)
     return speeds
 
 
@@ -80,7 +80,7 @@ def experts_speeds(backend: ExpertBackend, dtype: str) -> Curve:
         ids = jnp.arange(EXPERTS * rows, dtype=jnp.int32)[:, None] % EXPERTS
         routing = Routing(ids, jnp.ones(ids.shape, jnp.float32))
         seconds = _seconds(once, _numbers((EXPERTS * rows, WIDTH), dtype), (experts, routing))
-        speeds[rows] = 6 * EXPERTS * rows * WIDTH * EXPERT_WIDTH / seconds
+        speeds[rows] = _rounded(6 * EXPERTS * rows * WIDTH * EXPERT_WIDTH / seconds)
     return speeds
 
 
@@ -98,7 +98,12 @@ def attend_speed(backend: ExpertBackend, dtype: str, group: int, *, prompt: bool
 
     q = _numbers((batch, KEY_HEADS, group, queries, HEAD_WIDTH), dtype)
     seen = (slots + 1) / 2 if prompt else slots
-    return 4 * q.size * seen / _seconds(once, q, (LayerCache(k=k, v=v, dtype=dtype), starts))
+    return _rounded(4 * q.size * seen / _seconds(once, q, (LayerCache(k=k, v=v, dtype=dtype), starts)))
+
+
+def _rounded(speed: float) -> float:
+    """To four digits: more differ from run to run."""
+    return float(f"{speed:.4g}")
 
 
 def _stored(x: Array) -> Array:

@@ -17,7 +17,7 @@ from moejax.planning.workload import Workload
 SMALL_SPEEDS = {
     "RUNS": 1,
     "ENOUGH_SECONDS": 0.0,
-    "ROWS": (1, 4),
+    "ROWS": (1,),
     "GROUPS": (2,),
     "BYTES": 2**14,
     "WIDTH": 64,
@@ -108,6 +108,7 @@ def test_a_calibrated_file_can_be_compared_with(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(calibration, "LARGEST_PRODUCT", 512)
     monkeypatch.setattr(calibration, "DEPTHS", (1, 2))
     monkeypatch.setattr(calibration, "RUNS", 1)
+    monkeypatch.setattr(calibration, "DTYPES", ("bfloat16",))
     for name, value in SMALL_SPEEDS.items():
         monkeypatch.setattr(speeds, name, value)
     told: list[str] = []
@@ -116,15 +117,14 @@ def test_a_calibrated_file_can_be_compared_with(monkeypatch: pytest.MonkeyPatch,
     path.write_text(hardware_toml(hardware))
     assert load_hardware(path) == hardware
     assert hardware.link is None and "nothing to measure" in hardware.sources["link"]
-    assert set(hardware.matrix_rate) == {"bfloat16", "float16", "float32"}
-    assert set(hardware.speeds) == set(hardware.matrix_rate)
-    assert {name: set(curve) for name, curve in hardware.speeds["float32"].items()} == {
-        "project": {1, 4},
-        "experts": {1, 4},
+    assert set(hardware.matrix_rate) == set(hardware.speeds) == {"bfloat16"}
+    assert {name: set(curve) for name, curve in hardware.speeds["bfloat16"].items()} == {
+        "project": {1},
+        "experts": {1},
         "attend_step": {2},
         "attend_prompt": {2},
     }
-    assert len(told) == 5 and hardware.kinds == (jax.devices()[0].device_kind.lower(),)
+    assert len(told) == 3 and hardware.kinds == (jax.devices()[0].device_kind.lower(),)
     (row,) = compare_meshes("demo", 1, path, batch_size=1, input_len=32, context=64)
     assert row.decode is not None and row.decode.total > 0
     with pytest.raises(ValueError, match=r"hardware mine has no \[link\]: 2 devices need one; add it to the file"):
