@@ -17,10 +17,10 @@ PYTHON ?= $(shell $(FIND_PYTHON))
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench lint format types check clean distclean
+.PHONY: help demo test bench bench-docs lint format types check clean distclean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1 /p' $(firstword $(MAKEFILE_LIST)) | while read -r name text; do \
+	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' $(firstword $(MAKEFILE_LIST)) | while read -r name text; do \
 	  printf '  make %-10s %s\n' "$$name" "$$text"; done
 
 demo: $(VENV)/.installed ## install, then decode a prompt with the bundled checkpoint (PROMPT="...")
@@ -30,20 +30,14 @@ test: $(VENV)/.installed-test ## install the test extra, then run the whole suit
 	@$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 # Interleaved rounds beside the other systems, both sizes; then what a step reads, and what strategies send. The commands
-# of docs/benchmarks.md: each report has every sample, and bench_page.py puts them on one page.
+# of docs/benchmarks.md are in scripts/bench_suite.py: each report has every sample, and one page has them all.
 BENCH := build/bench
-COMPARE := $(BIN)/moejax bench compare --peers transformers,transformers-compiled,llama.cpp
 bench: $(VENV)/.installed-bench ## time moejax beside transformers and llama.cpp; reports in build/bench
-	@mkdir -p $(BENCH)
-	$(COMPARE) --random 186m -b 1,8,16 -p 128 -n 48 -r 3 --report $(BENCH)/1_compare_186m
-	$(COMPARE) --random 186m -b 1 -p 512 -n 1 -r 3 --report $(BENCH)/2_prefill_186m
-	$(COMPARE) --random 742m -b 1 -p 128 -n 32 -r 3 --report $(BENCH)/3_compare_742m
-	$(BIN)/moejax bench latency --random 186m -b 1,8,16 -p 128 -n 48 --report $(BENCH)/4_latency_186m
-	$(BIN)/moejax bench compare --random 186m --peers none -r 0 -b 1,16 --mesh all --simulate-devices 4 \
-	  --report $(BENCH)/5_strategies_186m
-	@$(BIN)/python -m scripts.bench_page $(BENCH)/*/report.json > $(BENCH)/benchmarks.md
-	@$(BIN)/python -m scripts.draw_poster $(BENCH)/*/report.json --output $(BENCH)/poster.svg
-	@echo "wrote $(BENCH)/benchmarks.md and $(BENCH)/poster.svg"
+	@rm -rf $(BENCH) && mkdir -p $(BENCH)
+	@$(BIN)/python -m scripts.bench_suite $(BENCH)
+
+bench-docs: $(VENV)/.installed-bench ## make docs/benchmarks.md, its plots and the poster of what `make bench` measured
+	@$(BIN)/python -m scripts.bench_page $(BENCH) --docs
 
 lint: $(VENV)/.installed-dev ## check formatting and lint
 	@$(BIN)/ruff format --check .

@@ -168,8 +168,15 @@ def locked(folder: Path) -> Iterator[Path]:
 
 
 def remove_work(folder: Path) -> None:
-    """Removes the work folder; to be called while it is locked."""
-    remove(folder / WORK)
+    """Removes the work folder; to be called while it is locked.
+
+    By another name: under its own, a process that looks for the lock just now would make one in a folder that is being
+    removed. What is left when this is killed goes with the next call.
+    """
+    ended = folder / f"{WORK}.ended"
+    remove(ended)
+    os.rename(folder / WORK, ended)
+    remove(ended)
 
 
 def _is_there(path: Path, descriptor: int) -> bool:

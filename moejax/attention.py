@@ -9,10 +9,10 @@ from jaxtyping import Float, Int
 from moejax.cache import LayerCache
 from moejax.config import ModelConfig
 from moejax.declarations import CACHE_AXES, attention_weights
-from moejax.layers import Rotation, rotate
 from moejax.operations import XLA, Operations
 from moejax.parallel import Parallel
 from moejax.params import fan_in_normal, param
+from moejax.rotary import Rotation
 
 
 class Attention(nnx.Module):
@@ -64,10 +64,9 @@ class Attention(nnx.Module):
         """Rows are split as the batch, heads as theirs are; the output is whole on all devices of a row."""
         b, t, _ = x.shape
         q, k, v = (y.reshape(b, t, -1, self.head_dim) for y in self.operations.project(x, w_q, w_k, w_v))
-        q, k = rotate(q, angles).astype(x.dtype), rotate(k, angles)
-        cache = cache.write(k.swapaxes(1, 2), v.swapaxes(1, 2), starts)
-        keys, values = (self._used(cached, q.shape[2]) for cached in (cache.keys(), cache.values()))
-        q = q.reshape(b, t, keys.shape[1], -1, self.head_dim).transpose(0, 2, 3, 1, 4)  # B K G T H
+        q, cache = self.operations.rotate_into_cache(q, k, v, angles, starts, cache)  # q: B N T H
+        keys, values = (self._used(cached, q.shape[1]) for cached in (cache.keys(), cache.values()))
+        q = q.reshape(b, keys.shape[1], -1, t, self.head_dim)  # B K G T H
         y = self.operations.attend(q, keys, values, starts, self.window)
         y = y.transpose(0, 3, 1, 2, 4).reshape(b, t, -1).astype(x.dtype)
         (y,) = self.operations.project(y, w_o)

@@ -5,7 +5,7 @@ Imports no JAX. The letters in brackets are the dimension key used in shapes eve
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -133,6 +133,31 @@ NAMED_CONFIGS: Mapping[str, ModelConfig] = {
         expert_dim=16384,
         max_position_embeddings=65536,
     ),
+    # Mixtrals of a size for a CPU, called by their parameters: what benchmarks and quick trials of a split run.
+    "186m": ModelConfig(
+        vocab_size=8192,
+        embed_dim=512,
+        num_layers=8,
+        num_heads=8,
+        num_kv_heads=4,
+        head_dim=64,
+        num_experts=8,
+        experts_per_token=2,
+        expert_dim=1792,
+        max_position_embeddings=4096,
+    ),
+    "742m": ModelConfig(
+        vocab_size=8192,
+        embed_dim=1024,
+        num_layers=8,
+        num_heads=16,
+        num_kv_heads=4,
+        head_dim=64,
+        num_experts=8,
+        experts_per_token=2,
+        expert_dim=3584,
+        max_position_embeddings=4096,
+    ),
 }
 
 
@@ -146,11 +171,20 @@ def named_config(name: str) -> ModelConfig:
         return NAMED_CONFIGS[name]
     if name.endswith(".json"):
         return from_hf(read_config_json(Path(name)), name)
-    near = get_close_matches(name, NAMED_CONFIGS, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ValueError(
-        f"unknown model {name!r}: the known names are {', '.join(NAMED_CONFIGS)}, or the path of a config.json{hint}"
+        f"unknown model {name!r}: the known names are {', '.join(NAMED_CONFIGS)}, or the path of a config.json"
+        f"{did_you_mean(name, NAMED_CONFIGS)}"
     )
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown model: `; did you mean 'mixtral-8x7b'?`, or nothing.
+
+    Of an id as Hugging Face has it (mistralai/Mixtral-8x7B-Instruct-v0.1) the owner does not count, nor what follows.
+    """
+    last, known = name.rstrip("/").rpartition("/")[2].lower(), list(known)
+    near = [one for one in known if last.startswith(one)] or get_close_matches(last, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def sequence_limit(max_seq_len: int | None, config: ModelConfig) -> int:

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import moejax
@@ -19,8 +19,10 @@ from convert import (
     Report,
     SafetensorsTarget,
     places,
+    read_manifest,
     run,
 )
+from convert.checksums import file_checksum
 from convert.conversion import OnProgress
 from convert.manifest import MANIFEST
 from moejax.checkpoint import Checkpoint, open_checkpoint
@@ -41,9 +43,14 @@ _LARGEST_SIDE_FILE = 100_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class ConversionReport(Report):
-    """What `convert` did; see `convert.Report`. logits: the comparison that `verify_logits` asked for."""
+    """What `convert` did; see `convert.Report`.
+
+    logits: the comparison that `verify_logits` asked for.  changed: files beside the weights, of the source or of the
+    target, that are not as a conversion wrote them: path -> what is the matter, and what was done.
+    """
 
     logits: Comparison | None = None
+    changed: Mapping[str, str] = field(default_factory=dict)
 
 
 def convert(
@@ -100,8 +107,12 @@ def convert(
     if verify_logits:
         # Without a --dtype both are the same numbers, computed by the same program: then every bit has to be equal.
         logits = compare_checkpoints(checkpoint.folder, report.target, exact=wanted == "auto")
+    changed = changed_sides(checkpoint.folder, "it was carried as it is now")
+    changed |= changed_sides(report.target, "it was left as it is")
     return ConversionReport(
-        **{field.name: getattr(report, field.name) for field in dataclasses.fields(report)}, logits=logits
+        **{field.name: getattr(report, field.name) for field in dataclasses.fields(report)},
+        logits=logits,
+        changed=changed,
     )
 
 
@@ -191,6 +202,23 @@ def side_files(folder: Path) -> dict[str, Path]:
                 )
             found[path.name] = path
     return found
+
+
+def changed_sides(folder: Path, done: str) -> dict[str, str]:
+    """Side files of a converted folder that are not as its manifest says: path -> what is the matter, and `done`.
+
+    A user may well have mended a chat template there, so it is no error; but nobody else may have.
+    """
+    if (manifest := read_manifest(folder)) is None:
+        return {}
+    there = side_files(folder)  # not by the manifest's names, which may lead anywhere
+    changed = {
+        str(there[name]): f"was changed after it was converted; {done}"
+        for name, written in manifest.files.items()
+        if name in there and file_checksum(there[name]) != written
+    }
+    missing = sorted(manifest.files.keys() - there.keys())
+    return changed | {str(folder / name): "was removed after it was converted" for name in missing}
 
 
 def parse_size(text: str) -> int:

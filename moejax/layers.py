@@ -1,6 +1,6 @@
-"""The small layers: RMS norm, rotary embeddings, token embedding."""
+"""The small layers: RMS norm and token embedding."""
 
-from typing import NamedTuple
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -17,36 +17,16 @@ from moejax.params import param
 class RMSNorm(nnx.Module):
     """x / rms(x) * scale, in float32 (Zhang and Sennrich, arXiv:1910.07467)."""
 
-    def __init__(self, dim: int, eps: float, *, dtype: jax.typing.DTypeLike) -> None:
-        self.eps = eps
+    def __init__(
+        self, dim: int, eps: float, parallel: Parallel, operations: Operations = XLA, *, dtype: jax.typing.DTypeLike
+    ) -> None:
+        self.eps, self.parallel, self.operations = eps, parallel, operations
         self.scale = param(*norm_scale(dim), init=jax.nn.initializers.ones, dtype=dtype)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        x32 = x.astype(jnp.float32)
-        inverse_rms = lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
-        scale = self.scale[...].astype(jnp.float32)
-        return (x32 * inverse_rms * scale[None, None, :]).astype(x.dtype)
-
-
-class Rotation(NamedTuple):
-    """Cosine and sine of the rotary angles of every position, float32 [B, T, H / 2]."""
-
-    cos: Float[Array, "B T H/2"]
-    sin: Float[Array, "B T H/2"]
-
-
-def rotation(positions: Int[Array, "B T"], head_dim: int, theta: float) -> Rotation:
-    """Rotary angles (Su et al., arXiv:2104.09864): position times theta^(-2i/H)."""
-    frequencies = 1.0 / theta ** (jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angles = positions[..., None].astype(jnp.float32) * frequencies[None, None, :]
-    return Rotation(jnp.cos(angles), jnp.sin(angles))
-
-
-def rotate(x: Float[Array, "B T N H"], angles: Rotation) -> Float[Array, "B T N H"]:
-    """Rotates the pairs (i, i + H/2) of every head; the result is float32."""
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    cos, sin = angles.cos[:, :, None, :], angles.sin[:, :, None, :]
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+        rows = self.parallel.spec("batch")
+        normed = self.parallel.map(partial(self.operations.norm, eps=self.eps), (rows, self.parallel.spec()), rows)
+        return normed(x, self.scale[...])
 
 
 class Embedding(nnx.Module):

@@ -115,7 +115,7 @@ def make_rules(config: ModelConfig, mesh: MeshConfig, dispatch: DispatchName) ->
 def choose_dispatch(config: ModelConfig, mesh: MeshConfig) -> tuple[DispatchName, str]:
     """The dispatch that `auto` stands for on this mesh, and why.
 
-    `replicated` serves a batch of any size without padding and splits attention over every device of the group.
+    `replicated` needs no batch that divides over expert, and splits attention over every device of the group.
     Where the query heads cannot be split so far, devices would repeat each other's attention: `gather` then gives each
     its own rows.
     """
@@ -124,7 +124,8 @@ def choose_dispatch(config: ModelConfig, mesh: MeshConfig) -> tuple[DispatchName
         return "replicated", "with expert=1 the tokens are where their experts are"
     if config.num_heads % group == 0:
         return "replicated", (
-            f"the {config.num_heads} query heads divide over expert x tensor = {group}, and no batch has to be padded"
+            f"the {config.num_heads} query heads divide over expert x tensor = {group}, and a batch need not divide "
+            "over expert"
         )
     return "gather", (
         f"the {config.num_heads} query heads do not divide over expert x tensor = {group}, "

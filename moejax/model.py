@@ -13,10 +13,11 @@ from jaxtyping import Float, Int
 from moejax.attention import Attention
 from moejax.cache import KVCache, LayerCache
 from moejax.config import ModelConfig
-from moejax.layers import Embedding, RMSNorm, Rotation, rotation
+from moejax.layers import Embedding, RMSNorm
 from moejax.moe import MoE, Routed
 from moejax.moe.experts import BACKENDS, BackendName
 from moejax.parallel import Parallel
+from moejax.rotary import Rotation, rotation
 
 
 class Mixtral(nnx.Module):
@@ -29,7 +30,7 @@ class Mixtral(nnx.Module):
         operations = BACKENDS[backend].operations
         self.embed = Embedding(config.vocab_size, config.embed_dim, parallel, operations, dtype=dtype)
         self.layers = nnx.List([Layer(config, backend, parallel, dtype=dtype) for _ in range(config.num_layers)])
-        self.final_norm = RMSNorm(config.embed_dim, config.norm_eps, dtype=dtype)
+        self.final_norm = RMSNorm(config.embed_dim, config.norm_eps, parallel, operations, dtype=dtype)
         if not config.tie_embeddings:
             self.head = Embedding(config.vocab_size, config.embed_dim, parallel, operations, dtype=dtype)
 
@@ -68,9 +69,10 @@ class Layer(nnx.Module):
     def __init__(
         self, config: ModelConfig, backend: BackendName, parallel: Parallel, *, dtype: jax.typing.DTypeLike
     ) -> None:
-        self.attention_norm = RMSNorm(config.embed_dim, config.norm_eps, dtype=dtype)
-        self.attention = Attention(config, parallel, BACKENDS[backend].operations, dtype=dtype)
-        self.moe_norm = RMSNorm(config.embed_dim, config.norm_eps, dtype=dtype)
+        operations = BACKENDS[backend].operations
+        self.attention_norm = RMSNorm(config.embed_dim, config.norm_eps, parallel, operations, dtype=dtype)
+        self.attention = Attention(config, parallel, operations, dtype=dtype)
+        self.moe_norm = RMSNorm(config.embed_dim, config.norm_eps, parallel, operations, dtype=dtype)
         self.moe = MoE(config, backend, parallel, dtype=dtype)
 
     def __call__(

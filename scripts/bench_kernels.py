@@ -1,6 +1,6 @@
 """Times the GPU kernels, and a whole decode step with them, against what the same GPU does at its best.
 
-    python scripts/bench_kernels.py
+    python -m scripts.bench_kernels
 
 First the device's copy bandwidth and bfloat16 matrix rate. Then every kernel at the shapes of Mixtral 8x7B, its result
 checked before its time is taken: median milliseconds, bytes and floating-point operations counted from the routing, the
@@ -14,14 +14,11 @@ tests, its times mean nothing.
 """
 
 import argparse
-import dataclasses
 import datetime
 import os
-import statistics
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 # The model takes 93 GB of 141: more than the three quarters that JAX reserves by default.
 os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
@@ -31,85 +28,28 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from moejax.config import ModelConfig, named_config
-from moejax.decoding import steps
-from moejax.decoding.buckets import STEPS_PER_CALL
-from moejax.decoding.state import DecodeState, Features, empty_state
 from moejax.kernels import KERNELS, Kernels, block_layout, kernels
 from moejax.kernels.triton.blocks import grouped_rows
 from moejax.kernels.triton.few_tokens import MOST_TOKENS
-from moejax.loading import make_parallel
-from moejax.model import Mixtral
 from moejax.moe import BACKENDS, Routing
 from moejax.moe.permutation import sort_by_expert
 from moejax.moe.router import route
 from moejax.moe.weights import Expert
-from moejax.parallel import Parallel
-from moejax.params import ParamTree, merge, random_params, split
 from moejax.platform import current_device
-from sharding import MeshConfig
-
-# Memory bandwidth by the vendor's datasheet, TB/s, by a part of the device's name.
-DATASHEET = {"H200": 4.8, "H100 PCIe": 2.0, "H100 NVL": 3.9, "H100": 3.35, "A100-SXM4-80GB": 2.0, "A100": 1.55}
-# Two bfloat16 results of one float32 sum in different order, hidden values rounded in between; outputs are of order 1.
-TOLERANCE = 0.05
-CACHE_LENGTH = 1024  # slots; a step reads them all
-STEPPED = 5  # calls of the decode loop, the first of which compiles
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What is run. layers: with weights of their own, so that no cache keeps them from one call to the next."""
-
-    config: ModelConfig
-    layers: int
-    few: Sequence[int]
-    many: Sequence[int]
-    batches: Sequence[int]
-    rounds: int
-    route_calls: int
-    copied_bytes: int
-    matrix: int
-
-
-FULL = Plan(
-    config=named_config("mixtral-8x7b"),
-    layers=4,
-    few=(1, 2, 4, 8, 16, 32, 64),
-    many=(16, 32, 64, 128, 512, 4096),
-    batches=(1, 8, 32),
-    rounds=20,
-    route_calls=16,
-    copied_bytes=4 << 30,
-    matrix=8192,
+from scripts.bench_decode_step import decode_rows
+from scripts.kernel_timing import (
+    FULL,
+    TINY,
+    Cost,
+    Plan,
+    Rates,
+    compiled,
+    difference,
+    measure_rates,
+    normal,
+    print_row,
+    seconds,
 )
-TINY = Plan(
-    config=dataclasses.replace(
-        FULL.config, embed_dim=16, expert_dim=24, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, vocab_size=32
-    ),
-    layers=1,
-    few=(1, 2),
-    many=(2,),
-    batches=(1,),
-    rounds=1,
-    route_calls=1,
-    copied_bytes=1 << 10,
-    matrix=32,
-)
-
-
-class Rates(NamedTuple):
-    """What the device was measured to do: bytes read and written per second, and floating-point operations."""
-
-    bytes: float
-    flops: float
-
-
-class Cost(NamedTuple):
-    """What a call has to move and compute, at least."""
-
-    bytes: float
-    flops: float
 
 
 def main() -> None:
@@ -153,62 +93,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--tiny", action="store_true", help="small shapes, interpreted, on any device")
     parser.add_argument("--no-model", action="store_true", help="leave out the decode step of the whole model")
     return parser.parse_args()
-
-
-def seconds(call: Callable[[], Any], rounds: int) -> float:
-    """Median seconds of a call among calls in a row, which hide the time to ask for them; the first is not counted.
-
-    Rounds of about 50 ms, as many as fit in about a second and a half, at least 3 and at most `rounds`.
-    """
-    jax.block_until_ready(call())
-    began = time.perf_counter()
-    jax.block_until_ready(call())
-    once = time.perf_counter() - began
-    calls = max(1, min(50, int(0.05 / once)))
-    times = []
-    for _ in range(min(rounds, max(3, int(1.5 / (calls * once))))):
-        began = time.perf_counter()
-        jax.block_until_ready([call() for _ in range(calls)])
-        times.append((time.perf_counter() - began) / calls)
-    return statistics.median(times)
-
-
-def compiled(function: Callable[..., Any], *args: Any) -> Callable[[], Any]:
-    program = jax.jit(function).lower(*args).compile()
-    return lambda: program(*args)
-
-
-def normal(*shape: int, seed: int = 0, dtype: str = "bfloat16") -> Array:
-    """Normal numbers made on the device; matrices keep the scale of what they multiply."""
-    scale = shape[-1] ** -0.5 if len(shape) == 3 else 1.0
-    make = jax.jit(lambda key: (jax.random.normal(key, shape, jnp.float32) * scale).astype(dtype))
-    return make(jax.random.key(seed, impl="rbg"))
-
-
-def measure_rates(plan: Plan) -> Rates:
-    x = jnp.ones((plan.copied_bytes // 2,), jnp.bfloat16)
-    copy = seconds(compiled(lambda x: x + jnp.ones((), x.dtype), x), plan.rounds)
-    a, b = normal(plan.matrix, plan.matrix), normal(plan.matrix, plan.matrix, seed=1)
-    product = seconds(compiled(lambda a, b: a @ b, a, b), plan.rounds)
-    return Rates(2 * plan.copied_bytes / copy, 2 * plan.matrix**3 / product)
-
-
-def print_row(name: str, tokens: int, took: float, cost: Cost, rates: Rates, xla: float | None, error: float) -> None:
-    of_copy, of_matrix = cost.bytes / took / rates.bytes, cost.flops / took / rates.flops
-    beside = "" if xla is None else f"{1e3 * xla:.3f}"
-    print(
-        f"| {name} | {tokens} | {1e3 * took:.3f} | {cost.bytes / 1e9:.3f} | {cost.flops / 1e9:.1f} | {of_copy:.0%} "
-        f"| {of_matrix:.0%} | {beside} | {error:.1e} |",
-        flush=True,
-    )
-    if not error <= TOLERANCE:
-        raise SystemExit(f"{name} at {tokens} tokens is wrong: error {error}, at most {TOLERANCE} expected")
-
-
-def difference(got: Any, expected: Any) -> float:
-    """Largest absolute difference of two trees of arrays; NaN where one has it."""
-    pairs = zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True)
-    return max(float(jnp.max(jnp.abs(a.astype(jnp.float32) - b.astype(jnp.float32)))) for a, b in pairs)
 
 
 def random_routing(plan: Plan, tokens: int, seed: int = 0) -> Routing:
@@ -329,71 +213,6 @@ def many_rows(plan: Plan, implementation: Kernels, rates: Rates, suffix: str = "
         cost = Cost(moved, 2 * places * weights[0][0].size * len(weights))
         print_row(name + suffix, places // config.experts_per_token, took, cost, rates, None, error)
     return times
-
-
-def decode_rows(plan: Plan, rates: Rates) -> None:
-    """Steps of the compiled decode loop; the bytes are those of the weights and caches that a step has to read."""
-    parallel = make_parallel(plan.config, MeshConfig().build(), "replicated")
-    graphdef, declared = split(Mixtral(plan.config, "pallas", parallel, dtype=jnp.bfloat16))
-    params = random_params(declared, plan.config.num_experts, 0, lambda path: parallel.sharding())
-    total = sum(leaf.nbytes for leaf in params.values())
-    print(f"\nwhole model, {total / 1e9:.1f} GB of random weights\n")
-    print("| batch | tokens/s | ms a step | GB a step | of copy rate | of datasheet |")
-    print("|---|---|---|---|---|---|")
-
-    def generate(params: ParamTree, state: DecodeState, cancelled: Array, count: Array) -> Any:
-        return steps.generate(merge(graphdef, declared, params), Features(experts=True), state, cancelled, count)
-
-    program = jax.jit(generate, donate_argnums=1)
-    for batch in plan.batches:
-        took, experts = step_seconds(plan.config, parallel, program, params, batch)
-        read = step_bytes(plan.config, params, batch, experts)
-        kind = current_device().kind
-        sheet = next((rate for part, rate in DATASHEET.items() if part in kind), None)
-        print(
-            f"| {batch} | {batch / took:.1f} | {1e3 * took:.3f} | {read / 1e9:.2f} | {read / took / rates.bytes:.0%} | "
-            + ("unknown |" if sheet is None else f"{read / took / sheet / 1e12:.0%} |"),
-            flush=True,
-        )
-
-
-def step_seconds(
-    config: ModelConfig, parallel: Parallel, program: Callable[..., Any], params: ParamTree, batch: int
-) -> tuple[float, np.ndarray]:
-    """Median seconds of a step, and the experts that the last call's tokens chose [steps, B, L, A]."""
-    # Made by one program, so that every array has a buffer of its own to donate.
-    state = jax.jit(lambda: ready_state(config, parallel, batch))()
-    cancelled, count = jnp.zeros((batch,), bool), jnp.int32(STEPS_PER_CALL)
-    times, experts = [], np.zeros(0)
-    for _ in range(STEPPED):
-        began = time.perf_counter()
-        state, generated = jax.block_until_ready(program(params, state, cancelled, count))
-        times.append((time.perf_counter() - began) / int(generated.taken))
-        experts = np.asarray(generated.outputs.experts)
-    return statistics.median(times[1:]), experts
-
-
-def ready_state(config: ModelConfig, parallel: Parallel, batch: int) -> DecodeState:
-    """Rows in the middle of a text that does not end within the measured steps."""
-    state = empty_state(config, Features(experts=True), batch, CACHE_LENGTH, "bfloat16", parallel)
-    return dataclasses.replace(
-        state,
-        token=jnp.arange(batch, dtype=jnp.int32) % config.vocab_size,
-        position=jnp.full((batch,), CACHE_LENGTH // 2, jnp.int32),
-        active=jnp.ones((batch,), bool),
-        params=dataclasses.replace(state.params, max_tokens=jnp.full((batch,), 1 << 30, jnp.int32)),
-    )
-
-
-def step_bytes(config: ModelConfig, params: ParamTree, batch: int, experts: np.ndarray) -> float:
-    """Weights read per step, those of experts by how many different ones each layer's tokens chose, and the cache."""
-    chosen = [
-        len(np.unique(experts[step, :, layer])) for step in range(len(experts)) for layer in range(experts.shape[2])
-    ]
-    stacked = sum(leaf.nbytes for path, leaf in params.items() if ".experts." in path)
-    others = sum(leaf.nbytes for path, leaf in params.items() if ".experts." not in path and path != "embed.table")
-    cache = 4 * config.num_layers * batch * config.num_kv_heads * CACHE_LENGTH * config.head_dim
-    return others + cache + stacked * statistics.mean(chosen) / config.num_experts
 
 
 if __name__ == "__main__":

@@ -38,18 +38,13 @@ def main() -> None:
     flags = ["--dtype", arguments.dtype, "--max-seq-len", str(limit), "--max-batch", str(arguments.batch_size)]
     with serving(arguments.checkpoint, flags) as url:
         for temperature in (0.0, 1.0):
-            ratios, served = [], 0.0
-            for _ in range(arguments.repeats + 1):
-                asked = {"temperature": temperature, "seed": 1, "max_tokens": arguments.output_len, "ignore_eos": True}
-                served = asyncio.run(serve_all(url, prompts, asked))
-                began = time.perf_counter()
-                moejax.decode(model, prompts, **asked)
-                ratios.append((time.perf_counter() - began) / served)
-            tokens = arguments.batch_size * arguments.output_len
-            print(
-                f"temperature {temperature}: {tokens / served:,.0f} tokens/s served, "
-                f"{statistics.median(ratios[1:]):.2f} x decode() (median of {arguments.repeats})"
-            )
+            asked = {"temperature": temperature, "seed": 1, "max_tokens": arguments.output_len, "ignore_eos": True}
+            for some in (prompts, prompts[:1]):
+                speed, ratio = compare(model, url, some, asked, arguments.repeats)
+                print(
+                    f"{len(some)} requests, temperature {temperature}: {speed:,.0f} tokens/s served, "
+                    f"{ratio:.2f} x decode() (medians of {arguments.repeats})"
+                )
         for length in (arguments.input_len, limit - 16):
             gap, with_prompts, firsts = asyncio.run(disturb(url, prompts, [prompt(length) for _ in range(5)]))
             print(
@@ -89,6 +84,20 @@ def serving(checkpoint: str, flags: list[str]) -> Iterator[str]:
             yield f"http://127.0.0.1:{port}/v1/completions"
         finally:
             process.terminate()
+
+
+def compare(
+    model: "moejax.Model", url: str, prompts: list[list[int]], asked: dict[str, Any], repeats: int
+) -> tuple[float, float]:
+    """Tokens per second that the server makes of these prompts, and as a multiple of what one `decode` makes."""
+    speeds, ratios = [], []
+    for _ in range(repeats + 1):  # the first is warm-up
+        served = asyncio.run(serve_all(url, prompts, asked))
+        began = time.perf_counter()
+        moejax.decode(model, prompts, **asked)
+        ratios.append((time.perf_counter() - began) / served)
+        speeds.append(len(prompts) * asked["max_tokens"] / served)
+    return statistics.median(speeds[1:]), statistics.median(ratios[1:])
 
 
 async def serve_all(url: str, prompts: list[list[int]], asked: dict[str, Any]) -> float:

@@ -1,6 +1,6 @@
 """Draws docs/poster.svg: architecture, strategies and results on one page, from the JSON of benchmark reports.
 
-    python scripts/draw_poster.py docs/benchmarks/*.json --output docs/poster.svg
+    python -m scripts.draw_poster docs/benchmarks/*/report.json --output docs/poster.svg
 
 The reports are those that `moejax bench compare --report` writes; each bar is the median of a report's rounds, and a
 bar that is shorter than its neighbour's is drawn as short. Without a report of a kind its part of the page says so.
@@ -8,7 +8,7 @@ bar that is shorter than its neighbour's is drawn as short. Without a report of 
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ def architecture(x: float, y: float) -> tuple[list[str], int]:
 
 
 def strategies(x: float, y: float, reports: Sequence[dict[str, Any]]) -> tuple[list[str], int]:
-    """What each way to split the model sends, counted."""
+    """What each way to split the model reads and sends, counted; the bars are of what is read."""
     parts = [text(x, y + 14, "Strategies", size=16)]
     counted = [report for report in reports if "strategies" in report]
     if not counted:
@@ -74,7 +74,7 @@ def strategies(x: float, y: float, reports: Sequence[dict[str, Any]]) -> tuple[l
     rows = [row for report in counted for row in report["strategies"]["rows"]]
     how = found["strategies"]["how"]
     parts += [text(x, y + 36, f"{found['model']['name']}, {found['model']['dtype']}: {how}", size=11, fill=FAINT)]
-    most = max(work["decode_step"]["wire_bytes_per_device"] for row in rows for work in row["works"])
+    most = max(work["decode_step"]["weight_bytes_read"] for row in rows for work in row["works"])
     top = y + 52
     for row in rows:
         parts += [text(x, top + 14, f"{row['strategy']}: {row['mesh']}", size=13)]
@@ -83,10 +83,11 @@ def strategies(x: float, y: float, reports: Sequence[dict[str, Any]]) -> tuple[l
         for place, work in enumerate(row["works"]):
             step = work["decode_step"]
             line = top + 40 + place * 18
-            length = max(2.0, (HALF - 300) * step["wire_bytes_per_device"] / most)
+            length = max(2.0, (HALF - 390) * step["weight_bytes_read"] / most)
             parts += [text(x, line + 11, f"batch {work['batch_size']}", size=11)]
             parts += [box(x + 64, line, length, 13, HOME[2])]
-            told = f"{step['wire_bytes_per_device'] / 1e3:,.1f} kB sent per step, {step['collectives']} collectives"
+            sent = f"{step['wire_bytes_per_device'] / 1e3:,.1f} kB sent, {step['collectives']} collectives"
+            told = f"{step['weight_bytes_read'] / 1e6:,.1f} MB read, {sent}"
             parts += [text(x + 70 + length, line + 11, told, size=11)]
         top += 52 + 18 * len(row["works"])
     return parts, int(top)
@@ -100,26 +101,36 @@ def results(x: float, y: float, reports: Sequence[dict[str, Any]]) -> tuple[list
         return [*parts, text(x, y + 40, "no report of a comparison was given", fill=FAINT)], int(y + 60)
     columns = [y + 24, y + 24]
     for report in compared:
-        for work in report["compare"]["works"]:
-            for phase, name in (("prefill", f"prefill of {work['input_len']}"), ("decode", "decoding")):
-                shown = [one for one in work["results"] if phase in one]
-                if len(shown) > 1:
-                    side = columns.index(min(columns))
-                    title = f"{report['model']['name']}, {name}, batch {work['batch_size']}"
-                    parts += bars(x + side * (HALF + MARGIN), columns[side], title, phase, shown)
-                    columns[side] += 40 + 18 * len(shown)
+        for title, shown in charts(report["compare"]):
+            side = columns.index(min(columns))
+            title = f"{report['model']['name']}, {title}"
+            parts += bars(x + side * (HALF + MARGIN), columns[side], title, shown)
+            columns[side] += 40 + 18 * len(shown)
     return [*parts, *circumstances(x, max(columns) + 8, compared)], int(max(columns) + 30)
 
 
-def bars(x: float, y: float, title: str, phase: str, shown: Sequence[dict[str, Any]]) -> list[str]:
+def charts(compared: dict[str, Any]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """What was compared, and each system's samples of it: decoding, prefill by itself, requests."""
+    for work in compared["works"]:
+        phase = "decode" if work["output_len"] > 1 else "prefill"
+        name = "decoding" if phase == "decode" else f"prefill of {work['input_len']}"
+        shown = [one[phase] | {"contender": one["contender"], "tokens": one["tokens"]} for one in work["results"]]
+        if len(shown) > 1:
+            yield f"{name}, batch {work['batch_size']}", shown
+    served = compared["throughput"]
+    if served and len(served["results"]) > 1:
+        yield f"{served['num_requests']} ragged requests", served["results"]
+
+
+def bars(x: float, y: float, title: str, shown: Sequence[dict[str, Any]]) -> list[str]:
     """One piece of work: a bar per system."""
     parts = [text(x, y + 20, title, size=13)]
-    most = max(one[phase]["median_tokens_per_second"] for one in shown)
+    most = max(one["median_tokens_per_second"] for one in shown)
     for place, one in enumerate(shown):
-        line, rate = y + 28 + place * 18, one[phase]["median_tokens_per_second"]
+        line, rate = y + 28 + place * 18, one["median_tokens_per_second"]
         length = max(2.0, (HALF - 390) * rate / most)
         ours = one["contender"] == "moejax"
-        told = f"{rate:,.0f} tok/s" + ("" if ours else f"; moejax {one[phase]['median_ratio']:.2f} x")
+        told = f"{rate:,.0f} tok/s" + ("" if ours else f"; moejax {one['median_ratio']:.2f} x")
         told += "; WRONG TOKENS" if one["tokens"] == "WRONG" else ""
         parts += [text(x, line + 11, one["contender"], size=11)]
         parts += [box(x + 226, line, length, 13, HELD if ours else HOME[1])]

@@ -8,7 +8,15 @@ import os
 import signal
 import sys
 
+import hypothesis
 import pytest
+
+# The same examples in every run, so that a change which passed goes on passing; `--hypothesis-profile=explore` draws
+# others. A machine that is slow is no failure.
+COMMON = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
+hypothesis.settings.register_profile("suite", derandomize=True, **COMMON)
+hypothesis.settings.register_profile("explore", **COMMON)
+hypothesis.settings.load_profile("suite")
 
 SETTINGS = {
     # A silent int32 -> float32 or [B] -> [B, 1] is how a wrong shape or dtype hides.
@@ -37,6 +45,14 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     # Shared by sessions, xdist workers and the commands that tests start. Under d/, so that --cache-clear empties it.
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(config.rootpath / ".pytest_cache" / "d" / "jax")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def whole_programs() -> None:
+    """Two processes run the suite, and start others: none finds half of a compiled program in the folder of all."""
+    from moejax.cli.program_cache import write_whole_programs
+
+    write_whole_programs()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

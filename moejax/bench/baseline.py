@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from moejax.bench.works import Work
+from sharding import MeshConfig
 
+_EXAMPLE = "docs/bench_baseline.json is one to start from"
 _CASE_KEYS = {"source", "mesh", "dispatch", "dtype", "expert_backend", "batch_size", "input_len", "output_len"}
 
 
@@ -40,24 +42,41 @@ def read_baseline(path: Path) -> Baseline:
     """
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-        baseline = Baseline(
-            path=path,
-            environment=raw["environment"],
-            machine=raw.get("machine"),
-            tolerance=float(raw["tolerance"]),
-            cases=tuple(raw["cases"]),
-        )
-        bad = [case for case in baseline.cases if set(case) - {"counted", "times"} != _CASE_KEYS]
     except OSError as error:
         raise ValueError(
             f"{path}: {error.strerror}; copy docs/bench_baseline.json there, keep the cases you want, and write their "
             f"numbers with moejax bench check {path} --update --simulate-devices 8"
         ) from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path}: no baseline ({type(error).__name__}: {error}); see docs/benchmarks.md") from error
-    if not baseline.cases or bad:
-        raise ValueError(f"{path}: expected cases that each say what is run, as those in docs/bench_baseline.json do")
-    return baseline
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON ({error}); {_EXAMPLE}") from error
+    wrong = _wrong(raw)
+    if wrong is not None:
+        raise ValueError(f"{path} is no baseline: {wrong}; {_EXAMPLE}")
+    return Baseline(
+        path=path,
+        environment=raw["environment"],
+        machine=raw.get("machine"),
+        tolerance=float(raw["tolerance"]),
+        cases=tuple(raw["cases"]),
+    )
+
+
+def _wrong(raw: Any) -> str | None:
+    """Why this is no baseline."""
+    if not isinstance(raw, dict):
+        return "expected a JSON object"
+    if missing := {"environment", "tolerance", "cases"} - set(raw):
+        return f"it has no {', '.join(sorted(missing))}"
+    if not isinstance(raw["environment"], dict) or not _is_number(raw["tolerance"]):
+        return "environment has to be an object and tolerance a number"
+    if not isinstance(raw["cases"], list) or not raw["cases"]:
+        return "cases has to be a list with at least one case"
+    for place, case in enumerate(raw["cases"]):
+        if not isinstance(case, dict) or set(case) - {"counted", "times"} != _CASE_KEYS:
+            return f"case {place} does not say what is run, with {len(_CASE_KEYS)} keys"
+        if not all(isinstance(case[key], int) and case[key] >= 1 for key in ("batch_size", "input_len", "output_len")):
+            return f"batch size, input and output length of case {place} have to be whole numbers from 1 on"
+    return None
 
 
 def write_baseline(baseline: Baseline) -> None:
@@ -76,13 +95,24 @@ def case_name(case: Mapping[str, Any]) -> str:
     return f"{case['source']} on {case['mesh']} {case['dispatch']} {case['expert_backend']} b{case['batch_size']}"
 
 
+def check_devices(baseline: Baseline, devices: int) -> None:
+    """Raises ValueError when a case needs more devices than there are: told before any case is run."""
+    needed = {str(case["mesh"]): MeshConfig.parse(case["mesh"]).size for case in baseline.cases}
+    mesh, most = max(needed.items(), key=lambda pair: pair[1])
+    if most > devices:
+        raise ValueError(
+            f"{baseline.path} has a case on {mesh}, which needs {most} devices, and JAX sees {devices}: add "
+            f"--simulate-devices {most}"
+        )
+
+
 def check_environment(baseline: Baseline, environment: Mapping[str, str]) -> None:
     """Raises ValueError where other versions compile other programs: their counts cannot be compared."""
     for name, wanted in baseline.environment.items():
         if environment.get(name) != wanted:
             raise ValueError(
                 f"{baseline.path} was counted with {name} {wanted}, here it is {environment.get(name)}: compiled "
-                "programs differ; make a new baseline with --update, from a commit that is known to be good"
+                "programs differ; check out a commit that is known to be good and write a new baseline with --update"
             )
 
 

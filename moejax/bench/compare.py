@@ -9,17 +9,20 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from moejax.bench.peers import PEERS, Settings
+from moejax.bench.peers import PEERS, Served, Settings
 from moejax.bench.process import PeerFailed, PeerProcess, worker_command
-from moejax.bench.samples import percentiles, ratios
-from moejax.bench.verdict import Verdict, judge
+from moejax.bench.standings import REQUESTS, Standing, standings_json, work_name
+from moejax.bench.verdict import Gaps, judge
 from moejax.bench.works import Request, Work
 
 # Threads of torch and llama.cpp spin for a while after a call; the next system has to find the cores free.
 SETTLE_SECONDS = 0.3
+# Requests take longer than all else: they are warmed up with a part of their outputs, and so many are judged.
+WARM_UP_PART = 8
+JUDGED_REQUESTS = 8
 OURS = "moejax"
 
 
@@ -37,25 +40,10 @@ class Plan:
     vocab_size: int
     commands: Mapping[str, Sequence[str]] = field(default_factory=dict)  # of workers that are not moejax.bench.worker
 
-
-@dataclass(kw_only=True)
-class Standing:
-    """One contender's results.
-
-    verdicts: by the name of the work.  prefill, decode: seconds of every round, by work.  serve: of the requests.
-    failed: why it could not go on, in one line.
-    """
-
-    name: str
-    how: str = ""
-    serve_how: str = ""
-    load_seconds: float = 0.0
-    warmup_seconds: dict[str, float] = field(default_factory=dict)
-    verdicts: dict[str, Verdict] = field(default_factory=dict)
-    prefill: dict[str, list[float]] = field(default_factory=dict)
-    decode: dict[str, list[float]] = field(default_factory=dict)
-    serve: list[float] = field(default_factory=list)
-    failed: str | None = None
+    @property
+    def request_rounds(self) -> int:
+        """Rounds of the requests, each of which takes as long as several of the works: every second one."""
+        return (self.rounds + 1) // 2
 
 
 def installed(names: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -67,6 +55,13 @@ def installed(names: Sequence[str]) -> tuple[list[str], dict[str, str]]:
         if modules
     }
     return [name for name in names if name not in absent], absent
+
+
+def check_installed(present: Sequence[str], absent: Mapping[str, str]) -> None:
+    """Raises ValueError when systems were asked for and none of them is here, before anything is measured."""
+    if absent and not present:
+        reasons = "; ".join(f"{name} is {reason}" for name, reason in absent.items())
+        raise ValueError(f"there is nothing to compare with: {reasons}. --peers none times moejax alone")
 
 
 def compare(plan: Plan, *, on_event: Callable[[str], None] = lambda text: None) -> list[Standing]:
@@ -83,7 +78,7 @@ def compare(plan: Plan, *, on_event: Callable[[str], None] = lambda text: None) 
         for name, (peer, settings) in plan.contenders.items():
             on_event(f"loading {name}")
             process = stack.enter_context(
-                PeerProcess(name, plan.commands.get(name) or worker_command(peer), _threads(settings.threads))
+                PeerProcess(name, plan.commands.get(name) or worker_command(peer), _environment(settings.threads))
             )
             running[name] = process
             _attempt(standings[name], running, lambda s=standings[name], p=process, c=settings: _load(s, p, c))
@@ -94,40 +89,17 @@ def compare(plan: Plan, *, on_event: Callable[[str], None] = lambda text: None) 
                 for name in _turned(list(running), round_):
                     time.sleep(SETTLE_SECONDS)
                     _attempt(standings[name], running, lambda n=name, w=work: _time(plan, standings[n], running[n], w))
-            for name in _turned(list(running), round_):
-                if plan.requests and running[name].serves:
-                    on_event(f"round {round_ + 1} of {plan.rounds}: {len(plan.requests)} requests, {name}")
-                    time.sleep(SETTLE_SECONDS)
-                    _attempt(standings[name], running, lambda n=name: _serve(plan, standings[n], running[n]))
+            serving = [name for name in running if running[name].serves]
+            for name in _turned(serving, round_) if plan.requests and round_ < plan.request_rounds else []:
+                on_event(f"round {round_ + 1} of {plan.request_rounds}: {len(plan.requests)} requests, {name}")
+                time.sleep(SETTLE_SECONDS)
+                _attempt(standings[name], running, lambda n=name: _time_requests(plan, standings[n], running[n]))
     return list(standings.values())
 
 
 def as_json(plan: Plan, standings: Sequence[Standing]) -> dict[str, Any]:
-    """Every sample, and the ratios of each round: how many times faster than it ours was."""
-    ours = standings[0]
-    return {
-        "rounds": plan.rounds,
-        "contenders": [
-            {"name": s.name, "how": s.how, "serve_how": s.serve_how, "load_seconds": s.load_seconds, "failed": s.failed}
-            for s in standings
-        ],
-        "works": [
-            asdict(work)
-            | {
-                "name": work_name(work),
-                "results": [
-                    _result(ours, s, work) for s in standings if len(s.prefill.get(work_name(work), [])) == plan.rounds
-                ],
-            }
-            for work in plan.works
-        ],
-        "throughput": _throughput(plan, ours, standings),
-    }
-
-
-def work_name(work: Work) -> str:
-    """The work in a few characters: b8 pp128 tg64."""
-    return f"b{work.batch_size} pp{work.input_len} tg{work.output_len}"
+    """The whole comparison."""
+    return standings_json(standings, plan.works, plan.requests, plan.rounds, plan.request_rounds)
 
 
 def _load(standing: Standing, process: PeerProcess, settings: Settings) -> None:
@@ -148,19 +120,22 @@ def _check(
             _attempt(
                 standings[name], running, lambda n=name, w=work: _warm_up(plan, standings[n], running[n], w, tokens)
             )
-    if plan.requests:
-        for name in [name for name in running if running[name].serves]:
-            on_event(f"warming up {name}: {len(plan.requests)} requests")
-            _attempt(standings[name], running, lambda n=name: _serve_once(plan, running[n]))
+    short = [replace(one, output_len=-(-one.output_len // WARM_UP_PART)) for one in plan.requests]
+    for name in [name for name in running if short and running[name].serves]:
+        on_event(f"warming up {name}: {len(short)} requests")
+        _attempt(standings[name], running, lambda n=name: _warm_up_requests(standings[n], running[n], short, tokens))
     first, settings = next(iter(plan.contenders.values()))
     with PeerProcess("the reference", plan.commands.get("reference") or worker_command(first)) as reference:
         on_event("judging the tokens in float32")
         reference.load(Settings(**{**asdict(settings), "dtype": "float32", "mesh": None, "dispatch": "auto"}))
-        for work in plan.works:
-            prompts = work.prompts(plan.vocab_size)
-            for name in running:
-                found = judge(reference, prompts, tokens[name, work_name(work)], settings.dtype)
-                standings[name].verdicts[work_name(work)] = found
+        prompts = {work_name(work): work.prompts(plan.vocab_size) for work in plan.works}
+        prompts[REQUESTS] = [short[place].prompt for place in judged(short)]
+        known: Gaps = {}
+        for name in running:
+            for what in [what for what in prompts if (name, what) in tokens]:
+                on_event(f"judging the tokens in float32: {name}, {what}")
+                found = judge(reference, prompts[what], tokens[name, what], settings.dtype, known)
+                standings[name].verdicts[what] = found
 
 
 def _warm_up(
@@ -178,13 +153,31 @@ def _time(plan: Plan, standing: Standing, process: PeerProcess, work: Work) -> N
     standing.decode.setdefault(work_name(work), []).append(run.decode_seconds)
 
 
-def _serve_once(plan: Plan, process: PeerProcess) -> float:
-    prompts = [request.prompt for request in plan.requests]
-    return process.serve(prompts, [request.output_len for request in plan.requests]).seconds
+def _warm_up_requests(
+    standing: Standing,
+    process: PeerProcess,
+    requests: Sequence[Request],
+    tokens: dict[tuple[str, str], list[list[int]]],
+) -> None:
+    began = time.perf_counter()
+    served = _serve(process, requests)
+    standing.warmup_seconds[REQUESTS] = time.perf_counter() - began
+    tokens[standing.name, REQUESTS] = [served.tokens[place] for place in judged(requests)]
 
 
-def _serve(plan: Plan, standing: Standing, process: PeerProcess) -> None:
-    standing.serve.append(_serve_once(plan, process))
+def judged(requests: Sequence[Request]) -> list[int]:
+    """Which requests are judged: of all lengths from the shortest prompt to the longest."""
+    order = sorted(range(len(requests)), key=lambda place: len(requests[place].prompt))
+    count = min(JUDGED_REQUESTS, len(order))
+    return [order[round(place * (len(order) - 1) / max(1, count - 1))] for place in range(count)]
+
+
+def _time_requests(plan: Plan, standing: Standing, process: PeerProcess) -> None:
+    standing.serve.append(_serve(process, plan.requests).seconds)
+
+
+def _serve(process: PeerProcess, requests: Sequence[Request]) -> Served:
+    return process.serve([one.prompt for one in requests], [one.output_len for one in requests])
 
 
 def _attempt(standing: Standing, running: dict[str, PeerProcess], action: Callable[[], object]) -> None:
@@ -198,54 +191,20 @@ def _attempt(standing: Standing, running: dict[str, PeerProcess], action: Callab
         running.pop(standing.name).close()
 
 
-def _threads(threads: int) -> dict[str, str]:
-    return {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+def _environment(threads: int) -> dict[str, str]:
+    """Of every system's process. They share a GPU: JAX would reserve three quarters of it for the first one."""
+    preallocate = os.environ.get("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    return {
+        "OMP_NUM_THREADS": str(threads),
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+        "XLA_PYTHON_CLIENT_PREALLOCATE": preallocate,
+    }
 
 
 def _turned(names: list[str], by: int) -> list[str]:
     start = by % max(1, len(names))
     return names[start:] + names[:start]
-
-
-def _result(ours: Standing, standing: Standing, work: Work) -> dict[str, Any]:
-    name = work_name(work)
-    verdict = standing.verdicts[name]
-    timed = {"prefill": (standing.prefill[name], ours.prefill[name], work.prefill_tokens)}
-    if work.decode_tokens:
-        timed["decode"] = (standing.decode[name], ours.decode[name], work.decode_tokens)
-    return {
-        "contender": standing.name,
-        "tokens": verdict.judgement,
-        "worst_gap": verdict.worst_gap,
-        "warmup_seconds": standing.warmup_seconds[name],
-    } | {part: _samples(seconds, our, tokens) for part, (seconds, our, tokens) in timed.items()}
-
-
-def _samples(seconds: list[float], ours: list[float], tokens: int) -> dict[str, Any]:
-    """Seconds and rates of every round; `ratios` is ours over theirs, above 1 where moejax was faster."""
-    return {
-        "seconds": seconds,
-        "tokens_per_second": [tokens / one for one in seconds],
-        "median_tokens_per_second": tokens / percentiles(seconds)["50"],
-        "ratios": ratios(ours, seconds),
-        "median_ratio": percentiles(ratios(ours, seconds))["50"],
-    }
-
-
-def _throughput(plan: Plan, ours: Standing, standings: Sequence[Standing]) -> dict[str, Any] | None:
-    if not plan.requests:
-        return None
-    total = sum(request.output_len for request in plan.requests)
-    return {
-        "num_requests": len(plan.requests),
-        "prompt_tokens": sum(len(request.prompt) for request in plan.requests),
-        "output_tokens": total,
-        "results": [
-            {"contender": s.name, "how": s.serve_how, **_samples(s.serve, ours.serve, total)}
-            for s in standings
-            if len(s.serve) == plan.rounds
-        ],
-    }
 
 
 def scratch_folder() -> "tempfile.TemporaryDirectory[str]":

@@ -1,7 +1,14 @@
-"""PNG plots of a benchmark: latency, throughput and ratio against batch, and the fraction of the roofline. No JAX."""
+"""PNG plots of a benchmark: latency, throughput and ratio against batch, and the fraction of the roofline. No JAX.
 
+What is drawn is planned without matplotlib, which comes with the extra `bench`. The background is white: a plot reads
+the same on a light and on a dark page. Each file holds the digest of the report that it was drawn from.
+"""
+
+import hashlib
 import importlib.util
+import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -11,6 +18,16 @@ OURS = "moejax"
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#7f7f7f")
 MARKERS = "osD^vPX"
 Series = dict[str, list[tuple[float, float]]]  # contender -> (batch, value)
+Bars = dict[str, dict[str, float]]  # contender -> work -> moejax's speed over its
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plot:
+    """A picture: its file, what it shows, and what paints it on matplotlib's axes."""
+
+    file: str
+    what: str
+    paint: Callable[[Any], None]
 
 
 def check_plots() -> None:
@@ -19,65 +36,109 @@ def check_plots() -> None:
         raise ValueError("--report draws with matplotlib, which is not installed; run: pip install 'moejax[bench]'")
 
 
-def draw_plots(folder: Path, result: Mapping[str, Any]) -> dict[str, str]:
-    """Draws what `result` has data for; returns the names of the files and what each shows.
+def draw_plots(folder: Path, result: Mapping[str, Any]) -> None:
+    """Draws what `result` has data for.
 
     Raises:
         ValueError: when matplotlib is not installed.
     """
     check_plots()
-    import_module("matplotlib").use("Agg")  # draws without a screen
-    title = f"{result['model']['name']}, {result['model']['dtype']}, {result['machine']['processor']}"
-    drawn: dict[str, str] = {}
-
-    def draw(name: str, what: str, paint: Callable[[Any], None]) -> None:
-        pyplot = import_module("matplotlib.pyplot")
-        figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
-        paint(axes)
-        axes.set_title(f"{what}\n{title}", fontsize=10, loc="left")
+    figures = import_module("matplotlib.figure")  # no pyplot: no window, no global state
+    model = result["model"]
+    title = f"{model['name']}, {model['dtype']}, {result['machine']['processor']}, {result['machine']['cores']} cores"
+    for plot in plan_plots(result):
+        figure = figures.Figure(figsize=(7, 4), layout="constrained")
+        axes = figure.subplots()
+        plot.paint(axes)
+        axes.set_title(f"{plot.what}\n{title}", fontsize=10, loc="left")
         axes.spines[["top", "right"]].set_visible(False)
-        figure.savefig(folder / name, dpi=120)
-        pyplot.close(figure)
-        drawn[name] = what
+        figure.savefig(folder / plot.file, dpi=100, metadata={"Source": digest(result)})
 
+
+def digest(result: Mapping[str, Any]) -> str:
+    """What tells one report from every other."""
+    return hashlib.sha256(json.dumps(result, sort_keys=True).encode()).hexdigest()
+
+
+def plan_plots(result: Mapping[str, Any]) -> list[Plot]:
+    """The pictures that a report has data for."""
+    plots: list[Plot] = []
     if compared := result.get("compare"):
         for before, after in dict.fromkeys((w["input_len"], w["output_len"]) for w in compared["works"]):
             works = [w for w in compared["works"] if (w["input_len"], w["output_len"]) == (before, after)]
-            shape = f"p{before}_n{after}"
             if after > 1:
-                rates = _series(works, "decode", lambda one, work: one["median_tokens_per_second"])
-                step = _series(
-                    works, "decode", lambda one, work: 1e3 * work["batch_size"] / one["median_tokens_per_second"]
-                )
-                ratio = _series(works, "decode", lambda one, work: one["median_ratio"])
-                draw(f"throughput_{shape}.png", f"Decoding after {before} tokens: tokens/s", _lines(rates, "tokens/s"))
-                draw(f"latency_{shape}.png", f"Decoding after {before} tokens: ms per step", _lines(step, "ms"))
-                draw(f"ratio_{shape}.png", f"Decoding after {before} tokens: moejax / system", _ratios(ratio))
-            prefill = _series(works, "prefill", lambda one, work: one["median_ratio"])
-            draw(f"prefill_ratio_{shape}.png", f"Prefill of {before} tokens: moejax / system", _ratios(prefill))
+                plots += _against_batch(works, before, after)
+        decoding, prefill = _ratios(compared)
+        if decoding:
+            what = "How many times as fast moejax decodes and serves"
+            plots.append(Plot(file="ratio.png", what=what, paint=_bars(decoding)))
+        what = "How many times as fast moejax prefills"
+        plots.append(Plot(file="ratio_prefill.png", what=what, paint=_bars(prefill)))
     if latency := result.get("latency"):
-        mbu: Series = {}
-        for one in latency:
-            if one["mbu"] is not None:
-                key = f"decoding after {one['input_len']}: bandwidth"
-                mbu.setdefault(key, []).append((one["batch_size"], one["mbu"]))
-            key = f"prefill of {one['input_len']}: FLOPs"
-            mbu.setdefault(key, []).append((one["batch_size"], one["mfu"]))
-        draw("roofline.png", "Fraction of the roofline measured in the same run", _fractions(mbu))
-    return drawn
+        works = [one | {"results": [{"contender": OURS, "decode": _rate(one)}]} for one in latency if one["decode"]]
+        for before, after in dict.fromkeys((w["input_len"], w["output_len"]) for w in works):
+            same = [w for w in works if (w["input_len"], w["output_len"]) == (before, after)]
+            plots += _against_batch(same, before, after)
+        what = "Fraction of the roofline measured in the same run"
+        plots.append(Plot(file="roofline.png", what=what, paint=_fractions(_utilisation(latency))))
+    return plots
 
 
-def _series(works: list[dict[str, Any]], part: str, value: Callable[[Any, Any], float]) -> Series:
-    found: Series = {}
+def _against_batch(works: list[dict[str, Any]], before: int, after: int) -> list[Plot]:
+    rates: Series = {}
+    steps: Series = {}
     for work in works:
         for one in work["results"]:
-            found.setdefault(one["contender"], []).append((work["batch_size"], value(one[part], work)))
-    return {name: sorted(points) for name, points in found.items()}
+            batch, rate = work["batch_size"], one["decode"]["median_tokens_per_second"]
+            rates.setdefault(one["contender"], []).append((batch, rate))
+            steps.setdefault(one["contender"], []).append((batch, 1e3 * batch / rate))
+    where, shape = f"Decoding after {before} tokens", f"p{before}_n{after}"
+    return [
+        Plot(file=f"latency_{shape}.png", what=f"{where}: milliseconds per step", paint=_lines(steps, "ms per step")),
+        Plot(file=f"throughput_{shape}.png", what=f"{where}: tokens per second", paint=_lines(rates, "tokens/s")),
+    ]
+
+
+def _rate(one: Mapping[str, Any]) -> dict[str, float]:
+    """What `moejax bench latency` found of decoding, as `compare` has it."""
+    return {
+        "median_tokens_per_second": one["batch_size"] * (one["output_len"] - 1) / one["decode"]["percentiles"]["50"]
+    }
+
+
+def _ratios(compared: Mapping[str, Any]) -> tuple[Bars, Bars]:
+    """Of decoding and of requests; and of prefill."""
+    decoding: Bars = {}
+    prefill: Bars = {}
+    for work in compared["works"]:
+        batch, before = work["batch_size"], work["input_len"]
+        for one in work["results"]:
+            if one["contender"] != OURS:
+                prefill.setdefault(one["contender"], {})[f"{batch} x {before}"] = one["prefill"]["median_ratio"]
+                if "decode" in one:
+                    name = f"batch {batch}, after {before}"
+                    decoding.setdefault(one["contender"], {})[name] = one["decode"]["median_ratio"]
+    served = compared.get("throughput") or {"results": []}
+    for one in served["results"]:
+        if one["contender"] != OURS:
+            decoding.setdefault(one["contender"], {})[f"{served['num_requests']} requests"] = one["median_ratio"]
+    return decoding, prefill
+
+
+def _utilisation(latency: list[dict[str, Any]]) -> Series:
+    found: Series = {}
+    for one in latency:
+        if one["mbu"] is not None:
+            name = f"decoding after {one['input_len']}: bandwidth (MBU)"
+            found.setdefault(name, []).append((one["batch_size"], one["mbu"]))
+        name = f"prefill of {one['input_len']}: FLOPs (MFU)"
+        found.setdefault(name, []).append((one["batch_size"], one["mfu"]))
+    return found
 
 
 def _paint_series(axes: Any, series: Series) -> None:
     for place, (name, points) in enumerate(series.items()):
-        x, y = zip(*points, strict=True)
+        x, y = zip(*sorted(points), strict=True)
         axes.plot(
             x,
             y,
@@ -104,27 +165,28 @@ def _lines(series: Series, unit: str) -> Callable[[Any], None]:
     return paint
 
 
-def _ratios(series: Series) -> Callable[[Any], None]:
-    """Every system but moejax, whose ratio is 1: the line above which moejax is faster."""
+def _bars(bars: Bars) -> Callable[[Any], None]:
+    """A group for each piece of work and a bar for each system; moejax's own ratio is 1, the line across."""
 
     def paint(axes: Any) -> None:
-        others = {name: points for name, points in series.items() if name != OURS}
-        names = list(others)
-        batches = sorted({x for points in series.values() for x, _ in points})
-        width = 0.8 / max(1, len(names))
-        for place, name in enumerate(names):
-            offsets = [batches.index(x) + (place - (len(names) - 1) / 2) * width for x, _ in others[name]]
-            heights = [y for _, y in others[name]]
-            bars = axes.bar(offsets, heights, width * 0.94, label=name, color=COLOURS[1:][place % (len(COLOURS) - 1)])
-            axes.bar_label(bars, [f"{height:.2f}" for height in heights], fontsize=7)
+        works = list(dict.fromkeys(work for one in bars.values() for work in one))
+        groups = {work: [name for name in bars if work in bars[name]] for work in works}
+        width = 0.84 / max(1, len(bars))
+        for place, (name, heights) in enumerate(bars.items()):
+            offsets = [
+                works.index(work) + (groups[work].index(name) - (len(groups[work]) - 1) / 2) * width for work in heights
+            ]
+            drawn = axes.bar(
+                offsets, heights.values(), width * 0.94, label=name, color=COLOURS[1:][place % (len(COLOURS) - 1)]
+            )
+            axes.bar_label(drawn, [f"{height:.2f}" for height in heights.values()], fontsize=7)
         axes.axhline(1, color="#1f2328", linewidth=1)
-        axes.text(-0.48, 1, "above: moejax is faster ", fontsize=7, va="bottom")
-        axes.set_xticks(range(len(batches)), [f"{batch:g}" for batch in batches])
-        axes.set_xlabel("batch size")
-        axes.set_ylabel("times as fast")
+        axes.set_xticks(range(len(works)), works, fontsize=8)
+        axes.set_xlim(-0.5, len(works) - 0.5)
+        axes.set_ylabel("moejax / system (below 1: moejax loses)", fontsize=9)
         axes.margins(y=0.15)
-        if names:
-            axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+        if bars:
+            axes.figure.legend(fontsize=8, frameon=False, loc="outside lower center", ncols=2)
 
     return paint
 
@@ -134,6 +196,7 @@ def _fractions(series: Series) -> Callable[[Any], None]:
         _paint_series(axes, series)
         highest = max(y for points in series.values() for _, y in points)
         axes.set_ylim(0, max(1.05, 1.05 * highest))  # a kernel better than XLA's product passes 1
+        axes.axhline(1, color="#1f2328", linewidth=1)
         axes.set_ylabel("of what the machine can do")
 
     return paint

@@ -94,8 +94,8 @@ class PeerProcess:
         self._check_tokens(served.tokens, output_lens)
         return served
 
-    def score(self, prompts: list[list[int]], tokens: list[list[int]]) -> list[float]:
-        """For each row, how far its tokens are from the most probable ones; see `moejax.bench.peers.moejax_peer`.
+    def score(self, prompts: list[list[int]], tokens: list[list[int]]) -> list[list[float]]:
+        """For each token of each row, how far it is from the most probable one; see `moejax.bench.peers.moejax_peer`.
 
         Raises:
             PeerFailed: as `run`.
@@ -115,7 +115,7 @@ class PeerProcess:
         except BrokenPipeError:
             line = ""
         if not line:
-            raise PeerFailed(f"{self.name} ended ({self._last_words()})")
+            raise PeerFailed(f"{self.name} {self._last_words()}")
         try:
             answer = json.loads(line)
         except ValueError as error:
@@ -128,8 +128,11 @@ class PeerProcess:
         return answer
 
     def _last_words(self) -> str:
-        """Why it ended: its exit code and the last line that it wrote to stderr."""
-        code = self._process.wait(ENDING_SECONDS)
+        """How it ended: its exit code and the last line that it wrote to stderr."""
+        try:
+            how = f"ended (exit code {self._process.wait(ENDING_SECONDS)}"
+        except subprocess.TimeoutExpired:  # writing a core dump may take so long
+            how = "answers no more (it closed its output and still runs"
         self._stderr.seek(0)
         lines = [line.strip() for line in self._stderr.read().splitlines() if line.strip()]
-        return f"exit code {code}{f': {lines[-1][:200]}' if lines else ''}"
+        return f"{how}{f': {lines[-1][:200]}' if lines else ''})"

@@ -9,6 +9,7 @@ from moejax.bench.report_tables import table
 
 _GPT_FAST = "https://github.com/pytorch-labs/gpt-fast (README)"
 _BASETEN = "https://www.baseten.co/blog/faster-mixtral-inference-with-tensorrt-llm-and-quantization/"
+_VLLM = "https://github.com/vllm-project/vllm/pull/3240"
 _LMDEPLOY = "https://github.com/InternLM/lmdeploy/issues/2019"
 _ELEPHANTS = "https://arxiv.org/abs/2211.10017 (abstract)"
 
@@ -45,6 +46,13 @@ PUBLISHED = (
         hardware="1 A100",
         figure="81 tok/s perceived, 127 ms to the first token",
         source=_BASETEN,
+    ),
+    Published(
+        system="vLLM",
+        work="Mixtral 8x7B, 1,000 in and 50 out, batch 1 / 8 / 32",
+        hardware="2 A100-80GB, tensor parallel",
+        figure="0.762 / 2.034 / 4.531 s for all of it",
+        source=_VLLM,
     ),
     Published(
         system="vLLM 0.5.1",

@@ -5,9 +5,21 @@ from pathlib import Path
 from typing import Any
 
 from moejax.bench.machine import machine_line
-from moejax.bench.plots import draw_plots
+from moejax.bench.plots import check_plots, draw_plots, plan_plots
 from moejax.bench.published import published_table
 from moejax.bench.report_tables import compare_table, latency_table, strategies_table
+
+
+def check_report(folder: Path) -> None:
+    """Raises ValueError when a report cannot be written there: to be asked before anything is measured.
+
+    The rule of every command that writes: what it writes is made, the folder that this goes into has to exist.
+    """
+    if not folder.absolute().parent.is_dir():
+        raise ValueError(f"--report {folder}: there is no folder {folder.parent}; make it first")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--report {folder} is a file; name a folder")
+    check_plots()
 
 
 def write_report(folder: Path, result: dict[str, Any]) -> None:
@@ -17,18 +29,22 @@ def write_report(folder: Path, result: dict[str, Any]) -> None:
         OSError: when the folder cannot be written.
         ValueError: when matplotlib is not installed.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)
     (folder / "report.json").write_text(f"{json.dumps(result, indent=1)}\n", encoding="utf-8")
-    plots = draw_plots(folder, result)
-    (folder / "report.md").write_text(markdown(result, plots), encoding="utf-8")
+    draw_plots(folder, result)
+    (folder / "report.md").write_text(markdown(result), encoding="utf-8")
 
 
-def markdown(result: dict[str, Any], plots: dict[str, str]) -> str:
-    """The page; `plots` are file names and what they show."""
-    parts = ["# Benchmark\n", circumstances(result), *sections(result, level=2)]
-    parts += [f"![{what}]({name})\n" for name, what in plots.items()]
+def markdown(result: dict[str, Any]) -> str:
+    """The page."""
+    parts = ["# Benchmark\n", circumstances(result), *sections(result, level=2), pictures(result, "")]
     parts += ["## Published figures of others\n", published_table()]
     return "\n".join(parts)
+
+
+def pictures(result: dict[str, Any], folder: str) -> str:
+    """The plots of a report, which lie in `folder`: a path that ends with a slash, or nothing."""
+    return "".join(f"![{plot.what}]({folder}{plot.file})\n\n" for plot in plan_plots(result))
 
 
 def sections(result: dict[str, Any], *, level: int) -> list[str]:
@@ -80,11 +96,13 @@ def _throughput(one: dict[str, Any]) -> str:
 
 
 def _rules(compared: dict[str, Any]) -> str:
+    served = compared.get("throughput")
+    requests = f" ({served['rounds']} of the ragged requests)" if served else ""
     return (
         f"Every system in a process of its own with {compared['threads']} threads; same weights, prompts and dtype; "
-        f"{compared['rounds']} rounds, interleaved, in turning order. Loading, tokenization, compilation and one "
-        "warm-up call are in no time. Greedy tokens were judged first, in float32. The ratio is moejax's speed over "
-        "the system's, round by round; **bold** is a loss of moejax.\n"
+        f"{compared['rounds']} rounds{requests}, interleaved, in turning order. Loading, tokenization, compilation and "
+        "one warm-up call are in no time and shown below. Greedy tokens were judged first, in float32. The ratio is "
+        "moejax's speed over the system's, round by round; **bold** is a loss of moejax.\n"
     )
 
 
@@ -92,7 +110,8 @@ def _systems(compared: dict[str, Any]) -> str:
     lines = []
     for one in compared["contenders"]:
         served = f"; ragged requests: {one['serve_how']}" if one["serve_how"] and compared.get("throughput") else ""
+        apart = f"; loading {one['load_seconds']:.1f} s, compiling and warming up {one['warmup_seconds']:.1f} s"
         failed = f"; FAILED: {one['failed']}" if one["failed"] else ""
-        lines.append(f"- {one['name']}: {one['how'] or 'did not load'}{served}{failed}")
+        lines.append(f"- {one['name']}: {one['how'] or 'did not load'}{served}{apart}{failed}")
     lines += [f"- {name}: {reason}" for name, reason in compared["not_installed"].items()]
     return "\n".join(lines) + "\n"

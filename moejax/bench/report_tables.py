@@ -29,6 +29,7 @@ def strategies_table(strategies: dict[str, Any]) -> str:
             f"{row['strategy']}: {row['mesh']}, {row['dispatch']}",
             str(work["batch_size"]),
             f"{row['weight_bytes_per_device'] / 1e6:,.1f}",
+            f"{work['decode_step']['weight_bytes_read'] / 1e6:,.1f}",
             str(work["decode_step"]["collectives"]),
             f"{work['decode_step']['wire_bytes_per_device'] / 1e3:,.1f}",
             f"{work['prefill']['wire_bytes_per_device'] / 1e6:,.2f}",
@@ -36,8 +37,11 @@ def strategies_table(strategies: dict[str, Any]) -> str:
         for row in strategies["rows"]
         for work in row["works"]
     ]
-    header = ("parallelism", "batch", "weights MB/device", "collectives/step", "kB sent/step", "MB sent/prefill")
-    return f"Parallelism, {strategies['how']}:\n\n{table(header, rows)}\n"
+    header = ("parallelism", "batch", "MB held", "MB read/step", "collectives/step", "kB sent/step", "MB sent/prefill")
+    return (
+        f"Parallelism, {strategies['how']}, per device; read are weights, by the busiest device, expected where every "
+        f"choice of experts is equally likely:\n\n{table(header, rows)}\n"
+    )
 
 
 def compare_table(compared: dict[str, Any]) -> str:
@@ -55,7 +59,7 @@ def compare_table(compared: dict[str, Any]) -> str:
     served = compared.get("throughput") or {"results": []}
     for one in served["results"]:
         name = f"{served['num_requests']} ragged requests"
-        rows.append((name, one["contender"], *_cells(one, one["contender"]), ""))
+        rows.append((name, one["contender"], *_cells(one, one["contender"]), one["tokens"]))
     header = ("work", "system", "tok/s, median", "min to max", "moejax / system, median", "min to max", "its tokens")
     return table(header, rows)
 

@@ -4,13 +4,7 @@ from pathlib import Path
 
 from moejax.config import NAMED_CONFIGS
 
-MODELS = Path(__file__).parent / "models"
 RANDOM = "random:"
-
-
-def small_models() -> tuple[str, ...]:
-    """Names of the models that exist for benchmarks on a CPU: their parameters in millions."""
-    return tuple(sorted(path.stem for path in MODELS.glob("*.json")))
 
 
 def resolve_source(checkpoint: str | None, random: str | None) -> str:
@@ -23,11 +17,9 @@ def resolve_source(checkpoint: str | None, random: str | None) -> str:
         given = "both" if checkpoint else "neither"
         raise ValueError(
             f"give a CHECKPOINT or --random MODEL, got {given}; MODEL is one of "
-            f"{', '.join((*small_models(), *NAMED_CONFIGS))}, or the path of a config.json"
+            f"{', '.join(NAMED_CONFIGS)}, or the path of a config.json"
         )
-    if checkpoint is not None:
-        return checkpoint
-    return f"{RANDOM}{MODELS / f'{random}.json'}" if random in small_models() else f"{RANDOM}{random}"
+    return f"{RANDOM}{random}" if checkpoint is None else checkpoint
 
 
 def source_name(source: str) -> str:

@@ -11,6 +11,7 @@ from moejax.bench.works import Work
 from moejax.communication import Tokens, choice_collectives, forward_collectives
 from moejax.config import ModelConfig
 from moejax.layout import Split, make_rules, resolve_split
+from moejax.planning.routing import Routing
 from sharding import MeshConfig, Rules
 from sharding.collectives import wire_elements
 from sharding.collectives.collective import ITEM_SIZES
@@ -49,7 +50,7 @@ def strategy_name(mesh: MeshConfig) -> str:
 def count_strategies(
     config: ModelConfig, meshes: Sequence[str], works: Sequence[Work], dtype: str, dispatch: str
 ) -> list[dict[str, Any]]:
-    """A row per mesh: bytes of weights per device, collectives and bytes sent per decode step and per prefill.
+    """A row per mesh: bytes of weights per device, held and read, collectives and bytes sent per step and per prefill.
 
     Raises:
         ValueError: for a mesh that cannot split this model.
@@ -72,13 +73,33 @@ def count_strategies(
 
 def weight_elements(config: ModelConfig, rules: Rules) -> int:
     """Parameters that each device holds."""
+    table = config.vocab_size // rules.parts("vocab") * config.embed_dim
+    experts = config.num_layers * config.num_experts // rules.parts("experts") * _expert_elements(config, rules)
+    return (1 if config.tie_embeddings else 2) * table + experts + _layer_elements(config, rules)
+
+
+def read_elements(config: ModelConfig, rules: Rules, tokens: int) -> float:
+    """Parameters that the busiest device reads for one token of each of `tokens` rows that its group decodes.
+
+    Its part of attention, norms, router and head, and the experts that are chosen: expected under uniform routing,
+    where every A experts are equally likely (docs/performance-model.md).
+    """
+    routing = Routing(config.num_experts, config.experts_per_token)
+    experts = config.num_layers * routing.experts_read(rules.parts("experts"), tokens) * _expert_elements(config, rules)
+    head = config.vocab_size // rules.parts("vocab") * config.embed_dim
+    return head + experts + _layer_elements(config, rules)
+
+
+def _expert_elements(config: ModelConfig, rules: Rules) -> int:
+    """Of one expert of a layer, on one device."""
+    return config.num_expert_parameters // rules.parts("mlp")
+
+
+def _layer_elements(config: ModelConfig, rules: Rules) -> int:
+    """Of everything but experts and tables, on one device: attention, norms and routers."""
     d, h = config.embed_dim, config.head_dim
-    experts = config.num_experts * config.num_expert_parameters // (rules.parts("experts") * rules.parts("mlp"))
-    attention = (
-        2 * d * h * (config.num_heads // rules.parts("q_heads") + config.num_kv_heads // rules.parts("kv_heads"))
-    )
-    tables = (1 if config.tie_embeddings else 2) * config.vocab_size // rules.parts("vocab") * d
-    return tables + d + config.num_layers * (experts + attention + d * config.num_experts + 2 * d)
+    heads = config.num_heads // rules.parts("q_heads") + config.num_kv_heads // rules.parts("kv_heads")
+    return d + config.num_layers * (2 * d * h * heads + d * config.num_experts + 2 * d)
 
 
 def _count(config: ModelConfig, rules: Rules, split: Split, work: Work, dtype: str) -> dict[str, Any]:
@@ -93,4 +114,6 @@ def _count(config: ModelConfig, rules: Rules, split: Split, work: Work, dtype: s
         sent = sum((wire_elements(one, shape) * ITEM_SIZES[one.dtype] for one in found), Fraction(0))
         counted[phase] = {"collectives": len(found), "wire_bytes_per_device": float(sent)}
     counted["padded_rows"] -= work.batch_size
+    tokens = -(-work.batch_size // split.mesh.data)  # of one group of devices; padding is routed to no expert
+    counted["decode_step"]["weight_bytes_read"] = read_elements(config, rules, tokens) * ITEM_SIZES[dtype]
     return counted

@@ -1,7 +1,7 @@
 """Times many ragged requests, given all at once."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,17 +37,25 @@ class Throughput:
         }
 
 
-def measure_throughput(model: moejax.Model, requests: Sequence[Request], *, rounds: int) -> Throughput:
+def measure_throughput(
+    model: moejax.Model,
+    requests: Sequence[Request],
+    *,
+    rounds: int,
+    on_round: Callable[[str], None] = lambda text: None,
+) -> Throughput:
     """Decodes all requests `rounds` times, after once to compile.
 
     Raises:
         ValueError: for requests that the model cannot serve.
     """
     compiled_before = model.programs.compile_seconds
+    on_round(f"{len(requests)} requests: warm-up")
     outputs = run_requests(model, requests)
     compile_seconds = model.programs.compile_seconds - compiled_before
     seconds = []
-    for _ in range(rounds):
+    for round_ in range(rounds):
+        on_round(f"{len(requests)} requests: round {round_ + 1} of {rounds}")
         began = time.perf_counter()
         run_requests(model, requests)
         seconds.append(time.perf_counter() - began)

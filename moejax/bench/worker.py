@@ -7,7 +7,7 @@
 | `{"op": "load", "settings": {...}}` | `{"how": ..., "serve_how": ...}` |
 | `{"op": "run", "prompts": [[...]], "output_len": N}` | `{"tokens": [[...]], "prefill_seconds": S, ...}` |
 | `{"op": "serve", "prompts": [[...]], "output_lens": [...]}` | `{"tokens": [[...]], "seconds": S}` |
-| `{"op": "score", "prompts": [[...]], "tokens": [[...]]}` | `{"gaps": [...]}` |
+| `{"op": "score", "prompts": [[...]], "tokens": [[...]]}` | `{"gaps": [[...]]}` |
 
 A request that fails is answered by `{"error": "one line"}`. The process ends when its input does.
 """

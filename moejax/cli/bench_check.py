@@ -31,9 +31,7 @@ CountedOnly = Annotated[
 ]
 Update = Annotated[
     bool,
-    typer.Option(
-        "--update", help="Write what is counted and timed now of BASELINE's cases into it, instead of comparing."
-    ),
+    typer.Option("--update", help="Compare nothing: count and time the cases of BASELINE now, and write that into it."),
 ]
 
 
@@ -53,6 +51,7 @@ def check(
     """
     from moejax.bench.baseline import (
         case_name,
+        check_devices,
         check_environment,
         differences,
         read_baseline,
@@ -61,6 +60,8 @@ def check(
     )
     from moejax.bench.machine import describe_machine
 
+    if num_iters < 1:
+        raise ValueError(f"--num-iters must be at least 1, got {num_iters}")
     wanted = read_baseline(baseline)
     devices = device_flags.Devices(simulate_devices=simulate_devices)
     here = describe_machine()
@@ -71,18 +72,22 @@ def check(
             "or make a baseline of this machine with --update"
         )
     startup.prepare_jax(devices, quiet=quiet)
+    import jax
+
     environment = _environment()
     if not update:
         check_environment(wanted, environment)
+    check_devices(wanted, jax.device_count())
     found, told, failed = [], [], []
-    for case in wanted.cases:
-        with console.progress(case_name(case), quiet=quiet):
+    with console.progress("checking", quiet=quiet) as step:
+        for case in wanted.cases:
+            step(f"case {len(found) + 1} of {len(wanted.cases)}: {case_name(case)}")
             now = _measure(case, rounds=0 if counted_only else num_iters)
-        found.append({**case, **now})
-        failed += differences(case_name(case), case.get("counted"), now["counted"])
-        if not counted_only and not update:
-            lines, slow = slower(case_name(case), case.get("times", {}), now.get("times", {}), wanted.tolerance)
-            told, failed = told + lines, failed + slow
+            found.append({**case, **now})
+            failed += differences(case_name(case), case.get("counted"), now["counted"])
+            if not counted_only and not update:
+                lines, slow = slower(case_name(case), case.get("times", {}), now.get("times", {}), wanted.tolerance)
+                told, failed = told + lines, failed + slow
     if update:
         new = dataclasses.replace(
             wanted, environment=environment, machine=None if counted_only else machine, cases=tuple(found)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from moejax.cli import bench_options as flags
 from moejax.cli import console, options, startup
 from moejax.cli import devices as device_flags
-from moejax.cli.bench_runs import check_length, describe_model, load_timed, write_result
+from moejax.cli.bench_runs import check_length, describe_model, load_timed, works_of, write_result
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -23,6 +23,7 @@ def latency(
     batch_size: flags.BatchSizes = flags.BATCH_SIZES,
     input_len: flags.InputLens = flags.INPUT_LENS,
     output_len: flags.OutputLens = flags.OUTPUT_LENS,
+    prefill_len: flags.PrefillLens = flags.NO_NUMBERS,
     num_iters: flags.Rounds = 5,
     num_iters_warmup: flags.Warmup = 1,
     json: flags.Json = False,
@@ -38,15 +39,14 @@ def latency(
 ) -> None:
     """Time every combination of batch size, prompt length and output length. Real devices only."""
     from moejax.bench.source import resolve_source
-    from moejax.bench.works import cross_product
 
     source = resolve_source(checkpoint, random)
-    works = cross_product(batch_size, input_len, output_len)
+    works = works_of(batch_size, input_len, output_len, prefill_len)
     check_length(source, max(work.input_len + work.output_len for work in works))
     if report is not None:
-        from moejax.bench.plots import check_plots
+        from moejax.bench.report import check_report
 
-        check_plots()
+        check_report(report)
     startup.prepare_jax(compile_cache=not no_compile_cache, quiet=quiet)
     from moejax.bench.latency import check_rounds, measure_latency
     from moejax.bench.machine import describe_run
@@ -66,8 +66,8 @@ def latency(
     with console.progress("measuring what this machine can do", quiet=quiet):
         roofline = measure_roofline(model.dtype)
     measured = []
-    with console.progress("timing", quiet=quiet):
-        for one in measure_latency(model, works, roofline, warmup=num_iters_warmup, rounds=num_iters):
+    with console.progress("timing", quiet=quiet) as step:
+        for one in measure_latency(model, works, roofline, warmup=num_iters_warmup, rounds=num_iters, on_round=step):
             measured.append(one.as_json())
     result = {
         **describe_run(),

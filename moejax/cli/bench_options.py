@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from moejax.cli.options import whole_number
+from moejax.config import NAMED_CONFIGS
 
 WORK, MODEL, OUTPUT = "What is timed", "Model", "Results"
 
@@ -19,31 +20,35 @@ class Range(tuple[int, int]):
 
 
 # Defaults, as parsed.
+NO_NUMBERS = Numbers()
 BATCH_SIZES, INPUT_LENS, OUTPUT_LENS = Numbers((1,)), Numbers((128,)), Numbers((64,))
 RAGGED = Range((16, 256))
+RANGE_DEFAULT = f"{RAGGED[0]}-{RAGGED[1]}"  # as a user would give it
 
 
 def numbers(value: Any) -> Numbers:
     """Numbers from the command line, as in 1,8,16 (or the default, which are some)."""
-    return value if isinstance(value, Numbers) else Numbers(whole_number(part) for part in value.split(","))
+    if isinstance(value, Numbers):
+        return value
+    try:
+        return Numbers(int(part) for part in value.split(","))
+    except ValueError as error:
+        raise typer.BadParameter(f"must be whole numbers with commas, as in 1,8,16, got {value!r}") from error
 
 
 def number_range(value: Any) -> Range:
     """A range from the command line, as in 16-256; a single number is one of that length."""
     if isinstance(value, Range):
         return value
-    low, _, high = value.partition("-")
-    return Range((whole_number(low), whole_number(high or low)))
-
-
-def names(text: str) -> list[str]:
-    """Words given with commas."""
-    return [word.strip() for word in text.split(",") if word.strip()]
+    ends = value.split("-")
+    if len(ends) > 2 or not all(end.isdecimal() for end in ends) or not 1 <= int(ends[0]) <= int(ends[-1]):
+        raise typer.BadParameter(f"must be LOW-HIGH with 1 <= LOW <= HIGH, or one length, got {value!r}")
+    return Range((int(ends[0]), int(ends[-1])))
 
 
 Checkpoint = Annotated[
     str | None,
-    typer.Argument(metavar="[CHECKPOINT]", help="A checkpoint folder, demo, or random:NAME.", show_default=False),
+    typer.Argument(metavar="CHECKPOINT", help="A checkpoint folder, demo, or random:NAME.", show_default=False),
 ]
 Random = Annotated[
     str | None,
@@ -51,8 +56,7 @@ Random = Annotated[
         "--random",
         rich_help_panel=MODEL,
         metavar="MODEL",
-        help="Random weights instead of a CHECKPOINT: 186m or 742m (parameters), mixtral-8x7b, mixtral-8x22b, or the "
-        "path of a config.json.",
+        help=f"Random weights instead of a CHECKPOINT: {', '.join(NAMED_CONFIGS)}, or the path of a config.json.",
     ),
 ]
 
@@ -68,6 +72,17 @@ def _whole(*flags: str, help: str, panel: str = WORK) -> Any:
 BatchSizes = Annotated[Numbers, _list("--batch-size", "-b", help="Prompts at a time.")]
 InputLens = Annotated[Numbers, _list("--input-len", "-p", help="Tokens of each prompt.")]
 OutputLens = Annotated[Numbers, _list("--output-len", "-n", help="Tokens generated after each prompt.")]
+PrefillLens = Annotated[
+    Numbers,
+    typer.Option(
+        "--prefill-len",
+        rich_help_panel=WORK,
+        parser=numbers,
+        metavar="N[,N...]",
+        help="Also time the prefill of one prompt of N tokens by itself.",
+        show_default=False,
+    ),
+]
 NumPrompts = Annotated[int, _whole("--num-prompts", help="Requests in all.")]
 InputRange = Annotated[
     Range,
@@ -78,6 +93,7 @@ InputRange = Annotated[
         parser=number_range,
         metavar="LOW-HIGH",
         help="Tokens of each prompt, drawn from this range.",
+        show_default=RANGE_DEFAULT,
     ),
 ]
 OutputRange = Annotated[
@@ -89,6 +105,7 @@ OutputRange = Annotated[
         parser=number_range,
         metavar="LOW-HIGH",
         help="Tokens generated after each prompt, drawn from this range.",
+        show_default=RANGE_DEFAULT,
     ),
 ]
 Rounds = Annotated[int, _whole("--num-iters", "-r", help="Rounds that are timed.")]
@@ -101,7 +118,8 @@ Report = Annotated[
         "--report",
         rich_help_panel=OUTPUT,
         metavar="DIR",
-        help="Write JSON with every sample, a Markdown page and PNG plots there (needs moejax[bench]).",
+        help="Write JSON with every sample, a Markdown page and PNG plots there (needs moejax[bench]). DIR is made, or "
+        "written over; the folder that it is in has to exist.",
         show_default=False,
     ),
 ]

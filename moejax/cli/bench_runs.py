@@ -4,10 +4,26 @@ import json as json_format
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moejax.cli import bench_options as flags
 from moejax.cli import console
 
 if TYPE_CHECKING:
     from moejax import Model
+    from moejax.bench.works import Work
+
+
+def works_of(
+    batch_sizes: flags.Numbers, input_lens: flags.Numbers, output_lens: flags.Numbers, prefill_lens: flags.Numbers
+) -> "list[Work]":
+    """Every combination, and one prompt of each prefill length with a single token after it.
+
+    Raises:
+        ValueError: for a length below 1.
+    """
+    from moejax.bench.works import Work, cross_product
+
+    alone = [Work(batch_size=1, input_len=length, output_len=1) for length in prefill_lens]
+    return list(dict.fromkeys(cross_product(batch_sizes, input_lens, output_lens) + alone))
 
 
 def check_length(source: str, longest: int) -> None:

@@ -38,9 +38,9 @@ def throughput(
     check_length(source, input_len[1] + output_len[1])
     requests = ragged_requests(num_prompts, input_len, output_len, read_facts(source, None).config.vocab_size)
     if report is not None:
-        from moejax.bench.plots import check_plots
+        from moejax.bench.report import check_report
 
-        check_plots()
+        check_report(report)
     startup.prepare_jax(compile_cache=not no_compile_cache, quiet=quiet)
     from moejax.bench.latency import check_rounds
     from moejax.bench.machine import describe_run
@@ -57,8 +57,8 @@ def throughput(
         batch_size=num_prompts,
         quiet=quiet,
     )
-    with console.progress("timing", quiet=quiet):
-        measured = measure_throughput(model, requests, rounds=num_iters).as_json()
+    with console.progress("timing", quiet=quiet) as step:
+        measured = measure_throughput(model, requests, rounds=num_iters, on_round=step).as_json()
     lengths = {"input_len": list(input_len), "output_len": list(output_len)}
     result = {
         **describe_run(),

@@ -4,7 +4,8 @@ import io
 import os
 import re
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
@@ -14,6 +15,7 @@ if (
     from rich.console import RenderableType
 
 PIPED_WIDTH = 120  # columns of a table that no terminal shows; rich would take 80
+PLAIN_SECONDS = 10.0  # between lines that say what a long command does, where no terminal shows it
 
 # Whatever moves the cursor, changes colours or sets titles begins with a control character (C0, DEL, C1).
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -52,7 +54,7 @@ def write_rendered(*parts: "RenderableType") -> None:
     styled, text = _styled(sys.stdout), io.StringIO()
     console = Console(
         file=text,
-        width=None if sys.stdout.isatty() else PIPED_WIDTH,
+        width=width(),
         color_system="auto" if styled else None,
         force_terminal=styled,
         highlight=False,
@@ -63,6 +65,13 @@ def write_rendered(*parts: "RenderableType") -> None:
         console.print(part)
     # rich fills lines with spaces, and ends a table with an empty line
     _emit("".join(f"{line.rstrip()}\n" for line in text.getvalue().rstrip().splitlines()))
+
+
+def width() -> int:
+    """Columns that tables may take."""
+    from rich.console import Console
+
+    return Console().width if sys.stdout.isatty() else PIPED_WIDTH
 
 
 def printable(value: object) -> str:
@@ -95,25 +104,33 @@ def has_terminal() -> bool:
 
 
 @contextmanager
-def progress(text: str, *, quiet: bool) -> Iterator[None]:
-    """Shows `text` on a terminal's stderr while the block runs; nothing without a terminal, or when `quiet`."""
-    shown = _styled(sys.stderr) and not quiet and not _errors_only
-    if shown:
-        sys.stderr.write(f"\x1b[2m{printable(text)} ...\x1b[0m")
-        sys.stderr.flush()
-    try:
-        yield
-    finally:
-        if shown:
-            sys.stderr.write("\r\x1b[K")
+def progress(text: str, *, quiet: bool) -> Iterator[Callable[[str], None]]:
+    """Shows `text` on a terminal's stderr while the block runs, then whatever the block tells the function it is given.
+
+    On a terminal each text replaces the one before, and an empty one clears it, which lets the block write a line to
+    stdout. Elsewhere a text is a line of its own, if PLAIN_SECONDS have passed since the last one: a log that nobody
+    watches shows that a long command lives, and a short command leaves nothing. Nothing at all when `quiet`.
+    """
+    shown = not quiet and not _errors_only
+    last = time.monotonic()
+
+    def step(what: str) -> None:
+        nonlocal last
+        if not shown or (what and _errors_only):
+            return
+        if _styled(sys.stderr):
+            sys.stderr.write(f"\r\x1b[K\x1b[2m{printable(what)} ...\x1b[0m" if what else "\r\x1b[K")
             sys.stderr.flush()
+        elif what and time.monotonic() - last >= PLAIN_SECONDS:
+            last = time.monotonic()
+            _write_line(f"{printable(what)} ...")
 
-
-def step(text: str) -> None:
-    """What a long command does now: a line that the next one replaces on a terminal, nothing elsewhere."""
-    if _styled(sys.stderr) and not _errors_only:
-        sys.stderr.write(f"\r\x1b[K\x1b[2m{printable(text)} ...\x1b[0m")
-        sys.stderr.flush()
+    if _styled(sys.stderr):
+        step(text)
+    try:
+        yield step
+    finally:
+        step("")
 
 
 def _emit(text: str) -> None:

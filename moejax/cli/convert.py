@@ -91,6 +91,9 @@ def convert(
             shard_size=shard_size,
             on_progress=on_progress,
         )
+    if not quiet:
+        for path, problem in report.changed.items():
+            console.warn(f"{path} {problem}")
     if json:
         console.write(f"{json_format.dumps(_as_json(report), ensure_ascii=False)}\n")
     elif not quiet:

@@ -96,11 +96,11 @@ NOT_HERE: Mapping[str, str] = {
 
 # Of `mesh compare`, where the flags are about a prediction.
 _EVERY_SPLIT = "every split is compared; moejax mesh show --mesh shows one of them"
+_ONE_STEP = "what is predicted is one decode step, at --context tokens, and the prefill"
 PLANNING_OURS: Mapping[str, str] = {
     "--num-gpus": "--devices",
     "--gpus": "--devices",
     "--num-devices": "--devices",
-    "-n": "--devices",
     "--gpu": "--hardware",
     "--gpu-type": "--hardware",
     "--device": "--hardware",
@@ -114,7 +114,6 @@ PLANNING_OURS: Mapping[str, str] = {
     "--ctx-size": "--context",
     "--gpu-memory-utilization": "--usable-fraction",
     "--torch-dtype": "--dtype",
-    "--json": "--format json",
     "--output": "--plot",
 }
 PLANNING_NOT_HERE: Mapping[str, str] = {
@@ -124,6 +123,7 @@ PLANNING_NOT_HERE: Mapping[str, str] = {
     "--data-parallel-size": _EVERY_SPLIT,
     "--tp": _EVERY_SPLIT,
     "--ep": _EVERY_SPLIT,
-    "--output-len": "what is predicted is one decode step, at --context tokens, and the prefill",
+    "--output-len": _ONE_STEP,
+    "-n": f"{_ONE_STEP} (it is --output-len elsewhere; how many devices is --devices)",
     "--quantization": _QUANTISED,
 }

@@ -8,11 +8,15 @@ import typer
 from moejax.cli import console, options
 from moejax.cli.help import SETTINGS, Command, examples
 from moejax.cli.mesh_calibrate import CALIBRATE_EXAMPLES, calibrate
+from moejax.config import NAMED_CONFIGS
+
+DOES_NOT_FIT = 1  # exit code
 
 COMPARE_EXAMPLES = (
     "moejax mesh compare --model mixtral-8x7b --devices 8 --hardware h100-sxm",
     "moejax mesh compare --model path/to/checkpoint --devices 4 --hardware l40s -b 16 --plot a.png",
     "moejax mesh compare --model mixtral-8x22b --devices 16 --hardware my.toml --objective ttft",
+    "moejax mesh compare --model demo --devices 1 --hardware here.toml -b 1,8 --measure",
 )
 SHOW_EXAMPLES = (
     "moejax mesh show --model mixtral-8x7b --mesh expert=4,tensor=2",
@@ -31,7 +35,7 @@ Model = Annotated[
     typer.Option(
         "--model",
         metavar="MODEL",
-        help="A named configuration (mixtral-8x7b, mixtral-8x22b), the path of a config.json, demo, or a checkpoint.",
+        help=f"A named configuration ({', '.join(NAMED_CONFIGS)}), the path of a config.json, demo, or a checkpoint.",
     ),
 ]
 DeviceCount = Annotated[
@@ -68,7 +72,13 @@ Context = Annotated[
     ),
 ]
 Dtype = Annotated[
-    str, _option("--dtype", panel=WORK, metavar="NAME", help="Of weights and cache: bfloat16, float16 or float32.")
+    str,
+    _option(
+        "--dtype",
+        panel=WORK,
+        metavar="NAME",
+        help="Of weights and cache: bfloat16, float16, float32, or auto, as a checkpoint is stored.",
+    ),
 ]
 ExpertLoad = Annotated[
     str | None,
@@ -101,7 +111,8 @@ UsableFraction = Annotated[
         help="Of a device's memory, that the model may take. (JAX itself preallocates 0.75 unless told otherwise.)",
     ),
 ]
-Format = Annotated[str, _option("--format", panel=OUTPUT, metavar="NAME", help="table or json.")]
+Format = Annotated[str | None, _option("--format", panel=OUTPUT, metavar="NAME", help="table (the default) or json.")]
+FormatJson = Annotated[bool, _option("--json", panel=OUTPUT, help="The same as --format json.")]
 Plot = Annotated[
     str | None,
     _option("--plot", panel=OUTPUT, metavar="FILE.png", help="Draw the steps' parts, and tokens/s against batch size."),
@@ -117,6 +128,7 @@ Compile = Annotated[
 Measure = Annotated[
     bool, _option("--measure", panel=PROOF, help="Time every split on the devices here, and show how far it is off.")
 ]
+CompareQuiet = Annotated[bool, _option("--quiet", panel=OUTPUT, help="No progress and no remarks on stderr.")]
 MeshText = Annotated[
     str, typer.Option("--mesh", metavar="MESH", help="Devices along each axis, as in data=1,expert=4,tensor=2.")
 ]
@@ -146,19 +158,24 @@ def compare(
     objective: ObjectiveName = "latency",
     dispatch: Dispatch = "all",
     usable_fraction: UsableFraction = 0.9,
-    format: Format = "table",
+    format: Format = None,
+    json_output: FormatJson = False,
     plot: Plot = None,
     compile: Compile = False,
     measure: Measure = False,
+    quiet: CompareQuiet = False,
     debug: options.Debug = False,
-) -> None:
+) -> int:
     """Rank every data x expert x tensor split of a model over so many devices, and say why.
 
     Needs no devices: times are predicted from the model's sizes and the figures of a hardware file.
+    Exit code 0: some split fits, 1: none does, 2: an error.
     """
     from moejax.cli.mesh_compare import Asked, run
 
-    run(
+    if json_output and format not in (None, "json"):
+        raise ValueError(f"--json is --format json, got --format {format} as well; give one of them")
+    fits = run(
         Asked(
             model=model,
             devices=devices,
@@ -171,12 +188,14 @@ def compare(
             objective=objective,
             dispatch=dispatch,
             usable_fraction=usable_fraction,
-            format=format,
+            format="json" if json_output else format or "table",
             plot=plot,
             compile=compile,
             measure=measure,
+            quiet=quiet,
         )
     )
+    return 0 if fits else DOES_NOT_FIT
 
 
 def show(

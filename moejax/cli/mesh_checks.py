@@ -4,40 +4,67 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from moejax.cli import console
+from moejax.planning.units import number
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
     from moejax.planning.compare import Plan
+    from moejax.planning.hardware import Hardware
     from moejax.planning.rows import MeshRow
     from sharding.collectives import Collective
 
+CALIBRATE = "write a file of these devices with: moejax mesh calibrate --output here.toml"
 
-def check_measurable(devices: int, rows: "Sequence[MeshRow]") -> None:
-    """Starts JAX; raises ValueError when these splits cannot be timed on its devices."""
+
+def check_measurable(devices: int, rows: "Sequence[MeshRow]", hardware: "Hardware", *, quiet: bool) -> None:
+    """Starts JAX; raises ValueError when these splits cannot be timed on its devices, or were predicted for others."""
     from moejax.cli import startup
 
-    startup.prepare_jax()
+    startup.prepare_jax(quiet=quiet)
     from moejax.planning.measured import check_measurable
 
     check_measurable(devices, [row.workload for row in rows])
+    import jax
+
+    check_same_kind(hardware, jax.devices()[0].device_kind, quiet=quiet)
 
 
-def compiled(plan: "Plan", rows: "Sequence[MeshRow]") -> "list[MeshRow]":
+def check_same_kind(hardware: "Hardware", kind: str, *, quiet: bool) -> None:
+    """Raises ValueError when the figures are of another kind of device than that which is timed; a kind that may be
+    the same, but need not, is a warning."""
+    if hardware.kinds and kind.lower() not in hardware.kinds:
+        raise ValueError(
+            f"--measure times the {kind!r} here, but --hardware {hardware.name} has the figures of {hardware.title}, "
+            f"so their difference would say nothing of the prediction; {CALIBRATE}"
+        )
+    if quiet:
+        return
+    if not hardware.kinds:
+        console.warn(f"{hardware.name} does not say of what kind its device is, kinds = [{kind.lower()!r}] where it is")
+    elif hardware.name == "cpu":  # the kind of all of them
+        console.warn(f"the figures of cpu are those of {hardware.title}, not of this machine; {CALIBRATE}")
+
+
+def compiled(plan: "Plan", rows: "Sequence[MeshRow]", *, quiet: bool) -> "list[MeshRow]":
     """The rows with what XLA compiled for those of the largest batch."""
     from moejax.planning.compiled import compile_rows
 
-    with console.progress("compiling every split on simulated devices", quiet=False):
-        return compile_rows(plan.config, rows)
+    with console.progress("compiling every split on simulated devices", quiet=quiet) as step:
+
+        def told(done: int, programs: int) -> None:
+            step(f"compiled {done} of {programs} programs for simulated devices")
+
+        return compile_rows(plan.config, rows, told)
 
 
-def measured(source: str, plan: "Plan", rows: "Sequence[MeshRow]") -> "list[MeshRow]":
+def measured(source: str, plan: "Plan", rows: "Sequence[MeshRow]", *, quiet: bool) -> "list[MeshRow]":
     """The rows with what was measured for those whose split exists."""
     from moejax.planning.measured import measure_rows
 
-    with console.progress("timing every split on these devices", quiet=False):
-        return measure_rows(source, plan, rows)
+    with console.progress("timing every split on these devices", quiet=quiet) as step:
+        return measure_rows(source, plan, rows, lambda what: step(f"timing {what}"))
 
 
 def check_tables(plan: "Plan", rows: "Sequence[MeshRow]") -> "Iterator[RenderableType]":
@@ -111,7 +138,7 @@ def _measured_table(rows: "Sequence[MeshRow]", layers: int) -> "Table":
 
 
 def _timed_cells(predicted: float, found: float, error: float) -> list[str]:
-    return [f"{1e3 * predicted:.2f}", f"{1e3 * found:.2f}", f"{error:+.0%}"]
+    return [number(1e3 * predicted), number(1e3 * found), f"{error:+.0%}"]
 
 
 def _table(names: Sequence[str]) -> "Table":

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moejax.cli import console, mesh_checks
+from moejax.planning.advice import what_fits
 from moejax.planning.compare import compare_meshes, make_plan
 from moejax.planning.export import comparison_json
 from moejax.planning.hardware import load_hardware
+from moejax.planning.ranking import check_objective
 
 FORMATS = ("table", "json")
 
@@ -32,10 +34,11 @@ class Asked:
     plot: str | None
     compile: bool
     measure: bool
+    quiet: bool
 
 
-def run(asked: Asked) -> None:
-    """Compares, and prints a table or JSON.
+def run(asked: Asked) -> bool:
+    """Compares, and prints a table or JSON; whether any split fits.
 
     Raises:
         ValueError: for any flag that cannot be used, before anything is printed.
@@ -61,26 +64,42 @@ def run(asked: Asked) -> None:
         usable_fraction=asked.usable_fraction,
     )
     plan = make_plan(asked.model, hardware, asked.expert_load, asked.usable_fraction)
+    fits = any(row.fits for row in rows)
+    fits_with = [] if fits else what_fits(plan, asked.devices, asked.dispatch, rows)
     if asked.measure:
-        mesh_checks.check_measurable(asked.devices, rows)
+        mesh_checks.check_measurable(asked.devices, rows, hardware, quiet=asked.quiet)
     if asked.compile:
-        rows = mesh_checks.compiled(plan, rows)
+        rows = mesh_checks.compiled(plan, rows, quiet=asked.quiet)
     if asked.measure:
-        rows = mesh_checks.measured(asked.model, plan, rows)
+        rows = mesh_checks.measured(asked.model, plan, rows, quiet=asked.quiet)
     if asked.format == "json":
-        console.write(f"{json.dumps(comparison_json(rows, hardware), ensure_ascii=False)}\n")
+        console.write(f"{json.dumps(comparison_json(rows, hardware, fits_with), ensure_ascii=False)}\n")
     else:
         from moejax.cli.mesh_tables import compare_tables
 
-        console.write_rendered(*compare_tables(rows, hardware, asked.devices, asked.usable_fraction))
+        tables = compare_tables(
+            rows,
+            hardware,
+            model=asked.model,
+            devices=asked.devices,
+            usable_fraction=asked.usable_fraction,
+            objective=check_objective(asked.objective),
+            fits_with=fits_with,
+            width=console.width(),
+        )
+        console.write_rendered(*tables)
         if asked.compile or asked.measure:
             console.write_rendered(*mesh_checks.check_tables(plan, rows))
-    if asked.plot is not None:
+    if asked.plot is not None and fits:
         from moejax.planning.plots import draw
 
-        title = f"{asked.model} on {asked.devices} x {hardware.title}, {rows[0].workload.dtype}"
-        draw(rows, plan, title, Path(asked.plot))
-        console.remark(f"drawn: {asked.plot}")
+        title = f"{asked.model} on {asked.devices:,} x {hardware.title}, {rows[0].workload.dtype}"
+        draw(rows, plan, console.printable(title), Path(asked.plot))
+        if not asked.quiet:
+            console.remark(f"drawn: {asked.plot}")
+    elif asked.plot is not None and not asked.quiet:
+        console.warn(f"nothing fits, so there is nothing to draw: {asked.plot} is not written")
+    return fits
 
 
 def batch_sizes(text: str) -> list[int]:

@@ -15,16 +15,18 @@ from moejax.decoding.buckets import batch_bucket
 from moejax.dtypes import resolve_dtype
 from moejax.layout import Split, make_rules, resolve_split
 from moejax.planning.calls import cache_slots
-from moejax.planning.models import model_config
+from moejax.planning.models import model_config, stored_dtype
+from moejax.planning.units import BYTES, amount, common_unit, number
 from moejax.planning.workload import Workload, default_lengths
 from sharding import Placement, bytes_per_device
 
 
 @dataclass(frozen=True, kw_only=True)
 class Placed:
-    """Where every array is, and of how many rows the cache is (padding included)."""
+    """Where every array is, of how many sequences the cache is, and of how many rows (padding included)."""
 
     split: Split
+    batch_size: int
     rows: int
     params: list[Placement]
     cache: list[Placement]
@@ -33,6 +35,7 @@ class Placed:
         return {
             "mesh": dict(self.split.mesh.shape),
             "dispatch": self.split.dispatch,
+            "batch_size": self.batch_size,
             "cache_rows": self.rows,
             "weight_bytes_per_device": bytes_per_device(self.params),
             "cache_bytes_per_device": bytes_per_device(self.cache),
@@ -48,7 +51,7 @@ def placed(model: str, mesh: str, dispatch: str, *, dtype: str, batch_size: int,
     """
     config = model_config(model)
     _, cached = default_lengths(config, 1, context)
-    name = resolve_dtype(dtype, auto="bfloat16")
+    name = resolve_dtype(dtype, auto=stored_dtype(model))
     workload = Workload(batch_size=batch_size, input_len=1, context=cached, dtype=name)
     workload.check(config)
     split = resolve_split(config, mesh, dispatch)
@@ -56,6 +59,7 @@ def placed(model: str, mesh: str, dispatch: str, *, dtype: str, batch_size: int,
     rows = batch_bucket(workload.batch_size, rules.parts("batch"))
     return Placed(
         split=split,
+        batch_size=batch_size,
         rows=rows,
         params=[
             declared_placement(path, one, workload.dtype, rules)
@@ -70,19 +74,32 @@ def show_tables(found: Placed) -> Iterator[RenderableType]:
     yield Text(f"{found.split.mesh}, dispatch {found.split.dispatch}", style="bold")
     if found.split.remark:
         yield Text(found.split.remark)
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), expand=False)
-    for name in ("array", "axes, and what each is split over", "MB/device", "repeated along"):
-        justify = "right" if name == "MB/device" else "left"
+    alike = _alike([*found.params, *found.cache])
+    unit = common_unit((one.bytes_per_device for _, one, _ in alike if "norm" not in one.path), BYTES)
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), expand=False)
+    for name in ("array", "axes, and what each is split over", f"{unit.name}/device", "repeated along"):
+        justify = "right" if name.endswith("/device") else "left"
         table.add_column(Text(name), justify=justify, overflow="fold")  # type: ignore[arg-type]
-    for name, one, count in _alike([*found.params, *found.cache]):
-        size = f"{one.bytes_per_device / 1e6:,.2f}" + (f" x {count}" if count > 1 else "")
+    for name, one, count in alike:
+        size = number(one.bytes_per_device / unit.scale) + (f" x {count}" if count > 1 else "")
         table.add_row(name, _split(one), size, ", ".join(one.replicated_over) or "-")
     yield table
     weights, cache = bytes_per_device(found.params), bytes_per_device(found.cache)
     yield Text(
-        f"per device: weights {weights / 1e9:.2f} GB, cache of {found.rows} rows {cache / 1e9:.2f} GB, "
-        f"together {(weights + cache) / 1e9:.2f} GB"
+        f"per device: weights {amount(weights, BYTES)}, cache of {found.rows:,} rows {amount(cache, BYTES)}, "
+        f"together {amount(weights + cache, BYTES)}"
     )
+    if found.rows != found.batch_size:
+        yield Text(f"padded: --batch-size {found.batch_size:,} takes {found.rows:,} rows, {_why_padded(found)}")
+
+
+def _why_padded(found: Placed) -> str:
+    """The engine's rule for the rows of a batch, as far as it changed this one."""
+    over = next(one for axis, one in zip(found.cache[0].axes, found.cache[0].spec, strict=True) if axis == "batch")
+    if found.split.mesh.extent(over) == 1:
+        return "the next power of two"
+    parts = found.split.mesh.extent(over)
+    return f"the next power of two, rounded up to a multiple of {' x '.join(over)} = {parts}"
 
 
 def _alike(placements: list[Placement]) -> list[tuple[str, Placement, int]]:

@@ -1,8 +1,7 @@
 """A comparison as tables for people: one for each batch size, readable at 80 columns and without colour."""
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from math import isfinite
+from typing import NamedTuple
 
 from rich.box import SIMPLE_HEAD
 from rich.console import RenderableType
@@ -11,16 +10,16 @@ from rich.table import Table
 from rich.text import Text
 
 from moejax.cli.console import printable
-from moejax.planning.compare import best
-from moejax.planning.crossovers import gather_crossovers
-from moejax.planning.export import winners
+from moejax.cli.mesh_words import batch_note, crossover_table, definitions, impossible, missing, verdicts
+from moejax.decoding.buckets import MAX_ROWS, MAX_SERVED_ROWS
 from moejax.planning.hardware import Hardware
-from moejax.planning.rows import MeshRow, Phase
-from sharding.collectives import wire_elements
-from sharding.collectives.collective import ITEM_SIZES
+from moejax.planning.rows import MeshRow, Objective, Phase
+from moejax.planning.units import BYTES, SECONDS, Unit, amount, common_unit, number
 
-BAR = 12  # characters of the longest step
-MOST_REFUSED = 8  # lines about splits that cannot be used
+LONGEST_BAR, SHORTEST_BAR = 24, 4  # characters of the longest step; a terminal too narrow for the shortest shows none
+WIDE, NARROW = 2, 1  # characters between two columns; narrow where the bar would be shorter than ENOUGH_BAR
+ENOUGH_BAR = 10
+SPARED = ("imb", "most", "peak", "read", "TTFT", "memory")  # columns that a terminal too narrow for all goes without
 
 # What a step's time is made of: a letter, so that bars read without colour, and a colour.
 PARTS = (
@@ -31,138 +30,187 @@ PARTS = (
     ("x", "exchange", "bandwidth_seconds", "red"),
     ("o", "overhead", "overhead_seconds", "magenta"),
 )
+RANKED_BY: dict[Objective, str] = {"latency": "step", "throughput": "peak", "ttft": "TTFT", "memory": "memory"}
+
+
+class Units(NamedTuple):
+    """Of all tables of a comparison."""
+
+    memory: Unit
+    step: Unit
+    first: Unit
+
+
+class Column(NamedTuple):
+    """One of a table: what it is, the words above it, its unit, its cells."""
+
+    name: str
+    heading: str
+    unit: str
+    cells: Sequence[str | Text]
+
+    @property
+    def width(self) -> int:
+        return max(map(len, (self.heading, self.unit, *self.cells)))
 
 
 def compare_tables(
-    rows: Sequence[MeshRow], hardware: Hardware, devices: int, usable_fraction: float
+    rows: Sequence[MeshRow],
+    hardware: Hardware,
+    *,
+    model: str,
+    devices: int,
+    usable_fraction: float,
+    objective: Objective,
+    fits_with: Sequence[str],
+    width: int,
 ) -> Iterator[RenderableType]:
-    """The parts to print, in order: the setting, then for each batch size its table, refusals and winners."""
+    """The parts to print, in order: the setting; for each batch size its table, refusals and winners; what the words
+    mean.
+
+    Args:
+        fits_with: flags of which each makes a model fit that does not.
+        width: columns of the terminal.
+    """
     work = rows[0].workload
-    yield Text(f"{devices} x {hardware.title}", style="bold")
+    yield Text(printable(f"{model} on {devices:,} x {hardware.title}"), style="bold")
     yield Text(
-        f"{rows[0].usable_bytes / 1e9:.1f} of {hardware.memory_bytes / 1e9:.1f} GB usable each ({usable_fraction:g}), "
-        f"{work.dtype}, prompts of {work.input_len:,} tokens, {work.context:,} in the cache"
+        f"{amount(rows[0].usable_bytes, BYTES)} of {amount(hardware.memory_bytes, BYTES)} usable each "
+        f"({usable_fraction:g}), {work.dtype}, prompts of {work.input_len:,} tokens, {work.context:,} in the cache"
     )
-    used = [part for part in PARTS if any(_seconds(row.decode, part[2]) for row in rows)]
+    usable = [row for row in rows if row.fits]
+    if not usable:
+        fewest = min(row.workload.batch_size for row in rows)
+        rows = [row for row in rows if row.workload.batch_size == fewest]
+        yield from (Padding(verdicts(rows), (1, 0, 0, 0)), *impossible(rows), missing(rows, fits_with))
+        return
+    units = _units(usable)
     for batch in dict.fromkeys(row.workload.batch_size for row in rows):
         chosen = [row for row in rows if row.workload.batch_size == batch]
-        yield Padding(Text(f"batch {batch}", style="bold"), (1, 0, 0, 0))
-        if any(row.fits for row in chosen):
-            yield _table([row for row in chosen if row.fits])
-        yield from (*_refused(chosen), *_winners(chosen), *_in_numbers(chosen))
-    if used:
-        legend = Text("step, in ms: ")
-        for letter, name, _, colour in used:
-            legend.append(f"{letter} ", style=colour).append(f"{name}  ")
-        yield Padding(legend, (1, 0, 0, 0))
-    yield Text(
-        "d, e, t: devices along data, expert, tensor. read: experts that the busiest device reads per layer. "
-        "imb: its rows over the mean. TTFT: in ms, of the whole batch. most: sequences that fit."
-    )
-    yield from _crossovers(rows, hardware)
+        yield Padding(Text.assemble((f"batch {batch:,}", "bold"), batch_note(batch)), (1, 0, 0, 0))
+        fitting = [row for row in chosen if row.fits]
+        if fitting:
+            yield _table(fitting, units, RANKED_BY[objective], width)
+        yield verdicts(chosen)
+        if not fitting:
+            yield missing(chosen, ())
+    yield from (Padding(table, (1, 0, 0, 0)) for table in impossible(rows))
+    yield Padding(definitions(_words(usable, objective)), (1, 0, 0, 0))
+    yield from crossover_table(rows, hardware)
 
 
-def _table(rows: Sequence[MeshRow]) -> Table:
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), expand=False)
-    for name, justify in (
-        *(("d", "right"), ("e", "right"), ("t", "right"), ("dispatch", "left"), ("GB", "right"), ("read", "right")),
-        *(("imb", "right"), ("step", "right"), ("", "left"), ("tok/s", "right"), ("TTFT", "right")),
-        ("most", "right"),
-    ):
-        table.add_column(Text(name), justify=justify, no_wrap=True, vertical="bottom")  # type: ignore[arg-type]
-    longest = max(row.decode.total for row in rows if row.decode)
-    for row in rows:
-        assert row.decode and row.prefill and row.footprint, "it fits"
-        mesh = row.split.mesh
-        dispatch = ("" if mesh.expert == 1 else row.split.dispatch) if row.built else "not built"
-        table.add_row(
-            *(str(size) for size in mesh.shape.values()),
-            dispatch,
-            f"{row.footprint.total / 1e9:.1f}",
-            f"{row.decode.experts_read:.2f}",
-            f"{row.decode.imbalance:.2f}",
-            _milliseconds(row.decode.total),
-            bar(row.decode, longest),
-            _number(row.tokens_per_second_total),
-            _milliseconds(row.prefill.total),
-            f"{row.largest_batch:,}",
-        )
+def _units(rows: Sequence[MeshRow]) -> Units:
+    """Those in which the smallest number of each column is worth showing."""
+    memory = [row.footprint.total for row in rows if row.footprint]
+    steps, firsts = ([phase.total for row in rows if (phase := getattr(row, name))] for name in ("decode", "prefill"))
+    return Units(common_unit(memory, BYTES), common_unit(steps, SECONDS), common_unit(firsts, SECONDS))
+
+
+def _table(rows: Sequence[MeshRow], units: Units, ranked_by: str, width: int) -> Table:
+    """The rows, with a bar as long as the terminal leaves room for."""
+    columns = _columns(rows, units, ranked_by)
+    for name in SPARED:
+        if _room(columns, width, NARROW) < 0:
+            columns = [column for column in columns if column.name != name or name == ranked_by]
+    gap = WIDE if _room(columns, width, WIDE) >= ENOUGH_BAR else NARROW
+    if (room := _room(columns, width, gap)) >= SHORTEST_BAR:
+        steps = [row.decode for row in rows if row.decode is not None]
+        longest = max(step.total for step in steps)
+        bars = [bar(step, longest, min(room, LONGEST_BAR)) for step in steps]
+        place = next(number for number, column in enumerate(columns) if column.name == "step")
+        columns.insert(place + 1, Column("bar", "", "", bars))
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, gap - 1, 0, 0), expand=False)
+    for column in columns:
+        heading = Text(f"{column.heading}\n{column.unit}" if column.unit else column.heading)
+        justify = "left" if column.name in ("mesh", "dispatch", "bar") else "right"
+        table.add_column(heading, justify=justify, no_wrap=True)
+    for cells in zip(*(column.cells for column in columns), strict=True):
+        table.add_row(*cells)
     return table
 
 
-def bar(phase: Phase, longest: float) -> Text:
-    """The parts of a step as runs of letters, as long as their time; the longest step is BAR letters."""
+def _room(columns: Sequence[Column], width: int, gap: int) -> int:
+    """What a terminal has beside these columns, for the bar; the gaps are counted."""
+    return width - sum(column.width for column in columns) - gap * len(columns)
+
+
+def _columns(rows: Sequence[MeshRow], units: Units, ranked_by: str) -> list[Column]:
+    """All but the bar; a star marks what the rows are ranked by."""
+    axes, meshes = _meshes(rows)
+    cells: dict[str, tuple[str, list[str]]] = {
+        "mesh": ("", meshes),
+        "dispatch": ("", [_dispatch(row) for row in rows]),
+        "memory": (units.memory.name, []),
+        "read": ("", []),
+        "imb": ("", []),
+        "step": (units.step.name, []),
+        "tok/s": ("", [number(row.tokens_per_second_total) for row in rows]),
+        "TTFT": (units.first.name, []),
+        "most": ("", [f"{row.largest_batch:,}" for row in rows]),
+        "peak": ("tok/s", [number(row.peak_tokens_per_second) if row.built else "" for row in rows]),
+    }
+    for row in rows:
+        assert row.decode and row.prefill and row.footprint, "it fits"
+        cells["memory"][1].append(number(row.footprint.total / units.memory.scale))
+        cells["read"][1].append(f"{row.decode.experts_read:.2f}")
+        cells["imb"][1].append(f"{row.decode.imbalance:.2f}")
+        cells["step"][1].append(number(row.decode.total / units.step.scale))
+        cells["TTFT"][1].append(number(row.prefill.total / units.first.scale))
+    headings = {"mesh": axes, ranked_by: f"{ranked_by}*"}
+    return [Column(name, headings.get(name, name), unit, values) for name, (unit, values) in cells.items()]
+
+
+def _meshes(rows: Sequence[MeshRow]) -> tuple[str, list[str]]:
+    """Devices along each axis, below each other, and a heading with a letter for each, as far apart."""
+    meshes = [[str(size) for size in row.split.mesh.shape.values()] for row in rows]
+    widths = [max(len(sizes[axis]) for sizes in meshes) for axis in range(3)]
+    heading, *lines = (
+        " ".join(word.rjust(wide) for word, wide in zip(words, widths, strict=True)) for words in ("det", *meshes)
+    )
+    return heading, lines
+
+
+def _dispatch(row: MeshRow) -> str:
+    """Nothing where all experts are on every device."""
+    if not row.built:
+        return "not built"
+    return row.split.dispatch if row.split.mesh.expert > 1 else ""
+
+
+def bar(phase: Phase, longest: float, length: int) -> Text:
+    """The parts of a step as runs of letters, as long as their time; the longest step is `length` letters."""
     text, reached, drawn = Text(), 0.0, 0
     for letter, _, name, colour in PARTS:
-        reached += _seconds(phase, name)
-        end = round(reached / longest * BAR)
+        reached += getattr(phase, name)
+        end = round(reached / longest * length)
         text.append(letter * (end - drawn), style=colour)
         drawn = end
     return text
 
 
-def _refused(rows: Sequence[MeshRow]) -> Iterator[Text]:
-    """Why the others cannot be used; those for one reason on one line."""
-    reasons: dict[str, list[str]] = {}
-    for row in rows:
-        if row.why_not is not None and row.built:
-            reasons.setdefault(row.why_not, []).append(row.label)
-    for why, labels in list(reasons.items())[:MOST_REFUSED]:
-        yield Text(printable(f"no: {'; '.join(labels)}: {why}"))
-    if len(reasons) > MOST_REFUSED:
-        yield Text(f"no: {len(reasons) - MOST_REFUSED} more reasons; --format json lists every split")
-
-
-def _winners(rows: Sequence[MeshRow]) -> Iterator[Text]:
-    for objective, winner in winners(rows).items():
-        line = Text(f"best {objective}: ").append(winner["split"], style="bold").append(f" {winner['reason']}")
-        yield line
-
-
-def _in_numbers(rows: Sequence[MeshRow]) -> Iterator[Text]:
-    """What the fastest split holds, computes and exchanges; --format json has the same of every split."""
-    row = best(rows, "latency")
-    if row is None or row.decode is None or row.footprint is None:
-        return
-    held, mesh = row.footprint, row.split.mesh
-    kinds = Counter((one.kind, "+".join(one.axes)) for one in row.decode.collectives)
-    sent = sum(float(wire_elements(one, mesh.shape)) * ITEM_SIZES[one.dtype] for one in row.decode.collectives)
-    exchanged = ", ".join(f"{count} {kind} over {axes}" for (kind, axes), count in kinds.items())
-    yield Text(
-        f"{row.label}, per device: {held.weights / 1e9:.2f} GB weights, {held.kv / 1e9:.2f} cache, "
-        f"{held.activations / 1e9:.2f} activations; a step: {row.decode.flops / 1e9:.2f} GFLOP, "
-        + (f"{exchanged}, {sent / 1e6:.3f} MB sent" if kinds else "nothing exchanged")
-    )
-
-
-def _crossovers(rows: Sequence[MeshRow], hardware: Hardware) -> Iterator[Text]:
-    """When `gather` beats `replicated`, for the meshes with most devices along expert."""
-    found = gather_crossovers(rows, hardware)
-    widest = max((one.mesh.expert for one in found), default=0)
-    for one in found:
-        if one.mesh.expert != widest:
-            continue
-        which = f"{one.phase} of batch {one.workload.batch_size} on expert={widest}: gather"
-        if one.bandwidth is None:
-            yield Text(f"{which} sends no less than replicated, so slower links do not make it win")
-        elif not isfinite(one.bandwidth):
-            yield Text(f"{which} beats replicated on any link")
-        else:
-            assert hardware.link is not None, "there is no crossover without one"
-            yield Text(
-                f"{which} beats replicated on links below {one.bandwidth / 1e9:.3g} GB/s "
-                f"(here {hardware.link.bandwidth / 1e9:.3g})"
-            )
-
-
-def _seconds(phase: Phase | None, name: str) -> float:
-    return 0.0 if phase is None else getattr(phase, name)
-
-
-def _milliseconds(seconds: float) -> str:
-    return _number(seconds * 1e3)
-
-
-def _number(value: float) -> str:
-    """About three digits: 1.64, 15.1, 206, 7,051."""
-    return f"{value:.2f}" if value < 9.995 else f"{value:.1f}" if value < 99.95 else f"{value:,.0f}"
+def _words(rows: Sequence[MeshRow], objective: Objective) -> list[tuple[str, Text]]:
+    """What the words and letters of the tables mean."""
+    step = Text("of decoding: ")
+    for letter, name, field, colour in PARTS:
+        if any(getattr(row.decode, field) for row in rows):
+            step.append(f"{letter} ", style=colour).append(f"{name}  ")
+    words = [
+        ("*", Text("what the rows are ranked by")),
+        ("d e t", Text("devices along data, expert and tensor")),
+        ("read", Text("distinct experts that the busiest device reads, per layer; 1/t of each along tensor")),
+        ("imb", Text("rows (token and expert) of the busiest device over the mean")),
+        ("step", step),
+        ("TTFT", Text("time to first token, of a whole batch that arrives at once")),
+        (
+            "most",
+            Text(
+                f"sequences that fit: a power of two, at most {MAX_SERVED_ROWS:,} as moejax serve decodes at a time "
+                f"(moejax decode: {MAX_ROWS})"
+            ),
+        ),
+        ("peak", Text("tokens/s with so many sequences")),
+    ]
+    if not all(row.built for row in rows):
+        ragged = "what an exchange could bring that sends a token only to the devices of its experts; no dispatch does"
+        words.append(("not built", Text(ragged)))
+    return words

@@ -16,6 +16,9 @@ EXAMPLES = (
 
 ENGINE, HTTP = "Engine", "HTTP"
 
+# What visitors of the page have to know before they ask the bundled checkpoint for the weather.
+ABOUT_DEMO = "It was trained on Python's documentation and writes nothing else."
+
 Host = Annotated[str, typer.Option("--host", rich_help_panel=HTTP, metavar="ADDRESS", help="Address to listen on.")]
 Port = Annotated[
     int,
@@ -60,6 +63,22 @@ ShutdownSeconds = Annotated[
         parser=options.number,
         metavar="X",
         help="How long answers may go on after SIGTERM or Ctrl-C.",
+    ),
+]
+WriteSeconds = Annotated[
+    float,
+    typer.Option(
+        "--write-seconds",
+        rich_help_panel=HTTP,
+        parser=options.number,
+        metavar="X",
+        help="A client that reads nothing for so long is given up.",
+    ),
+]
+LogRequests = Annotated[
+    bool,
+    typer.Option(
+        "--log-requests", rich_help_panel=HTTP, help="A line on stderr for every request.", show_default=False
     ),
 ]
 Baseline = Annotated[
@@ -126,6 +145,8 @@ def serve(
     max_request_bytes: MaxRequestBytes = 4 << 20,
     baseline: Baseline = "auto",
     shutdown_seconds: ShutdownSeconds = 30,
+    write_seconds: WriteSeconds = 60,
+    log_requests: LogRequests = False,
     max_batch: MaxBatch = 16,
     max_seq_len: MaxSeqLen = None,
     max_queue: MaxQueue = 64,
@@ -140,24 +161,30 @@ def serve(
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
-    """Serve a checkpoint by OpenAI's API. Remarks go to stderr; SIGTERM or Ctrl-C ends it cleanly."""
+    """Serve a checkpoint by OpenAI's API, with a web page to try it.
+
+    When it says ready, open http://127.0.0.1:8000/ for the page. Remarks go to stderr.
+    SIGTERM or Ctrl-C ends it cleanly.
+    """
     if model_seed is not None and not checkpoint.startswith(options.RANDOM):
         raise ValueError(f"--model-seed is for {options.RANDOM}NAME, but {checkpoint} has weights of its own")
     if not 0 <= port < 65536:
         raise ValueError(f"--port must be from 0 to 65535 (0 takes a free one), got {port}")
-    if not 0 <= shutdown_seconds <= 86400:
-        raise ValueError(f"--shutdown-seconds must be from 0 to 86400, got {shutdown_seconds}")
     if mesh is None and dispatch != "auto":
         raise ValueError(f"--dispatch {dispatch} says how tokens travel on a mesh; add --mesh, as in --mesh expert=4")
     devices = device_flags.Devices(simulate_devices=simulate_devices)
     from moejax.serving.baseline import choose
-    from moejax.serving.settings import DEFAULT_MAX_SEQ_LEN, AppSettings, EngineSettings
+    from moejax.serving.settings import DEFAULT_MAX_SEQ_LEN, AppSettings, EngineSettings, ServerSettings
 
+    server_settings = ServerSettings(
+        shutdown_seconds=shutdown_seconds, write_seconds=write_seconds, log_requests=log_requests
+    )
     settings = AppSettings(
         model_name=checkpoint.rstrip("/").rpartition("/")[2] if served_model_name is None else served_model_name,
         api_key=api_key,
         max_request_bytes=max_request_bytes,
         baseline=choose(baseline, checkpoint),
+        about=ABOUT_DEMO if checkpoint == "demo" else None,
     )
     chunk = 128 if prefill_chunk is None else prefill_chunk
     EngineSettings(max_batch=max_batch, max_queue=max_queue, prefill_chunk=chunk)  # tells mistakes before JAX starts
@@ -203,14 +230,15 @@ def serve(
         if not quiet:
             console.remark(line)
 
+    page = server.url(host, listening.getsockname()[1])
     engine = Engine(
         load,
         EngineSettings(max_batch=max_batch, max_queue=max_queue, prefill_chunk=chunk),
         Metrics(settings.model_name),
         say,
+        page,
     )
-    address = f"[{host}]" if ":" in host else host
-    say(f"loading {checkpoint}; http://{address}:{listening.getsockname()[1]}/health says 200 when it is ready")
-    server.serve(create_app(engine, settings), engine, listening, shutdown_seconds=shutdown_seconds)
+    say(f"loading {checkpoint} for {page}; /health there says 200 when it is ready")
+    server.serve(create_app(engine, settings), engine, listening, server_settings, say)
     if engine.alive:  # still loading, which nothing interrupts: a compilation would not survive Python's own end
         os._exit(0)

@@ -8,6 +8,7 @@ from pathlib import Path
 from moejax.cli import console
 from moejax.cli.devices import Devices
 from moejax.cli.processes import run_below_parent
+from moejax.cli.program_cache import write_whole_programs
 from moejax.cli.rendezvous import check_count, join
 
 # Settings that make a second run compile nothing: also quick compilations and small programs are kept.
@@ -80,6 +81,7 @@ def _configure_cache(*, compile_cache: bool, quiet: bool) -> None:
     if not compile_cache:
         jax.config.update("jax_enable_compilation_cache", False)
         return
+    write_whole_programs()
     for name, value in _KEEP_EVERYTHING.items():
         if name.upper() not in os.environ:
             jax.config.update(name, value)

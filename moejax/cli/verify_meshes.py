@@ -34,7 +34,7 @@ def run(
     config = facts.config
     named = [MeshConfig.parse(text) for text in asked.meshes if text != "auto"]
     splits = _splits(config, named, asked.dispatch)
-    with console.progress(f"loading {checkpoint}", quiet=quiet):
+    with console.progress("starting JAX", quiet=quiet) as step:
         startup.prepare_jax(devices, quiet=quiet)
         import jax
 
@@ -51,16 +51,17 @@ def run(
             raise ValueError("--all finds no mesh to compare on one device; try --simulate-devices 8")
         for split in splits:
             split.mesh.build()  # a mesh that is too large is told before anything is computed
-        reference = on_one_device(checkpoint, dtype=dtype, expert_backend=expert_backend)
-    compared: list[MeshComparison] = []
-    for split in splits:
-        with console.progress(f"comparing {split.mesh}", quiet=quiet):
+        reference = on_one_device(checkpoint, dtype=dtype, expert_backend=expert_backend, on_step=step)
+        compared: list[MeshComparison] = []
+        for split in splits:
+            step(f"comparing {split.mesh}, {len(compared) + 1} of {len(splits)}")
             model = moejax.load(checkpoint, mesh=split.mesh, dispatch=split.dispatch, **reference.options)
             compared.append(compare_model(reference, model))
             del model  # its memory is the next one's
-        if not json:
-            console.write(f"{_header()}\n" if len(compared) == 1 else "")
-            console.write(f"{_line(compared[-1])}\n")
+            step("")
+            if not json:
+                console.write(f"{_header()}\n" if len(compared) == 1 else "")
+                console.write(f"{_line(compared[-1])}\n")
     if json:
         objects = [dataclasses.asdict(one) | {"passed": one.passed} for one in compared]
         console.write(f"{json_format.dumps(objects)}\n")

@@ -15,9 +15,9 @@ def run(checkpoint: str, reference: str, *, dtype: str, json: bool, quiet: bool)
     """Prints the numbers and a verdict, or a JSON object; returns whether they are the same."""
     from moejax.verification.reference import verify_reference  # here, so that --help imports neither numpy nor JAX
 
-    with console.progress(f"comparing {checkpoint} with {reference}", quiet=quiet):
+    with console.progress(f"comparing {checkpoint} with {reference}", quiet=quiet) as step:
         startup.prepare_jax(quiet=quiet)
-        compared, passes = verify_reference(checkpoint, reference, dtype=dtype)
+        compared, passes = verify_reference(checkpoint, reference, dtype=dtype, on_step=step)
     if json:
         console.write(f"{json_format.dumps(dataclasses.asdict(compared) | {'passes': dataclasses.asdict(passes)})}\n")
     else:

@@ -4,6 +4,8 @@ MIN_PROMPT = 16
 MIN_CACHE = 64
 PREFILL_CHUNK = 2048  # tokens of one row that one prefill call feeds; longer prompts take several
 PREFILL_TOKENS = 8192  # tokens of all rows in one prefill call
+MAX_ROWS = 64  # sequences that `moejax.decode` decodes at a time; more wait for the next batch
+MAX_SERVED_ROWS = 1024  # that a server may be told to decode at a time
 STEPS_PER_CALL = 64  # most tokens per row that one call of the decode loop generates
 
 

@@ -13,6 +13,7 @@ from jax.experimental import multihost_utils
 from moejax.cache import KVCache, empty_cache
 from moejax.declarations import cache_placements
 from moejax.decoding import buckets, steps
+from moejax.decoding.buckets import MAX_ROWS
 from moejax.decoding.requests import Request
 from moejax.decoding.results import DecodeEvent
 from moejax.decoding.rows import Row
@@ -20,7 +21,6 @@ from moejax.decoding.state import DecodeState, Features, RowParams, empty_state
 from moejax.loading import Model
 from sharding import bytes_per_device, device_memory
 
-MAX_ROWS = 64  # sequences decoded at a time; more wait for the next batch
 STREAM_SECONDS = 0.05  # how long a streaming call of the decode loop should take
 STREAM_STEPS = 4  # its steps where several processes decode
 

@@ -20,7 +20,7 @@ from moejax.config import ModelConfig
 from moejax.declarations import DOWN_AXES, GATE_AXES, WeightLayout, expert_weights
 from moejax.moe.blocked import blocked
 from moejax.moe.dense import dense
-from moejax.moe.native import native
+from moejax.moe.native import native, native_route
 from moejax.moe.pallas import cannot_run as pallas_cannot_run
 from moejax.moe.pallas import pallas, pallas_route, tokamax
 from moejax.moe.ragged import ragged
@@ -62,7 +62,13 @@ class ExpertBackend:
 BACKENDS: dict[BackendName, ExpertBackend] = {
     "dense": ExpertBackend(layout="stacked", apply=dense),
     "blocked": ExpertBackend(layout="per_expert", apply=blocked),
-    "native": ExpertBackend(layout="per_expert", apply=native, operations=NATIVE, cannot=native_kernels.cannot_run),
+    "native": ExpertBackend(
+        layout="per_expert",
+        apply=native,
+        route=native_route,
+        operations=NATIVE,
+        cannot=native_kernels.cannot_run,
+    ),
     "ragged": ExpertBackend(layout="stacked", apply=ragged),
     "pallas": ExpertBackend(layout="stacked", apply=pallas, route=pallas_route, cannot=pallas_cannot_run),
     "tokamax": ExpertBackend(

@@ -5,6 +5,6 @@ names them to XLA, `ops.py` calls them.
 """
 
 from moejax.native.library import cannot_run
-from moejax.native.ops import attend, expert_ffn, linear
+from moejax.native.ops import attend, expert_ffn, linear, rms_norm, rotate_into_cache, route
 
-__all__ = ["attend", "cannot_run", "expert_ffn", "linear"]
+__all__ = ["attend", "cannot_run", "expert_ffn", "linear", "rms_norm", "rotate_into_cache", "route"]

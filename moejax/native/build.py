@@ -29,6 +29,7 @@ FLAGS = (
     "-shared",
 )
 COMPILERS = ("c++", "g++", "clang++")
+_ADVICE = "set CXX to a C++17 compiler, as in CXX=g++, or unset it"
 # Without one of these there is no path in vector.h; AVX-512 machines have them, too.
 NEEDED_FEATURES = ("avx2", "fma", "f16c")
 _DIGEST_BYTES = 32
@@ -102,7 +103,7 @@ def find_compiler() -> list[str]:
         except ValueError:  # an open quote
             named = []
         if not named or shutil.which(named[0]) is None:
-            raise NativeError(f"needs a C++ compiler, and CXX={given!r} is none: unset it or correct it")
+            raise NativeError(f"needs a C++ compiler, and CXX={given!r} is no command here; {_ADVICE}")
         return named
     for name in COMPILERS:
         if shutil.which(name):
@@ -114,10 +115,15 @@ def find_compiler() -> list[str]:
 
 
 def compiler_version(compiler: list[str]) -> str:
-    """What it says of itself."""
-    done = _run([*compiler, "--version"])
+    """What it says of itself.
+
+    Raises:
+        NativeError: when it cannot be asked.
+    """
+    command = [*compiler, "--version"]
+    done = _run(command)
     if done.returncode != 0:
-        raise NativeError(f"{shlex.join(compiler)} --version failed: {_first_error(done)}")
+        raise NativeError(f"needs a C++ compiler, and {shlex.join(command)!r} {_how_it_ended(done)}; {_ADVICE}")
     return done.stdout
 
 
@@ -150,8 +156,10 @@ def _compile(compiler: list[str], library: Path) -> None:
     try:
         command = [*compiler, "-isystem", jax.ffi.include_dir(), str(FOLDER / "kernels.cc"), "-o", str(part)]
         done = _run(command)
-        if done.returncode != 0:
-            raise NativeError(f"{compiler[0]} could not compile moejax's CPU kernels: {_first_error(done)}")
+        if done.returncode != 0 or not part.exists():
+            raise NativeError(
+                f"{compiler[0]} could not compile moejax's CPU kernels: it {_how_it_ended(done)}; {_ADVICE}"
+            )
         content = part.read_bytes()
         part.write_bytes(content + hashlib.sha256(content).digest())  # after its end, where no loader looks
         part.chmod(0o700)
@@ -161,14 +169,22 @@ def _compile(compiler: list[str], library: Path) -> None:
 
 
 def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL)
+    try:
+        return subprocess.run(command, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL)
+    except OSError as error:  # made for another machine, say
+        raise NativeError(
+            f"needs a C++ compiler, and {command[0]} cannot be started ({error.strerror}); {_ADVICE}"
+        ) from error
 
 
-def _first_error(done: subprocess.CompletedProcess[str]) -> str:
-    lines = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+def _how_it_ended(done: subprocess.CompletedProcess[str]) -> str:
+    """As a clause: how a compiler ended, and what it printed, its first error if there is one."""
     if done.returncode < 0:
-        return f"it was ended by signal {-done.returncode}"
-    return next((line for line in lines if "error" in line), lines[0] if lines else f"status {done.returncode}")
+        return f"was ended by signal {-done.returncode}"
+    lines = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+    said = next((line for line in lines if "error" in line), lines[0] if lines else "")
+    how = f"failed (exit code {done.returncode})" if done.returncode else "wrote no library"
+    return f"{how} and printed {said!r}" if said else f"{how} and printed nothing"
 
 
 def _sources() -> Iterator[Path]:

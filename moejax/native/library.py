@@ -11,7 +11,7 @@ import jax
 from moejax.native.build import NativeError, built_library, source_hash
 from moejax.platform import current_device
 
-KERNELS = ("linear", "experts", "attend")
+KERNELS = ("linear", "experts", "attend", "norm", "route", "rotate")
 
 _logger = logging.getLogger(__name__)
 _lock = threading.Lock()

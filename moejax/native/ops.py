@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 
 from moejax.native.library import targets
 from moejax.native.reference import ExpertMatrices
@@ -66,6 +66,61 @@ def attend(
         raise ValueError(f"attend got window {window}, expected at least 1, or None")
     call = jax.ffi.ffi_call(targets()["attend"], jax.ShapeDtypeStruct(q.shape, jnp.float32))
     return call(q, _bits(k), _bits(v), starts.astype(jnp.int32), window=np.int64(window or 0))
+
+
+def rms_norm(x: Float[Array, "T D"], scale: Float[Array, " D"], eps: float) -> Float[Array, "T D"]:
+    """`reference.rms_norm`."""
+    _check("rms_norm", x, scale)
+    if scale.shape != x.shape[1:]:
+        raise TypeError(f"rms_norm got rows {x.shape} and a scale {scale.shape}: their last axes must be equal")
+    call = jax.ffi.ffi_call(targets()["norm"], jax.ShapeDtypeStruct(x.shape, x.dtype))
+    return call(x, scale, eps=np.float32(eps))
+
+
+def route(
+    logits: Float[Array, "T E"], valid: Bool[Array, " T"], experts_per_token: int
+) -> tuple[Int[Array, "T A"], Float[Array, "T A"]]:
+    """`moe.router.route`: expert ids and weights."""
+    if logits.dtype != jnp.float32 or valid.shape != logits.shape[:1] or not 0 < experts_per_token <= logits.shape[1]:
+        raise TypeError(
+            f"route got logits {logits.dtype} {logits.shape}, valid {valid.shape} and {experts_per_token} per token"
+        )
+    shape = (logits.shape[0], experts_per_token)
+    results = (jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape, jnp.float32))
+    ids, weights = jax.ffi.ffi_call(targets()["route"], results)(logits, valid)
+    return ids, weights
+
+
+def rotate_into_cache(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B T K H"],
+    v: Float[Array, "B T K H"],
+    cos: Float[Array, "B T H/2"],
+    sin: Float[Array, "B T H/2"],
+    starts: Int[Array, " B"],
+    k_cache: Shaped[Array, "B K S H"],
+    v_cache: Shaped[Array, "B K S H"],
+    dtype: str,
+) -> tuple[Float[Array, "B N T H"], Shaped[Array, "B K S H"], Shaped[Array, "B K S H"]]:
+    """`rotary.rotate_into_cache`, for caches of `dtype` that hold 16 bits as uint16. They are written in place."""
+    b, t, n, h = q.shape
+    cached = (b, k.shape[2], k_cache.shape[2], h)
+    if k.shape != v.shape or k_cache.shape != cached or v_cache.shape != cached or cos.shape != (b, t, h // 2):
+        raise TypeError(
+            f"rotate_into_cache got q {q.shape}, k {k.shape}, v {v.shape}, angles {cos.shape} and caches "
+            f"{k_cache.shape}, {v_cache.shape}"
+        )
+    if h % 2 or t > k_cache.shape[2]:
+        raise ValueError(f"rotate_into_cache got {t} tokens of width {h} for {k_cache.shape[2]} slots")
+    results = (
+        jax.ShapeDtypeStruct((b, n, t, h), jnp.dtype(dtype)),
+        jax.ShapeDtypeStruct(cached, k_cache.dtype),
+        jax.ShapeDtypeStruct(cached, v_cache.dtype),
+    )
+    call = jax.ffi.ffi_call(targets()["rotate"], results, input_output_aliases={6: 1, 7: 2})
+    floats = (a.astype(jnp.float32) for a in (q, k, v, cos, sin))
+    rotated, keys, values = call(*floats, starts.astype(jnp.int32), k_cache, v_cache)
+    return rotated, keys, values
 
 
 def _bits(x: Array) -> Array:

@@ -29,6 +29,7 @@ inline void store(float* p, Floats a) { _mm512_storeu_ps(p, a); }
 inline Floats widen(const float* p) { return load(p); }
 inline Floats broadcast(float a) { return _mm512_set1_ps(a); }
 inline Floats multiply_add(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
+inline Floats maximum(Floats a, Floats b) { return _mm512_max_ps(a, b); }  // b where one of them is NaN
 inline Floats widen(const Float16* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
 inline Floats widen(const BFloat16* p) {
   __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
@@ -46,6 +47,28 @@ inline __m128 sums(Floats a, Floats b, Floats c, Floats d) {
   return _mm512_castps512_ps128(_mm512_permutexvar_ps(firsts, abcd));
 }
 
+// The same of sixteen, sum[row][output], into y[row * stride + output]: half as many shuffles for each, the same tree.
+inline void store_sums_of_four_rows(const Floats (*sum)[4], float* y, int64_t stride) {
+  auto quarters = [sum](int o) {  // of rows 0, 1, 2, 3, a row in each 128 bits
+    auto halves = [](Floats a, Floats b) {
+      return _mm512_add_ps(_mm512_mask_blend_ps(0xFF00, a, b), _mm512_shuffle_f32x4(a, b, 0x4E));
+    };
+    Floats even = halves(sum[0][o], sum[2][o]), odd = halves(sum[1][o], sum[3][o]);
+    Floats swapped = _mm512_mask_blend_ps(0x0F0F, even, odd);
+    return _mm512_add_ps(_mm512_mask_blend_ps(0xF0F0, even, odd), _mm512_shuffle_f32x4(swapped, swapped, 0xB1));
+  };
+  auto eighths = [](Floats a, Floats b) {
+    return _mm512_add_ps(_mm512_mask_blend_ps(0xCCCC, a, b), _mm512_shuffle_ps(a, b, 0x4E));
+  };
+  Floats even = eighths(quarters(0), quarters(2)), odd = eighths(quarters(1), quarters(3));
+  Floats swapped = _mm512_mask_blend_ps(0x5555, even, odd);
+  Floats all = _mm512_add_ps(_mm512_mask_blend_ps(0xAAAA, even, odd), _mm512_permute_ps(swapped, 0xB1));
+  _mm_storeu_ps(y, _mm512_castps512_ps128(all));
+  _mm_storeu_ps(y + stride, _mm512_extractf32x4_ps(all, 1));
+  _mm_storeu_ps(y + 2 * stride, _mm512_extractf32x4_ps(all, 2));
+  _mm_storeu_ps(y + 3 * stride, _mm512_extractf32x4_ps(all, 3));
+}
+
 #elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 
 using Floats = __m256;
@@ -57,6 +80,7 @@ inline void store(float* p, Floats a) { _mm256_storeu_ps(p, a); }
 inline Floats widen(const float* p) { return load(p); }
 inline Floats broadcast(float a) { return _mm256_set1_ps(a); }
 inline Floats multiply_add(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
+inline Floats maximum(Floats a, Floats b) { return _mm256_max_ps(a, b); }  // b where one of them is NaN
 inline Floats widen(const Float16* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
 inline Floats widen(const BFloat16* p) {
   __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
@@ -70,6 +94,11 @@ inline __m128 sums(Floats a, Floats b, Floats c, Floats d) {
   __m128 pq = _mm_add_ps(_mm_unpacklo_ps(p, q), _mm_unpackhi_ps(p, q));
   __m128 rs = _mm_add_ps(_mm_unpacklo_ps(r, s), _mm_unpackhi_ps(r, s));
   return _mm_add_ps(_mm_movelh_ps(pq, rs), _mm_movehl_ps(rs, pq));
+}
+
+// The same of sixteen, sum[row][output], into y[row * stride + output].
+inline void store_sums_of_four_rows(const Floats (*sum)[4], float* y, int64_t stride) {
+  for (int r = 0; r < 4; r++) _mm_storeu_ps(y + r * stride, sums(sum[r][0], sum[r][1], sum[r][2], sum[r][3]));
 }
 
 #else

@@ -7,8 +7,9 @@ from typing import Any
 from moejax.config import ModelConfig
 from moejax.dtypes import resolve_dtype
 from moejax.layout import Split, dispatch_name, resolve_split
-from moejax.planning.compare import USABLE, best, compare_meshes
+from moejax.planning.compare import USABLE, compare_meshes
 from moejax.planning.hardware import Hardware, load_hardware, shipped_hardware
+from moejax.planning.ranking import best
 from moejax.planning.reasons import reason
 from moejax.planning.rows import MeshRow
 from moejax.planning.splits import EVERY_DISPATCH
@@ -57,7 +58,7 @@ def auto_split(
         why = "there is one device"
     else:
         sequences = "one sequence" if batch_size == 1 else f"{batch_size} sequences at a time, each"
-        why = f"{reason(winner, rows, 'latency')}, predicted for {sequences} of {context:,} tokens"
+        why = f"it {reason(winner, rows, 'latency')}, predicted for {sequences} of {context:,} tokens"
     remark = f"mesh auto is {split.mesh}, dispatch {split.dispatch}: {why}; {assumed}"
     return replace(split, remark=remark)
 

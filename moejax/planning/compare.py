@@ -2,28 +2,26 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal, get_args
 
 from moejax.config import ModelConfig
+from moejax.decoding.buckets import MAX_SERVED_ROWS
 from moejax.dtypes import resolve_dtype
 from moejax.layout import Split, make_rules
 from moejax.planning.costs import Setting, predict_decode, predict_prefill
 from moejax.planning.expert_load import ExpertLoad
 from moejax.planning.footprint import footprint
 from moejax.planning.hardware import Hardware, load_hardware
-from moejax.planning.models import expert_shares, model_config
+from moejax.planning.models import expert_shares, model_config, stored_dtype
+from moejax.planning.ranking import check_objective, ranked
+from moejax.planning.reasons import with_reasons
 from moejax.planning.routing import Routing
 from moejax.planning.rows import MeshRow
 from moejax.planning.splits import EVERY_DISPATCH, splits
+from moejax.planning.units import BYTES, amount
 from moejax.planning.workload import Workload, default_lengths
 
-Objective = Literal["latency", "throughput", "ttft", "memory"]
-OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
-
 USABLE = 0.9  # of a device's memory; the rest is the driver's, the compiler's and fragmentation
-LARGEST = 2**16  # sequences: where the search for the largest batch ends
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,15 +60,17 @@ def compare_meshes(
         batch_size: sequences that are decoded at a time; one, or several to compare for.
         input_len: tokens of each prompt.  context: of each sequence in the cache during the decode step. 512 and
             2,048 by default, or what the model has positions for.
-        dtype: of weights, activations and cache.
+        dtype: of weights, activations and cache; "auto" is a checkpoint's own.
         objective: what decides the order: "latency" (seconds of a decode step), "throughput" (tokens per second of the
-            largest batch that fits), "ttft" (seconds of the prefill) or "memory" (bytes on a device).
+            largest batch that fits, and that a server decodes at a time), "ttft" (seconds of the prefill) or "memory"
+            (bytes on a device).
         dispatch: one of the dispatches, "auto" for the one that `moejax.load` would take, or "all".
         expert_load: how often each expert was chosen, as `moejax decode --save-expert-load` records it.
         usable_fraction: of a device's memory, that the model may take.
 
     Returns:
-        For each batch size in turn: the splits that can be used, then those that cannot, with the reason.
+        For each batch size in turn: the splits that can be used, then those that cannot, with the reason, then what an
+        exchange that is not built could bring. A row's `best_for` says for which objectives it is the best, and why.
 
     Raises:
         ValueError: for anything unknown or out of range, and for a dtype in which the devices do not compute.
@@ -80,7 +80,7 @@ def compare_meshes(
     sizes = [batch_size] if isinstance(batch_size, int) else list(batch_size)
     if not sizes:
         raise ValueError("batch_size names no batch size; give one, or several as in 1,8,32")
-    name = resolve_dtype(dtype, auto="bfloat16")
+    name = resolve_dtype(dtype, auto="bfloat16" if isinstance(model, ModelConfig) else stored_dtype(model))
     check_dtype(plan.hardware, name)
     prompt, cached = default_lengths(plan.config, input_len, context)
     workloads = [Workload(batch_size=size, input_len=prompt, context=cached, dtype=name) for size in sizes]
@@ -90,7 +90,7 @@ def compare_meshes(
     rows: list[MeshRow] = []
     for workload in workloads:
         one = [peak.filled(predict_split(plan, split, workload, why)) for split, why in found]
-        rows += ranked(one, goal) + _not_built(plan, one, dispatch)
+        rows += with_reasons(ranked(one, goal)) + _not_built(plan, one, dispatch)
     return rows
 
 
@@ -114,20 +114,6 @@ def make_plan(
     return Plan(config=config, hardware=kind, routing=routing, usable=float(usable_fraction))
 
 
-def check_objective(name: str) -> Objective:
-    """Checks the name of an objective.
-
-    Raises:
-        ValueError: for an unknown one, listing the known.
-    """
-    for known in OBJECTIVES:
-        if name == known:
-            return known
-    near = get_close_matches(str(name), OBJECTIVES, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"unknown objective {name!r}: the known ones are {', '.join(OBJECTIVES)}{hint}")
-
-
 def check_dtype(hardware: Hardware, dtype: str) -> None:
     """Raises ValueError when devices of this kind do not compute in this dtype, naming those in which they do."""
     if dtype not in hardware.matrix_rate:
@@ -147,45 +133,19 @@ def predict_split(plan: Plan, split: Split, workload: Workload, why_not: str | N
     held = footprint(plan.config, setting.rules, workload)
     over = max(0, held.total - usable)
     if over:
-        gb = [f"{size / 1e9:.1f} GB" for size in (held.total, usable, over)]
-        why_not = f"does not fit: {gb[0]} per device, {gb[1]} usable, {gb[2]} over"
+        sizes = [amount(size, BYTES) for size in (held.total, usable, over)]
+        why_not = f"does not fit: {sizes[0]} per device, {sizes[1]} usable, {sizes[2]} over"
     return MeshRow(
         split=split,
         workload=workload,
         why_not=why_not,
         footprint=held,
-        decode=None if over else predict_decode(setting, workload),
-        prefill=None if over else predict_prefill(setting, workload),
+        decode=predict_decode(setting, workload),
+        prefill=predict_prefill(setting, workload),
         over_bytes=over,
         usable_bytes=usable,
         load_imbalance=plan.routing.load_imbalance(setting.rules.parts("experts")),
     )
-
-
-def ranked(rows: Iterable[MeshRow], objective: Objective) -> list[MeshRow]:
-    """Best first; those that cannot be used last, the one that lacks least first among them."""
-    return sorted(rows, key=lambda row: (not row.fits, row.footprint is None, score(row, objective), row.over_bytes))
-
-
-def score(row: MeshRow, objective: Objective) -> float:
-    """What is to be small."""
-    if row.decode is None or row.prefill is None or row.footprint is None:
-        return float("inf")
-    match objective:
-        case "latency":
-            return row.decode.total
-        case "throughput":
-            return -row.peak_tokens_per_second
-        case "ttft":
-            return row.prefill.total
-        case "memory":
-            return float(row.footprint.total)
-
-
-def best(rows: Iterable[MeshRow], objective: Objective) -> MeshRow | None:
-    """The first of the rows that can be used and are built; None where none can."""
-    usable = [row for row in rows if row.fits and row.built]
-    return min(usable, key=lambda row: score(row, objective), default=None)
 
 
 def _setting(plan: Plan, split: Split, *, ragged: bool = False) -> Setting:
@@ -220,9 +180,10 @@ class _Peaks:
 
 
 def largest_batch(plan: Plan, setting: Setting, workload: Workload) -> int:
-    """The most sequences that fit, a power of two since batches are padded to one; 0 where not even one fits."""
+    """The most sequences that fit, a power of two since batches are padded to one, as far as a server decodes so many
+    at a time; 0 where not even one fits."""
     largest, size = 0, 1
-    while size <= LARGEST:
+    while size <= MAX_SERVED_ROWS:
         held = footprint(plan.config, setting.rules, replace(workload, batch_size=size))
         if held.total > plan.usable_bytes:
             break

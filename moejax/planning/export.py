@@ -7,18 +7,20 @@ from math import inf
 from typing import Any
 
 from moejax.planning.checks import CompiledCheck, Measured
-from moejax.planning.compare import OBJECTIVES, Objective, best
 from moejax.planning.crossovers import gather_crossovers
 from moejax.planning.hardware import Hardware
-from moejax.planning.reasons import reason
-from moejax.planning.rows import MeshRow, Phase
+from moejax.planning.rows import OBJECTIVES, MeshRow, Objective, Phase
 from sharding import MeshConfig
 from sharding.collectives import Collective, wire_elements
 from sharding.collectives.collective import ITEM_SIZES
 
 
-def comparison_json(rows: Sequence[MeshRow], hardware: Hardware) -> dict[str, Any]:
-    """Everything that a comparison found: sizes in bytes, times in seconds."""
+def comparison_json(rows: Sequence[MeshRow], hardware: Hardware, fits_with: Sequence[str] = ()) -> dict[str, Any]:
+    """Everything that a comparison found: sizes in bytes, times in seconds.
+
+    Args:
+        fits_with: flags of which each makes a model fit that does not.
+    """
     batches = list(dict.fromkeys(row.workload.batch_size for row in rows))
     return {
         "hardware": asdict(hardware),
@@ -35,15 +37,18 @@ def comparison_json(rows: Sequence[MeshRow], hardware: Hardware) -> dict[str, An
             }
             for one in gather_crossovers(rows, hardware)
         ],
+        "fits": any(row.fits for row in rows),
+        "fits_with": list(fits_with),
     }
 
 
 def winners(rows: Sequence[MeshRow]) -> dict[Objective, dict[str, str]]:
     """Of the rows of one batch size, the best for each objective and why; none where nothing fits."""
     return {
-        objective: {"split": row.label, "reason": reason(row, rows, objective)}
+        objective: {"split": row.label, "reason": row.best_for[objective]}
         for objective in OBJECTIVES
-        if (row := best(rows, objective)) is not None
+        for row in rows
+        if objective in row.best_for
     }
 
 
@@ -60,6 +65,7 @@ def row_json(row: MeshRow) -> dict[str, Any]:
         "dtype": row.workload.dtype,
         "why_not": row.why_not,
         "built": row.built,
+        "best_for": dict(row.best_for),
         "bytes_per_device": None if row.footprint is None else asdict(row.footprint) | {"total": row.footprint.total},
         "usable_bytes": row.usable_bytes,
         "over_bytes": row.over_bytes,
@@ -68,7 +74,7 @@ def row_json(row: MeshRow) -> dict[str, Any]:
         "load_imbalance": row.load_imbalance,
         "tokens_per_second_per_request": row.tokens_per_second_per_request or None,
         "tokens_per_second_total": row.tokens_per_second_total or None,
-        "ttft_seconds": None if row.prefill is None else row.ttft_seconds,
+        "ttft_seconds": row.ttft_seconds if row.fits else None,
         "largest_batch": row.largest_batch,
         "peak_tokens_per_second": row.peak_tokens_per_second or None,
         "compiled": None if row.compiled is None else _compiled_json(row.compiled, mesh),

@@ -46,7 +46,7 @@ def check_real_devices(purpose: str) -> None:
     if jax.default_backend() == "cpu" and count > jax.process_count():
         raise ValueError(
             f"{purpose} times real devices, but the {count} CPU devices here are simulated and share this machine's "
-            "cores; unset JAX_NUM_CPU_DEVICES and --xla_force_host_platform_device_count, or leave it out"
+            "cores; unset JAX_NUM_CPU_DEVICES and --xla_force_host_platform_device_count"
         )
 
 
@@ -55,7 +55,8 @@ def check_measurable(devices: int, workloads: Sequence[Workload]) -> None:
     check_real_devices("--measure")
     if devices != (here := jax.device_count()):
         raise ValueError(
-            f"--measure times {devices} devices, but here {_are(here)}; give --devices {here}, or leave it out"
+            f"--measure times {devices} devices, but here {_are(here)}; give --devices {here}, or predict without "
+            "--measure"
         )
     if (context := workloads[0].context) < SHORTEST:
         raise ValueError(f"--measure times steps with a cache of at least {SHORTEST} tokens, got --context {context}")

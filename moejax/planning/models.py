@@ -1,9 +1,8 @@
 """The models that a comparison can be asked about, and the expert loads that belong to them. Imports no JAX."""
 
-from difflib import get_close_matches
 from pathlib import Path
 
-from moejax.config import NAMED_CONFIGS, ModelConfig, named_config
+from moejax.config import NAMED_CONFIGS, ModelConfig, did_you_mean, named_config
 from moejax.planning.expert_load import RECORD, ExpertLoad, read_expert_load
 
 
@@ -20,12 +19,24 @@ def model_config(model: str | Path) -> ModelConfig:
         from moejax.checkpoint import open_checkpoint  # here, because it imports numpy
 
         return open_checkpoint(name).config
-    near = get_close_matches(name, [*NAMED_CONFIGS, "demo"], n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ValueError(
         f"unknown model {name!r}: the known ones are {', '.join(NAMED_CONFIGS)} and demo, or give the path of a "
-        f"config.json or of a checkpoint's folder{hint}"
+        f"config.json or of a checkpoint's folder{did_you_mean(name, [*NAMED_CONFIGS, 'demo'])}"
     )
+
+
+def stored_dtype(model: str | Path) -> str:
+    """What the word "auto" means for the dtype of this model: a checkpoint's own, else bfloat16.
+
+    Raises:
+        ValueError: as `model_config`.
+    """
+    name = str(model).removeprefix("random:")
+    if name in NAMED_CONFIGS or name.endswith(".json"):
+        return "bfloat16"
+    from moejax.checkpoint import open_checkpoint  # here, because it imports numpy
+
+    return open_checkpoint(name).dtype
 
 
 def expert_shares(given: ExpertLoad | str | Path, config: ModelConfig) -> tuple[tuple[float, ...], ...]:

@@ -9,8 +9,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from moejax.planning.compare import Plan, best
+from moejax.planning import units
+from moejax.planning.compare import Plan
 from moejax.planning.crossovers import Crossover, Curve, batch_crossovers, curve
+from moejax.planning.ranking import best
 from moejax.planning.rows import MeshRow
 
 PARTS = (
@@ -24,6 +26,7 @@ PARTS = (
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb", "#000000")
 STYLES = ("-", "--", "-.", ":", "-", "--", "-.", ":")
 MOST_BARS = 24
+CLOSE = (0.025, 0.08)  # of the axes' width and height: how near the numbers of two circles would hide each other
 MOST_CURVES = len(COLOURS)
 
 
@@ -49,11 +52,11 @@ def draw(rows: Sequence[MeshRow], plan: Plan, title: str, path: Path) -> None:
     if not usable:
         raise ValueError("no split of this model fits these devices, so there is nothing to draw; use more devices")
     batch = max(row.workload.batch_size for row in usable)
-    bars = [row for row in usable if row.workload.batch_size == batch][:MOST_BARS]
+    bars = [row for row in usable if row.workload.batch_size == batch]
     curves = chosen_curves([row for row in usable if row.built], plan)
     crossovers = batch_crossovers(curves)
     notes = 0.3 + 0.16 * max(1, len(crossovers))  # inches of text below the curves
-    height = max(6.0 + notes, 2.2 + 0.3 * len(bars))
+    height = max(6.0 + notes, 2.2 + 0.3 * min(len(bars), MOST_BARS))
     figure = Figure(figsize=(15, height), layout="constrained")
     halves: Any = figure.subfigures(1, 2, width_ratios=(1, 1.1))
     left, right = halves
@@ -62,6 +65,9 @@ def draw(rows: Sequence[MeshRow], plan: Plan, title: str, path: Path) -> None:
     speed, share, text = right.subplots(3, 1, height_ratios=(height - notes, height - notes, 2 * notes))
     _draw_curves(speed, curves, crossovers)
     _draw_shares(share, curves, crossovers)
+    right.legend(
+        handles=speed.get_lines()[: len(curves)], loc="outside upper center", ncols=2, fontsize=8, frameon=False
+    )
     text.axis("off")
     text.text(0, 1, crossover_text(crossovers), transform=text.transAxes, va="top", fontsize=8)
     figure.savefig(path, dpi=110)
@@ -98,21 +104,24 @@ def chosen_curves(rows: Sequence[MeshRow], plan: Plan) -> list[Curve]:
     return [curves[split] for split in listed[:MOST_CURVES]]
 
 
-def _draw_bars(axes: Any, rows: Sequence[MeshRow], batch: int) -> None:
+def _draw_bars(axes: Any, every: Sequence[MeshRow], batch: int) -> None:
+    rows = every[:MOST_BARS]
     places = range(len(rows))
     reached = [0.0] * len(rows)
+    unit = units.common_unit((row.decode.total for row in rows if row.decode), units.SECONDS)
     for name, field, colour in PARTS:
-        widths = [getattr(row.decode, field) * 1e3 for row in rows]
+        widths = [getattr(row.decode, field) / unit.scale for row in rows]
         if any(widths):
             axes.barh(places, widths, left=reached, color=colour, label=name, edgecolor="white", linewidth=0.4)
         reached = [a + b for a, b in zip(reached, widths, strict=True)]
     for place, total in zip(places, reached, strict=True):
-        axes.annotate(f" {total:.2f}", (total, place), va="center", fontsize=8)
+        axes.annotate(f" {units.number(total)}", (total, place), va="center", fontsize=8)
     axes.set_yticks(places, [row.label + ("" if row.built else " (not built)") for row in rows], fontsize=8)
     axes.invert_yaxis()
     axes.set_xlim(0, max(reached) * 1.12)
-    axes.set_xlabel("milliseconds of a decode step")
-    axes.set_title(f"what a step is made of, batch {batch}", fontsize=10)
+    axes.set_xlabel(f"{unit.name} of a decode step")
+    some = f" (the first {len(rows)} of {len(every)} splits)" if len(rows) < len(every) else ""
+    axes.set_title(f"what a step is made of, batch {batch:,}{some}", fontsize=10)
     axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.07), ncols=3, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
 
@@ -122,15 +131,14 @@ def _draw_curves(axes: Any, curves: Sequence[Curve], crossovers: Sequence[Crosso
 
     for one, colour, style in zip(curves, COLOURS, STYLES, strict=False):
         axes.plot(one.batches, one.tokens_per_second, style, color=colour, marker=".", label=one.label, linewidth=1.6)
-    _mark(axes, [(one.batch, one.tokens_per_second) for one in crossovers])
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.yaxis.set_major_formatter(lambda value, _: units.number(value))
     axes.set_ylabel("tokens/s, all sequences")
     axes.set_title("tokens per second against batch size; circles: one split overtakes another", fontsize=10)
-    axes.legend(fontsize=8, loc="upper left")
     _batches(axes)
+    _mark(axes, [(one.batch, one.tokens_per_second) for one in crossovers])
 
 
 def _draw_shares(axes: Any, curves: Sequence[Curve], crossovers: Sequence[Crossover]) -> None:
@@ -148,18 +156,39 @@ def _draw_shares(axes: Any, curves: Sequence[Curve], crossovers: Sequence[Crosso
         low, high = math.log(fastest[one.below]), math.log(fastest[one.above])
         along = math.log(one.batch / one.below) / math.log(one.above / one.below)
         places.append((one.batch, 100 * one.tokens_per_second / math.exp(low + along * (high - low))))
-    _mark(axes, places)
     axes.set_ylabel("% of the fastest")
     axes.set_xlabel("batch size (sequences)")
     _batches(axes)
+    _mark(axes, places)
 
 
 def _mark(axes: Any, places: Sequence[tuple[float, float]]) -> None:
-    """A circle and its number at each place."""
-    for number, place in enumerate(places, 1):
+    """A circle at each place, and its number; circles that lie on each other share their numbers' place."""
+    for place in places:
         axes.plot(*place, "o", markersize=8, markerfacecolor="none", markeredgecolor="black")
-        above = number % 2  # neighbours are numbered above and below in turn
-        axes.annotate(str(number), place, xytext=(4, 5 if above else -12), textcoords="offset points", fontsize=8)
+    for count, numbers in enumerate(_close_together(axes, places), 1):
+        above = count % 2  # neighbours are numbered above and below in turn
+        axes.annotate(
+            ", ".join(str(number + 1) for number in numbers),
+            places[numbers[0]],
+            xytext=(4, 5 if above else -12),
+            textcoords="offset points",
+            fontsize=8,
+        )
+
+
+def _close_together(axes: Any, places: Sequence[tuple[float, float]]) -> list[list[int]]:
+    """Positions in `places`, those whose circles overlap in one list. The scales of the axes have to be set."""
+    to_fraction = axes.transScale + axes.transLimits  # of the width and height of the axes
+    at = [to_fraction.transform(place) for place in places]
+    groups: list[list[int]] = []
+    for number, place in enumerate(at):
+        near = [group for group in groups if all(abs(at[group[0]] - place) < CLOSE)]
+        if near:
+            near[0].append(number)
+        else:
+            groups.append([number])
+    return groups
 
 
 def _batches(axes: Any) -> None:
@@ -174,6 +203,6 @@ def crossover_text(crossovers: Sequence[Crossover]) -> str:
     if not crossovers:
         return "no crossover: the order of these splits is the same at every batch size"
     return "\n".join(
-        f"{number}: {one.later} overtakes {one.earlier} between {one.below:,} and {one.above:,}"
-        for number, one in enumerate(crossovers, 1)
+        f"{count}: {one.later} overtakes {one.earlier} between {one.below:,} and {one.above:,}"
+        for count, one in enumerate(crossovers, 1)
     )

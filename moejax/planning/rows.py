@@ -1,11 +1,17 @@
 """The typed rows of a comparison: one per split and batch. Imports no JAX."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 from moejax.layout import Split
 from moejax.planning.checks import CompiledCheck, Measured
+from moejax.planning.units import BYTES, SECONDS, amount, number
 from moejax.planning.workload import Workload
 from sharding.collectives import Collective
+
+Objective = Literal["latency", "throughput", "ttft", "memory"]
+OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +49,7 @@ class Phase:
     expert_bytes: float
     kv_bytes: float
     flops: float
-    collectives: list[Collective]
+    collectives: list[Collective] = field(repr=False)  # some hundred
     experts_read: float
     imbalance: float
     calls: int
@@ -71,16 +77,19 @@ class Phase:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class MeshRow:
     """One split of one workload: what it takes, and what is predicted.
 
     why_not: why it cannot be used, None where it can.  built: False for a row that only shows what could be.
-    footprint: None where the model cannot be split so.  decode, prefill: None where it cannot be split or does not fit.
+    footprint, decode, prefill: None where the model cannot be split so; what would be where it is, but does not fit.
     over_bytes: that a device lacks.  usable_bytes: that it has for the model.
     load_imbalance: rows of the busiest device over the mean in the long run; 1 under uniform routing.
-    largest_batch: the most sequences that fit, 0 where not even one does, None where the model cannot be split so.
+    largest_batch: the most sequences that fit, a power of two and at most what a server decodes at a time; 0 where not
+    even one does, None where the model cannot be split so.
     peak_tokens_per_second: of decoding the largest batch that fits.
+    best_for: the objectives for which no split of this batch size is better, each with the reason in a sentence whose
+    subject is this split.
     compiled, measured: filled when they were asked for.
     """
 
@@ -96,12 +105,29 @@ class MeshRow:
     load_imbalance: float = 1.0
     largest_batch: int | None = None
     peak_tokens_per_second: float = 0.0
+    best_for: Mapping[Objective, str] = field(default_factory=dict)
     compiled: CompiledCheck | None = None
     measured: Measured | None = None
 
+    def __repr__(self) -> str:
+        """A line: all the numbers of a row are a page."""
+        said = [f"{self.label}, batch {self.workload.batch_size}"]
+        if self.why_not is not None:
+            said.append(self.why_not)
+        if self.fits:
+            assert self.decode and self.prefill and self.footprint
+            said.append(
+                f"{amount(self.decode.total, SECONDS)} a step, {number(self.tokens_per_second_total)} tokens/s, "
+                f"{amount(self.prefill.total, SECONDS)} to the first, {amount(self.footprint.total, BYTES)} per device"
+            )
+        if self.best_for:
+            said.append(f"best for {', '.join(self.best_for)}")
+        return f"<MeshRow {'; '.join(said)}>"
+
     @property
     def fits(self) -> bool:
-        return self.decode is not None
+        """Whether the model can be split so and every device holds its part."""
+        return self.decode is not None and not self.over_bytes
 
     @property
     def label(self) -> str:
@@ -115,7 +141,7 @@ class MeshRow:
     @property
     def tokens_per_second_per_request(self) -> float:
         """0 where it cannot be used."""
-        return 0.0 if self.decode is None else 1.0 / self.decode.total
+        return 1.0 / self.decode.total if self.decode is not None and self.fits else 0.0
 
     @property
     def tokens_per_second_total(self) -> float:
@@ -124,4 +150,4 @@ class MeshRow:
     @property
     def ttft_seconds(self) -> float:
         """Until every request of the batch has its first token, all arriving at once; infinite where it cannot."""
-        return float("inf") if self.prefill is None else self.prefill.total
+        return self.prefill.total if self.prefill is not None and self.fits else float("inf")

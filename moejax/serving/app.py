@@ -14,7 +14,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 import moejax
 from moejax.serving.baseline_api import router as baseline_router
 from moejax.serving.baseline_process import BaselineProcess
-from moejax.serving.engine import Engine
+from moejax.serving.engine import REFUSALS, Engine
 from moejax.serving.errors import ApiError, json_response
 from moejax.serving.guard import Guard
 from moejax.serving.info import info
@@ -59,7 +59,9 @@ def create_app(engine: Engine, settings: AppSettings) -> FastAPI:
 async def health(request: Request) -> Response:
     """200 when requests are served, 503 while the model loads, when the engine has failed and when it is ending."""
     engine: Engine = request.app.state.engine
-    return json_response({"status": engine.status}, status=200 if engine.status == "ready" else 503)
+    if engine.status == "ready":
+        return json_response({"status": "ready"})
+    return json_response({"status": engine.status, "message": REFUSALS[engine.status]}, status=503)
 
 
 async def metrics(request: Request) -> Response:
@@ -75,8 +77,11 @@ async def _on_engine_error(_: Request, error: Any) -> Response:
     return ApiError(503, str(error)).response()
 
 
-async def _on_validation_error(_: Request, error: Any) -> Response:
+async def _on_validation_error(request: Request, error: Any) -> Response:
     """The first thing that is wrong with a body, by the name of its field."""
+    if request.method == "POST" and not _says_json(sent := request.headers.get("content-type", "")):
+        got = f"got {sent[:80]!r}" if sent else "there is none"
+        return ApiError(400, f"send content-type: application/json ({got}); without it no body is read").response()
     first = error.errors()[0]
     where = [str(part) for part in first["loc"] if part != "body"]
     if first["type"] == "json_invalid":
@@ -87,6 +92,12 @@ async def _on_validation_error(_: Request, error: Any) -> Response:
     else:
         message = f"{'.'.join(where) or 'the body'}: {first['msg']}"
     return ApiError(400, message[:300], param=where[0] if where else None).response()
+
+
+def _says_json(content_type: str) -> bool:
+    """Whether a body of this type is read as JSON."""
+    kind, _, subtype = content_type.partition(";")[0].strip().lower().partition("/")
+    return kind == "application" and (subtype == "json" or subtype.endswith("+json"))
 
 
 async def _on_http_error(_: Request, error: Any) -> Response:

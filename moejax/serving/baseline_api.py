@@ -19,9 +19,8 @@ from moejax.serving.errors import ApiError
 from moejax.serving.event_stream import DONE, EventStream, event
 from moejax.serving.jobs import Delta, EngineError, Job, Mailbox
 from moejax.serving.openai_answers import Answer
-from moejax.serving.openai_api import check_model
-from moejax.serving.openai_requests import ChatRequest, CompletionRequest, GenerationRequest, check_fields
-from moejax.serving.prepare import Draft, chat_drafts, completion_drafts
+from moejax.serving.openai_api import checked_drafts, make_answer
+from moejax.serving.openai_requests import ChatRequest, CompletionRequest
 
 MOST_SECONDS = 120.0  # of a run, for which the engine is held
 
@@ -35,27 +34,23 @@ _races: set[asyncio.Task[None]] = set()  # the event loop itself keeps tasks ali
 @router.post("/completions")
 async def completions(body: CompletionRequest, request: Request) -> Response:
     """Continues one prompt with the baseline. Streams only."""
-    return await _answer(request, body, lambda engine: completion_drafts(engine, body), chat=False)
+    return await _answer(request, body)
 
 
 @router.post("/chat/completions")
 async def chat_completions(body: ChatRequest, request: Request) -> Response:
     """Answers a chat with the baseline. Streams only."""
-    return await _answer(request, body, lambda engine: chat_drafts(engine, body), chat=True)
+    return await _answer(request, body)
 
 
-async def _answer(
-    request: Request, body: GenerationRequest, drafts: Callable[[Engine], Sequence[Draft]], *, chat: bool
-) -> Response:
+async def _answer(request: Request, body: CompletionRequest | ChatRequest) -> Response:
     engine: Engine = request.app.state.engine
     baseline: BaselineProcess = request.app.state.baseline
-    check_fields(body)
-    check_model(request, body.model)
     if not baseline.choice.available:
         raise ApiError(404, f"there is no baseline: {baseline.choice.reason}")
     if not body.stream:
         raise ApiError(400, "the baseline only streams: add stream=true", param="stream")
-    made = await asyncio.to_thread(drafts, engine)
+    made = await checked_drafts(request, body)
     if len(made) != 1:
         raise ApiError(400, f"the baseline continues one prompt at a time, got {len(made)}", param="prompt")
     job = made[0](Mailbox())
@@ -66,7 +61,7 @@ async def _answer(
         raise ApiError(400, str(error)) from error
     except BaselineBusy as error:
         raise ApiError(429, "another race is being run: try again when it is over", code="baseline_busy") from error
-    answer = Answer(chat=chat, model_name=request.app.state.settings.model_name, jobs=[job], progress=True)
+    answer = make_answer(request, body, [job], progress=True)
     chunks: asyncio.Queue[Chunk | None] = asyncio.Queue()
     # In a task of its own, so that its end is orderly however the connection ends.
     race = asyncio.create_task(_run(engine, baseline, task, answer, chunks.put_nowait))
@@ -98,10 +93,10 @@ async def _run(
         await baseline.start(dtype=engine.model.dtype, platform=jax.default_backend())
         async with _held(engine), asyncio.timeout(MOST_SECONDS):
             put(_status("running", description=baseline.description))
-            async with aclosing(baseline.run(task)) as tokens:
-                async for token, seconds in tokens:
-                    chunk = answer.chunk(0, _delta(job, token, seconds), include_usage=False)
-                    assert chunk is not None, "with progress every token has a chunk"
+            async with aclosing(baseline.run(task)) as reports:
+                async for tokens in reports:
+                    chunk = answer.chunk(0, _delta(job, tokens), include_usage=False)
+                    assert chunk is not None, "with progress all tokens have a chunk"
                     put(chunk)
                     if job.finished:  # at a stop string, of which the baseline knows nothing
                         break
@@ -131,15 +126,25 @@ def _status(status: str, **more: str) -> Chunk:
     return {"choices": [], "moejax": {"status": status, **more}}
 
 
-def _delta(job: Job, token: int, seconds: float) -> Delta:
-    said = job.rows[0].push(token, None)
+def _delta(job: Job, tokens: Sequence[tuple[int, float]]) -> Delta:
+    """What the row of `job` gains by tokens with their times; what comes after its end is dropped."""
+    (row,) = job.rows
+    taken: list[int] = []
+    texts: list[str] = []
+    seconds = 0.0
+    for token, time in tokens:
+        if row.finish_reason is not None:
+            break
+        texts.append(row.push(token, None).text)
+        taken.append(token)
+        seconds = time
     return Delta(
         output=0,
-        texts=[said.text],
-        token_ids=[token],
+        texts=texts,
+        token_ids=taken,
         logprobs=None,
         experts=None,
         seconds=seconds,
-        finish_reason=said.finish_reason,
-        stop_reason=said.stop_reason,
+        finish_reason=row.finish_reason,
+        stop_reason=row.stop_reason,
     )

@@ -81,8 +81,9 @@ class BaselineProcess:
             await self.close()
             raise
 
-    async def run(self, task: Task) -> AsyncGenerator[tuple[int, float], None]:
-        """Yields each token with the seconds since the task came to the process. Closing it ends the run.
+    async def run(self, task: Task) -> AsyncGenerator[list[tuple[int, float]], None]:
+        """Yields tokens, some at a time, each with the seconds since the task came to the process. Closing it ends the
+        run.
 
         Raises:
             BaselineFailed: when the run fails or the process ends.
@@ -98,7 +99,7 @@ class BaselineProcess:
                 if "done" in reply:
                     over = True
                     return
-                yield reply["token"], reply["time"]
+                yield list(zip(reply["tokens"], reply["times"], strict=True))
         except BaselineFailed:
             over = True
             raise

@@ -1,7 +1,7 @@
 """The process of a baseline: `python -m moejax.serving.baseline_worker`, started by `baseline_process`.
 
 The first line of its standard input is the `Setup`, as JSON; then come lines {"run": number, "task": ...} and
-{"cancel": number of a run}. It answers on standard output with lines {"ready": description}, {"token": id, "time":
+{"cancel": number of a run}. It answers on standard output with lines {"ready": description}, {"tokens": ids, "times":
 seconds since the task came}, {"done": true} and {"error": text}. The process ends when its input does, so it cannot
 outlive the server.
 """
@@ -22,6 +22,9 @@ LOADERS = {
     "transformers": "moejax.serving.baseline_transformers",
     "plain": "moejax.serving.baseline_plain",
 }
+# Between two reports of tokens, as long as a call of the server's decode loop takes. Whoever passes tokens on to a
+# browser takes time from the cores that compute them: so the baseline is not disturbed more often than the server.
+REPORT_SECONDS = 0.05
 WARM_UP = Task(
     prompt=[0, 1, 2],
     stop_ids=(),
@@ -86,12 +89,25 @@ def main() -> None:
 
 def _do(implementation: Implementation, task: Task, unwanted: Callable[[], bool], say: Say) -> None:
     began, excluded = time.perf_counter(), implementation.excluded_seconds()
+    tokens: list[int] = []  # not reported yet
+    times: list[float] = []
+    reported = -REPORT_SECONDS  # so that the first token is, at once
+
+    def report() -> None:
+        if tokens:
+            say({"tokens": tokens, "times": times})
+            tokens.clear()
+            times.clear()
 
     def emit(token: int) -> None:
+        nonlocal reported
         if unwanted():
             raise Cancelled
-        seconds = time.perf_counter() - began - (implementation.excluded_seconds() - excluded)
-        say({"token": token, "time": seconds})
+        tokens.append(token)
+        times.append(time.perf_counter() - began - (implementation.excluded_seconds() - excluded))
+        if times[-1] - reported >= REPORT_SECONDS:
+            reported = times[-1]
+            report()
 
     try:
         implementation.generate(task, emit)
@@ -100,6 +116,7 @@ def _do(implementation: Implementation, task: Task, unwanted: Callable[[], bool]
     except Exception as error:  # a failed run is told, and the process goes on
         say({"error": _one_line(error)})
         return
+    report()
     say({"done": True})
 
 

@@ -16,11 +16,12 @@ from moejax.serving.jobs import EngineError, Job, QueueFull, wake
 from moejax.serving.metrics import Metrics
 from moejax.serving.scheduler import CHUNK_SECONDS, Scheduler
 from moejax.serving.settings import EngineSettings
-from moejax.serving.slots import Slots, kv_cache_bytes, make_shapes
+from moejax.serving.shapes import kv_cache_bytes, make_shapes
+from moejax.serving.slots import Slots
 
 Status = Literal["loading", "ready", "draining", "dead", "stopped"]
 
-_REFUSALS: dict[Status, str] = {
+REFUSALS: dict[Status, str] = {
     "loading": "the model is loading; ask again when /health says 200",
     "draining": "the server is shutting down",
     "stopped": "the server is shutting down",
@@ -36,19 +37,25 @@ class Engine:
         settings: sizes.
         metrics: written by the engine.
         say: prints a line about the start.
+        url: where the page is, for that line.
 
     status: "loading" until all programs are compiled.  was_ready: whether it ever served.
     error: what ended the thread, if something did.
     """
 
     def __init__(
-        self, load: Callable[[], Model], settings: EngineSettings, metrics: Metrics, say: Callable[[str], None]
+        self,
+        load: Callable[[], Model],
+        settings: EngineSettings,
+        metrics: Metrics,
+        say: Callable[[str], None],
+        url: str = "",
     ) -> None:
         self.settings, self.metrics = settings, metrics
         self.status: Status = "loading"
         self.was_ready = False
         self.error: BaseException | None = None
-        self._load, self._say = load, say
+        self._load, self._say, self._url = load, say, url
         self._model: Model | None = None
         self._scheduler: Scheduler | None = None
         self._queue: deque[Job] = deque()
@@ -67,7 +74,7 @@ class Engine:
             EngineError: when it is not there yet, or not any more.
         """
         if self.status != "ready" or self._model is None:
-            raise EngineError(_REFUSALS[self.status] if self.status != "ready" else _REFUSALS["loading"])
+            raise EngineError(REFUSALS[self.status] if self.status != "ready" else REFUSALS["loading"])
         return self._model
 
     def start(self) -> None:
@@ -83,7 +90,7 @@ class Engine:
         """
         with self._changed:
             if self.status != "ready":
-                raise EngineError(_REFUSALS[self.status])
+                raise EngineError(REFUSALS[self.status])
             room = self.settings.max_queue - len(self._queue)
             if len(jobs) > room:
                 self.metrics.refused.inc(len(jobs))
@@ -121,7 +128,7 @@ class Engine:
             if self.status in ("ready", "loading"):
                 self.status = "draining"
                 self._deadline = time.perf_counter() + seconds
-                self._give_up_queue(EngineError(_REFUSALS["draining"]))
+                self._give_up_queue(EngineError(REFUSALS["draining"]))
             self._changed.notify_all()
 
     def stop(self) -> None:
@@ -162,7 +169,7 @@ class Engine:
             self._model, self._scheduler = model, Scheduler(slots, self.metrics)
             if self.status == "loading":
                 self.status, self.was_ready = "ready", True
-                self._say("ready")
+                self._say(f"ready: open {self._url}" if self._url else "ready")
 
     def _serve(self) -> None:
         while self._wait_for_work():
@@ -181,7 +188,7 @@ class Engine:
                 scheduler.drop_cancelled()
                 overdue = self._deadline is not None and time.perf_counter() > self._deadline
                 if self.status == "stopped" or overdue:
-                    self._give_up_all(scheduler, EngineError(_REFUSALS["stopped"]))
+                    self._give_up_all(scheduler, EngineError(REFUSALS["stopped"]))
                 if self.status == "stopped":
                     return False
                 if not self._pauses:

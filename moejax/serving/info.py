@@ -1,5 +1,6 @@
 """What the page needs to know of the server."""
 
+import jax
 from fastapi import Request, Response
 
 from moejax.serving.engine import Engine
@@ -15,12 +16,14 @@ async def info(request: Request) -> Response:
     return json_response(
         {
             "model": settings.model_name,
+            "about": settings.about,
             "num_layers": model.config.num_layers,
             "num_experts": model.config.num_experts,
             "experts_per_token": model.config.experts_per_token,
             "max_seq_len": model.max_seq_len,
             "max_batch": engine.settings.max_batch,
             "dtype": model.dtype,
+            "platform": jax.default_backend(),
             "mesh": str(model.mesh),
             "has_chat": model.tokenizer is not None and model.tokenizer.chat_template is not None,
             "baseline": settings.baseline.facts(),

@@ -1,10 +1,11 @@
 """What `/metrics` shows, under the names that vLLM's dashboards ask for. Written by the engine's thread."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
+from prometheus_client.registry import Collector
 
 from moejax.serving.jobs import Job
 
@@ -15,6 +16,19 @@ _REQUEST = (0.05, 0.1, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 20.0, 40.0,
 _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000)
 
 
+class _Renamed(Collector):
+    """A metric once more, under the name that older dashboards ask for; counted only once."""
+
+    def __init__(self, metric: Collector, name: str, before: str) -> None:
+        self._metric, self._name, self._before = metric, name, before
+
+    def collect(self) -> Iterator[Metric]:
+        for metric in self._metric.collect():
+            old = Metric(self._before, f"The former name of {self._name}.", metric.type)
+            old.samples = [one._replace(name=one.name.replace(self._name, self._before)) for one in metric.samples]
+            yield old
+
+
 class Metrics:
     """One server's metrics, in a registry of its own. `labels` (model_name, engine) are those of vLLM."""
 
@@ -22,12 +36,21 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._labels = {"model_name": model_name, "engine": "0"}
 
-        def made(kind: Callable[..., Any], name: str, text: str, **settings: Any) -> Any:
-            return kind(name, text, list(self._labels), registry=self.registry, **settings).labels(**self._labels)
+        def made(kind: Callable[..., Any], name: str, text: str, *, before: str = "", **settings: Any) -> Any:
+            """A metric with its labels; `before`: what vLLM called it earlier."""
+            metric = kind(name, text, list(self._labels), registry=self.registry, **settings)
+            if before:
+                self.registry.register(_Renamed(metric, name, before))
+            return metric.labels(**self._labels)
 
         self.running = made(Gauge, "vllm:num_requests_running", "Requests that have rows.")
         self.waiting = made(Gauge, "vllm:num_requests_waiting", "Requests in the queue.")
-        self.cache_use = made(Gauge, "vllm:kv_cache_usage_perc", "Used part of the key/value cache, 0 to 1.")
+        self.cache_use = made(
+            Gauge,
+            "vllm:kv_cache_usage_perc",
+            "Used part of the key/value cache, 0 to 1.",
+            before="vllm:gpu_cache_usage_perc",
+        )
         self.prompt_tokens = made(Counter, "vllm:prompt_tokens", "Tokens of prompts that were fed.")
         self.generation_tokens = made(Counter, "vllm:generation_tokens", "Tokens generated.")
         self.ttft = made(Histogram, "vllm:time_to_first_token_seconds", "From arrival.", buckets=_FIRST_TOKEN)
@@ -35,6 +58,7 @@ class Metrics:
             Histogram,
             "vllm:inter_token_latency_seconds",
             "Seconds per token after the first; of tokens that came together, their mean.",
+            before="vllm:time_per_output_token_seconds",
             buckets=_PER_TOKEN,
         )
         self.tpot = made(
@@ -48,8 +72,14 @@ class Metrics:
         self.decode_time = made(
             Histogram, "vllm:request_decode_time_seconds", "From the first token to the last.", buckets=_REQUEST
         )
+        self.inference_time = made(
+            Histogram, "vllm:request_inference_time_seconds", "From rows to the last token.", buckets=_REQUEST
+        )
         self.prompt_length = made(Histogram, "vllm:request_prompt_tokens", "Tokens of prompts.", buckets=_TOKENS)
         self.output_length = made(Histogram, "vllm:request_generation_tokens", "Tokens generated.", buckets=_TOKENS)
+        self.longest_output = made(
+            Histogram, "vllm:request_max_num_generation_tokens", "Tokens of the longest output.", buckets=_TOKENS
+        )
         self._success = Counter(
             "vllm:request_success",
             "Finished requests.",
@@ -61,6 +91,12 @@ class Metrics:
         self.refused = Counter(
             "moejax:requests_refused",
             "Requests that the full queue refused.",
+            list(self._labels),
+            registry=self.registry,
+        ).labels(**self._labels)
+        self.stalled_clients = Counter(
+            "moejax:stalled_clients",
+            "Connections that were ended because their client read nothing.",
             list(self._labels),
             registry=self.registry,
         ).labels(**self._labels)
@@ -81,11 +117,32 @@ class Metrics:
         self.queue_time.observe(job.started - job.arrived)
         self.prefill_time.observe(job.first_token - job.started)
         self.decode_time.observe(job.last_token - job.first_token)
+        self.inference_time.observe(job.last_token - job.started)
         self.prompt_length.observe(len(job.request.prompt))
         self.output_length.observe(job.generated)
         longest = max(len(row.tokens) for row in job.rows)
+        self.longest_output.observe(longest)
         if longest > 1:
             self.tpot.observe((job.last_token - job.first_token) / (longest - 1))
+
+    def observe_tokens(self, count: int, seconds: float) -> None:
+        """Counts the time of `count` tokens that came together, `seconds` after the one before them."""
+        for _ in range(count):
+            self.itl.observe(seconds / count)
+
+    def now_running(self) -> int:
+        """How many requests have rows."""
+        return int(self._value("vllm:num_requests_running"))
+
+    def ended(self) -> tuple[int, int]:
+        """How many requests were finished, and how many given up or cancelled, so far."""
+        finished = sum(self._value("vllm:request_success_total", finished_reason=one) for one in ("stop", "length"))
+        return int(finished), int(self._value("vllm:request_success_total", finished_reason="abort"))
+
+    def _value(self, name: str, **labels: str) -> float:
+        value = self.registry.get_sample_value(name, {**self._labels, **labels})
+        assert value is not None, name
+        return value
 
     def add_expert_rows(self, rows: np.ndarray) -> None:
         """Adds rows [d, L, E] that experts computed."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
 from fastapi import APIRouter, Request, Response
 
@@ -11,8 +11,8 @@ from moejax.serving.errors import ApiError, json_response
 from moejax.serving.event_stream import DONE, EventStream, event, while_connected
 from moejax.serving.jobs import Delta, EngineError, Job, Mailbox, QueueFull
 from moejax.serving.openai_answers import Answer
-from moejax.serving.openai_requests import ChatRequest, CompletionRequest, GenerationRequest, check_fields
-from moejax.serving.prepare import Draft, chat_drafts, completion_drafts
+from moejax.serving.openai_requests import ChatRequest, CompletionRequest, check_fields
+from moejax.serving.prepare import Draft, make_drafts
 from moejax.serving.settings import AppSettings
 
 router = APIRouter()
@@ -21,13 +21,13 @@ router = APIRouter()
 @router.post("/v1/completions")
 async def completions(body: CompletionRequest, request: Request) -> Response:
     """Continues prompts."""
-    return await _answer(request, body, lambda engine: completion_drafts(engine, body), chat=False)
+    return await _answer(request, body)
 
 
 @router.post("/v1/chat/completions")
 async def chat_completions(body: ChatRequest, request: Request) -> Response:
     """Answers a chat, through the checkpoint's template."""
-    return await _answer(request, body, lambda engine: chat_drafts(engine, body), chat=True)
+    return await _answer(request, body)
 
 
 @router.get("/v1/models")
@@ -39,7 +39,7 @@ async def models(request: Request) -> Response:
 @router.get("/v1/models/{name:path}")
 async def model(name: str, request: Request) -> Response:
     """The model of that name."""
-    check_model(request, name)
+    _check_model(request, name)
     return json_response(_model(request))
 
 
@@ -56,7 +56,7 @@ def _model(request: Request) -> dict[str, object]:
     }
 
 
-def check_model(request: Request, name: str | None) -> None:
+def _check_model(request: Request, name: str | None) -> None:
     """Raises ApiError for the name of a model that is not the one that is served."""
     served = request.app.state.settings.model_name
     if name is not None and name != served:
@@ -64,14 +64,29 @@ def check_model(request: Request, name: str | None) -> None:
         raise ApiError(404, message, param="model", code="model_not_found")
 
 
-async def _answer(
-    request: Request, body: GenerationRequest, drafts: Callable[[Engine], Sequence[Draft]], *, chat: bool
-) -> Response:
-    engine: Engine = request.app.state.engine
+async def checked_drafts(request: Request, body: CompletionRequest | ChatRequest) -> list[Draft]:
+    """The jobs that a body asks for.
+
+    Raises:
+        ApiError: for another model, and for what this model or this server cannot do.
+    """
     check_fields(body)
-    check_model(request, body.model)
+    _check_model(request, body.model)
+    return await asyncio.to_thread(make_drafts, request.app.state.engine, body)
+
+
+def make_answer(
+    request: Request, body: CompletionRequest | ChatRequest, jobs: Sequence[Job], *, progress: bool
+) -> Answer:
+    """The answer to a body, in the form of its route."""
+    name = request.app.state.settings.model_name
+    return Answer(chat=isinstance(body, ChatRequest), model_name=name, jobs=jobs, progress=progress)
+
+
+async def _answer(request: Request, body: CompletionRequest | ChatRequest) -> Response:
+    engine: Engine = request.app.state.engine
     arrived = time.perf_counter()
-    made = await asyncio.to_thread(drafts, engine)
+    made = await checked_drafts(request, body)
     jobs = [draft(Mailbox()) for draft in made]
     for job in jobs:
         job.arrived = arrived
@@ -80,7 +95,7 @@ async def _answer(
     except QueueFull as error:
         raise ApiError(429, f"{error}; try again later", code="queue_full") from error
     progress = bool(body.return_progress or body.return_routed_experts)
-    answer = Answer(chat=chat, model_name=request.app.state.settings.model_name, jobs=jobs, progress=progress)
+    answer = make_answer(request, body, jobs, progress=progress)
     if body.stream:
         include_usage = body.stream_options is not None and body.stream_options.include_usage
         return EventStream(_events(answer, include_usage=include_usage), lambda: engine.cancel(jobs))

@@ -45,6 +45,7 @@ class StreamOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     include_usage: bool = False
+    include_obfuscation: bool | None = Field(None, description="Ignored: nothing is ever added to chunks.")
 
 
 class GenerationRequest(BaseModel):
@@ -65,6 +66,9 @@ class GenerationRequest(BaseModel):
     frequency_penalty: float | None = None
     user: Any = Field(None, description="Ignored.")
     metadata: Any = Field(None, description="Ignored.")
+    safety_identifier: Any = Field(None, description="Ignored.")
+    prompt_cache_key: Any = Field(None, description="Ignored.")
+    prompt_cache_retention: Any = Field(None, description="Ignored.")
     # vLLM's
     top_k: int | None = None
     min_p: float | None = None

@@ -13,10 +13,23 @@ _TYPES = {
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
 }
+# Nothing is loaded from anywhere else, no text of a model can become a script, and no other page can frame this one.
+_POLICY = (
+    "default-src 'none'",
+    "script-src 'self'",
+    "style-src 'self'",
+    "img-src 'self'",
+    "connect-src 'self'",
+    "base-uri 'none'",
+    "form-action 'none'",
+    "frame-ancestors 'none'",
+    "require-trusted-types-for 'script'",
+)
 _HEADERS = {
     "Cache-Control": "no-cache",  # a newer moejax may be at the same address tomorrow
+    "Content-Security-Policy": "; ".join(_POLICY),
+    "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
-    "Content-Security-Policy": "frame-ancestors 'none'",  # the rest of the policy is in the page itself
 }
 _FILES = {path.name: path.read_bytes() for path in sorted(FOLDER.iterdir())}
 

@@ -32,6 +32,15 @@ T = TypeVar("T")
 Draft = Callable[[Mailbox], Job]
 
 
+def make_drafts(engine: Engine, request: CompletionRequest | ChatRequest) -> list[Draft]:
+    """The jobs that a request asks for.
+
+    Raises:
+        ApiError: for what this model or this server cannot do.
+    """
+    return chat_drafts(engine, request) if isinstance(request, ChatRequest) else completion_drafts(engine, request)
+
+
 def completion_drafts(engine: Engine, request: CompletionRequest) -> list[Draft]:
     """A job per prompt.
 

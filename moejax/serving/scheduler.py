@@ -1,7 +1,7 @@
 """Which request is in which slot, and what the next call of a compiled program does. Used by one thread."""
 
 import time
-from collections import deque
+from collections import Counter, deque
 
 import numpy as np
 
@@ -29,7 +29,7 @@ class Scheduler:
         self._parts: deque[Part] = deque()
         self._jobs: dict[Row, Job] = {}  # of the rows that have a slot
         self._told: set[Mailbox] = set()
-        self._step_seconds: dict[int, float] = {}  # by level
+        self._step_seconds: dict[tuple[int, int], float] = {}  # by level and rows per step
         self.feed_seconds = 0.0  # that the last call of `feed` took
 
     @property
@@ -52,9 +52,17 @@ class Scheduler:
         while queue and len(queue[0].rows) <= len(self._free):
             job = queue.popleft()
             job.started = time.perf_counter()
-            job.slots = [self._free.pop() for _ in job.rows]
+            job.slots = [self._next_free() for _ in job.rows]
             self._jobs |= dict.fromkeys(job.rows, job)
             self._parts.extend(self._parts_of(job))
+
+    def _next_free(self) -> int:
+        """A slot in the emptiest part of the batch: a step costs as many rows as the fullest part has, of each."""
+        part = self.slots.shapes.part
+        free = Counter(map(part, self._free))
+        slot = max(self._free, key=lambda slot: free[part(slot)])
+        self._free.remove(slot)
+        return slot
 
     def _parts_of(self, job: Job) -> list[Part]:
         first, length = job.slots[0], len(job.request.prompt)
@@ -106,24 +114,26 @@ class Scheduler:
     def decode(self) -> None:
         """Some steps for every row, as many as should take CHUNK_SECONDS."""
         began, seconds = time.perf_counter(), SHARED_SECONDS if self._parts else CHUNK_SECONDS
-        rows = [(slot, row) for slot, row in enumerate(self.slots.rows) if row is not None]
-        level = max(level_of(row.request.params) for _, row in rows)
-        known = self._step_seconds.get(level)
-        longest = max(row.request.params.max_tokens - len(row.tokens) for _, row in rows)
+        rows = {slot: row for slot, row in enumerate(self.slots.rows) if row is not None}
+        kind = (max(level_of(row.request.params) for row in rows.values()), self.slots.rows_per_step)
+        known = self._step_seconds.get(kind)
+        longest = max(row.request.params.max_tokens - len(row.tokens) for row in rows.values())
         wanted = 1 if known is None else max(1, min(STEPS_PER_CALL, longest, int(seconds / known)))
-        generated = self.slots.generate(wanted)
+        slots, generated = self.slots.generate(wanted)
         now, taken = time.perf_counter(), int(generated.taken)
         assert taken > 0, "no row is active on the devices, yet some are unfinished here"
         measured = (now - began) / taken
-        self._step_seconds[level] = measured if known is None else 0.5 * (known + measured)
+        self._step_seconds[kind] = measured if known is None else 0.5 * (known + measured)
         self.metrics.add_expert_rows(np.asarray(generated.rows))
         tokens, experts = np.asarray(generated.outputs.token), generated.outputs.experts
-        for slot, row in rows:
+        for place, slot in enumerate(slots):
+            if (row := rows.get(slot)) is None:
+                continue
             scores = None
             if generated.outputs.scores is not None and row.request.params.logprobs is not None:
-                scores = [one for step in range(taken) for one in _scores(generated.outputs.scores, (step, slot))]
-            chosen = None if experts is None else np.asarray(experts)[:taken, slot]
-            self._deliver(row, tokens[:taken, slot], scores, chosen, now)
+                scores = [one for step in range(taken) for one in _scores(generated.outputs.scores, (step, place))]
+            chosen = None if experts is None else np.asarray(experts)[:taken, place]
+            self._deliver(row, tokens[:taken, place], scores, chosen, now)
 
     def flush(self) -> None:
         """Wakes everybody who got something, and shows how full the server is."""
@@ -148,8 +158,7 @@ class Scheduler:
             job.first_token = now
             self.metrics.ttft.observe(now - job.arrived)
         if count_before and job.last_token is not None:
-            for _ in range(count):
-                self.metrics.itl.observe((now - job.last_token) / count)
+            self.metrics.observe_tokens(count, now - job.last_token)
         if row.finish_reason is not None:
             self._release(row, job.slots[row.output])
         if job.finished:

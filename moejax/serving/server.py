@@ -2,11 +2,14 @@
 
 import signal
 import socket
+from collections.abc import Callable
 
 import uvicorn
 from fastapi import FastAPI
 
+from moejax.serving.connection import connections, log_to
 from moejax.serving.engine import Engine
+from moejax.serving.settings import ServerSettings
 
 CLOSE_SECONDS = 5  # for clients to read what was sent, after the engine gave up
 
@@ -33,43 +36,56 @@ def open_socket(host: str, port: int) -> socket.socket:
     return listening
 
 
-class _Server(uvicorn.Server):
+def url(host: str, port: int) -> str:
+    """Where a browser on this machine finds the page."""
+    name = "localhost" if host in ("", "0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+    return f"http://{name}:{port}/"
+
+
+class Server(uvicorn.Server):
     """Tells the engine when the end begins: uvicorn itself would wait for all answers, however long they are."""
 
-    def __init__(self, config: uvicorn.Config, engine: Engine, shutdown_seconds: float) -> None:
-        super().__init__(config)
-        self._engine, self._shutdown_seconds = engine, shutdown_seconds
+    def __init__(self, app: FastAPI, engine: Engine, settings: ServerSettings, say: Callable[[str], None]) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                log_config=None,
+                loop="asyncio",
+                http=connections(write_seconds=settings.write_seconds, on_stalled=engine.metrics.stalled_clients.inc),
+                ws="none",
+                server_header=False,
+                timeout_graceful_shutdown=int(settings.shutdown_seconds) + CLOSE_SECONDS,
+            )
+        )
+        self._engine, self._shutdown_seconds, self._say = engine, settings.shutdown_seconds, say
 
     async def on_tick(self, counter: int) -> bool:
         if self.should_exit:
             self._engine.drain(self._shutdown_seconds)
+            if running := self._engine.metrics.now_running():
+                self._say(f"what runs ({running}) has {self._shutdown_seconds:g} s to end; Ctrl-C again ends at once")
         # A model that cannot be loaded will not get better; an engine that fails later keeps saying so in /health.
         failed_early = self._engine.status == "dead" and not self._engine.was_ready
         return failed_early or await super().on_tick(counter)
 
 
-def serve(app: FastAPI, engine: Engine, listening: socket.socket, *, shutdown_seconds: float) -> None:
-    """Serves until SIGTERM or SIGINT; answers that are under way then have `shutdown_seconds` to end.
+def serve(
+    app: FastAPI, engine: Engine, listening: socket.socket, settings: ServerSettings, say: Callable[[str], None]
+) -> None:
+    """Serves until SIGTERM or SIGINT; answers that are under way then have `settings.shutdown_seconds` to end.
 
     Raises:
         Exception: what the engine failed with before it served anything.
     """
-    config = uvicorn.Config(
-        app,
-        log_level="warning",
-        loop="asyncio",
-        http="h11",
-        ws="none",
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=int(shutdown_seconds) + CLOSE_SECONDS,
-    )
     # The command line reads Ctrl-C on its own and ends at once; here it means a clean end. uvicorn puts back what was
     # set before and raises the signals again.
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
-    _Server(config, engine, shutdown_seconds).run(sockets=[listening])
+    log_to(say, requests=settings.log_requests)
+    Server(app, engine, settings, say).run(sockets=[listening])
     engine.stop()  # again, for uvicorn leaves out the end of the application after a second Ctrl-C
     if engine.error is not None and not engine.was_ready:
         raise engine.error
+    finished, given_up = engine.metrics.ended()
+    say(f"stopped: {finished:,} requests finished, {given_up:,} given up or cancelled")

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from moejax.decoding.buckets import MAX_SERVED_ROWS
 from moejax.serving.baseline import NO_BASELINE, Choice
 
 DEFAULT_MAX_SEQ_LEN = 4096  # where the model allows more: a server allocates what it might need
@@ -25,8 +26,8 @@ class EngineSettings:
     prefill_chunk: int = 128
 
     def __post_init__(self) -> None:
-        if not 1 <= self.max_batch <= 1024:
-            raise ValueError(f"--max-batch must be from 1 to 1024, got {self.max_batch}")
+        if not 1 <= self.max_batch <= MAX_SERVED_ROWS:
+            raise ValueError(f"--max-batch must be from 1 to {MAX_SERVED_ROWS}, got {self.max_batch}")
         if self.max_queue < 1:
             raise ValueError(f"--max-queue must be at least 1, got {self.max_queue}")
         if not 16 <= self.prefill_chunk <= 8192 or self.prefill_chunk & (self.prefill_chunk - 1):
@@ -41,6 +42,7 @@ class AppSettings:
     api_key: what clients have to present; None lets everybody in.
     max_request_bytes: of a request's body.
     baseline: what the page's race runs against.
+    about: a sentence on the model, for visitors of the page.
 
     Raises:
         ValueError: for an empty name or key, or a size out of range.
@@ -50,6 +52,7 @@ class AppSettings:
     api_key: str | None = None
     max_request_bytes: int = 4 * MIB
     baseline: Choice = NO_BASELINE
+    about: str | None = None
 
     def __post_init__(self) -> None:
         if not self.model_name:
@@ -58,3 +61,26 @@ class AppSettings:
             raise ValueError("--api-key must be printable ASCII characters, at least one: it is sent in a header")
         if self.max_request_bytes < 1024:
             raise ValueError(f"--max-request-bytes must be at least 1024, got {self.max_request_bytes}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSettings:
+    """What the server that runs the application is told.
+
+    shutdown_seconds: how long answers may go on once the end has begun.
+    write_seconds: within which a client has to read something, as long as there is something for it.
+    log_requests: whether there is a line for every request.
+
+    Raises:
+        ValueError: for a number out of range.
+    """
+
+    shutdown_seconds: float = 30.0
+    write_seconds: float = 60.0
+    log_requests: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.shutdown_seconds <= 86400:
+            raise ValueError(f"--shutdown-seconds must be from 0 to 86400, got {self.shutdown_seconds}")
+        if not 0 < self.write_seconds <= 86400:
+            raise ValueError(f"--write-seconds must be more than 0 and at most 86400, got {self.write_seconds}")

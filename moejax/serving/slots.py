@@ -1,30 +1,27 @@
 """The rows of a server on the devices: one decode state for as long as it runs, whose rows (slots) come and go.
 
-All shapes are fixed when it starts. A call of a compiled program differs in what it can do (`LEVELS`), and in how much
-of the cache it reads (`read_lengths`): each combination is a program of its own, compiled by `warm_up`.
+All shapes are fixed when it starts (`shapes`). A call of the decode loop differs in what it can do (`make_levels`), in
+how many rows it steps and in how much of the cache it reads: each combination is a program, compiled by `warm_up`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from moejax.declarations import cache_placements
-from moejax.decoding import buckets, steps
+from moejax.decoding import steps
 from moejax.decoding.engine import row_params
 from moejax.decoding.rows import Row
 from moejax.decoding.sampling_params import SamplingParams
+from moejax.decoding.some_rows import generate_some
 from moejax.decoding.state import Features, empty_state
 from moejax.loading import Model
-from moejax.serving.settings import EngineSettings
-from sharding import bytes_per_device, device_memory
+from moejax.serving.shapes import Shapes, StepShape
 
 MAX_STOP_IDS = 16  # stop tokens of a request, EOS included
 MAX_STOP_STRINGS, MAX_STOP_CHARACTERS = 1024, 16_384  # of a request, whose text is searched for each
 MAX_LOGPROBS = 20  # as OpenAI's top_logprobs allows
-MIN_READ_LENGTH = 256  # a step that reads fewer slots is no faster
 
 
 class Part(NamedTuple):
@@ -36,69 +33,11 @@ class Part(NamedTuple):
     slot: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class Shapes:
-    """The shapes of all programs.
-
-    batch: slots.  length: of the cache of each, in tokens.
-    chunk, short: tokens of a part of a prompt, and of a short prompt, which is fed whole.
-    groups: parts per call, the least and, for short prompts, the most.
-    """
-
-    batch: int
-    length: int
-    chunk: int
-    short: int
-    groups: tuple[int, int]
-
-    @property
-    def read_lengths(self) -> list[int]:
-        """How much of the cache a call of the decode loop may read: 256, then four times as much, up to all of it."""
-        lengths, length = [], MIN_READ_LENGTH
-        while length < self.length:
-            lengths.append(length)
-            length *= 4
-        return [*lengths, self.length]
-
-
-def make_shapes(model: Model, settings: EngineSettings) -> Shapes:
-    """The shapes for a model and its mesh; the batch is rounded up to what divides over it."""
-    parts = model.parallel.rules.parts("batch")
-    chunk = settings.prefill_chunk
-    short = max(16, chunk // 4)
-    return Shapes(
-        batch=-(-settings.max_batch // parts) * parts,
-        # In whole chunks: a chunk that reached past the end would be written further left.
-        length=-(-model.max_seq_len // chunk) * chunk,
-        chunk=chunk,
-        short=short,
-        groups=(buckets.batch_bucket(1, parts), buckets.batch_bucket(max(1, chunk // short), parts)),
-    )
-
-
-def kv_cache_bytes(model: Model, shapes: Shapes) -> int:
-    """Bytes of the key/value cache per device.
-
-    Raises:
-        ValueError: when a device does not have them, with the batch that would fit.
-    """
-    placements = cache_placements(model.config, model.parallel.rules, shapes.batch, shapes.length, model.dtype)
-    needed = bytes_per_device(placements)
-    memory = device_memory(model.devices)
-    free = memory.free_bytes * 9 // 10  # the rest is for what the programs compute with
-    if needed > free:
-        fits = shapes.batch * free // needed
-        advice = f"--max-batch {fits} fits, or use" if fits else "use"
-        raise ValueError(
-            f"the key/value cache of --max-batch {shapes.batch} rows x --max-seq-len {model.max_seq_len} tokens needs "
-            f"{needed / 1e9:.1f} GB{' per device' if model.mesh.size > 1 else ''}, but {memory.device} has "
-            f"{memory.free_bytes / 1e9:.1f} GB free after the weights: {advice} a lower --max-seq-len"
-        )
-    return needed
-
-
 def make_levels(vocabulary: int) -> tuple[Features, ...]:
-    """What a call can do, from the fastest to the one that can do everything; their states have the same shapes."""
+    """What a call can do, from the fastest to the one that can do everything; their states have the same shapes.
+
+    All report experts: the router knows them anyway, and handing them out costs next to nothing.
+    """
     everything = Features(
         sample=True,
         filter=True,
@@ -108,13 +47,15 @@ def make_levels(vocabulary: int) -> tuple[Features, ...]:
         experts=True,
         stop_ids=MAX_STOP_IDS,
     )
-    return Features(stop_ids=MAX_STOP_IDS), Features(sample=True, stop_ids=MAX_STOP_IDS), everything
+    greedy = Features(experts=True, stop_ids=MAX_STOP_IDS)
+    sampled = Features(sample=True, experts=True, stop_ids=MAX_STOP_IDS)
+    return greedy, sampled, everything
 
 
 def level_of(params: SamplingParams) -> int:
     """The least level (an index into `make_levels`) that can do what a request asks for."""
     beyond = params.filtered or params.penalized or params.min_tokens > 0
-    if beyond or params.logprobs is not None or params.return_routed_experts:
+    if beyond or params.logprobs is not None:
         return 2
     return 0 if params.greedy else 1
 
@@ -199,13 +140,27 @@ class Slots:
         )
         return jax.device_get((output, rows))
 
-    def generate(self, wanted: int) -> steps.Generated:
-        """Up to `wanted` tokens for every row, on the host."""
+    @property
+    def rows_per_step(self) -> int:
+        """How many rows a step of those that generate works on."""
+        return self.shapes.step(self._occupied(), 1).rows
+
+    def generate(self, wanted: int) -> tuple[Sequence[int], steps.Generated]:
+        """Up to `wanted` tokens for every row.
+
+        Returns:
+            The slots that the rows of the outputs are of, some of which may be empty, and the outputs on the host.
+        """
         rows = [row for row in self.rows if row is not None]
         level = max(level_of(row.request.params) for row in rows)
         furthest = max(len(row.request.prompt) + len(row.tokens) - 1 for row in rows) + wanted
-        read = next(length for length in self.shapes.read_lengths if length >= min(furthest, self.shapes.length))
-        return self._run_generate(level, read, wanted)
+        occupied = self._occupied()
+        shape = self.shapes.step(occupied, min(furthest, self.shapes.length))
+        slots = self.shapes.choose(occupied, shape.rows)
+        return slots, self._run_generate(level, shape, slots, wanted)
+
+    def _occupied(self) -> list[int]:
+        return [slot for slot, row in enumerate(self.rows) if row is not None]
 
     def warm_up(self) -> None:
         """Compiles every program that `feed` and `generate` may ever need, by running it on nothing."""
@@ -219,19 +174,33 @@ class Slots:
             arrays = (np.zeros((group, width), np.int32), *numbers, nowhere, in_prompt)
             self._run_feed((group, width, length), arrays, row_params([], group, self.levels[-1], self._entropy))
         for level in range(len(self.levels)):
-            for read in shapes.read_lengths:
-                self._run_generate(level, read, 1)
+            for shape in shapes.steps:
+                self._run_generate(level, shape, shapes.choose((), shape.rows), 1)
 
-    def _run_generate(self, level: int, read: int, wanted: int) -> steps.Generated:
+    def _run_generate(self, level: int, shape: StepShape, slots: Sequence[int], wanted: int) -> steps.Generated:
         model, features, shapes = self.model, self.levels[level], self.shapes
-        slots = None if read == shapes.length else read
-        self._state, generated = model.programs.call(
-            ("generate", features, shapes.batch, shapes.length, read),
-            lambda weights, *args: steps.generate(model.merged(weights), features, *args, slots=slots),
-            model.params,
-            self._state,
-            np.array([row is None for row in self.rows]),
-            np.int32(wanted),
-            donate=(1,),
-        )
+        idle = np.array([self.rows[slot] is None for slot in slots])
+        key = ("generate", features, shapes.batch, shapes.length, shape)
+        if shape.rows == shapes.batch:
+            read = None if shape.slots == shapes.length else shape.slots
+            self._state, generated = model.programs.call(
+                key,
+                lambda weights, *args: steps.generate(model.merged(weights), features, *args, slots=read),
+                model.params,
+                self._state,
+                idle,
+                np.int32(wanted),
+                donate=(1,),
+            )
+        else:
+            self._state, generated = model.programs.call(
+                key,
+                lambda weights, *args: generate_some(model.merged(weights), features, shape.slots, *args),
+                model.params,
+                self._state,
+                np.array(slots, np.int32),
+                idle,
+                np.int32(wanted),
+                donate=(1,),
+            )
         return jax.device_get(generated)

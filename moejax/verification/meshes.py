@@ -1,6 +1,6 @@
 """Compares a model on meshes with itself on one device."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,16 +67,23 @@ class OneDevice:
     tolerance: float | None
 
 
-def on_one_device(source: str, *, dtype: str = "float32", **options: Any) -> OneDevice:
+def on_one_device(
+    source: str, *, dtype: str = "float32", on_step: Callable[[str], None] = lambda what: None, **options: Any
+) -> OneDevice:
     """Loads the model on one device, with the `options` of `moejax.load`, and computes what meshes are compared with.
+
+    on_step: is told what is about to be done.
 
     Raises:
         ValueError: when it cannot be loaded.
     """
     options = {"dtype": dtype, **options}
+    on_step(f"loading {source} on one device")
     model = moejax.load(source, **options)
     prompts = _prompts(model.config.vocab_size, model.max_seq_len)
+    on_step("decoding on one device")
     tokens = _greedy(model, prompts, min(NEW_TOKENS, model.max_seq_len - max(map(len, prompts))))
+    on_step("computing logits on one device")
     logits = moejax.logits(model, [prompt + new for prompt, new in zip(prompts, tokens, strict=True)])
     return OneDevice(
         source=source,

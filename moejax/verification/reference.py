@@ -2,6 +2,7 @@
 
 import gc
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,15 @@ class Passes:
 
 
 def verify_reference(
-    checkpoint: str | Path, reference: str | Path, *, dtype: str = "float32"
+    checkpoint: str | Path,
+    reference: str | Path,
+    *,
+    dtype: str = "float32",
+    on_step: Callable[[str], None] = lambda what: None,
 ) -> tuple[Comparison, Passes]:
     """Compares logits along the reference's own greedy continuations of fixed prompts, one model after the other.
+
+    on_step: is told what is about to be done.
 
     Returns: the comparison, and what it was judged by.
 
@@ -53,11 +60,13 @@ def verify_reference(
             "give the folder that the checkpoint was converted from"
         )
     config = opened[1].config
+    on_step(f"computing {reference} with transformers")
     room = max(1, config.max_position_embeddings - NEW_TOKENS)
     sequences, wanted = _reference_logits(opened[1].folder, fixed_prompts(config.vocab_size, room), wanted_dtype)
     gc.collect()  # frees the reference's memory
     import moejax
 
+    on_step(f"computing {checkpoint} with moejax")
     model = moejax.load(opened[0].folder, dtype=wanted_dtype)
     got = [np.asarray(array) for array in moejax.logits(model, sequences)]
     passes = Passes(max_abs=None, mean_kl=ROUNDED_KL)

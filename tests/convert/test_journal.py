@@ -1,6 +1,9 @@
 """The journal of a conversion and the lock on it."""
 
+import os
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -70,3 +73,21 @@ def test_a_second_one_is_refused_and_the_next_is_not(tmp_path: Path) -> None:
         assert not (tmp_path / WORK).exists()
     with locked(tmp_path):
         pass
+
+
+def test_one_that_comes_while_the_work_folder_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first ends in peace, and the next holds a lock that others see."""
+    with ExitStack() as second:
+        rmdir = os.rmdir
+
+        def come_first(path: str, **options: Any) -> None:
+            monkeypatch.setattr(os, "rmdir", rmdir)
+            second.enter_context(locked(tmp_path))
+            rmdir(path, **options)
+
+        monkeypatch.setattr(os, "rmdir", come_first)
+        with locked(tmp_path):
+            remove_work(tmp_path)
+        assert [path.name for path in tmp_path.iterdir()] == [WORK]
+        with pytest.raises(CheckpointError, match="another conversion into .* is running"), locked(tmp_path):
+            pass

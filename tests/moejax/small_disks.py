@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-SECONDS = 120
+SECONDS = 300
 MOEJAX = (sys.executable, "-m", "moejax")
 
 

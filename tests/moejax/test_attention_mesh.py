@@ -12,9 +12,9 @@ from moejax.attention import Attention
 from moejax.cache import KVCache, empty_cache
 from moejax.config import ModelConfig
 from moejax.declarations import CACHE_AXES
-from moejax.layers import rotation
 from moejax.parallel import Parallel
 from moejax.params import merge, split
+from moejax.rotary import rotation
 from tests.moejax.meshes import made_params, on_mesh
 
 B, T, S, D, H = 8, 6, 12, 24, 4

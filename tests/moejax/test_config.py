@@ -339,9 +339,16 @@ def test_counts_of_the_published_models() -> None:
 # --- names ---
 
 
-@pytest.mark.parametrize("name", ["mixtral-8x7b", "mixtral-8x22b"])
+@pytest.mark.parametrize("name", ["mixtral-8x7b", "mixtral-8x22b", "186m", "742m"])
 def test_named_config(name: str) -> None:
     assert named_config(name) == NAMED_CONFIGS[name]
+
+
+def test_the_small_models_have_the_size_in_their_name() -> None:
+    """In millions; the smaller one is called by what it has without its head."""
+    small, large = NAMED_CONFIGS["186m"], NAMED_CONFIGS["742m"]
+    head = small.vocab_size * small.embed_dim
+    assert ((small.num_parameters - head) // 10**6, large.num_parameters // 10**6) == (186, 742)
 
 
 @pytest.mark.parametrize(
@@ -349,6 +356,10 @@ def test_named_config(name: str) -> None:
     [
         ("mixtral-8x7B", "; did you mean 'mixtral-8x7b'?"),
         ("mixtral8x22b", "; did you mean 'mixtral-8x22b'?"),
+        ("mistralai/Mixtral-8x7B-Instruct-v0.1", "; did you mean 'mixtral-8x7b'?"),
+        ("mistralai/Mixtral-8x22B-v0.1/", "; did you mean 'mixtral-8x22b'?"),
+        ("186M", "; did you mean '186m'?"),
+        ("org/", ""),
         ("gpt", ""),
         ("", ""),
     ],
@@ -357,7 +368,7 @@ def test_an_unknown_name_lists_the_known_and_the_nearest(name: str, hint: str) -
     with pytest.raises(ValueError) as caught:
         named_config(name)
     assert str(caught.value) == (
-        f"unknown model {name!r}: the known names are mixtral-8x7b, mixtral-8x22b, or the path of a config.json{hint}"
+        f"unknown model {name!r}: the known names are {', '.join(NAMED_CONFIGS)}, or the path of a config.json{hint}"
     )
 
 

@@ -1,9 +1,8 @@
 """A conversion that is killed at any moment is never loadable by mistake, and ends as one that was not."""
 
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +20,9 @@ from tests.moejax.conversion_folders import (
     weights_of,
     write_hf,
 )
+from tests.moejax.forked import start
 
-SECONDS = 60
+SECONDS = 300
 POLL_SECONDS = 0.002
 LOCKS = Path("/proc/locks")
 
@@ -61,49 +61,51 @@ def test_to_hugging_face(source: Path, tmp_path: Path) -> None:
 
 
 def kill_until(times: int, source: Path, folder: Path, *options: str, seed: int) -> Kills:
-    """Kills conversions at random moments, `times` in all, each continued until it is finished; compares every one."""
-    whole = folder / "whole"
-    process = start(source, whole, options)
-    wait_for_lock(process, held=True)
-    began = time.perf_counter()
-    wait_for_lock(process, held=False)
-    seconds = time.perf_counter() - began
-    assert process.wait(timeout=SECONDS) == 0
+    """Kills conversions at random moments, `times` in all, each continued until it is finished; compares every one.
+
+    The moments are spread over the time that a conversion seems to take: less when one was quicker than its kill, more
+    when one was killed before it had written anything.
+    """
+    whole, seconds = folder / "whole", 0.2
+    finish(source, whole, options)
     rng = np.random.default_rng(seed)
     kills, number = Kills(), 0
     while kills.total < times:
         target = folder / f"target-{number}"
-        process = start(source, target, options)
-        if rng.random() < 0.9:  # of a process' time most is start-up: nine in ten are let come to the conversion
-            wait_for_lock(process, held=True)
-        try:
-            process.wait(timeout=rng.uniform(0, seconds))
-        except subprocess.TimeoutExpired:
-            process.kill()
-        process.wait()
-        if look(target, kills):  # it was quicker than the kill
+        process = start("convert", source, target, *options, "--quiet")
+        if rng.random() < 0.9:  # nine in ten are let come to the conversion
+            wait_for_lock(process)
+        process.join(rng.uniform(0, seconds))
+        process.kill()
+        process.join()
+        before = kills.with_items
+        if look(target, kills):
             assert_same(target, whole)
             number += 1
-            seconds *= 0.9
+            seconds *= 0.8
+        elif kills.with_items == before:
+            seconds *= 1.25
     target = folder / f"target-{number}"
-    assert start(source, target, options).wait(timeout=SECONDS) == 0
+    finish(source, target, options)
     assert_same(target, whole)
     return kills
 
 
-def wait_for_lock(process: subprocess.Popen[bytes], *, held: bool) -> None:
-    """Waits until the process holds the lock of its target, or does not, or has ended."""
-    while process.poll() is None and held != holds_lock(process.pid):
+def finish(source: Path, target: Path, options: tuple[str, ...]) -> None:
+    """Converts, or goes on to the end."""
+    process = start("convert", source, target, *options, "--quiet")
+    process.join(SECONDS)
+    assert process.exitcode == 0
+
+
+def wait_for_lock(process: BaseProcess) -> None:
+    """Waits until the process holds the lock of its target, or has ended."""
+    while process.is_alive() and not holds_lock(process.pid):
         time.sleep(POLL_SECONDS)
 
 
-def holds_lock(pid: int) -> bool:
+def holds_lock(pid: int | None) -> bool:
     return any("FLOCK" in line and str(pid) in line.split() for line in LOCKS.read_text().splitlines())
-
-
-def start(source: Path, target: Path, options: tuple[str, ...]) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "moejax", "convert", str(source), str(target), *options, "--quiet"]
-    return subprocess.Popen(command)
 
 
 def look(target: Path, kills: Kills) -> bool:

@@ -7,12 +7,14 @@ import pytest
 from jax import Array
 
 from moejax.config import NAMED_CONFIGS
-from moejax.layers import Embedding, RMSNorm, rotate, rotation
+from moejax.layers import Embedding, RMSNorm
 from moejax.operations import linear
 from moejax.params import merge, split
 from moejax.platform import smallest_product
+from moejax.rotary import rotate, rotation
 from tests.moejax.meshes import on_mesh
 
+ONE_DEVICE = on_mesh(NAMED_CONFIGS["mixtral-8x7b"])
 FLOAT32_RTOL = 2e-6  # a dozen roundings of 6e-8
 
 
@@ -54,7 +56,7 @@ def test_a_product_has_the_fewest_rows_that_the_platform_runs_fast(dtype: str, r
 
 
 def norm_with(scale: Array, eps: float) -> RMSNorm:
-    return merge(*split(RMSNorm(scale.shape[0], eps, dtype=scale.dtype)), {"scale": scale})
+    return merge(*split(RMSNorm(scale.shape[0], eps, ONE_DEVICE, dtype=scale.dtype)), {"scale": scale})
 
 
 @pytest.mark.parametrize("eps", [1e-5, 0.1])
@@ -117,9 +119,6 @@ def test_rotation_is_float32_for_16_bit_heads() -> None:
     angles = rotation(jnp.array([[5, 6]]), 4, 1e4)
     assert angles.cos.dtype == angles.sin.dtype == jnp.float32
     assert rotate(x, angles).dtype == jnp.float32
-
-
-ONE_DEVICE = on_mesh(NAMED_CONFIGS["mixtral-8x7b"])
 
 
 def embedding_of(table: np.ndarray, dtype: str) -> Embedding:

@@ -5,9 +5,9 @@ Pages of mapped files do not count: the kernel takes them back when it needs the
 
 import json
 import os
+import select
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,19 +49,24 @@ class Run:
 
 
 def run_measured(code: str, *arguments: str) -> Run:
-    """Runs `code` in a fresh interpreter, looking every 10 ms at what it holds."""
+    """Runs `code` in a fresh interpreter, looking every 10 ms at what it holds.
+
+    It prints when all is done, and then waits for the end of its input: what it holds then is seen in any case.
+    """
     process = subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
         cwd=ROOT,
         env=os.environ | {"JAX_PLATFORMS": "cpu"},  # where the device's memory is the process' own
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    peak = 0
-    while process.poll() is None:
+    assert process.stdout is not None
+    peak, done = 0, False
+    while not done:
+        done = select.select([process.stdout.fileno()], [], [], INTERVAL_SECONDS)[0] != []
         peak = max(peak, held_bytes(process.pid))
-        time.sleep(INTERVAL_SECONDS)
     output, errors = process.communicate()
     assert process.returncode == 0, errors
     return Run(peak_bytes=peak, output=output)
@@ -121,7 +126,8 @@ import jax
 import moejax
 model = moejax.load(sys.argv[1], dtype="bfloat16")
 jax.block_until_ready(model.params)
-print(sum(array.nbytes for array in model.params.values()))
+print(sum(array.nbytes for array in model.params.values()), flush=True)
+sys.stdin.read()
 """
 
 
@@ -157,8 +163,9 @@ import moejax
 model = moejax.load(sys.argv[1], dtype="bfloat16", mesh="expert=4,tensor=2")
 jax.block_until_ready(model.params)
 arrays = model.params.values()
-print(sum(shard.data.nbytes for array in arrays for shard in array.addressable_shards))
-print(max(array.nbytes for array in arrays))
+print(sum(shard.data.nbytes for array in arrays for shard in array.addressable_shards), end=" ")
+print(max(array.nbytes for array in arrays), flush=True)
+sys.stdin.read()
 """
 
 
@@ -176,13 +183,12 @@ def test_loading_on_a_mesh_of_eight_devices(tmp_path: Path) -> None:
 HOLD = """
 import mmap
 import sys
-import time
 import numpy
 held = numpy.ones(int(sys.argv[2]), numpy.uint8)
 with open(sys.argv[1], "rb") as file:
     mapped = numpy.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), numpy.uint8)
-    print(int(mapped[::4096].sum()))
-time.sleep(0.1)
+    print(int(mapped[::4096].sum()), flush=True)
+    sys.stdin.read()
 """
 
 

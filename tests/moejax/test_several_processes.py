@@ -1,7 +1,6 @@
 """Two processes with 4 devices each, as a JAX program of a user's own: what they read, refuse and draw."""
 
 import json
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from tests.ports import free_port
+
 ROOT = Path(__file__).resolve().parents[2]
-SECONDS = 120
+SECONDS = 600  # for both to load and compile, on a machine that is busy with other things
 
 SAME = "start all of them again with the same prompts, flags and checkpoint"
 
@@ -18,10 +19,7 @@ SAME = "start all of them again with the same prompts, flags and checkpoint"
 @pytest.fixture(scope="module")
 def reports() -> list[dict[str, Any]]:
     """What each process of the program says."""
-    with socket.socket() as one:
-        one.bind(("", 0))
-        port = one.getsockname()[1]
-    command = [sys.executable, "-m", "tests.moejax.process_program"]
+    command, port = [sys.executable, "-m", "tests.moejax.process_program"], free_port()
     processes = [
         subprocess.Popen(
             [*command, str(id), str(port)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT

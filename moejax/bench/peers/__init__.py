@@ -62,7 +62,7 @@ class Runner:
     how: str
     serve: Callable[[list[list[int]], list[int]], Served] | None = None
     serve_how: str = ""
-    score: Callable[[list[list[int]], list[list[int]]], list[float]] | None = None
+    score: Callable[[list[list[int]], list[list[int]]], list[list[float]]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +104,23 @@ GROUPS: dict[str, tuple[str, ...]] = {
 }
 
 
+def asked_peers(text: str) -> list[str]:
+    """The rows of `PEERS` that names with commas stand for, each once, in order; "none" is none of them.
+
+    Raises:
+        ValueError: for an unknown name, or none at all.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if names == ["none"]:
+        return []
+    if not names or "none" in names:
+        raise ValueError(
+            f"--peers must be names of systems with commas, or none for moejax alone, got {text!r}: the systems are "
+            f"{', '.join(_known())}"
+        )
+    return expand_peers(names)
+
+
 def expand_peers(names: Sequence[str]) -> list[str]:
     """The rows of `PEERS` that `names` stand for, each once, in order.
 
@@ -113,12 +130,16 @@ def expand_peers(names: Sequence[str]) -> list[str]:
     found: list[str] = []
     for name in names:
         if name not in PEERS and name not in GROUPS or name == "moejax":
-            known = [*GROUPS, *(peer for peer in PEERS if not PEERS[peer].ours)]
+            known = _known()
             near = get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"unknown peer {name!r}: the known ones are {', '.join(known)}{hint}")
         found += [one for one in GROUPS.get(name, (name,)) if one not in found]
     return found
+
+
+def _known() -> list[str]:
+    return [*GROUPS, *(peer for peer in PEERS if not PEERS[peer].ours)]
 
 
 def load_peer(name: str, settings: Settings) -> Runner:

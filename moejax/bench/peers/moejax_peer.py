@@ -42,18 +42,18 @@ def load(settings: Settings) -> Runner:
         seconds = time.perf_counter() - began - (model.programs.compile_seconds - compiled)
         return Served(tokens=[result.token_ids for result in results], seconds=seconds)
 
-    def score(prompts: list[list[int]], tokens: list[list[int]]) -> list[float]:
-        """For each row, the largest gap between the best logit and that of the token that was taken there, in standard
-        deviations of the logits: 0 where every token is the most probable one, about 4 for tokens at random.
+    def score(prompts: list[list[int]], tokens: list[list[int]]) -> list[list[float]]:
+        """For each token of each row, the gap between the best logit there and that of the token that was taken, in
+        standard deviations of the logits: 0 for the most probable one, about 4 for one at random.
         """
         sequences = [prompt + row for prompt, row in zip(prompts, tokens, strict=True)]
-        worst = []
+        scored = []
         for sequence, row in zip(sequences, tokens, strict=True):
             (logits,) = moejax.logits(model, [sequence[:-1]])
             logits = logits[-len(row) :]
             gaps = logits.max(axis=1) - logits[np.arange(len(row)), row]
-            worst.append(float((gaps / logits.std(axis=1)).max()))
-        return worst
+            scored.append((gaps / logits.std(axis=1)).tolist())
+        return scored
 
     how = f"experts {model.expert_backend}, {jax.default_backend()}"
     if model.mesh.size > 1:

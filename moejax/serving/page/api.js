@@ -4,9 +4,10 @@ import { events, StreamCut } from "./sse.js";
 
 /** The server answered, and what it said is no answer. */
 export class ApiError extends Error {
-  constructor(message, status) {
+  constructor(message, status, code = null) {
     super(message);
     this.status = status;
+    this.code = code; // a word for programs, where there is one
   }
 }
 
@@ -18,6 +19,7 @@ export class ServerGone extends Error {
 }
 
 const KEY = "moejax-api-key";
+const SERVER_FAILED = 503; // what an error means that comes in a stream that has begun
 
 /** `askForKey(rejected)` resolves to a key, or to null when the user gives none. */
 export function connect(askForKey) {
@@ -50,7 +52,7 @@ export function connect(askForKey) {
         while (true) {
           const { value, done } = await answered(chunks.next());
           if (done) return;
-          if (value.error) throw new ApiError(value.error.message, value.error.code);
+          if (value.error) throw new ApiError(value.error.message, SERVER_FAILED, value.error.code);
           yield value;
         }
       } finally {
@@ -58,12 +60,12 @@ export function connect(askForKey) {
       }
     },
 
-    /** Whether the server says that it can answer. */
-    async healthy() {
+    /** What the server says of itself: "ready", "loading", "draining", "stopped" or "dead"; null when it says nothing. */
+    async health() {
       try {
-        return (await fetch("health", { cache: "no-store" })).ok;
+        return (await (await fetch("health", { cache: "no-store" })).json()).status;
       } catch (error) {
-        if (error instanceof TypeError) return false; // what fetch throws when there is no connection
+        if (error instanceof TypeError || error instanceof SyntaxError) return null; // no connection, or a proxy's page
         throw error;
       }
     },
@@ -83,7 +85,8 @@ async function answered(promise) {
 async function errorOf(response) {
   const text = await response.text();
   try {
-    return new ApiError(JSON.parse(text).error.message, response.status);
+    const { message, code } = JSON.parse(text).error;
+    return new ApiError(message, response.status, code);
   } catch (error) {
     if (!(error instanceof SyntaxError || error instanceof TypeError)) throw error;
     return new ApiError(`${response.status} ${response.statusText}`.trim(), response.status); // a proxy's own page

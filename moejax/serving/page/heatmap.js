@@ -1,97 +1,155 @@
-// Which experts the tokens of an answer used: totals per layer, or the experts of one token.
+// Which experts the tokens of an answer used: all tokens together, or one token that is pointed at or chosen.
 
-/** The table and its picker, for a model of `num_layers` layers with `num_experts` experts each. */
+import { createExpertTable, percent } from "./expert_table.js";
+
+const REPAINT_MS = 250; // between two paints of a table that grows: painting takes time from the server beside it
+const MOST_IN_A_LINE = 8; // experts that are listed of a layer
+const MOST_SPOKEN = 4; // layers whose experts are said with a token; the list has them all
+
+/** The table, its picker and its words, for a model as `facts` describes it. */
 export function createHeatmap(section, facts, announce) {
   const { num_layers: layers, num_experts: experts, experts_per_token: perToken } = facts;
-  const slider = section.querySelector("#token");
-  const route = section.querySelector("#token-route");
-  const unpin = section.querySelector("#unpin");
-  const cells = buildTable(section.querySelector("#experts-grid"), layers, experts);
-  section.querySelector("#experts-note").textContent =
-    `In every layer ${perToken} of ${experts} experts work on each token. A cell is the share of this answer's tokens ` +
-    `on which an expert worked; ${percent(perToken / experts)} everywhere would be even. ` +
-    "Point at a token of the answer, or choose it here, to see the experts that wrote it.";
+  const part = (id) => section.querySelector(`#${id}`);
+  const [slider, route, unpin, words, cellLine] = ["token", "token-route", "unpin", "in-words", "cell"].map(part);
+  const table = createExpertTable(part("experts-grid"), layers, experts, tellCell);
+  part("experts-note").textContent =
+    "A cell shows on how many of this answer's tokens an expert worked. Point at a token of the answer, or choose one " +
+    "here, to see its experts.";
+  part("legend-even").textContent = `if used evenly: ${percent(perToken / experts)}`;
 
-  let tokens = [];
-  let counts = [];
-  let spans = []; // that show them
-  let pinned = null;
-  let dirty = false;
+  const life = new AbortController(); // of its hold on the section
+  let tokens = []; // with their experts
+  let counts = []; // of tokens, [layer][expert]
+  let spans = []; // that show the tokens
+  let pinned = null; // index of the token that was chosen
+  let shown = null; // index of the token that the table shows
+  let paintedAt = -Infinity;
+  let waiting = null; // the timer of the next paint
 
-  /** Forgets the last answer; the next one is shown in a pane with this `text` and the `spans` of its tokens. */
-  function reset(pane) {
-    const { text } = pane;
+  /** Forgets the last answer. */
+  function clear() {
     tokens = [];
-    spans = pane.spans;
+    spans = [];
     counts = Array.from({ length: layers }, () => new Array(experts).fill(0));
-    text.addEventListener("pointerover", (event) => preview(indexOf(event.target)));
-    text.addEventListener("pointerleave", () => preview(null));
-    text.addEventListener("click", (event) => pin(indexOf(event.target)));
-    text.addEventListener("keydown", onKey);
+    slider.max = 0;
     pin(null);
     section.hidden = true;
   }
 
-  function add(added) {
-    for (const token of added) {
-      tokens.push(token);
-      token.experts?.forEach((chosen, layer) => chosen.forEach((expert) => (counts[layer][expert] += 1)));
-    }
-    if (added.some((token) => token.experts)) section.hidden = false;
-    slider.max = Math.max(0, tokens.length - 1);
-    if (pinned === null) route.textContent = totalsLine();
-    if (!dirty) requestAnimationFrame(paintTotals);
-    dirty = true;
+  /** Takes the pane in which the next answer is shown. */
+  function follow(lane) {
+    spans = lane.spans;
+    lane.text.addEventListener("pointerover", (event) => show(indexOf(event.target) ?? pinned));
+    lane.text.addEventListener("pointerleave", () => show(pinned));
+    lane.text.addEventListener("click", (event) => pin(indexOf(event.target)));
+    lane.text.addEventListener("keydown", onKey);
   }
 
-  function paintTotals() {
-    dirty = false;
-    const routed = tokens.filter((token) => token.experts).length;
-    const largest = Math.max(1, ...counts.flat());
+  function add(added) {
+    if (added.length === 0) return;
+    section.hidden = false;
+    tokens.push(...added);
+    for (const token of added) token.experts.forEach((ids, layer) => ids.forEach((id) => (counts[layer][id] += 1)));
+    waiting ??= setTimeout(paint, Math.max(0, paintedAt + REPAINT_MS - performance.now()));
+  }
+
+  function paint() {
+    clearTimeout(waiting);
+    waiting = null;
+    paintedAt = performance.now();
+    const { largest } = busiest();
+    slider.max = Math.max(0, tokens.length - 1);
+    table.paint(counts, tokens.length, largest);
+    const most = largest / Math.max(1, tokens.length);
+    part("legend-most").textContent = percent(most);
+    part("even-mark").style.setProperty("--at", `${Math.min(100, (100 * perToken) / experts / Math.max(most, 0.001))}%`);
+    describeShown();
+  }
+
+  function busiest() {
+    let found = { largest: 0, layer: 0, expert: 0 };
     counts.forEach((row, layer) =>
       row.forEach((count, expert) => {
-        const cell = cells[layer][expert];
-        const share = routed === 0 ? 0 : count / routed;
-        cell.textContent = routed === 0 ? "" : percent(share);
-        cell.title = `layer ${layer}, expert ${expert}: ${count} of ${routed} tokens`;
-        cell.style.setProperty("--heat", `${Math.round((100 * count) / largest)}%`);
-        cell.classList.toggle("hot", count > 0.7 * largest);
+        if (count > found.largest) found = { largest: count, layer, expert };
+      }),
+    );
+    return found;
+  }
+
+  /** Shows the token `index`, or all of them for null. */
+  function show(index) {
+    if (index === shown && index !== null) return;
+    spans[shown]?.classList.remove("picked");
+    spans[index]?.classList.add("picked");
+    shown = index;
+    table.mark(index === null ? null : tokens[index].experts);
+    if (index !== null) slider.value = index;
+    describeShown();
+  }
+
+  function describeShown() {
+    route.textContent = shown === null ? totals() : aloud(shown);
+    slider.setAttribute("aria-valuetext", shown === null ? "all tokens" : aloud(shown));
+    if (words.open) listWords();
+  }
+
+  function totals() {
+    if (tokens.length === 0) return "";
+    const { largest, layer, expert } = busiest();
+    const share = percent(largest / tokens.length);
+    return `All ${tokens.length} tokens. The busiest is expert ${expert} of layer ${layer}: it worked on ${share} of them.`;
+  }
+
+  function aloud(index) {
+    const { text, experts: chosen } = tokens[index];
+    const name = `Token ${index + 1} of ${tokens.length}, “${visible(text)}”`;
+    if (layers > MOST_SPOKEN) return `${name}.`;
+    return `${name}: ${chosen.map((ids, layer) => `layer ${layer}: ${sorted(ids).join(", ")}`).join("; ")}.`;
+  }
+
+  /** What the table shows, a line per layer. */
+  function listWords() {
+    const lines = shown === null ? counts.map(layerTotals) : tokens[shown].experts.map(layerOfToken);
+    words.querySelector("ul").replaceChildren(
+      ...lines.map((line) => {
+        const item = document.createElement("li");
+        item.textContent = line;
+        return item;
       }),
     );
   }
 
-  function show(index) {
-    const chosen = index === null ? null : tokens[index].experts;
-    section.classList.toggle("one-token", chosen !== null);
-    cells.forEach((row, layer) =>
-      row.forEach((cell, expert) => cell.classList.toggle("chosen", chosen?.[layer].includes(expert) ?? false)),
-    );
-    spans.forEach((span, place) => span.classList.toggle("picked", place === index));
-    route.textContent = index === null ? totalsLine() : describe(index);
-    slider.setAttribute("aria-valuetext", index === null ? "none chosen" : describe(index));
-    if (index !== null) slider.value = index;
+  function layerTotals(row, layer) {
+    const order = row.map((count, expert) => [count, expert]).sort(([a, i], [b, j]) => b - a || i - j);
+    const used = order.filter(([count]) => count > 0);
+    const listed = used.slice(0, MOST_IN_A_LINE);
+    const parts = listed.map(([count, expert]) => `expert ${expert} ${percent(count / tokens.length)}`);
+    if (used.length > listed.length) parts.push(`${used.length - listed.length} others less`);
+    if (used.length < experts) parts.push(`${experts - used.length} not at all`);
+    return `Layer ${layer}: ${parts.join(", ")}`;
   }
 
-  function totalsLine() {
-    return `The table shows all ${tokens.length} tokens.`;
+  function layerOfToken(ids, layer) {
+    return `Layer ${layer}: ${ids.length === 1 ? "expert" : "experts"} ${sorted(ids).join(", ")}`;
   }
 
-  function describe(index) {
-    const { text: written, experts: chosen } = tokens[index];
-    const name = `Token ${index + 1} of ${tokens.length}, “${visible(written)}”`;
-    if (chosen === null) return `${name}: the server did not say which experts wrote it.`;
-    const parts = chosen.map((ids, layer) => `layer ${layer}: ${[...ids].sort((a, b) => a - b).join(", ")}`);
-    return `${name} – experts of ${parts.join("; ")}.`;
-  }
-
-  function preview(index) {
-    show(index ?? pinned);
+  function tellCell(layer, expert) {
+    const count = layer === null ? null : counts[layer][expert];
+    cellLine.textContent =
+      count === null
+        ? "Point at a cell for its numbers, or move through the table with the arrow keys."
+        : `Expert ${expert} of layer ${layer} worked on ${count} of ${tokens.length} tokens.`;
   }
 
   function pin(index) {
     pinned = index;
     unpin.disabled = index === null;
     show(index);
+  }
+
+  function showAll() {
+    slider.focus(); // the button is about to be disabled
+    pin(null);
   }
 
   function onKey(event) {
@@ -102,42 +160,23 @@ export function createHeatmap(section, facts, announce) {
     const next = pinned === null ? 0 : Math.min(tokens.length - 1, Math.max(0, pinned + step));
     pin(next);
     spans[next].scrollIntoView({ block: "nearest" });
-    announce(describe(next));
+    announce(aloud(next));
   }
 
-  slider.addEventListener("input", () => tokens.length > 0 && pin(slider.valueAsNumber));
-  unpin.addEventListener("click", () => pin(null));
-  return { reset, add };
-}
-
-/** A table of experts (rows) and layers (columns); returns its cells as [layer][expert]. */
-function buildTable(parent, layers, experts) {
-  const table = document.createElement("table");
-  table.className = layers > 12 ? "heat dense" : "heat";
-  table.style.setProperty("--layers", layers);
-  const head = table.createTHead().insertRow();
-  head.append(header("Expert", "col", "corner"));
-  for (let layer = 0; layer < layers; layer++) head.append(header(layer, "col", "", `Layer ${layer}`));
-  const cells = Array.from({ length: layers }, () => []);
-  const body = table.createTBody();
-  for (let expert = 0; expert < experts; expert++) {
-    const row = body.insertRow();
-    row.append(header(expert, "row", "", `Expert ${expert}`));
-    for (let layer = 0; layer < layers; layer++) cells[layer].push(row.insertCell());
-  }
-  const caption = table.createCaption();
-  caption.textContent = "Layer";
-  parent.replaceChildren(table);
-  return cells;
-}
-
-function header(text, scope, className, label) {
-  const th = document.createElement("th");
-  th.scope = scope;
-  th.textContent = text;
-  if (className) th.className = className;
-  if (label) th.setAttribute("aria-label", label);
-  return th;
+  slider.addEventListener("input", () => tokens.length > 0 && pin(slider.valueAsNumber), { signal: life.signal });
+  unpin.addEventListener("click", showAll, { signal: life.signal });
+  words.addEventListener("toggle", listWords, { signal: life.signal });
+  tellCell(null, null);
+  clear();
+  return {
+    clear,
+    follow,
+    add,
+    /** Shows what has come so far at once: nothing more comes. */
+    finish: () => tokens.length > 0 && paint(),
+    /** Gives the section up, for the table of another model. */
+    close: () => life.abort(),
+  };
 }
 
 function indexOf(element) {
@@ -145,11 +184,11 @@ function indexOf(element) {
   return index === undefined ? null : Number(index);
 }
 
+function sorted(ids) {
+  return [...ids].sort((a, b) => a - b);
+}
+
 /** White space that can be seen. */
 function visible(text) {
   return text.replaceAll("\n", "↵").replaceAll("\t", "⇥").replaceAll(" ", "␣");
-}
-
-function percent(share) {
-  return `${Math.round(100 * share)}%`;
 }

@@ -12,11 +12,13 @@ const $ = (id) => document.getElementById(id);
 const form = $("composer");
 const buttons = { generate: $("generate"), race: $("race"), stop: $("stop-button") };
 const api = connect(keyDialog($("key-dialog")));
-const status = createStatus($("server-status"), api.healthy);
+const status = createStatus($("server-status"), api.health);
 
 let facts = null; // of the model; null until the server has told them
 let heatmap = null;
+let meeting = null; // the promise of a server that answers; null while one does
 let running = null; // the AbortController of what runs
+let pressed = null; // the button that had the focus when it started what runs
 let lanes = []; // of the latest answer
 
 function announce(text) {
@@ -24,40 +26,77 @@ function announce(text) {
 }
 
 function complain(text) {
-  $("alert").hidden = text === null;
   $("alert").textContent = text ?? "";
 }
 
+/** A button that becomes disabled loses the focus: then it goes to the one that can be used next. */
 function updateButtons() {
-  buttons.generate.disabled = running !== null || facts === null;
-  buttons.race.disabled = running !== null || !facts?.baseline.available;
-  buttons.stop.disabled = running === null;
+  const busy = running !== null;
+  const focused = document.activeElement;
+  if (busy && (focused === buttons.generate || focused === buttons.race)) pressed = focused;
+  buttons.stop.disabled = !busy && focused !== buttons.stop;
+  if (busy && pressed !== null) buttons.stop.focus();
+  const able = !busy && meeting === null && facts !== null;
+  buttons.generate.disabled = !able;
+  buttons.race.disabled = !able || !facts.baseline.available;
+  if (busy) return;
+  if (focused === buttons.stop) (pressed === null || pressed.disabled ? form.elements.prompt : pressed).focus();
+  pressed = null;
+  buttons.stop.disabled = true;
 }
 
 function updateSummary() {
   $("settings-summary").textContent = summary(form);
 }
 
-/** Reads what the server says of its model, as soon as it says so. */
+/** Waits for a server that answers, and reads what it says of its model. However often it is called, it runs once. */
+function meetServer() {
+  meeting ??= learnFacts().finally(() => {
+    meeting = null;
+    updateButtons();
+  });
+  updateButtons();
+}
+
 async function learnFacts() {
-  try {
-    facts = await api.get("v1/moejax/info");
-  } catch (error) {
-    if (error instanceof ServerGone) return status.gone().then(learnFacts);
-    if (error instanceof ApiError && error.status === 503) return status.gone("Starting").then(learnFacts);
-    if (error instanceof ApiError) return complain(`The server refuses to describe its model: ${error.message}`);
-    throw error;
+  for (let waited = false; ; waited = true) {
+    try {
+      const told = await api.get("v1/moejax/info");
+      if (JSON.stringify(told) !== JSON.stringify(facts)) adopt(told); // else what is on the page stays there
+      if (waited) complain(null);
+      if (waited) announce("The server is ready.");
+      return status.ready();
+    } catch (error) {
+      if (error instanceof ApiError && error.status !== 503) return refused(error);
+      if (!(error instanceof ApiError || error instanceof ServerGone)) throw error;
+    }
+    await status.untilReady();
   }
+}
+
+function refused(error) {
+  status.refused();
+  const advice = error.status === 401 ? "Reload this page to be asked for the key again." : error.message;
+  complain(`The server does not describe its model. ${advice}`);
+}
+
+function adopt(told) {
+  facts = told;
   $("model-facts").textContent = modelLine(facts);
+  heatmap?.close();
   heatmap = createHeatmap($("experts"), facts, announce);
   form.elements.max_tokens.max = facts.max_seq_len;
   form.elements.chat.disabled = !facts.has_chat;
-  $("chat-note").textContent = facts.has_chat ? "" : "this checkpoint has no chat template";
-  $("race-note").textContent = facts.baseline.available
-    ? `Race runs the same prompt on moejax, then on ${facts.baseline.name} (${facts.baseline.reason}).`
-    : `No race: ${facts.baseline.reason}.`;
-  status.ready();
-  updateButtons();
+  $("chat-note").textContent = facts.has_chat
+    ? "the prompt is a message to answer"
+    : "this checkpoint has no chat template";
+  const { available, name, reason } = facts.baseline;
+  const bold = Object.assign(document.createElement("b"), { textContent: "Race" });
+  $("race-note").replaceChildren(
+    ...(available
+      ? [bold, ` gives the prompt to moejax, then to ${name} (${reason}), and times each of them alone.`]
+      : [`There is no race: ${reason}.`]),
+  );
 }
 
 /** Clears the answer and makes a pane for each of `descriptions`; their texts continue `prompt`. */
@@ -68,28 +107,29 @@ function openLanes(descriptions, prompt) {
   $("lanes").replaceChildren();
   $("lanes").dataset.count = descriptions.length;
   lanes = descriptions.map((description) => createLane($("lanes"), { ...description, prompt }));
-  heatmap.reset(lanes[0]);
+  heatmap.clear();
 }
 
 async function generate(request, signal) {
   const [lane] = lanes;
-  const body = { ...request.body, return_routed_experts: true }; // not in a race: reporting them takes time
+  const body = { ...request.body, return_routed_experts: true };
+  heatmap.follow(lane);
   lane.begin();
   for await (const chunk of api.stream(request.path, body, signal)) heatmap.add(lane.take(chunk));
   lane.end("done");
-  const why = lane.run.finishReason === "stop" ? "it came to its end" : "the limit of tokens is reached";
+  const why = lane.run.finishReason === "stop" ? "the text came to its end" : "the limit of tokens is reached";
   lane.say(why);
   announce(`Finished: ${lane.run.tokens.length} tokens, ${formatRate(lane.run.rate)} tokens per second; ${why}.`);
 }
 
 async function runRace(request, signal) {
   const [ours, baseline] = lanes;
-  await race(api, request, { ours, baseline }, $("verdict"), signal);
+  await race(api, request, { ours, baseline }, $("verdict"), announce, signal);
 }
 
 /** Runs `task` with the form's request, one at a time, and says what went wrong. */
 async function run(task, describeLanes) {
-  if (running !== null) return;
+  if (running !== null || meeting !== null) return;
   let request;
   for (const field of form.elements) field.removeAttribute("aria-invalid");
   try {
@@ -102,7 +142,7 @@ async function run(task, describeLanes) {
   running = new AbortController();
   updateButtons();
   openLanes(describeLanes(request.body.max_tokens ?? facts.max_seq_len), request.body.prompt ?? "");
-  status.busy("Working");
+  status.busy();
   announce("Working");
   try {
     await task(asked, running.signal);
@@ -110,6 +150,7 @@ async function run(task, describeLanes) {
   } catch (error) {
     explain(error);
   } finally {
+    heatmap.finish();
     running = null;
     updateButtons();
   }
@@ -131,10 +172,11 @@ function explain(error) {
     status.ready();
   } else if (error instanceof ServerGone) {
     complain("The server stopped answering. What had arrived is kept below; this page waits for the server.");
-    status.gone().then(() => complain("The server answers again."));
+    meetServer();
   } else if (error instanceof ApiError) {
     complain(`The server could not do this: ${error.message}`);
     status.ready();
+    if (error.status === 503) meetServer(); // is it the whole server that fails, or the baseline alone?
   } else {
     complain(`This page failed: ${error.message}`);
     throw error;
@@ -143,12 +185,12 @@ function explain(error) {
 
 form.addEventListener("submit", (event) => {
   event.preventDefault();
-  run(generate, (most) => [{ name: "moejax", note: "", most }]);
+  run(generate, (most) => [{ name: facts.model, note: "", most }]);
 });
 buttons.race.addEventListener("click", () =>
   run(runRace, (most) => [
-    { name: "moejax", note: "continuous batching, one compiled step", most },
-    { name: facts.baseline.name, note: "runs when moejax is done", most },
+    { name: "moejax", note: `this server, ${facts.dtype}, ${facts.platform}`, most },
+    { name: facts.baseline.name, note: "", most },
   ]),
 );
 buttons.stop.addEventListener("click", () => running?.abort());
@@ -158,5 +200,4 @@ form.elements.prompt.addEventListener("keydown", (event) => {
 });
 
 updateSummary();
-updateButtons();
-learnFacts();
+meetServer();

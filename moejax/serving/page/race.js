@@ -2,28 +2,53 @@
 
 import { formatRate, formatSeconds } from "./run.js";
 
-/** Runs both, one after the other; fills `verdict` when both have come to their end. */
-export async function race(api, request, { ours, baseline }, verdict, signal) {
-  verdict.hidden = true;
-  ours.begin();
-  await follow(api.stream(request.path, request.body, signal), ours);
-  baseline.say("waiting for its process");
-  for await (const chunk of api.stream(request.path.replace("v1/", "v1/moejax/baseline/"), request.body, signal)) {
-    if (chunk.moejax?.status === "running") {
-      baseline.say(chunk.moejax.description);
-      baseline.begin();
-    } else if (chunk.moejax?.status) {
-      baseline.say(`${chunk.moejax.status}; its clock has not begun`);
-    }
-    baseline.take(chunk);
+const RETRY_MS = 500;
+
+/** Runs both, one after the other; `verdict` says what is going on, and in the end who won. */
+export async function race(api, request, { ours, baseline }, verdict, announce, signal) {
+  function report(text) {
+    verdict.replaceChildren(paragraph("plain", text));
+    announce(text);
   }
-  baseline.end("done");
-  showVerdict(verdict, ours, baseline);
+
+  verdict.hidden = false;
+  try {
+    report(`${ours.name} runs now, then ${baseline.name}.`);
+    ours.begin();
+    for await (const chunk of api.stream(request.path, request.body, signal)) ours.take(chunk);
+    ours.end("done");
+    for await (const chunk of fromBaseline(api, request, report, signal)) {
+      const status = chunk.moejax?.status;
+      if (status === "running") {
+        report(`${baseline.name} runs now.`);
+        baseline.say(chunk.moejax.description);
+        baseline.begin();
+      } else if (status) {
+        report(`The race waits: ${status}. This is on no clock.`);
+      }
+      baseline.take(chunk);
+    }
+    baseline.end("done");
+  } catch (error) {
+    verdict.replaceChildren(paragraph("plain", "The race did not come to its end."));
+    throw error;
+  }
+  announce(showVerdict(verdict, ours, baseline));
 }
 
-async function follow(chunks, lane) {
-  for await (const chunk of chunks) lane.take(chunk);
-  lane.end("done");
+/** The baseline's chunks. It runs one race at a time: the end of another one is waited for. */
+async function* fromBaseline(api, request, report, signal) {
+  const path = request.path.replace("v1/", "v1/moejax/baseline/");
+  while (true) {
+    try {
+      return yield* api.stream(path, request.body, signal);
+    } catch (error) {
+      if (error.code !== "baseline_busy") throw error;
+    }
+    report("The race waits: another one is being run. This is on no clock.");
+    await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
+    signal.throwIfAborted();
+  }
 }
 
 /** Who was how many times as fast, by tokens per second of their clocks. */
@@ -39,29 +64,34 @@ export function partingToken(ours, theirs) {
   return null;
 }
 
+/** Fills `verdict`; returns what it says, in a sentence. */
 function showVerdict(verdict, ours, baseline) {
   const [a, b] = [ours.run, baseline.run];
-  const names = [ours, baseline].map((lane) => lane.root.querySelector("h3").textContent);
+  const names = [ours.name, baseline.name];
   if (a.rate === null || b.rate === null) {
-    verdict.replaceChildren(paragraph("plain", "There is nothing to compare: an answer is empty."));
-  } else {
-    const { first, ratio } = compare(a, b);
-    const digits = ratio < 10 ? ratio.toFixed(1) : Math.round(ratio);
-    const [winner, loser] = first ? names : [names[1], names[0]];
-    verdict.replaceChildren(
-      paragraph("ratio", `${digits}×`),
-      paragraph("claim", `${winner} was ${digits} times as fast as ${loser}.`),
-      paragraph("details", details(names, a, b)),
-      bars(names, [a.rate, b.rate]),
-    );
+    const nothing = "There is nothing to compare: an answer is empty.";
+    verdict.replaceChildren(paragraph("plain", nothing));
+    return nothing;
   }
-  verdict.hidden = false;
+  const { first, ratio } = compare(a, b);
+  const digits = ratio < 10 ? ratio.toFixed(1) : Math.round(ratio);
+  const [winner, loser] = first ? names : [names[1], names[0]];
+  const claim =
+    digits === "1.0" ? `${winner} and ${loser} were equally fast.` : `${winner} was ${digits} times as fast as ${loser}.`;
+  verdict.replaceChildren(
+    paragraph("ratio", `${digits}×`),
+    paragraph("claim", claim),
+    paragraph("details", details(names, a, b)),
+    bars(names, [a.rate, b.rate]),
+  );
+  return claim;
 }
 
 function details(names, a, b) {
-  const parts = partingToken(a.tokens, b.tokens);
-  const same = parts === null ? "The same tokens." : `Their tokens differ from token ${parts} on.`;
   const side = (name, run) => `${name}: ${run.tokens.length} tokens in ${formatSeconds(run.seconds)}`;
+  const parts = partingToken(a.tokens, b.tokens);
+  const same =
+    parts === null ? "Both wrote the same tokens." : `Their tokens are the same before token ${parts}, and differ there.`;
   return `${side(names[0], a)}; ${side(names[1], b)}. ${same}`;
 }
 

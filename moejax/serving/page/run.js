@@ -3,7 +3,7 @@
 /** A run that has not begun. Its clock starts with `start`. */
 export class Run {
   constructor() {
-    this.tokens = []; // { id, text, experts: per layer the experts that it was fed to, or null }
+    this.tokens = []; // { id, text, experts: per layer those that worked on it, null where they were not asked for }
     this.startedAt = null; // of performance.now(), ms
     this.firstSeconds = null; // until the first token, on the server's clock
     this.seconds = null; // until the latest token, on the server's clock

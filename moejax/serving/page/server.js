@@ -2,10 +2,15 @@
 
 const RETRY_MS = 1500;
 
-/** Shows in the header whether the server answers; after a failure it asks until the server is back. */
-export function createStatus(element, healthy) {
-  let asking = false;
+const WORDS = {
+  loading: "Loading the model",
+  draining: "Shutting down",
+  stopped: "Shutting down",
+  dead: "The engine has failed",
+};
 
+/** Shows in the header whether the server answers. */
+export function createStatus(element, health) {
   function show(state, words) {
     element.dataset.state = state;
     element.firstElementChild.textContent = words;
@@ -13,17 +18,15 @@ export function createStatus(element, healthy) {
 
   return {
     ready: () => show("ready", "Ready"),
-    busy: (words) => show("busy", words),
+    busy: () => show("busy", "Working"),
+    refused: () => show("gone", "Refused"),
 
-    /** Says in a few words why there is no server, and resolves when it answers again. */
-    async gone(words = "No server") {
-      show("gone", words);
-      if (asking) return new Promise(() => {}); // the first caller goes on
-      asking = true;
-      do await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
-      while (!(await healthy()));
-      asking = false;
-      show("ready", "Ready");
+    /** Says why the server does not answer, for as long as it does not. */
+    async untilReady() {
+      for (let said = await health(); said !== "ready"; said = await health()) {
+        show(said === "loading" ? "waiting" : "gone", WORDS[said] ?? "No server");
+        await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
+      }
     },
   };
 }
@@ -45,14 +48,13 @@ export function keyDialog(dialog) {
     });
 }
 
-/** One line on the model. */
+/** What a visitor has to know of the model. */
 export function modelLine(facts) {
   const parts = [
-    facts.model,
-    `${facts.num_layers} layers`,
-    `${facts.experts_per_token} of ${facts.num_experts} experts per token`,
-    `up to ${facts.max_seq_len.toLocaleString("en")} tokens`,
+    `${facts.model} is a language model, served by moejax. Each of its ${facts.num_layers} layers has ` +
+      `${facts.num_experts} experts, of which ${facts.experts_per_token} work on a token (a word or a piece of one).`,
   ];
-  if (facts.mesh && /[2-9]|1\d/.test(facts.mesh)) parts.push(`mesh ${facts.mesh}`);
-  return parts.join(" · ");
+  if (facts.about !== null) parts.push(facts.about);
+  if (/[2-9]|1\d/.test(facts.mesh)) parts.push(`It is split over devices: ${facts.mesh}.`);
+  return parts.join(" ");
 }

@@ -33,7 +33,7 @@ export function readRequest(form) {
 export function summary(form) {
   const fields = form.elements;
   const temperature = fields.temperature.valueAsNumber;
-  const parts = [temperature > 0 ? `temperature ${temperature}` : "greedy"];
+  const parts = [`temperature ${fields.temperature.value}`];
   if (temperature > 0 && fields.top_p.valueAsNumber < 1) parts.push(`top p ${fields.top_p.value}`);
   if (temperature > 0 && fields.seed.value !== "") parts.push(`seed ${fields.seed.value}`);
   if (fields.max_tokens.value !== "") parts.push(`up to ${fields.max_tokens.value} tokens`);
@@ -43,7 +43,7 @@ export function summary(form) {
 }
 
 function labelOf(field) {
-  return field.labels[0].textContent.trim();
+  return field.labels[0].firstChild.textContent.trim();
 }
 
 /** A line break cannot be typed into a field of one line: \n, \t and \\ stand for what they do elsewhere. */

@@ -1,6 +1,6 @@
 """A peer that behaves as its first argument says: what the protocol has to survive. Speaks it through the real worker.
 
-python fake_peer.py right|wrong|short|noise|raises|dies|list
+python fake_peer.py right|wrong|wrong when ragged|scores once|short|noise|raises|dies|list
 """
 
 import os
@@ -20,6 +20,7 @@ def load(settings: Settings) -> Runner:
     if behaviour == "raises":
         raise RuntimeError("no such layer\nand more lines")
     print("a library prints this to stdout")
+    asked: list[int] = []
 
     def run(prompts: list[list[int]], output_len: int) -> Run:
         if behaviour == "dies":
@@ -35,11 +36,20 @@ def load(settings: Settings) -> Runner:
 
     def serve(prompts: list[list[int]], output_lens: list[int]) -> Served:
         pairs = zip(prompts, output_lens, strict=True)
-        return Served(tokens=[right_tokens([prompt], length)[0] for prompt, length in pairs], seconds=4.0)
+        tokens = [right_tokens([prompt], length)[0] for prompt, length in pairs]
+        if behaviour == "wrong when ragged":
+            tokens[0][0] += 1
+        return Served(tokens=tokens, seconds=4.0)
 
-    def score(prompts: list[list[int]], tokens: list[list[int]]) -> list[float]:
-        wanted = right_tokens(prompts, len(tokens[0]))
-        return [0.0 if row == right else 4.0 for row, right in zip(tokens, wanted, strict=True)]
+    def score(prompts: list[list[int]], tokens: list[list[int]]) -> list[list[float]]:
+        if behaviour == "scores once" and len(asked) > 0:
+            raise RuntimeError("asked twice about the same tokens")
+        asked.append(len(tokens))
+        wanted = [right_tokens([prompt], len(row))[0] for prompt, row in zip(prompts, tokens, strict=True)]
+        return [
+            [0.0 if one == right else 4.0 for one, right in zip(*pair, strict=True)]
+            for pair in zip(tokens, wanted, strict=True)
+        ]
 
     return Runner(run=run, how=f"fake, {settings.dtype}", serve=serve, serve_how="one by one", score=score)
 

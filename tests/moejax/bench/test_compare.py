@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from moejax.bench.compare import Plan, as_json, compare, installed
-from moejax.bench.peers import PEERS, Peer, expand_peers
+from moejax.bench.compare import Plan, as_json, check_installed, compare, installed, judged
+from moejax.bench.peers import PEERS, Peer, asked_peers, expand_peers
 from moejax.bench.process import PeerFailed
 from moejax.bench.works import Request, Work
 from tests.moejax.bench.fakes import SETTINGS, command
@@ -52,11 +52,37 @@ def test_times_tokens_and_failures_of_every_peer() -> None:
     assert wrong["prefill"]["median_tokens_per_second"] == 2 * 3 / 0.25
     served = found["throughput"]
     assert (served["num_requests"], served["prompt_tokens"], served["output_tokens"]) == (2, 3, 5)
-    assert [one["contender"] for one in served["results"]] == ["moejax", "fast and wrong"]
-    assert [standing.name for standing in standings if not all(v.right for v in standing.verdicts.values())] == [
-        "fast and wrong"
+    assert [(one["contender"], one["tokens"]) for one in served["results"]] == [
+        ("moejax", "same tokens"),
+        ("fast and wrong", "same tokens"),
     ]
+    # Two rounds, of which the requests are in every second one.
+    assert (found["rounds"], served["rounds"], len(served["results"][0]["seconds"])) == (2, 1, 1)
+    assert [standing.name for standing in standings if not standing.right] == ["fast and wrong"]
+    assert set(standings[0].warmup_seconds) == {"b2 pp3 tg5", "requests"}
+    assert found["contenders"][0]["warmup_seconds"] == sum(standings[0].warmup_seconds.values())
     assert "judging the tokens in float32" in events
+
+
+def test_a_peer_that_mistakes_only_padded_prompts_is_found_out() -> None:
+    asked = plan({"moejax": "right", "padding": "wrong when ragged"}, rounds=1)
+    standings = compare(asked)
+    assert [standing.right for standing in standings] == [True, False]
+    ours, padding = as_json(asked, standings)["throughput"]["results"]
+    assert (ours["tokens"], padding["tokens"]) == ("same tokens", "WRONG")
+
+
+def test_systems_that_agree_are_judged_once() -> None:
+    asked = plan({"moejax": "right", "same": "right"}, rounds=1)
+    once = dataclasses.replace(asked, requests=[], commands={**asked.commands, "reference": command("scores once")})
+    assert [standing.right for standing in compare(once)] == [True, True]
+
+
+def test_which_requests_are_judged() -> None:
+    requests = [Request(prompt=[1] * length, output_len=1) for length in (9, 1, *range(2, 9), *range(10, 30))]
+    lengths = [len(requests[place].prompt) for place in judged(requests)]
+    assert len(lengths) == 8 and lengths == sorted(lengths) and (lengths[0], lengths[-1]) == (1, 29)
+    assert judged(requests[:1]) == [0] and judged([]) == []
 
 
 def test_when_moejax_fails_there_is_nothing_to_compare() -> None:
@@ -85,7 +111,24 @@ def test_names_of_peers() -> None:
     )
 
 
+def test_names_of_peers_in_a_flag() -> None:
+    assert asked_peers("vllm, transformers,vllm") == ["vllm", "transformers"]
+    assert asked_peers("none") == []
+    for text in ("", " , ", "none,vllm"):
+        with pytest.raises(ValueError, match=f"names of systems with commas, or none for moejax alone, got '{text}'"):
+            asked_peers(text)
+
+
 def test_what_is_not_installed_is_named_with_its_install_line(monkeypatch: pytest.MonkeyPatch) -> None:
     absent = Peer(load="nowhere:load", needs=("json", "no_such_module"), install="pip install it")
     monkeypatch.setitem(PEERS, "absent", absent)
-    assert installed(["moejax", "absent"]) == (["moejax"], {"absent": "not installed (no_such_module): pip install it"})
+    present, missing = installed(["moejax", "absent"])
+    assert (present, missing) == (["moejax"], {"absent": "not installed (no_such_module): pip install it"})
+    check_installed(present, missing)
+    check_installed([], {})  # none was asked for
+    with pytest.raises(ValueError) as caught:
+        check_installed([], missing)
+    assert str(caught.value) == (
+        "there is nothing to compare with: absent is not installed (no_such_module): pip install it. --peers none "
+        "times moejax alone"
+    )

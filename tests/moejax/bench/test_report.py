@@ -8,7 +8,7 @@ import pytest
 
 from moejax.bench import plots, published
 from moejax.bench.machine import describe_run, machine_line
-from moejax.bench.report import write_report
+from moejax.bench.report import check_report, write_report
 from moejax.bench.report_tables import compare_table, table
 
 
@@ -24,7 +24,7 @@ def samples(rate: float, ratio: float) -> dict[str, Any]:
 
 def result(contender: str, rate: float, ratio: float, tokens: str = "same tokens") -> dict[str, Any]:
     both = {"prefill": samples(10 * rate, ratio), "decode": samples(rate, ratio)}
-    return {"contender": contender, "tokens": tokens, "worst_gap": 0.0, "warmup_seconds": 1.0, **both}
+    return {"contender": contender, "tokens": tokens, "worst_gap": 0.0, "mean_gap": 0.0, "warmup_seconds": 1.0, **both}
 
 
 def comparison() -> dict[str, Any]:
@@ -42,14 +42,21 @@ def comparison() -> dict[str, Any]:
         }
         for batch in (1, 8)
     ]
-    systems = [{"name": name, "how": "so", "serve_how": "", "failed": None} for name in ("moejax", "faster", "slower")]
+    systems = [
+        {"name": name, "how": "so", "serve_how": "", "load_seconds": 2.0, "warmup_seconds": 30.0, "failed": None}
+        for name in ("moejax", "faster", "slower")
+    ]
+    requests = [
+        {"contender": "moejax", "how": "", "tokens": "same tokens", **samples(7.0, 1.0)},
+        {"contender": "slower", "how": "", "tokens": "WRONG", **samples(3.5, 2.0)},
+    ]
     systems[2]["failed"] = "slower ended"
     compared = {
         "rounds": 2,
         "threads": 2,
         "contenders": systems,
         "works": works,
-        "throughput": {"num_requests": 64, "results": [{"contender": "moejax", "how": "", **samples(7.0, 1.0)}]},
+        "throughput": {"num_requests": 64, "rounds": 1, "results": requests},
         "not_installed": {"vllm": "not installed (vllm): pip install vllm"},
     }
     model = {"name": "m", "parameters": 10**8, "active_parameters": 10**7, "dtype": "bfloat16"}
@@ -58,17 +65,22 @@ def comparison() -> dict[str, Any]:
 
 def test_a_report_has_page_samples_and_plots(tmp_path: Path) -> None:
     given = comparison()
+    check_report(tmp_path / "new")
     write_report(tmp_path / "new", given)
+    check_report(tmp_path / "new")  # which is written over
     assert json.loads((tmp_path / "new" / "report.json").read_text()) == given
     page = (tmp_path / "new" / "report.md").read_text()
     assert "- command: `moejax bench compare 'a b'`" in page
     assert "- vllm: not installed (vllm): pip install vllm" in page
-    assert "- slower: so; FAILED: slower ended" in page
+    assert "- slower: so; loading 2.0 s, compiling and warming up 30.0 s; FAILED: slower ended" in page
+    assert "2 rounds (1 of the ragged requests)" in page
     assert "NOT MEASURED BY US" in page
-    names = ["throughput_p128_n64.png", "latency_p128_n64.png", "ratio_p128_n64.png", "prefill_ratio_p128_n64.png"]
+    names = ["latency_p128_n64.png", "throughput_p128_n64.png", "ratio.png", "ratio_prefill.png"]
+    assert [plot.file for plot in plots.plan_plots(given)] == names
     for name in names:
         assert f"({name})" in page
-        assert (tmp_path / "new" / name).read_bytes().startswith(b"\x89PNG")
+        drawn = (tmp_path / "new" / name).read_bytes()
+        assert drawn.startswith(b"\x89PNG") and plots.digest(given).encode() in drawn
 
 
 def test_losses_are_bold_and_wrong_tokens_named() -> None:
@@ -79,7 +91,8 @@ def test_losses_are_bold_and_wrong_tokens_named() -> None:
     assert decode["moejax"][2:5] == ["800.0", "800.0 to 800.0", ""]
     assert decode["faster"][4] == "**0.80**"
     assert (decode["slower"][4], decode["slower"][6]) == ("2.00", "WRONG")
-    assert [row[:3] for row in rows if row[0] == "64 ragged requests"] == [["64 ragged requests", "moejax", "7.0"]]
+    served = [[row[1], row[2], row[6]] for row in rows if row[0] == "64 ragged requests"]
+    assert served == [["moejax", "7.0", "same tokens"], ["slower", "3.5", "WRONG"]]
 
 
 def test_without_matplotlib_nothing_is_measured_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,6 +102,14 @@ def test_without_matplotlib_nothing_is_measured_first(monkeypatch: pytest.Monkey
     assert str(caught.value) == (
         "--report draws with matplotlib, which is not installed; run: pip install 'moejax[bench]'"
     )
+
+
+def test_where_a_report_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"--report .*/a/b: there is no folder .*/a; make it first"):
+        check_report(tmp_path / "a" / "b")
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match=r"--report .*/file is a file; name a folder"):
+        check_report(tmp_path / "file")
 
 
 def test_every_published_figure_has_its_source() -> None:

@@ -2,18 +2,21 @@
 
 import dataclasses
 import math
+import threading
+import time
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from moejax.bench import serving_load, serving_request
 from moejax.bench.serving_load import FIRST_ID, Load, plan, run
 from moejax.bench.serving_report import counts_line, error_lines, summarize
 from moejax.bench.serving_request import Outcome
-from tests.moejax.bench.stub_server import Say, event, serving, steady, token, usage
+from tests.moejax.bench.stub_server import DONE, Say, event, serving, steady, token, usage
 
-# A busy machine wakes a sleeper late, never early. Late by this much fails nothing; a wrong formula is further off.
-LATE = 0.25
+WAIT_SECONDS = 60  # for the other side, which is expected at once
 
 
 def load(**given: Any) -> Load:
@@ -31,7 +34,7 @@ def load(**given: Any) -> Load:
         "temperature": 0.0,
         "ignore_eos": True,
         "seed": 0,
-        "timeout": 10.0,
+        "timeout": 60.0,
     }
     return Load(**defaults | given)
 
@@ -53,42 +56,90 @@ def test_lengths_ids_and_times_are_drawn_as_asked_and_repeat_with_the_seed() -> 
     assert plan(dataclasses.replace(asked, seed=1)) != planned
 
 
-def test_latencies_are_those_of_the_server() -> None:
-    first, gap = 0.2, 0.05
-    with serving(steady(first, gap)) as stub:
-        asked = load(base_url=stub.base_url, num_prompts=3, output_len=5)
-        outcomes, duration = run(asked, plan(asked))
+class Clock:
+    """A clock for the client that only the server moves on, each time after the client has looked at it."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self._looks = threading.Semaphore(0)
+
+    def perf_counter(self) -> float:
+        seen = self.now
+        self._looks.release()
+        return seen
+
+    def move_on(self, seconds: float) -> None:
+        assert self._looks.acquire(timeout=WAIT_SECONDS), "the client does not look at the clock"
+        self.now += seconds
+
+
+def test_latencies_are_those_of_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(serving_request, "time", clock)
+
+    def answer(body: dict[str, Any], say: Say) -> None:
+        for place in range(body["max_tokens"]):
+            clock.move_on(0.125 * place if place else 0.5)
+            say(token())
+        clock.move_on(0.0)  # when the last token was read, the next request looks again
+        say(usage(body))
+        say(DONE)
+
+    with serving(answer) as stub:
+        asked = load(base_url=stub.base_url, num_prompts=3, output_len=5, max_concurrency=1)
+        outcomes, _ = run(asked, plan(asked))
+    assert [one.error for one in outcomes] == [None] * 3
     for one in outcomes:
-        assert one.error is None
         assert (one.input_tokens, one.output_tokens) == (8, 5)
-        assert first <= one.ttft < first + LATE
-        assert len(one.itls) == 4
-        assert sum(one.itls) == pytest.approx(one.latency - one.ttft)
-        assert 4 * gap - 0.01 <= one.latency - one.ttft < 4 * gap + LATE  # the first gap begins when it is read
-        assert one.tpot == pytest.approx((one.latency - one.ttft) / 4)
-    assert max(one.latency for one in outcomes) <= duration < first + 4 * gap + 2 * LATE
+        assert (one.ttft, one.itls, one.latency) == (0.5, [0.125, 0.25, 0.375, 0.5], 1.75)
+        assert one.tpot == 1.25 / 4
     assert all(body["stream_options"] == {"include_usage": True} and body["ignore_eos"] for body in stub.bodies)
 
 
+def test_times_are_seconds_of_the_real_clock() -> None:
+    with serving(steady(0.1, 0.05)) as stub:
+        asked = load(base_url=stub.base_url, num_prompts=2, output_len=3)
+        outcomes, duration = run(asked, plan(asked))
+    for one in outcomes:
+        assert 0.1 <= one.ttft < one.latency <= duration
+        assert 0.2 <= one.latency
+
+
 def test_concurrency_is_bounded_and_reached() -> None:
-    with serving(steady(0.1, 0.0)) as stub:
+    """Nobody is answered before three are there, and there are never more."""
+    together = threading.Barrier(3)
+
+    def answer(body: dict[str, Any], say: Say) -> None:
+        together.wait(WAIT_SECONDS)
+        steady(0.0, 0.0)(body, say)
+
+    with serving(answer) as stub:
         asked = load(base_url=stub.base_url, num_prompts=9, output_len=1, max_concurrency=3)
         outcomes, duration = run(asked, plan(asked))
+    assert [one.error for one in outcomes] == [None] * 9
     assert stub.most == 3
     assert summarize(asked, outcomes, duration)["max_concurrent_requests"] == 3
-    assert duration >= 0.3
 
 
-def test_requests_are_sent_when_they_are_due() -> None:
+def test_requests_are_sent_when_they_are_due(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a clock that only sleeping moves on."""
+    planned = plan(load(num_prompts=6, request_rate=20.0))
+    clock = SimpleNamespace(now=7.0)
+    clock.perf_counter = lambda: clock.now
+    clock.sleep = lambda seconds: setattr(clock, "now", clock.now + seconds)
+    monkeypatch.setattr(serving_load, "time", clock)
+    sent = [(clock.now - 7.0, request) for request in serving_load._when_due(planned, clock.now)]
+    assert [at for at, _ in sent] == pytest.approx([request.at for request in planned])
+    assert [request for _, request in sent] == planned
+
+
+def test_no_request_is_sent_before_it_is_due() -> None:
     with serving(steady(0.0, 0.0)) as stub:
         asked = load(base_url=stub.base_url, num_prompts=6, output_len=1, request_rate=20.0)
-        planned = plan(asked)
+        planned, began = plan(asked), time.perf_counter()
         run(asked, planned)
-    sent = np.array(stub.arrivals) - stub.arrivals[0]
-    late = sent - np.array([p.at for p in planned])
     assert planned[-1].at > 0.1
-    assert late.min() > -0.05, "earlier than planned"
-    assert late.max() < LATE
+    assert all(arrived - began >= request.at for arrived, request in zip(sorted(stub.arrivals), planned, strict=True))
 
 
 def test_key_is_sent() -> None:
@@ -113,12 +164,12 @@ def failing(body: dict[str, Any], say: Say) -> None:
 
 def uncounted(body: dict[str, Any], say: Say) -> None:
     say(token())
-    say("data: [DONE]")
+    say(DONE)
 
 
 def silent(body: dict[str, Any], say: Say) -> None:
     say(usage(body))
-    say("data: [DONE]")
+    say(DONE)
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,22 @@ def test_intra_and_inter_expert_move_the_same_when_replicated() -> None:
     assert only - layers * 2 * 3 / 4 * activations < 1000  # choosing tokens
 
 
+def test_what_the_busiest_device_reads_is_what_sets_the_strategies_apart() -> None:
+    """At batch 1, 1/2 expert with tensor=4 and 8/7 with expert=4, in every layer (docs/performance-model.md)."""
+    one = Work(batch_size=1, input_len=16, output_len=2)
+    intra, inter, hybrid = count_strategies(MIXTRAL, meshes_of(["all"], 4), [one], "bfloat16", "replicated")
+    read = [row["works"][0]["decode_step"]["weight_bytes_read"] for row in (intra, inter, hybrid)]
+    expert = 2 * MIXTRAL.num_layers * MIXTRAL.num_expert_parameters
+    assert read[1] - read[0] == pytest.approx((8 / 7 - 2 / 4) * expert)
+    assert read[2] - read[0] == pytest.approx((10 / 7 / 2 - 2 / 4) * expert)
+    everything = count_strategies(
+        MIXTRAL, ["expert=4"], [Work(batch_size=500, input_len=1, output_len=2)], "bfloat16", "gather"
+    )
+    (row,) = everything
+    table = 2 * MIXTRAL.vocab_size * MIXTRAL.embed_dim  # the embedding is not read, but for a row each
+    assert row["works"][0]["decode_step"]["weight_bytes_read"] == pytest.approx(row["weight_bytes_per_device"] - table)
+
+
 def test_a_batch_that_does_not_divide_is_padded_and_said() -> None:
     work = Work(batch_size=3, input_len=16, output_len=2)
     (row,) = count_strategies(MIXTRAL, ["expert=4"], [work], "bfloat16", "gather")

@@ -1,7 +1,6 @@
 """The command line in this process: as a user calls it, but without the seconds that a new interpreter costs."""
 
 import io
-import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -13,6 +12,7 @@ import pytest
 from moejax.cli.app import run
 from tests.moejax.cli.several import Starter
 from tests.moejax.decoding.tiny_checkpoint import Tiny, load_tiny
+from tests.ports import free_port
 from tests.tokenizer_models import byte_level, save
 
 TEMPLATE = (
@@ -63,10 +63,7 @@ def tiny(tiny_folder: Path) -> Tiny:
 
 @pytest.fixture
 def port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as one:
-        one.bind(("", 0))
-        return one.getsockname()[1]
+    return free_port()
 
 
 @pytest.fixture

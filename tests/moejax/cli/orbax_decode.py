@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+import tests.moejax.cli.patient  # noqa: F401
 from moejax.cli import console, devices, main, options, startup
 from moejax.cli.app import app
 from moejax.cli.help import SETTINGS, Command

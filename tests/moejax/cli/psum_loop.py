@@ -25,7 +25,8 @@ def loop(
     seconds: Annotated[float, typer.Option(help="How long to go on.")] = 0.0,
     unrolled: Annotated[int, typer.Option(help="Psums in one program: many compile for long.")] = 1,
     fail_in: Annotated[int, typer.Option(help="The process that raises an error at the end.")] = -1,
-    late: Annotated[int, typer.Option(help="The process that ends 3 s after the others.")] = -1,
+    late: Annotated[int, typer.Option(help="The process that ends after the others.")] = -1,
+    late_seconds: Annotated[float, typer.Option(help="How long after them.")] = 1.0,
     join_seconds: Annotated[int, typer.Option(help="How long to wait for the others.")] = rendezvous.JOIN_SECONDS,
     heartbeat_seconds: Annotated[int, typer.Option(help="How long a silent one lives.")] = rendezvous.HEARTBEAT_SECONDS,
     linger: Annotated[float, typer.Option(help="Seconds between joining the others and seeing their devices.")] = 0.0,
@@ -81,7 +82,7 @@ def loop(
         raise ValueError("an error of one process")
     console.write("done\n")
     if jax.process_index() == late:
-        time.sleep(3)
+        time.sleep(late_seconds)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,21 @@
 """Commands that run as several processes, for tests: to start, to follow and to end them."""
 
+import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
 LOOP = ("tests.moejax.cli.psum_loop", "loop")
-DECODE = ("moejax", "decode", "demo")
-SECONDS = 180  # for anything that is expected to happen
+DECODE = ("tests.moejax.cli.patient", "decode", "demo")
+SECONDS = 300  # for anything that is expected to happen, with the start of Python and JAX on a busy machine
 MINUTE = 60  # in which a process must have ended after another did
+LONG = "600"  # seconds that a process would go on if nothing ended it
 
 PEER_ENDED = (
     "error: another process of this run ended, or cannot be reached any more: see its error, then start all of them "
@@ -74,11 +77,45 @@ def read_to(process: Process, line: str) -> str:
     """What process 0 prints, up to a line."""
     assert process.stdout is not None
     read = ""
-    while not read.endswith(f"{line}\n"):
-        more = process.stdout.readline()
-        assert more, f"process 0 ended before it printed {line!r}"
-        read += more
+    with _ended_by_and_by(process):
+        while not read.endswith(f"{line}\n"):
+            more = process.stdout.readline()
+            assert more, f"process 0 printed {read!r} and ended before {line!r}: {end(process).err}"
+            read += more
     return read
+
+
+def read_one(process: Process) -> str:
+    """The first character that process 0 prints."""
+    assert process.stdout is not None
+    with _ended_by_and_by(process):
+        read = process.stdout.read(1)
+        assert read, f"process 0 ended and printed nothing: {end(process).err}"
+    return read
+
+
+@contextmanager
+def _ended_by_and_by(process: Process) -> Iterator[None]:
+    """Kills a process that keeps its reader waiting for too long: a failure, where there would be no end."""
+    waiting = threading.Timer(SECONDS, process.kill)
+    waiting.start()
+    try:
+        yield
+    finally:
+        waiting.cancel()
+
+
+def await_listener(process: Process, port: int) -> None:
+    """Returns when process 0 listens for the others."""
+    deadline = time.monotonic() + SECONDS
+    while True:
+        assert process.poll() is None, end(process).err
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+            return
+        except ConnectionRefusedError:
+            assert time.monotonic() < deadline, f"nobody listens on port {port}"
+            time.sleep(0.05)
 
 
 def child_of(process: Process) -> int:
@@ -93,7 +130,7 @@ def child_of(process: Process) -> int:
 
 def await_end(pid: int) -> None:
     """Returns when a process has ended; a zombie has."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + MINUTE
     while time.monotonic() < deadline:
         try:
             if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":

@@ -1,15 +1,30 @@
 """`moejax bench` as a user runs it, on tiny models: numbers that cannot be known are checked for their form."""
 
+import dataclasses
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from convert import OrbaxFolder
+from moejax.bench.compare import Plan
+from moejax.bench.peers import PEERS
+from moejax.bench.standings import Standing
+from moejax.cli.bench_compare_plan import hf_folder
 from tests.moejax.cli.conftest import Call
 from tests.moejax.decoding.tiny_checkpoint import Tiny
 
 BASELINE = Path(__file__).resolve().parents[3] / "docs" / "bench_baseline.json"
+NO_BATCH = json.dumps(
+    {
+        "environment": {},
+        "tolerance": 1,
+        "cases": [{**json.loads(BASELINE.read_text())["cases"][0], "batch_size": 0}],
+    }
+)
 SMALL = ("-p", "16", "-n", "3", "--dtype", "float32")
 
 
@@ -65,13 +80,17 @@ def test_throughput_counts_all_tokens(call: Call, tiny: Tiny, tiny_folder: Path)
 def test_compare_runs_transformers_and_counts_meshes(call: Call, tiny: Tiny, tiny_folder: Path) -> None:
     outcome = call(
         *("bench", "compare", tiny_folder, "--peers", "transformers,vllm", "-b", "2", *SMALL, "-r", "2"),
-        *("--mesh", "all", "--simulate-devices", "4", "--threads", "1", "--json", "--quiet"),
+        *("--mesh", "all", "--simulate-devices", "4", "--threads", "1", "--prefill-len", "24"),
+        *("--json", "--quiet"),
     )
     assert outcome.status == 0, outcome.err
     result = json.loads(outcome.out)
     compared = result["compare"]
+    assert len(result["strategies"]["rows"][0]["works"]) == 1, "a prefill by itself has no step to count"
     assert compared["not_installed"] == {"vllm": "not installed (vllm): pip install vllm"}
-    (work,) = compared["works"]
+    work, alone = compared["works"]
+    assert (alone["batch_size"], alone["input_len"], alone["output_len"]) == (1, 24, 1)
+    assert ["decode" in one for one in alone["results"]] == [False, False]
     assert [one["contender"] for one in work["results"]] == ["moejax", "transformers"]
     assert [one["tokens"] for one in work["results"]] == ["same tokens"] * 2
     for one in work["results"]:
@@ -79,6 +98,27 @@ def test_compare_runs_transformers_and_counts_meshes(call: Call, tiny: Tiny, tin
     assert "grouped_mm (its default)" in compared["contenders"][1]["how"]
     assert result["strategies"]["how"] == "counted (simulated devices: no times)"
     assert [row["strategy"] for row in result["strategies"]["rows"]] == ["intra-expert", "inter-expert", "hybrid"]
+
+
+def test_when_every_system_asked_for_fails_nothing_was_compared(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    def compared(plan: Plan, on_event: Callable[[str], None]) -> list[Standing]:
+        assert list(plan.contenders) == ["moejax", "vllm"]
+        return [Standing(name="moejax", how="so"), Standing(name="vllm", failed="vllm ended (exit code 1)")]
+
+    monkeypatch.setitem(PEERS, "vllm", dataclasses.replace(PEERS["vllm"], needs=()))
+    monkeypatch.setattr("moejax.bench.compare.compare", compared)
+    outcome = call("bench", "compare", "demo", "--peers", "vllm", "--quiet")
+    assert (outcome.status, outcome.err) == (1, "error: nothing was compared: every system that was asked for failed\n")
+    assert (
+        "vllm: did not load | load 0.0 s, compile and warm up 0.0 s | FAILED: vllm ended (exit code 1)" in outcome.out
+    )
+
+
+def test_a_converted_folder_is_not_for_other_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    converted = SimpleNamespace(tensors=object.__new__(OrbaxFolder), folder=tmp_path)
+    monkeypatch.setattr("moejax.checkpoint.open_checkpoint", lambda source: converted)
+    with pytest.raises(ValueError, match="here is a converted folder, .* with: moejax convert here NEW_FOLDER"):
+        hf_folder("here", None, "bfloat16", tmp_path, 0)
 
 
 def test_the_counted_baseline_holds(call: Call) -> None:
@@ -120,20 +160,28 @@ def test_a_new_baseline_has_times_and_holds(call: Call, tmp_path: Path) -> None:
     assert (outcome.status, outcome.out.count("FAILED")) == (1, 2)
 
 
+RANGE = "--input-len must be LOW-HIGH with 1 <= LOW <= HIGH, or one length, got '9-2'"
 WRONG = [
     (("latency",), "give a CHECKPOINT or --random MODEL, got neither"),
     (("latency", "demo", "--random", "186m"), "give a CHECKPOINT or --random MODEL, got both"),
-    (("latency", "demo", "-b", "1,x"), "--batch-size must be a whole number, got 'x'"),
+    (("latency", "demo", "-b", "1,x"), "--batch-size must be whole numbers with commas, as in 1,8,16, got '1,x'"),
     (("latency", "demo", "-b", "0"), "--batch-size must be at least 1, got 0"),
     (("latency", "demo", "-n", "2000"), "prompt and output of 2128 tokens are more than the model's 1024 positions"),
     (("latency", "demo", "-r", "0"), "--num-iters must be at least 1, got 0"),
     (("latency", "demo", "--num-iters-warmup", "0"), "--num-iters-warmup must be at least 1, since the first call"),
     (("latency", "demo", "--mesh", "tensor=2"), "CPU devices of a mesh are simulated and not timed"),
     (("latency", "--random", "mixtral-9x9b"), "unknown model 'mixtral-9x9b'"),
-    (("throughput", "demo", "-p", "9-2"), "--input-len must be a range LOW-HIGH from 1 on, got 9-2"),
-    (("throughput", "demo", "-p", "a-b"), "--input-len must be a whole number, got 'a'"),
+    (("throughput", "demo", "-p", "9-2"), RANGE),
+    (("throughput", "demo", "-n", "a-b"), "--output-len must be LOW-HIGH with 1 <= LOW <= HIGH"),
+    (("throughput", "demo", "-p", "5-"), "--input-len must be LOW-HIGH with 1 <= LOW <= HIGH"),
+    (("throughput", "demo", "--report", "no/such"), "--report no/such: there is no folder no; make it first"),
     (("throughput", "demo", "--num-prompts", "0"), "--num-prompts must be at least 1, got 0"),
     (("compare", "demo", "--peers", "vlm"), "unknown peer 'vlm'"),
+    (("compare", "demo", "--peers", ""), "--peers must be names of systems with commas, or none for moejax alone"),
+    (("compare", "demo", "--peers", "vllm"), "there is nothing to compare with: vllm is not installed"),
+    (("compare", "demo", "--peers", "none", "--prefill-len", "0"), "--input-len must be at least 1, got 0"),
+    (("compare", "demo", "--threads", "0"), "--threads must be at least 1, got 0"),
+    (("check", "docs/bench_baseline.json", "-r", "0"), "--num-iters must be at least 1, got 0"),
     (("compare", "demo", "--mesh", "all"), "--mesh all needs --simulate-devices"),
     (("compare", "demo", "--mesh", "expert=3"), "the number of experts is 8, which does not divide"),
     (("compare", "demo", "-r", "0"), "--num-iters must be at least 1 (or 0 with --mesh, to count only), got 0"),
@@ -151,19 +199,39 @@ def test_mistakes_are_one_line(call: Call, arguments: tuple[str, ...], message: 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{}", "no baseline (KeyError: 'environment')"),
-        ("[1]", "no baseline (TypeError"),
-        ("{", "no baseline (JSONDecodeError"),
+        (
+            "{}",
+            "is no baseline: it has no cases, environment, tolerance; docs/bench_baseline.json is one to start from",
+        ),
+        ("[1]", "is no baseline: expected a JSON object"),
+        ("{", "is no JSON (Expecting property name"),
+        (
+            '{"environment": {}, "tolerance": "a", "cases": [1]}',
+            "environment has to be an object and tolerance a number",
+        ),
+        ('{"environment": {}, "tolerance": 1, "cases": []}', "cases has to be a list with at least one case"),
         (
             '{"environment": {}, "tolerance": 1, "cases": [{"source": "demo"}]}',
-            "expected cases that each say what is run",
+            "case 0 does not say what is run, with 8 keys",
         ),
+        (NO_BATCH, "batch size, input and output length of case 0 have to be whole numbers"),
     ],
 )
 def test_a_file_that_is_no_baseline(call: Call, tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "b.json").write_text(text)
     outcome = call("bench", "check", tmp_path / "b.json")
     assert outcome.status == 2 and message in outcome.err and outcome.err.count("\n") == 1
+    assert "Error" not in outcome.err
+
+
+def test_a_baseline_that_needs_more_devices_says_so_before_it_runs(call: Call, tmp_path: Path) -> None:
+    baseline = json.loads(BASELINE.read_text())
+    baseline["cases"] = [{**baseline["cases"][0], "mesh": "expert=4,tensor=4"}]
+    (tmp_path / "b.json").write_text(json.dumps(baseline))
+    outcome = call("bench", "check", tmp_path / "b.json", "--counted-only")
+    assert outcome.status == 2 and outcome.err.endswith(
+        "b.json has a case on expert=4,tensor=4, which needs 16 devices, and JAX sees 8: add --simulate-devices 16\n"
+    )
 
 
 def test_times_of_another_machine_are_not_compared(call: Call, tmp_path: Path) -> None:
@@ -178,7 +246,7 @@ def test_counts_of_another_jax_are_not_compared(call: Call, tmp_path: Path) -> N
     (tmp_path / "b.json").write_text(json.dumps(baseline))
     outcome = call("bench", "check", tmp_path / "b.json", "--counted-only")
     assert outcome.status == 2 and "was counted with jax 0.1, here it is" in outcome.err
-    assert "make a new baseline with --update" in outcome.err
+    assert "write a new baseline with --update" in outcome.err
 
 
 def test_the_group_shows_its_commands(call: Call) -> None:

@@ -3,6 +3,7 @@
 import io
 import sys
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 from rich.table import Table
@@ -80,6 +81,27 @@ def test_quiet_progress_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     with console.progress("loading", quiet=True):
         pass
     assert terminal.getvalue() == ""
+
+
+def test_progress_shows_each_step_in_its_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = open_terminal(monkeypatch)
+    with console.progress("loading", quiet=False) as step:
+        step("half")
+        step("")
+        console.write("result\n")
+    assert terminal.getvalue().endswith("loading ...\x1b[0m\r\x1b[K\x1b[2mhalf ...\x1b[0m\r\x1b[Kresult\n\r\x1b[K")
+
+
+def test_progress_of_a_long_command_reaches_a_log(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter((0.0, 9.0, 10.0, 10.0, 19.0))
+    monkeypatch.setattr("moejax.cli.console.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    with console.progress("loading", quiet=False) as step:
+        step("too early")
+        step("a line")
+        step("too early again")
+    assert capsys.readouterr().err == "a line ...\n"
 
 
 def test_control_codes_of_a_model_reach_a_pipe_and_no_terminal(

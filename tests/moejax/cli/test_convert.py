@@ -16,7 +16,7 @@ from tests.moejax.conversion_folders import config_of, tensors_in, weights_of, w
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIG = config_of(num_hidden_layers=1, num_local_experts=2, tie_word_embeddings=True)
-SECONDS = 120
+SECONDS = 300
 
 
 @pytest.fixture(autouse=True)

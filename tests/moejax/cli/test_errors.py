@@ -120,8 +120,8 @@ MISTAKES: list[tuple[tuple[str, ...], str]] = [
     ),
     (
         ("info", "random:mixtral-8x9b"),
-        "unknown model 'mixtral-8x9b': the known names are mixtral-8x7b, mixtral-8x22b, or the path of a config.json; "
-        "did you mean 'mixtral-8x7b'?",
+        "unknown model 'mixtral-8x9b': the known names are mixtral-8x7b, mixtral-8x22b, 186m, 742m, or the path of "
+        "a config.json; did you mean 'mixtral-8x7b'?",
     ),
     (
         ("decode", "demo", *P, "--chat"),
@@ -130,8 +130,8 @@ MISTAKES: list[tuple[tuple[str, ...], str]] = [
     ),
     (
         ("decode", "random:mixtral-8x9b", *P),
-        "unknown model 'mixtral-8x9b': the known names are mixtral-8x7b, mixtral-8x22b, or the path of a config.json; "
-        "did you mean 'mixtral-8x7b'?",
+        "unknown model 'mixtral-8x9b': the known names are mixtral-8x7b, mixtral-8x22b, 186m, 742m, or the path of "
+        "a config.json; did you mean 'mixtral-8x7b'?",
     ),
     # a request that this model cannot serve
     (

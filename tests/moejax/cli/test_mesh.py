@@ -22,8 +22,13 @@ SHOW = ("mesh", "show", "--model", "mixtral-8x7b")
 MISTAKES: list[tuple[tuple[str, ...], str]] = [
     (
         ("mesh", "compare", "--model", "mixtral-9x7b", "--devices", "8", "--hardware", "h200"),
-        "unknown model 'mixtral-9x7b': the known ones are mixtral-8x7b, mixtral-8x22b and demo, or give the path of a "
-        "config.json or of a checkpoint's folder; did you mean 'mixtral-8x7b'?",
+        "unknown model 'mixtral-9x7b': the known ones are mixtral-8x7b, mixtral-8x22b, 186m, 742m and demo, or give "
+        "the path of a config.json or of a checkpoint's folder; did you mean 'mixtral-8x7b'?",
+    ),
+    (
+        ("mesh", "show", "--model", "mistralai/Mixtral-8x22B-v0.1", "--mesh", "tensor=8"),
+        "unknown model 'mistralai/Mixtral-8x22B-v0.1': the known ones are mixtral-8x7b, mixtral-8x22b, 186m, 742m and "
+        "demo, or give the path of a config.json or of a checkpoint's folder; did you mean 'mixtral-8x22b'?",
     ),
     (
         (*COMPARE, "--devices", "8", "--hardware", "h100"),
@@ -56,6 +61,7 @@ MISTAKES: list[tuple[tuple[str, ...], str]] = [
     ),
     ((*EIGHT, "--usable-fraction", "1.5"), "--usable-fraction must be above 0 and at most 1, got 1.5"),
     ((*EIGHT, "--format", "xml"), "--format must be table or json, got 'xml'"),
+    ((*EIGHT, "--json", "--format", "table"), "--json is --format json, got --format table as well; give one of them"),
     ((*EIGHT, "--plot", "a.gif"), "--plot must be a .png, .svg or .pdf file, got 'a.gif'"),
     (
         (*EIGHT, "--expert-load", "nowhere.json"),
@@ -64,6 +70,11 @@ MISTAKES: list[tuple[tuple[str, ...], str]] = [
     ),
     ((*COMPARE, "--devices", "8"), "moejax mesh compare needs --hardware NAME; see moejax mesh compare --help"),
     ((*EIGHT, "--gpus", "8"), "moejax mesh compare has no --gpus; use --devices"),
+    (
+        (*EIGHT, "-n", "8"),
+        "moejax mesh compare has no -n: what is predicted is one decode step, at --context tokens, and the prefill (it "
+        "is --output-len elsewhere; how many devices is --devices)",
+    ),
     (
         (*EIGHT, "--tensor-parallel-size", "8"),
         "moejax mesh compare has no --tensor-parallel-size: every split is compared; moejax mesh show --mesh shows one "
@@ -114,33 +125,111 @@ def test_the_load_of_another_model_is_refused(call: Call, tmp_path: Path) -> Non
     assert outcome.status == 2 and "counts of layer 0 add up to 2, the largest is 1; expected 3" in outcome.err
 
 
+def lines_of(text: str) -> list[list[str]]:
+    """The words of every line of a table of splits: d, e and t, numbers or a dispatch, a bar, numbers."""
+    return [line.split() for line in text.splitlines() if re.match(r" ?\d+ +\d+ +\d+ ", line)]
+
+
 @pytest.mark.parametrize("batch", ["8", "1,8,32"])
+@pytest.mark.parametrize("width", [80, 120])
 def test_the_table_reads_at_80_columns_and_without_colour(
-    call: Call, monkeypatch: pytest.MonkeyPatch, batch: str
+    call: Call, monkeypatch: pytest.MonkeyPatch, batch: str, width: int
 ) -> None:
-    monkeypatch.setattr(console, "PIPED_WIDTH", 80)
+    monkeypatch.setattr(console, "PIPED_WIDTH", width)
     outcome = call(*EIGHT, "-b", batch)
     assert (outcome.status, outcome.err) == (0, "")
-    lines = outcome.out.splitlines()
-    assert max(map(len, lines)) <= 80 and "\x1b" not in outcome.out and "…" not in outcome.out
-    rows = [line.split() for line in lines if re.match(r"[1248]  [1248]  [1248]  ", line)]
+    assert max(map(len, outcome.out.splitlines())) <= width and "\x1b" not in outcome.out and "…" not in outcome.out
+    rows = lines_of(outcome.out)
     assert len(rows) == 22 * len(batch.split(","))  # 21 that fit, and one that is not built
-    assert all(re.fullmatch("w+k*l*", row[-4]) for row in rows)  # the bar
+    assert all(any(re.fullmatch("w+k*l*x*", word) for word in row) for row in rows)  # the bar
     assert rows[0][:3] == ["1", "1", "8"]
     text = " ".join(outcome.out.split())
-    assert "no: data=8: does not fit: " in text and " GB over" in text
+    assert "mixtral-8x7b on 8 x NVIDIA H100 SXM, 80 GB" in text and "step*" in text
+    assert "out: data=8 does not fit: " in text and " GB over" in text
     for objective in ("latency", "throughput", "ttft", "memory"):
         assert f"best {objective}: " in text
-    assert "step, in ms: w weights" in text
-    assert "tensor=8, per device: 11.68 GB weights, " in text and "65 all-reduce over tensor" in text
+    assert "step of decoding: w weights" in text
+    assert "tensor=8, per device: 11.7 GB of weights, " in text and "65 all-reduce over tensor" in text
+    assert "most sequences that fit: a power of two, at most 1,024 as moejax serve decodes at a time" in text
+    assert "not built what an exchange could bring" in text
+    assert "Links on which gather beats replicated over expert=8 (here 450 GB/s) batch decode step prefill" in text
+
+
+@pytest.mark.parametrize(
+    ("objective", "heading", "place"), [("latency", "step*", -6), ("throughput", "peak*", -1), ("ttft", "TTFT*", -3)]
+)
+def test_the_column_that_ranks_is_shown_and_marked(call: Call, objective: str, heading: str, place: int) -> None:
+    out = call(*EIGHT, "-b", "4", "--objective", objective).out
+    assert heading in out and out.count("*") == 2  # there, and where it is explained
+    rows = [row for row in lines_of(out) if "built" not in row]
+    values = [float(row[place].replace(",", "")) for row in rows]
+    assert values == sorted(values, reverse=objective == "throughput") and len(set(values)) > 5
+
+
+def test_a_terminal_too_narrow_for_all_columns_goes_without_some(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    for width, there, spared in ((60, "read", "imb"), (40, "tok/s", "read")):
+        monkeypatch.setattr(console, "PIPED_WIDTH", width)
+        table, _, _ = call(*EIGHT, "-b", "1").out.partition("best latency")
+        assert max(map(len, table.splitlines())) <= width and "…" not in table
+        assert there in table.split() and spared not in table.split()
+
+
+def test_a_small_model_is_shown_in_small_units(call: Call) -> None:
+    out = call("mesh", "compare", "--model", "demo", "--devices", "2", "--hardware", "h100-sxm", "-b", "1").out
+    assert re.search(r"MB +read +imb +us +tok/s +us +most +tok/s\n", out)
+    assert len(lines_of(out)) == 6 and not re.search(r"\b0\.0+\b", out)
+
+
+def test_figures_beyond_any_device_do_not_break_the_table(
+    call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """And a title may have any characters: those that steer a terminal are shown as what they are."""
+    monkeypatch.setattr(console, "PIPED_WIDTH", 80)
+    for bandwidth in ("1e-12", "1e24"):
+        path = tmp_path / "extreme.toml"
+        path.write_text(
+            f'title = "a \\u001b[31mred\\u0007\\n one"\nmemory_bytes = {9 * 10**23}\nbandwidth = {bandwidth}\n'
+            f"devices_per_node = 8\nmatrix_rate.bfloat16 = {bandwidth}\nlink = {{bandwidth = 1e-12, latency = 1e3}}\n"
+        )
+        outcome = call(*COMPARE, "--devices", "8", "--hardware", path, "-b", "1,1024")
+        assert (outcome.status, outcome.err) == (0, "")
+        assert r"8 x a \x1b[31mred\x07\n one" in outcome.out and "\x1b" not in outcome.out
+        assert max(map(len, outcome.out.splitlines())) <= 80 and "…" not in outcome.out
+        assert len(lines_of(outcome.out)) == 2 * 23
+
+
+def test_a_model_that_fits_nowhere_is_told_with_what_would_help(call: Call) -> None:
+    one = (*COMPARE, "--devices", "1", "--hardware", "h100-sxm", "-b", "1,8")
+    outcome = call(*one)
+    assert (outcome.status, outcome.err) == (1, "")
+    text = " ".join(outcome.out.split())
+    assert "one device does not fit: 93.8 GB per device, 77.0 GB usable, 16.8 GB over" in text
+    assert text.endswith(
+        "nothing fits: one device comes nearest and lacks 16.8 GB on each device. It fits with --devices 2, or with "
+        "--hardware h200"
+    )
+    outcome = call(*one, "--json")
+    found = json.loads(outcome.out)
+    assert (outcome.status, found["fits"], found["fits_with"]) == (1, False, ["--devices 2", "--hardware h200"])
+
+
+def test_a_batch_that_fits_nowhere_is_told_beside_one_that_fits(call: Call) -> None:
+    outcome = call(*COMPARE, "--devices", "2", "--hardware", "h100-sxm", "-b", "1,4096")
+    assert outcome.status == 0
+    text = " ".join(outcome.out.split())
+    assert "batch 4,096 (more than moejax serve decodes at a time: 1,024 at most)" in text
+    lacking = r"nothing fits: \S+ comes nearest and lacks [\d.,]+ GB on each device; up to \d+ sequences fit"
+    assert re.search(lacking, text)
 
 
 def test_json_is_what_python_returns(call: Call) -> None:
     found = json.loads(call(*EIGHT, "--format", "json", "-b", "4").out)
+    assert found == json.loads(call(*EIGHT, "--json", "-b", "4").out)
     rows = compare_meshes("mixtral-8x7b", 8, "h100-sxm", batch_size=4)
     assert [row["label"] for row in found["rows"]] == [row.label for row in rows]
     assert found["rows"][0]["decode"]["seconds"] == rows[0].decode.total  # type: ignore[union-attr]
     assert found["winners"]["4"]["latency"]["split"] == "tensor=8"
+    assert found["rows"][0]["best_for"]["latency"] == rows[0].best_for["latency"]
     assert found["hardware"]["sources"]["bandwidth"].startswith("3.35 TB/s")
 
 
@@ -176,7 +265,25 @@ def test_show_lists_every_array_and_its_bytes(call: Call, monkeypatch: pytest.Mo
     text = " ".join(out.split())
     assert "data=1,expert=4,tensor=2, dispatch gather" in text
     assert re.search(r"attention\.q q_heads 4096/tensor, .* x 32 expert", text)
-    assert f"per device: weights {found['weight_bytes_per_device'] / 1e9:.2f} GB, cache of 16 rows" in text
+    assert f"per device: weights {found['weight_bytes_per_device'] / 1e9:.1f} GB, cache of 16 rows" in text
+    assert "padded" not in text
+
+
+@pytest.mark.parametrize(
+    ("mesh", "batch", "said"),
+    [
+        ("tensor=2", 3, "--batch-size 3 takes 4 rows, the next power of two"),
+        (
+            "data=2,expert=2",
+            1,
+            "--batch-size 1 takes 2 rows, the next power of two, rounded up to a multiple of data",
+        ),
+        ("data=3", 4, "--batch-size 4 takes 6 rows, the next power of two, rounded up to a multiple of data"),
+    ],
+)
+def test_show_says_when_a_batch_is_padded(call: Call, mesh: str, batch: int, said: str) -> None:
+    out = call("mesh", "show", "--model", "demo", "--mesh", mesh, "--batch-size", batch).out
+    assert f"padded: {said}" in " ".join(out.split()) and "no batch" not in out and " 0.00" not in out
 
 
 def test_the_script_is_the_same() -> None:

@@ -42,6 +42,8 @@ def compiled_as_predicted(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def compile_splits(config: Any, splits: Sequence[Split], workload: Any, *, told: Any) -> list[CompiledCheck]:
         WORKLOADS.append(workload)
+        for done in range(20):
+            told(done + 1, 20)
         return [check(split, 201 if number == 1 else 200) for number, split in enumerate(splits)]
 
     monkeypatch.setattr(compiled, "compile_splits", compile_splits)
@@ -53,7 +55,10 @@ WORKLOADS: list[Any] = []
 @pytest.mark.usefixtures("compiled_as_predicted")
 def test_predicted_is_printed_against_compiled(call: Call) -> None:
     outcome = call(*COMPARE, "--batch-size", "1,4", "--compile")
-    assert (outcome.status, outcome.err) == (0, "")
+    assert outcome.status == 0
+    assert outcome.err.splitlines() == [
+        f"compiled {done} of 20 programs for simulated devices" for done in (5, 10, 15, 20)
+    ]
     assert WORKLOADS[-1].batch_size == 4, "the largest batch is compiled, and no other"
     _, _, checks = outcome.out.partition("compiled for simulated devices, float32, batch 4, per device and call")
     lines = [line.split() for line in checks.splitlines()]
@@ -69,7 +74,9 @@ def test_predicted_is_printed_against_compiled(call: Call) -> None:
 
 @pytest.mark.usefixtures("compiled_as_predicted")
 def test_json_has_what_was_compiled(call: Call) -> None:
-    found = json.loads(call(*COMPARE, "--batch-size", "1,4", "--compile", "--format", "json").out)
+    outcome = call(*COMPARE, "--batch-size", "1,4", "--compile", "--json", "--quiet")
+    assert outcome.err == ""
+    found = json.loads(outcome.out)
     checks = [row["compiled"] for row in found["rows"] if row["batch_size"] == 4 and row["built"]]
     assert sorted(check["equal"] for check in checks) == [False, True, True, True, True]
     assert all(check["decode"]["collectives"] == check["decode"]["predicted"] for check in checks)
@@ -105,7 +112,9 @@ def test_measure_on_the_one_device_of_a_laptop() -> None:
         text=True,
         timeout=300,
     )
-    assert (ran.returncode, ran.stderr) == (0, "")
+    warned, told = ran.stderr.splitlines()
+    assert ran.returncode == 0 and warned.startswith("warning: the figures of cpu are those of 2 cores of a server CPU")
+    assert told == "timing one device, batch 1"
     (row,) = json.loads(ran.stdout)["rows"]
     found = row["measured"]
     assert (found["layers"], found["reduced"]) == (4, False)
@@ -126,10 +135,46 @@ def test_measured_rows_are_printed_with_their_error(call: Call, monkeypatch: pyt
         layers=2,
         reduced=True,
     )
-    monkeypatch.setattr(mesh_checks, "check_measurable", lambda devices, rows: None)
+    monkeypatch.setattr(mesh_checks, "check_measurable", lambda *given, **flags: None)
     monkeypatch.setattr(
-        mesh_checks, "measured", lambda model, plan, rows: [replace(rows[0], measured=times), *rows[1:]]
+        mesh_checks, "measured", lambda model, plan, rows, *, quiet: [replace(rows[0], measured=times), *rows[1:]]
     )
     out = call(*COMPARE, "--measure").out
     assert "2 of 4" in out and "-50%" in out and "+100%" in out
     assert "reduced depth: the model's 4 layers do not fit these devices" in " ".join(out.split())
+
+
+def test_what_is_measured_has_to_be_what_was_predicted(capsys: pytest.CaptureFixture[str]) -> None:
+    from moejax.cli.mesh_checks import check_same_kind
+    from moejax.planning.hardware import load_hardware
+
+    h100 = load_hardware("h100-sxm")
+    check_same_kind(h100, "NVIDIA H100 80GB HBM3", quiet=False)
+    assert capsys.readouterr().err == ""
+    with pytest.raises(ValueError) as caught:
+        check_same_kind(h100, "cpu", quiet=False)
+    assert str(caught.value) == (
+        "--measure times the 'cpu' here, but --hardware h100-sxm has the figures of NVIDIA H100 SXM, 80 GB, so their "
+        "difference would say nothing of the prediction; write a file of these devices with: moejax mesh calibrate "
+        "--output here.toml"
+    )
+    for quiet in (False, True):
+        check_same_kind(replace(h100, kinds=()), "cpu", quiet=quiet)
+        assert ("h100-sxm does not say of what kind its device is" in capsys.readouterr().err) != quiet
+        check_same_kind(load_hardware("cpu"), "cpu", quiet=quiet)
+        assert ("the figures of cpu are those of 2 cores" in capsys.readouterr().err) != quiet
+
+
+def test_calibrate_says_what_it_measures(call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from moejax.planning import calibration
+    from moejax.planning.hardware import load_hardware
+
+    def calibrate(name: str, told: Any) -> Any:
+        told("bandwidth of the memory")
+        return replace(load_hardware("cpu"), name=name)
+
+    monkeypatch.setattr(calibration, "calibrate", calibrate)
+    path = tmp_path / "here.toml"
+    said = call("mesh", "calibrate", "--output", path).err
+    assert said.startswith(f"measuring: bandwidth of the memory\nwritten to {path}: ")
+    assert call("mesh", "calibrate", "--quiet").err == ""

@@ -14,6 +14,7 @@ import pytest
 
 from tests.moejax.cli.several import (
     DECODE,
+    LONG,
     LOOP,
     MINUTE,
     NOT_TOGETHER,
@@ -23,13 +24,17 @@ from tests.moejax.cli.several import (
     Ended,
     Starter,
     await_end,
+    await_listener,
     child_of,
     end,
     read_to,
 )
 
-JOIN = ("--join-seconds", "3")
-HEARTBEAT = ("--heartbeat-seconds", "3")  # what is measured in test_multiprocess_decode is the real number
+ALONE = ("--join-seconds", "3")  # for a process that nobody joins
+PATIENT = ("--join-seconds", "300", "--heartbeat-seconds", "300")  # where others come late, or an end goes unnoticed
+# What is measured in test_multiprocess_decode is the real number. A process has to be silent for as long, on a machine
+# that is busy, to be taken for dead.
+HEARTBEAT = ("--heartbeat-seconds", "5")
 
 
 @pytest.mark.parametrize("late", [0, 1])
@@ -50,9 +55,9 @@ def test_process_0_prints_and_the_first_to_finish_waits_for_the_others(start: St
 @pytest.mark.parametrize(
     ("phase", "flags"),
     [
-        ("joined", ("--linger", "3")),
-        ("compiling", ("--unrolled", "400")),
-        ("done", ("--late", "1")),
+        ("joined", ("--linger", LONG)),
+        ("compiling", ("--unrolled", "400", "--seconds", LONG)),
+        ("done", ("--late", "1", "--late-seconds", LONG)),
     ],
     ids=["joined", "compiling", "ending"],
 )
@@ -74,14 +79,14 @@ def test_killed_process_ends_the_other(start: Starter, killed: int, phase: str, 
 
 def test_error_of_one_is_told_by_it_and_ends_the_other(start: Starter) -> None:
     processes = [start(id, "--fail-in", "1", *HEARTBEAT) for id in (0, 1)]
-    first, second = [end(process, MINUTE) for process in processes]
+    first, second = map(end, processes)
     assert second == Ended(2, "", "error: an error of one process\n")
     assert (first.status, first.err) == (2, f"a remark\nwarning: a warning\n{PEER_ENDED}")
 
 
 def test_debug_shows_what_c_writes(start: Starter) -> None:
     processes = [start(id, "--fail-in", "0", "--debug") for id in (0, 1)]
-    first, second = [end(process, MINUTE) for process in processes]
+    first, second = map(end, processes)
     assert (first.status, second.status) == (2, 2)
     assert first.err.endswith("error: an error of one process\n")
     assert second.out == ""
@@ -91,14 +96,14 @@ def test_debug_shows_what_c_writes(start: Starter) -> None:
 
 
 def test_signals_end_parent_and_child(start: Starter) -> None:
-    processes = [start(id, "--seconds", "60") for id in (0, 1)]
-    read_to(processes[0], "looping")
+    """Process 1 first, whose C++ waits for process 0; then process 0, before it can have noticed."""
+    processes = [start(0, *PATIENT, "--linger", LONG), start(1, *PATIENT)]
+    read_to(processes[0], "joined")
     children = [child_of(process) for process in processes]
     processes[1].send_signal(signal.SIGINT)
-    assert end(processes[1], 5) == Ended(130, "", "")
+    assert end(processes[1], MINUTE) == Ended(130, "", "")
     processes[0].send_signal(signal.SIGTERM)
-    first = end(processes[0], 5)
-    assert (first.status, first.err) == (143, "a remark\nwarning: a warning\n")
+    assert end(processes[0], MINUTE) == Ended(143, "", "")
     for child in children:
         await_end(child)
 
@@ -112,13 +117,18 @@ def test_two_processes_with_the_same_id(start: Starter) -> None:
     assert {other, end(first).err} <= {NOT_TOGETHER, PEER_ENDED}
 
 
-def test_more_processes_than_process_0_expects(start: Starter) -> None:
-    first, third = start(0, *JOIN), start(2, *JOIN, num_processes=3)
-    assert end(third).err == (
+def test_process_0_alone(start: Starter) -> None:
+    assert end(start(0, *ALONE)) == Ended(2, "", NOT_TOGETHER)
+
+
+def test_more_processes_than_process_0_expects(start: Starter, port: int) -> None:
+    first = start(0, *PATIENT)
+    await_listener(first, port)
+    assert end(start(2, *PATIENT, num_processes=3)).err == (
         "error: process 0 of this run expects no process with this --process-id: give every process the same "
         "--num-processes\n"
     )
-    assert end(first).err == NOT_TOGETHER
+    assert first.poll() is None, "nor does it end because of one"
 
 
 def test_numbers_of_processes_that_differ(start: Starter) -> None:

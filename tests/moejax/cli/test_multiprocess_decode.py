@@ -7,7 +7,7 @@ import pytest
 
 import moejax
 from moejax.planning.expert_load import read_expert_load
-from tests.moejax.cli.several import DECODE, MINUTE, PEER_ENDED, Ended, Starter, end
+from tests.moejax.cli.several import DECODE, MINUTE, PEER_ENDED, Ended, Starter, end, read_one
 
 PROMPTS = ("A list is", "The import statement is used to", "If")
 LONG = "The import statement combines two operations; it searches for the named module, then it binds the results"
@@ -83,10 +83,10 @@ def test_what_only_one_process_was_given_is_refused(
 
 @pytest.mark.parametrize("killed", [0, 1], ids=["coordinator", "worker"])
 def test_killed_process_ends_the_other(start: Starter, killed: int) -> None:
+    """With the command's own limits of time."""
     flags = ("--dtype", "float32", *HYBRID, "--prompt", "A list is", "--quiet", "-n", "1000", "--ignore-eos")
-    processes = [start(id, *flags, command=DECODE) for id in (0, 1)]
-    assert processes[0].stdout is not None
-    assert processes[0].stdout.read(1), "process 0 has nothing to print"
+    processes = [start(id, *flags, command=("moejax", "decode", "demo")) for id in (0, 1)]
+    read_one(processes[0])
     processes[killed].kill()
     survivor = end(processes[1 - killed], MINUTE)
     assert (survivor.status, survivor.err) == (2, PEER_ENDED)

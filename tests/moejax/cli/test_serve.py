@@ -1,5 +1,6 @@
 """`moejax serve` as a process: it starts, says what it keeps, ends cleanly, and refuses in one line."""
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -17,6 +18,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+import moejax
 from tests.moejax.cli.conftest import Call
 from tests.moejax.decoding.tiny_checkpoint import Tiny
 
@@ -84,6 +86,8 @@ def test_sigterm_under_load_finishes_what_runs(tiny: Tiny, tiny_folder: Path, po
         assert last == "data: [DONE]" or "shutting down" in json.loads(last[6:])["error"]["message"]
     assert "key/value cache: 2 rows x 256 tokens" in err
     assert "programs compiled in" in err
+    assert f"ready: open http://127.0.0.1:{port}/\n" in err
+    assert re.search(r"^stopped: [23] requests finished, [01] given up or cancelled$", err, re.M)
     assert "Traceback" not in err
 
 
@@ -128,6 +132,7 @@ def test_port_that_is_taken(call: Call, tiny: Tiny, tiny_folder: Path) -> None:
         (("--dispatch", "gather"), "add --mesh"),
         (("--max-request-bytes", "9"), "--max-request-bytes must be at least 1024, got 9"),
         (("--shutdown-seconds", "-1"), "--shutdown-seconds must be from 0"),
+        (("--write-seconds", "0"), "--write-seconds must be more than 0 and at most 86400, got 0"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_loaded(
@@ -137,6 +142,69 @@ def test_mistakes_are_told_before_anything_is_loaded(
     assert outcome.status == 2
     assert message in outcome.err
     assert outcome.err.count("\n") == 1
+
+
+@pytest.fixture
+def signals() -> Iterator[None]:
+    """Puts back what a server in this process does with signals."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_model_that_cannot_be_loaded(
+    call: Call, tiny: Tiny, tiny_folder: Path, port: int, signals: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it loads, /health says so with 503; then the command ends, with the reason in one line."""
+    health: list[httpx.Response] = []
+    asked = threading.Event()
+
+    def ask() -> None:
+        until = time.monotonic() + START_SECONDS
+        while not health and time.monotonic() < until:
+            try:
+                health.append(httpx.get(f"http://127.0.0.1:{port}/health", timeout=START_SECONDS))
+            except httpx.TransportError:  # it does not answer yet
+                time.sleep(0.02)
+        asked.set()
+
+    def load(*_: object, **__: object) -> None:
+        assert asked.wait(START_SECONDS)
+        raise ValueError("the weights of layer 3 are damaged")
+
+    monkeypatch.setattr(moejax, "load", load)
+    asking = threading.Thread(target=ask)
+    asking.start()
+    outcome = call("serve", tiny_folder, "--port", str(port), *SMALL)
+    asking.join()
+    (answer,) = health
+    assert answer.status_code == 503
+    assert answer.json() == {"status": "loading", "message": "the model is loading; ask again when /health says 200"}
+    first, *rest = outcome.err.splitlines()
+    assert first == f"loading {tiny_folder} for http://127.0.0.1:{port}/; /health there says 200 when it is ready"
+    assert (outcome.status, rest) == (2, ["error: the weights of layer 3 are damaged"])
+
+
+def test_cache_that_does_not_fit(
+    call: Call, tiny: Tiny, tiny_folder: Path, signals: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from moejax.serving import shapes
+
+    free = dataclasses.replace(shapes.device_memory(), free_bytes=120_000)
+    monkeypatch.setattr(shapes, "device_memory", lambda devices: free)
+    outcome = call("serve", tiny_folder, "--port", "0", "--quiet", *SMALL, "--max-batch", "8")
+    assert outcome.status == 2
+    assert outcome.err.startswith("error: the key/value cache of --max-batch 8 rows x --max-seq-len 256 tokens needs")
+    assert "free after the weights: --max-batch 3 fits, or use a lower --max-seq-len" in outcome.err
+    assert outcome.err.count("\n") == 1
+
+
+def test_every_flag_is_documented(call: Call) -> None:
+    flags = re.findall(r"--[a-z][a-z-]+", call("serve", "--help").out)
+    page = (Path(__file__).parents[3] / "docs" / "serving.md").read_text(encoding="utf-8")
+    assert len(flags) > 20
+    assert {flag for flag in flags if f"`{flag}`" not in page} == {"--help"}
 
 
 def test_missing_extra(call: Call, tiny: Tiny, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from scripts import bench_kernels
+from scripts import bench_kernels, kernel_timing
 
 
 def test_tiny_run_prints_every_row(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -25,10 +25,10 @@ def test_without_a_gpu_it_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_wrong_result_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    rates, cost = bench_kernels.Rates(1.0, 1.0), bench_kernels.Cost(1.0, 1.0)
+    rates, cost = kernel_timing.Rates(1.0, 1.0), kernel_timing.Cost(1.0, 1.0)
     for error in (1.0, float("nan")):
         with pytest.raises(SystemExit, match="route at 3 tokens is wrong"):
-            bench_kernels.print_row("route", 3, 1.0, cost, rates, None, error)
+            kernel_timing.print_row("route", 3, 1.0, cost, rates, None, error)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The whole model on the compiled kernels: what it promises beyond the other backends, and how it calls them."""
 
 import re
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -21,13 +22,32 @@ def model() -> Model:
     return moejax.load("demo", dtype="bfloat16", expert_backend="native")
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
-def test_logits_have_the_same_bits_in_any_batch(dtype: str) -> None:
-    model = moejax.load("demo", dtype=dtype, expert_backend="native")
-    prompts = [[0, 17, 42, 99, 7], [5] * 40, [3, 4], list(range(100, 131))]
-    together = moejax.logits(model, prompts)
-    for prompt, expected in zip(prompts, together, strict=True):
-        np.testing.assert_array_equal(moejax.logits(model, [prompt])[0], expected)
+def test_a_row_has_the_same_bits_in_any_batch_and_however_its_tokens_are_fed(model: Model) -> None:
+    """Alone or among others, a prompt at once, in parts, or token by token."""
+    tokens = np.random.default_rng(0).integers(3, model.config.vocab_size, (16, 21)).astype(np.int32)
+
+    @partial(jax.jit, static_argnums=2)
+    def logits(params: ParamTree, tokens: jax.Array, widths: tuple[int, ...]) -> jax.Array:
+        mixtral, rows = model.merged(params), tokens.shape[0]
+        cache = empty_cache(model.config, rows, 32, "bfloat16", model.parallel)
+        parts, start = [], 0
+        for width in widths:
+            starts, lengths = jnp.full(rows, start, jnp.int32), jnp.full(rows, width, jnp.int32)
+            hidden, cache, _ = mixtral(tokens[:, start : start + width], starts, lengths, cache)
+            parts.append(mixtral.logits(hidden))
+            start += width
+        return jnp.concatenate(parts, axis=1)
+
+    together = np.array(logits(model.params, tokens, (21,)))
+    for rows, widths in ((slice(0, 1), (21,)), (slice(7, 8), (20, 1)), (slice(5, 8), (7, 13, 1)), (slice(16), (20, 1))):
+        np.testing.assert_array_equal(logits(model.params, tokens[rows], widths), together[rows])
+
+
+def test_greedy_tokens_of_a_prompt_are_the_same_in_a_batch_and_alone(model: Model) -> None:
+    together = moejax.decode(model, PROMPTS, max_tokens=24, ignore_eos=True)
+    for prompt, expected in zip(PROMPTS, together, strict=True):
+        (alone,) = moejax.decode(model, [prompt], max_tokens=24, ignore_eos=True)
+        assert alone.token_ids == expected.token_ids
 
 
 def test_tokens_do_not_depend_on_the_split_over_data() -> None:
@@ -39,7 +59,7 @@ def test_tokens_do_not_depend_on_the_split_over_data() -> None:
         assert one.token_ids == other.token_ids
 
 
-def test_a_layer_is_three_products_one_attention_and_one_call_for_its_experts(model: Model) -> None:
+def test_a_layer_is_nine_calls(model: Model) -> None:
     tokens, starts, lengths = jnp.ones((2, 1), jnp.int32), jnp.zeros(2, jnp.int32), jnp.ones(2, jnp.int32)
 
     def forward(params: ParamTree) -> jax.Array:
@@ -51,8 +71,11 @@ def test_a_layer_is_three_products_one_attention_and_one_call_for_its_experts(mo
     called = re.findall(rf'custom_call_target="moejax_(\w+)_{source_hash()}"', text)
     layers = model.config.num_layers
     assert {name: called.count(name) for name in set(called)} == {
+        "norm": 2 * layers + 1,
         "linear": 3 * layers,  # queries, keys and values; the output; the router
+        "rotate": layers,
         "attend": layers,
+        "route": layers,
         "experts": layers,
     }
     assert "while(" not in text

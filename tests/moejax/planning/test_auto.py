@@ -11,8 +11,8 @@ from moejax import compare_meshes
 from moejax.checkpoint import open_checkpoint
 from moejax.config import named_config
 from moejax.planning.auto import auto_split, check_split, visible_hardware
-from moejax.planning.compare import best
 from moejax.planning.hardware import load_hardware
+from moejax.planning.ranking import best
 from sharding import DeviceMemory
 
 MIXTRAL = named_config("mixtral-8x7b")

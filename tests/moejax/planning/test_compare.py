@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections import Counter
 
 import pytest
@@ -10,14 +11,17 @@ from moejax import compare_meshes
 from moejax.communication import Tokens, choice_collectives, forward_collectives
 from moejax.config import named_config
 from moejax.declarations import cache_placements, declared_placement, model_params
+from moejax.decoding.buckets import MAX_SERVED_ROWS
 from moejax.layout import DISPATCHES, make_rules
-from moejax.planning.compare import OBJECTIVES, Objective, best, score
 from moejax.planning.costs import link_of
 from moejax.planning.expert_load import ExpertLoad
 from moejax.planning.export import comparison_json, winners
 from moejax.planning.hardware import load_hardware
+from moejax.planning.ranking import best, score
 from moejax.planning.reasons import reason
+from moejax.planning.rows import OBJECTIVES, Objective
 from moejax.planning.workload import Workload
+from moejax.serving.settings import EngineSettings
 from sharding import MeshConfig, bytes_per_device, mesh_shapes
 
 CONFIG = named_config("mixtral-8x7b")
@@ -98,19 +102,43 @@ def test_flops_are_two_per_parameter_that_a_token_uses() -> None:
     assert row.decode and row.decode.flops == pytest.approx(2 * used, rel=1e-9)
 
 
-def test_reasons_say_what_is_saved() -> None:
-    rows = compare_meshes(CONFIG, 4, "h200", batch_size=1)
-    by_label = {row.label: row for row in rows}
-    pair = [by_label["tensor=4"], by_label["expert=4 replicated"]]
-    assert reason(pair[0], pair, "latency").startswith(
-        "reads 0.50 instead of 1.14 experts per layer and device (next: expert=4 replicated, "
+def test_rows_say_what_they_are_best_for() -> None:
+    rows = compare_meshes(CONFIG, 4, "h200", batch_size=[1, 64], objective="ttft")
+    for batch in (1, 64):
+        chosen = [row for row in rows if row.workload.batch_size == batch]
+        for objective in OBJECTIVES:
+            (row,) = (row for row in chosen if objective in row.best_for)
+            assert row.built and score(row, objective) == min(score(one, objective) for one in chosen if one.built)
+            assert row.best_for[objective] == reason(row, chosen, objective)
+            assert winners(chosen)[objective] == {"split": row.label, "reason": row.best_for[objective]}
+    nothing = compare_meshes(CONFIG, 1, "l40s", batch_size=1)
+    assert winners(nothing) == {} and not nothing[0].best_for
+
+
+def test_a_split_that_does_not_fit_is_counted_and_predicted_all_the_same() -> None:
+    (small,), (large,) = (compare_meshes(CONFIG, 1, name, batch_size=4) for name in ("l40s", "h200"))
+    assert not small.fits and small.decode and small.prefill and large.decode and large.prefill
+    assert (small.decode.flops, small.decode.weight_bytes) == (large.decode.flops, large.decode.weight_bytes)
+    assert small.prefill.collectives == large.prefill.collectives
+    assert small.tokens_per_second_total == 0 and small.ttft_seconds == math.inf
+
+
+def test_the_largest_batch_is_one_that_a_server_decodes_at_a_time() -> None:
+    row = compare_meshes("demo", 1, "h200", batch_size=1)[0]
+    assert row.fits and row.footprint and row.largest_batch == MAX_SERVED_ROWS
+    EngineSettings(max_batch=MAX_SERVED_ROWS)
+    with pytest.raises(ValueError, match="--max-batch must be from 1 to 1024, got 1025"):
+        EngineSettings(max_batch=MAX_SERVED_ROWS + 1)
+
+
+def test_a_row_is_shown_in_a_line() -> None:
+    rows = compare_meshes(CONFIG, 4, "h100-sxm", batch_size=1)
+    assert repr(rows[0]) == (
+        "<MeshRow tensor=4, batch 1; 2.35 ms a step, 425 tokens/s, 8.44 ms to the first, 23.5 GB per device; best for "
+        "latency, ttft, memory>"
     )
-    assert reason(pair[0], pair, "memory") == "as good: expert=4 replicated"
-    assert reason(pair[0], pair[:1], "ttft") == "the only split that fits"
-    found = winners(rows)
-    assert set(found) == set(OBJECTIVES)
-    assert found["throughput"]["reason"].startswith("decodes ")
-    assert winners([row for row in compare_meshes(CONFIG, 1, "l40s", batch_size=1)]) == {}
+    assert max(len(repr(row)) for row in rows) < 160 and len(repr(rows[0].decode)) < 600
+    assert any("16.8 GB over>" in repr(row) for row in rows) and any("not built" in repr(row) for row in rows)
 
 
 def test_an_expert_load_makes_expert_slower_and_leaves_tensor_as_it_is() -> None:

@@ -6,9 +6,9 @@ import math
 import pytest
 
 from moejax import MeshRow, compare_meshes
-from moejax.planning.compare import best
 from moejax.planning.crossovers import gather_crossovers
 from moejax.planning.hardware import Hardware, Link, load_hardware
+from moejax.planning.ranking import best
 from sharding import MeshConfig
 from sharding.collectives import wire_elements
 

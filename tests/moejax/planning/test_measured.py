@@ -29,7 +29,7 @@ def test_simulated_devices_and_other_counts_are_refused(monkeypatch: pytest.Monk
     with pytest.raises(ValueError, match="--measure times real devices, but the 8 CPU devices here are simulated"):
         measured.check_measurable(8, [WORKLOAD])
     monkeypatch.setattr(measured.jax, "device_count", lambda: 1)
-    with pytest.raises(ValueError, match="--measure times 8 devices, but here is 1; give --devices 1, or leave it out"):
+    with pytest.raises(ValueError, match="--measure times 8 devices, but here is 1; give --devices 1, or predict"):
         measured.check_measurable(8, [WORKLOAD])
     with pytest.raises(ValueError, match="at most 64 sequences, got 65; use fewer"):
         measured.check_measurable(1, [WORKLOAD, replace(WORKLOAD, batch_size=65)])

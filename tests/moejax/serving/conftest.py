@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from selenium.webdriver import Chrome
 
 import moejax
 from tests.moejax.decoding.tiny_checkpoint import load_tiny
+from tests.moejax.serving.page_browser import browser
 from tests.tokenizer_models import byte_level, save
 
 if TYPE_CHECKING:  # it imports JAX, before tests/conftest.py has set its options
@@ -41,3 +43,10 @@ def live(model: "moejax.Model") -> "Iterator[Live]":
 
     with running(model, **SIZES) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
+    """A browser; every server has another port, so none finds what another has left there."""
+    with browser(tmp_path_factory.mktemp("profile")) as driver:
+        yield driver

@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
 import httpx
-import uvicorn
 
 import moejax
 from moejax.serving.app import create_app
 from moejax.serving.engine import Engine
 from moejax.serving.jobs import Job, Mailbox
 from moejax.serving.metrics import Metrics
-from moejax.serving.settings import AppSettings, EngineSettings
+from moejax.serving.server import Server
+from moejax.serving.settings import AppSettings, EngineSettings, ServerSettings
 
 WAIT_SECONDS = 300  # for anything: nothing is compiled yet in a clean clone, and machines may be busy
 
@@ -53,12 +53,20 @@ def wait_until_ready(engine: Engine) -> None:
 
 
 @contextmanager
-def running(model: "moejax.Model", *, api_key: str | None = None, limit: int = 1 << 20, **sizes: int) -> Iterator[Live]:
+def running(
+    model: "moejax.Model",
+    *,
+    api_key: str | None = None,
+    limit: int = 1 << 20,
+    write_seconds: float = WAIT_SECONDS,
+    **sizes: int,
+) -> Iterator[Live]:
     """A server on a free port of the loopback, ready."""
     engine = make_engine(model, **sizes)
     app = create_app(engine, AppSettings(model_name="tiny", api_key=api_key, max_request_bytes=limit))
     with closing(socket.create_server(("127.0.0.1", 0))) as listening:
-        server = uvicorn.Server(uvicorn.Config(app, log_level="critical", loop="asyncio", http="h11", ws="none"))
+        settings = ServerSettings(shutdown_seconds=0, write_seconds=write_seconds)
+        server = Server(app, engine, settings, lambda line: None)
         thread = threading.Thread(target=lambda: asyncio.run(server._serve([listening])), daemon=True)
         thread.start()
         try:

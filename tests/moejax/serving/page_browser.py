@@ -86,7 +86,7 @@ class Server:
 
 @contextmanager
 def serving(folder: Path, log: Path, *flags: str) -> Iterator[Server]:
-    """A server of a checkpoint, ready. What it says is in `log`."""
+    """A server of a checkpoint, which may still be loading it. What it says is in `log`."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         port = one.getsockname()[1]
@@ -96,7 +96,7 @@ def serving(folder: Path, log: Path, *flags: str) -> Iterator[Server]:
         process = subprocess.Popen(command, stdout=out, stderr=out, env=os.environ | {"JAX_NUM_CPU_DEVICES": "1"})
     server = Server(process=process, url=f"http://127.0.0.1:{port}", key=key)
     try:
-        wait_for(lambda: _healthy(server.url) or process.poll() is not None, START_SECONDS)
+        wait_for(lambda: _listens(port) or process.poll() is not None, START_SECONDS)
         assert process.returncode is None, log.read_text()
         yield server
     finally:
@@ -104,11 +104,12 @@ def serving(folder: Path, log: Path, *flags: str) -> Iterator[Server]:
         process.wait()
 
 
-def _healthy(url: str) -> bool:
+def _listens(port: int) -> bool:
     try:
-        return urllib.request.urlopen(f"{url}/health", timeout=10).status == 200
-    except OSError:  # 503 while it loads is one, too
+        socket.create_connection(("127.0.0.1", port), timeout=10).close()
+    except ConnectionRefusedError:
         return False
+    return True
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = WAIT_SECONDS) -> Any:
@@ -160,8 +161,31 @@ class Page:
     def idle(self) -> bool:
         return not self["stop-button"].is_enabled() and self["generate"].is_enabled()
 
-    def wait_until_idle(self) -> None:
-        wait_for(lambda: self.idle)
+    @property
+    def focused(self) -> str:
+        """The id of the element that has the focus."""
+        return self.driver.switch_to.active_element.get_attribute("id") or ""
+
+    @property
+    def spoken(self) -> str:
+        """What a screen reader was told last."""
+        return self["announcer"].get_attribute("textContent") or ""
+
+    @contextmanager
+    def emulating(self, *, width: int = 1180, height: int = 800, **media: str) -> Iterator[None]:
+        """A screen of another size, and media features such as prefers_color_scheme="dark"."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        features = [{"name": name.replace("_", "-"), "value": value} for name, value in media.items()]
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+        try:
+            yield
+        finally:
+            self.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+            self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+    def wait_until_idle(self, seconds: float = WAIT_SECONDS) -> None:
+        wait_for(lambda: self.idle, seconds)
 
     def run(self, button: str) -> None:
         """Presses a button and waits for what it starts to end."""
@@ -183,6 +207,12 @@ class Page:
             ".querySelectorAll('[data-stat]')].map(one => [one.dataset.stat, one.textContent]))"
         )
         return self.js(script, lane)
+
+    def cell(self, layer: int, expert: int) -> str:
+        """The line about a cell of the table, which is given the focus."""
+        script = "document.querySelectorAll('.heat tbody tr')[arguments[1]].cells[arguments[0] + 1].focus()"
+        self.js(script, layer, expert)
+        return self["cell"].text
 
     def chosen(self) -> set[tuple[int, int]]:
         """(layer, expert) of the cells that are marked."""

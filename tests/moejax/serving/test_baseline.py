@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -92,7 +93,7 @@ def test_process_generates_what_decode_does_survives_a_cancelled_run_and_ends_wh
     stop_id = expected.token_ids[4]
 
     async def tokens(process: BaselineProcess, params: moejax.SamplingParams, stops: tuple[int, ...]) -> list[int]:
-        pairs = [pair async for pair in process.run(make_task(PROMPT, params, stops))]
+        pairs = [pair async for some in process.run(make_task(PROMPT, params, stops)) for pair in some]
         times = [seconds for _, seconds in pairs]
         assert times == sorted(times)
         assert 0 < times[0]
@@ -113,7 +114,8 @@ def test_process_generates_what_decode_does_survives_a_cancelled_run_and_ends_wh
             first_stop = expected.token_ids.index(stop_id)
             assert await tokens(process, greedy, (stop_id,)) == expected.token_ids[: first_stop + 1]
             run = process.run(make_task(PROMPT, moejax.SamplingParams(max_tokens=100), ()))
-            await anext(run)
+            ((first, _),) = await anext(run)
+            assert first == expected.token_ids[0], "the first token waits for others"
             await run.aclose()
             assert await tokens(process, greedy, ()) == expected.token_ids, "the cancelled run's tokens came first"
             assert await tokens(process, sampled, ()) == await tokens(process, sampled, ())
@@ -152,5 +154,40 @@ def test_process_that_ends_is_an_error_and_not_silence() -> None:
         with pytest.raises(BaselineFailed, match=r"\(plain moejax\) was ended by signal 9"):
             await starting
         assert process.pid is None
+
+    asyncio.run(story())
+
+
+DYING = """#!{python}
+import os, signal
+input()
+print('{{"ready": "it will die"}}', flush=True)
+input()
+print('{{"tokens": [5], "times": [0.1]}}', flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_process_that_dies_in_a_run_is_told_and_followed_by_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "python"
+    program.write_text(DYING.format(python=sys.executable), encoding="utf-8")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+
+    async def story() -> None:
+        process = process_of("demo")
+        pids = set()
+        for _ in range(2):
+            await start(process)
+            pids.add(process.pid)
+            run = process.run(make_task(PROMPT, moejax.SamplingParams(max_tokens=9), ()))
+            assert await anext(run) == [(5, 0.1)]
+            with pytest.raises(BaselineFailed, match=r"\(plain moejax\) was ended by signal 9"):
+                await anext(run)
+            assert process.pid is None
+        assert len(pids) == 2
+        await process.close()
 
     asyncio.run(story())

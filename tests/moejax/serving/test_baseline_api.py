@@ -17,7 +17,8 @@ if TYPE_CHECKING:  # it imports JAX, before tests/conftest.py has set its option
 ASKED: dict[str, Any] = {"prompt": "abc", "max_tokens": 3, "temperature": 0, "stream": True}
 PLAIN = Choice(kind="plain", reason="of the test", source="nowhere")
 
-Script = Callable[[], AsyncGenerator[int, None]]
+Tokens = AsyncGenerator[list[int], None]  # as they come together
+Script = Callable[[], Tokens]
 
 
 class Scripted(BaselineProcess):
@@ -32,10 +33,11 @@ class Scripted(BaselineProcess):
     async def start(self, *, dtype: str, platform: str) -> None:
         assert (dtype, platform) == ("float32", "cpu")
 
-    async def run(self, task: Task) -> AsyncGenerator[tuple[int, float], None]:
+    async def run(self, task: Task) -> AsyncGenerator[list[tuple[int, float]], None]:
         self.tasks.append(task)
-        async for token in self.script():
-            yield token, 0.5
+        seconds = 0.0
+        async for tokens in self.script():
+            yield [(token, seconds := seconds + 0.5) for token in tokens]
 
 
 def with_client(live: "Live", process: BaselineProcess, story: Callable[[httpx.AsyncClient], Awaitable[None]]) -> None:
@@ -59,9 +61,9 @@ def events(answer: httpx.Response) -> list[Any]:
     return [line if line == "[DONE]" else json.loads(line) for line in lines]
 
 
-async def three_tokens() -> AsyncGenerator[int, None]:
-    for token in (70, 71, 72):
-        yield token
+async def three_tokens() -> Tokens:
+    yield [70]
+    yield [71, 72]
 
 
 def test_without_a_baseline_there_is_no_route(live: "Live") -> None:
@@ -79,11 +81,11 @@ def test_stream_has_the_form_of_a_completion(live: "Live") -> None:
     async def story(client: httpx.AsyncClient) -> None:
         *chunks, done = events(await client.post("/v1/moejax/baseline/completions", json=ASKED))
         assert done == "[DONE]"
-        (*_, running), tokens = chunks[:-3], chunks[-3:]
+        (*_, running), tokens = chunks[:-2], chunks[-2:]
         assert running == {"choices": [], "moejax": {"status": "running", "description": "scripted"}}
-        assert [chunk["moejax"]["token_ids"] for chunk in tokens] == [[70], [71], [72]]
-        assert [chunk["choices"][0]["finish_reason"] for chunk in tokens] == [None, None, "length"]
-        assert {chunk["moejax"]["time"] for chunk in tokens} == {0.5}
+        assert [chunk["moejax"]["token_ids"] for chunk in tokens] == [[70], [71, 72]]
+        assert [chunk["choices"][0]["finish_reason"] for chunk in tokens] == [None, "length"]
+        assert [chunk["moejax"]["time"] for chunk in tokens] == [0.5, 1.5]
         tokenizer = live.model.tokenizer
         assert tokenizer is not None
         assert "".join(chunk["choices"][0]["text"] for chunk in tokens) == tokenizer.decode([70, 71, 72])
@@ -112,6 +114,25 @@ def test_what_it_does_not_do_is_refused(live: "Live", changed: dict[str, Any], m
     with_client(live, Scripted(three_tokens), story)
 
 
+def test_what_comes_after_the_end_is_dropped_and_off_the_clock(live: "Live") -> None:
+    tokenizer = live.model.tokenizer
+    assert tokenizer is not None
+
+    async def all_at_once() -> Tokens:
+        yield [70, 71, 72, 73]
+
+    async def story(client: httpx.AsyncClient) -> None:
+        body = ASKED | {"max_tokens": 4, "stop": tokenizer.decode([72])}
+        *_, last, done = events(await client.post("/v1/moejax/baseline/completions", json=body))
+        assert done == "[DONE]"
+        assert last["moejax"]["token_ids"] == [70, 71, 72]
+        assert last["moejax"]["time"] == 1.5
+        assert last["choices"][0]["finish_reason"] == "stop"
+        assert last["choices"][0]["text"] == tokenizer.decode([70, 71])
+
+    with_client(live, Scripted(all_at_once), story)
+
+
 def test_second_race_is_refused_while_one_runs(live: "Live") -> None:
     process = Scripted(three_tokens)
 
@@ -130,13 +151,13 @@ def test_engine_is_held_while_the_baseline_runs(live: "Live") -> None:
     waiting: list[asyncio.Task[httpx.Response]] = []
 
     async def story(client: httpx.AsyncClient) -> None:
-        async def slow() -> AsyncGenerator[int, None]:
-            yield 70
+        async def slow() -> Tokens:
+            yield [70]
             ours = ASKED | {"stream": False}
             waiting.append(asyncio.create_task(client.post("/v1/completions", json=ours)))
             await asyncio.sleep(0.5)
             assert not waiting[0].done(), "both ran at once"
-            yield 71
+            yield [71]
 
         process.script = slow
         done = await client.post("/v1/moejax/baseline/completions", json=ASKED)
@@ -154,12 +175,12 @@ def test_failure_and_time_limit_end_the_stream_and_free_the_engine(
 
     monkeypatch.setattr(baseline_api, "MOST_SECONDS", 0.1)
 
-    async def failing() -> AsyncGenerator[int, None]:
-        yield 70
+    async def failing() -> Tokens:
+        yield [70]
         raise BaselineFailed("the baseline broke")
 
-    async def endless() -> AsyncGenerator[int, None]:
-        yield 70
+    async def endless() -> Tokens:
+        yield [70]
         await asyncio.sleep(60)
 
     async def story(client: httpx.AsyncClient) -> None:

@@ -56,6 +56,21 @@ def test_malformed_bodies(live: Live, content: bytes, message: str) -> None:
     assert any(part in error["message"] for part in message.split("|")), error
 
 
+@pytest.mark.parametrize(
+    ("headers", "got"),
+    [
+        ({}, "there is none"),
+        ({"content-type": "application/x-www-form-urlencoded"}, "got 'application/x-www-form-urlencoded'"),
+    ],
+    ids=["none", "what curl sends"],
+)
+def test_bodies_that_are_not_said_to_be_json(live: Live, headers: dict[str, str], got: str) -> None:
+    with live.client() as client:
+        answer = client.post(COMPLETIONS, content=b'{"prompt": "a"}', headers=headers)
+    assert answer.status_code == 400
+    assert error_of(answer)["message"] == f"send content-type: application/json ({got}); without it no body is read"
+
+
 def test_requests_that_are_too_large(live: Live) -> None:
     body = json.dumps({"prompt": "a" * 10_000_000}).encode()
     with live.client() as client:
@@ -167,7 +182,8 @@ def test_engine_that_dies(model: "moejax.Model", monkeypatch: pytest.MonkeyPatch
             *_, last = (line for line in answer.iter_lines() if line)
         assert "the engine has failed (MemoryError)" in json.loads(last.removeprefix("data: "))["error"]["message"]
         health = client.get("/health")
-        assert (health.status_code, health.json()) == (503, {"status": "dead"})
+        message = "the engine has failed; start the server again"
+        assert (health.status_code, health.json()) == (503, {"status": "dead", "message": message})
         later = client.post(COMPLETIONS, json={"prompt": "a"})
         assert later.status_code == 503
         assert error_of(later)["type"] == "service_unavailable_error"

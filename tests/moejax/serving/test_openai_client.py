@@ -233,6 +233,8 @@ def test_harmless_fields_are_taken(client: openai.OpenAI) -> None:
         response_format={"type": "text"},
         tool_choice="none",
         store=False,
+        safety_identifier="me",
+        prompt_cache_key="a",
     )
 
 

@@ -1,0 +1,94 @@
+"""Decode steps of the whole model on one GPU, with random weights made there: the second half of bench_kernels.py."""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from moejax.config import ModelConfig
+from moejax.decoding import steps
+from moejax.decoding.buckets import STEPS_PER_CALL
+from moejax.decoding.state import DecodeState, Features, empty_state
+from moejax.loading import make_parallel
+from moejax.model import Mixtral
+from moejax.parallel import Parallel
+from moejax.params import ParamTree, merge, random_params, split
+from moejax.platform import current_device
+from scripts.kernel_timing import Plan, Rates
+from sharding import MeshConfig
+
+# Memory bandwidth by the vendor's datasheet, TB/s, by a part of the device's name.
+DATASHEET = {"H200": 4.8, "H100 PCIe": 2.0, "H100 NVL": 3.9, "H100": 3.35, "A100-SXM4-80GB": 2.0, "A100": 1.55}
+CACHE_LENGTH = 1024  # slots; a step reads them all
+STEPPED = 5  # calls of the decode loop, the first of which compiles
+
+
+def decode_rows(plan: Plan, rates: Rates) -> None:
+    """Steps of the compiled decode loop; the bytes are those of the weights and caches that a step has to read."""
+    parallel = make_parallel(plan.config, MeshConfig().build(), "replicated")
+    graphdef, declared = split(Mixtral(plan.config, "pallas", parallel, dtype=jnp.bfloat16))
+    params = random_params(declared, plan.config.num_experts, 0, lambda path: parallel.sharding())
+    total = sum(leaf.nbytes for leaf in params.values())
+    print(f"\nwhole model, {total / 1e9:.1f} GB of random weights\n")
+    print("| batch | tokens/s | ms a step | GB a step | of copy rate | of datasheet |")
+    print("|---|---|---|---|---|---|")
+
+    def generate(params: ParamTree, state: DecodeState, cancelled: Array, count: Array) -> Any:
+        return steps.generate(merge(graphdef, declared, params), Features(experts=True), state, cancelled, count)
+
+    program = jax.jit(generate, donate_argnums=1)
+    for batch in plan.batches:
+        took, experts = step_seconds(plan.config, parallel, program, params, batch)
+        read = step_bytes(plan.config, params, batch, experts)
+        kind = current_device().kind
+        sheet = next((rate for part, rate in DATASHEET.items() if part in kind), None)
+        print(
+            f"| {batch} | {batch / took:.1f} | {1e3 * took:.3f} | {read / 1e9:.2f} | {read / took / rates.bytes:.0%} | "
+            + ("unknown |" if sheet is None else f"{read / took / sheet / 1e12:.0%} |"),
+            flush=True,
+        )
+
+
+def step_seconds(
+    config: ModelConfig, parallel: Parallel, program: Callable[..., Any], params: ParamTree, batch: int
+) -> tuple[float, np.ndarray]:
+    """Median seconds of a step, and the experts that the last call's tokens chose [steps, B, L, A]."""
+    # Made by one program, so that every array has a buffer of its own to donate.
+    state = jax.jit(lambda: ready_state(config, parallel, batch))()
+    cancelled, count = jnp.zeros((batch,), bool), jnp.int32(STEPS_PER_CALL)
+    times, experts = [], np.zeros(0)
+    for _ in range(STEPPED):
+        began = time.perf_counter()
+        state, generated = jax.block_until_ready(program(params, state, cancelled, count))
+        times.append((time.perf_counter() - began) / int(generated.taken))
+        experts = np.asarray(generated.outputs.experts)
+    return statistics.median(times[1:]), experts
+
+
+def ready_state(config: ModelConfig, parallel: Parallel, batch: int) -> DecodeState:
+    """Rows in the middle of a text that does not end within the measured steps."""
+    state = empty_state(config, Features(experts=True), batch, CACHE_LENGTH, "bfloat16", parallel)
+    return dataclasses.replace(
+        state,
+        token=jnp.arange(batch, dtype=jnp.int32) % config.vocab_size,
+        position=jnp.full((batch,), CACHE_LENGTH // 2, jnp.int32),
+        active=jnp.ones((batch,), bool),
+        params=dataclasses.replace(state.params, max_tokens=jnp.full((batch,), 1 << 30, jnp.int32)),
+    )
+
+
+def step_bytes(config: ModelConfig, params: ParamTree, batch: int, experts: np.ndarray) -> float:
+    """Weights read per step, those of experts by how many different ones each layer's tokens chose, and the cache."""
+    chosen = [
+        len(np.unique(experts[step, :, layer])) for step in range(len(experts)) for layer in range(experts.shape[2])
+    ]
+    stacked = sum(leaf.nbytes for path, leaf in params.items() if ".experts." in path)
+    others = sum(leaf.nbytes for path, leaf in params.items() if ".experts." not in path and path != "embed.table")
+    cache = 4 * config.num_layers * batch * config.num_kv_heads * CACHE_LENGTH * config.head_dim
+    return others + cache + stacked * statistics.mean(chosen) / config.num_experts

@@ -1,0 +1,66 @@
+"""Runs every benchmark of docs/benchmarks.md, one after the other, with the time each took: `make bench`.
+
+    python -m scripts.bench_suite build/bench
+
+Each part writes its report to a folder of its own; then come the page and the poster of all, the goals, and whether
+this machine's ratios are within the spread of those in docs/benchmarks. Planned for less than 15 minutes on two cores.
+"""
+
+import argparse
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from scripts.bench_goals import goals_table
+from scripts.bench_page import DOCS, read_reports, write
+from scripts.bench_spread import spread_table
+
+# A system loads once and compiles once per shape in each part, which takes most of the time. The larger model generates
+# fewer tokens, so that both fit.
+PEERS = "--peers transformers,transformers-compiled,llama.cpp"
+COMPARE = f"compare {PEERS} -b 1,8,16 -p 32 --prefill-len 512 --num-prompts 64"
+LATENCY = "latency -b 1,8,16 -p 32 --prefill-len 512 -r 3"
+STRATEGIES = "compare --peers none -r 0 -b 1,16 --simulate-devices 4"
+PARTS = {
+    "1_compare_186m": f"{COMPARE} --random 186m -n 48 -r 3",
+    "2_compare_742m": f"{COMPARE} --random 742m -n 24 -r 3",
+    "3_latency_186m": f"{LATENCY} --random 186m -n 48",
+    "4_latency_742m": f"{LATENCY} --random 742m -n 24",
+    "5_strategies_742m": f"{STRATEGIES} --random 742m --mesh all",
+    "6_gather_742m": f"{STRATEGIES} --random 742m --mesh expert=4 --mesh expert=2,tensor=2 --dispatch gather",
+}
+WRONG_TOKENS = 1  # exit code of a comparison that ran
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="where the reports are written")
+    parser.add_argument("--only", nargs="*", choices=sorted(PARTS), default=sorted(PARTS), help="these parts alone")
+    args = parser.parse_args()
+    args.folder.mkdir(exist_ok=True)
+    began, wrong = time.monotonic(), False
+    for place, name in enumerate(args.only, 1):
+        wrong |= run_part(f"part {place} of {len(args.only)}", PARTS[name], args.folder / name)
+        print(f"{time.monotonic() - began:.0f} s so far\n", flush=True)
+    here = read_reports(args.folder)
+    write(here, args.folder, "")
+    print(f"\n{goals_table(list(here.values()))}\n{spread_table(read_reports(DOCS / 'benchmarks'), here)}")
+    sys.exit(WRONG_TOKENS if wrong else 0)
+
+
+def run_part(title: str, arguments: str, report: Path) -> bool:
+    """Runs one command of `moejax bench`; whether some system computed wrong tokens, which its report says, too."""
+    command = ["bench", *shlex.split(arguments), "--report", str(report)]
+    print(f"{title}: {shlex.join(['moejax', *command])}", flush=True)
+    began = time.monotonic()
+    status = subprocess.run([sys.executable, "-m", "moejax", *command], check=False).returncode
+    if status not in (0, WRONG_TOKENS):
+        sys.exit(f"{title} failed with exit code {status}")
+    print(f"{title} took {time.monotonic() - began:.0f} s, ", end="")
+    return status == WRONG_TOKENS
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""Which calls of the decode loop there are, which one is taken, and for which slots. Nothing is computed."""
+
+import pytest
+
+from moejax.serving.shapes import Shapes, StepShape
+
+
+def make(batch: int, *, length: int = 1024, splits: int = 1, reads_all: bool = False) -> Shapes:
+    return Shapes(batch=batch, length=length, chunk=128, short=32, groups=(1, 4), splits=splits, reads_all=reads_all)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "steps"),
+    [
+        (make(16), [(1, 256), (1, 1024), (4, 256), (4, 1024), (16, 1024)]),
+        (make(16, reads_all=True), [(1, 256), (1, 1024), (4, 256), (4, 1024), (16, 256), (16, 1024)]),
+        (make(1), [(1, 1024)]),
+        (make(3, length=128), [(1, 128), (3, 128)]),
+        (make(16, length=256, splits=2), [(2, 256), (8, 256), (16, 256)]),
+        (make(8, length=256, splits=8), [(8, 256)]),
+    ],
+    ids=["16 rows", "attention reads all", "one row", "odd", "two parts", "a row in each part"],
+)
+def test_calls(shapes: Shapes, steps: list[tuple[int, int]]) -> None:
+    assert shapes.steps == steps
+
+
+@pytest.mark.parametrize(
+    ("occupied", "furthest", "expected"),
+    [
+        ([9], 1, (1, 256)),
+        ([9], 256, (1, 256)),
+        ([9], 257, (1, 1024)),
+        ([0, 15], 10, (4, 256)),
+        ([0, 1, 2, 3, 4], 10, (16, 1024)),
+    ],
+)
+def test_the_least_call_is_taken(occupied: list[int], furthest: int, expected: tuple[int, int]) -> None:
+    assert make(16).step(occupied, furthest) == StepShape(*expected)
+
+
+def test_the_fullest_part_of_the_batch_decides() -> None:
+    shapes = make(16, splits=2)
+    assert shapes.step([0, 8], 1).rows == 2
+    assert shapes.step([0, 1], 1).rows == 8
+
+
+def test_each_part_of_the_batch_gives_as_many_slots() -> None:
+    shapes = make(16, splits=2)
+    assert shapes.choose([3], 2) == [3, 8]
+    assert shapes.choose([6, 9, 15], 8) == [0, 1, 2, 6, 8, 9, 10, 15]
+    assert shapes.choose([], 16) == list(range(16))

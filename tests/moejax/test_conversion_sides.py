@@ -1,0 +1,53 @@
+"""Files beside the weights that somebody has edited in a converted folder: carried, and told by name."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import moejax
+from moejax.cli.app import run
+from tests.moejax.conversion_folders import config_of, weights_of, write_hf
+
+CONFIG = config_of(num_hidden_layers=1, num_local_experts=2)
+
+
+def test_edited_files_are_carried_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")  # the command sets it for itself; here it is taken back afterwards
+    hf, orbax, back = (tmp_path / name for name in ("hf", "orbax", "back"))
+    write_hf(hf, CONFIG, weights_of(CONFIG))
+    assert moejax.convert(hf, orbax).changed == {}
+    edited = (orbax / "tokenizer.json").read_text() + " "
+    (orbax / "tokenizer.json").write_text(edited)
+    (orbax / "generation_config.json").unlink()
+    (orbax / "README.md").write_text("of my own")  # nobody converted it
+    report = moejax.convert(orbax, back)
+    assert report.changed == {
+        str(orbax / "tokenizer.json"): "was changed after it was converted; it was carried as it is now",
+        str(orbax / "generation_config.json"): "was removed after it was converted",
+    }
+    assert (back / "tokenizer.json").read_text() == edited and (back / "README.md").exists()
+    assert not (back / "generation_config.json").exists()
+
+    (back / "config.json").write_text((back / "config.json").read_text() + "\n")
+    assert run(["convert", str(orbax), str(back), "--json"]) == 0
+    printed = capsys.readouterr()
+    assert printed.err.splitlines()[-1] == (
+        f"warning: {back / 'config.json'} was changed after it was converted; it was left as it is"
+    )
+    assert len(printed.err.splitlines()) == len(json.loads(printed.out)["changed"]) == 3
+    assert run(["convert", str(orbax), str(back), "--quiet"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_a_manifest_leads_to_no_file_elsewhere(tmp_path: Path) -> None:
+    """Its names are only compared with what is in the folder."""
+    write_hf(tmp_path / "hf", CONFIG, weights_of(CONFIG))
+    moejax.convert(tmp_path / "hf", tmp_path / "orbax")
+    manifest = json.loads((tmp_path / "orbax" / "manifest.json").read_text())
+    manifest["files"] |= {"../hf/config.json": "0", "/dev/zero": "0"}
+    (tmp_path / "orbax" / "manifest.json").write_text(json.dumps(manifest))
+    found = moejax.convert(tmp_path / "orbax", tmp_path / "back").changed
+    assert set(found.values()) == {"was removed after it was converted"} and len(found) == 2
