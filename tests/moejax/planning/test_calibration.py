@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from moejax.checkpoint import open_checkpoint
-from moejax.planning import calibration, speeds
+from moejax.planning import calibration, measured, speeds
 from moejax.planning.compare import compare_meshes
 from moejax.planning.hardware import Curve, Link, Operation, hardware_toml, load_hardware
 from moejax.planning.workload import Workload
@@ -114,6 +114,9 @@ def test_a_calibrated_file_can_be_compared_with(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(calibration, "DEPTHS", (1, 2))
     monkeypatch.setattr(calibration, "RUNS", 1)
     monkeypatch.setattr(calibration, "DTYPES", ("bfloat16",))
+    monkeypatch.setattr(measured, "WARM_SECONDS", 0.01)
+    monkeypatch.setattr(measured, "ENOUGH_SECONDS", 0.01)
+    monkeypatch.setattr(measured, "RUNS", 1)
     for name, value in SMALL_SPEEDS.items():
         monkeypatch.setattr(speeds, name, value)
     told: list[str] = []
