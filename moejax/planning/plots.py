@@ -26,7 +26,7 @@ PARTS = (
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb", "#000000")
 STYLES = ("-", "--", "-.", ":", "-", "--", "-.", ":")
 MOST_BARS = 24
-CLOSE = (0.025, 0.08)  # of the axes' width and height: how near the numbers of two circles would hide each other
+CLOSE = (0.025, 0.05)  # of the axes' width and height: how near the numbers of two circles would hide each other
 MOST_CURVES = len(COLOURS)
 
 

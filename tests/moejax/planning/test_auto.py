@@ -57,8 +57,8 @@ def test_it_is_what_the_comparison_ranks_first(memory: DeviceMemory) -> None:
     assert winner and split == replace(winner.split, remark=split.remark)
     assert str(split.mesh) == "data=1,expert=1,tensor=4"
     assert split.remark is not None and split.remark.startswith(
-        "mesh auto is data=1,expert=1,tensor=4, dispatch replicated: it reads 0.50 instead of 0.71 experts per "
-        "layer and device"
+        "mesh auto is data=1,expert=1,tensor=4, dispatch replicated: it reads 0.50 instead of 0.71 experts per layer "
+        "and device; the next, expert=2,tensor=2 replicated, takes "
     )
     assert split.remark.endswith("predicted for one sequence of 2,048 tokens; figures of h100-sxm")
 
