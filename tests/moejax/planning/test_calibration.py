@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
 
 from moejax.checkpoint import open_checkpoint
@@ -64,6 +65,14 @@ def test_layers_experts_and_tokens_are_told_apart(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(calibration, "decode_seconds", decode)
     monkeypatch.setattr(calibration, "prefill_seconds", prefill)
     assert calibration.overheads() == pytest.approx((50e-6, 20e-6, 6e-6))
+
+
+def test_no_part_takes_less_than_no_time() -> None:
+    """Without the limit the first part would take -1; the second alone explains more than the first alone."""
+    parts = np.array([(1.0, 1.0), (1.0, 2.0), (1.0, 4.0)])
+    assert calibration._not_negative_sum(parts, parts @ [2.0, 3.0]) == pytest.approx([2.0, 3.0])
+    found = calibration._not_negative_sum(parts, parts @ [-1.0, 3.0])
+    assert found[0] == 0 and 2 < found[1] < 3
 
 
 def test_overheads_are_part_of_a_step() -> None:
