@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
 
 from moejax.checkpoint import open_checkpoint
-from moejax.planning import calibration, speeds
+from moejax.planning import calibration, measured, speeds
 from moejax.planning.compare import compare_meshes
 from moejax.planning.hardware import Curve, Link, Operation, hardware_toml, load_hardware
 from moejax.planning.workload import Workload
@@ -66,6 +67,14 @@ def test_layers_experts_and_tokens_are_told_apart(monkeypatch: pytest.MonkeyPatc
     assert calibration.overheads() == pytest.approx((50e-6, 20e-6, 6e-6))
 
 
+def test_no_part_takes_less_than_no_time() -> None:
+    """Without the limit the first part would take -1; the second alone explains more than the first alone."""
+    parts = np.array([(1.0, 1.0), (1.0, 2.0), (1.0, 4.0)])
+    assert calibration._not_negative_sum(parts, parts @ [2.0, 3.0]) == pytest.approx([2.0, 3.0])
+    found = calibration._not_negative_sum(parts, parts @ [-1.0, 3.0])
+    assert found[0] == 0 and 2 < found[1] < 3
+
+
 def test_overheads_are_part_of_a_step() -> None:
     hardware = load_hardware("cpu")
     slower = dataclasses.replace(hardware, layer_overhead=50e-6, expert_overhead=20e-6, token_overhead=6e-6)
@@ -114,6 +123,9 @@ def test_a_calibrated_file_can_be_compared_with(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(calibration, "DEPTHS", (1, 2))
     monkeypatch.setattr(calibration, "RUNS", 1)
     monkeypatch.setattr(calibration, "DTYPES", ("bfloat16",))
+    monkeypatch.setattr(measured, "WARM_SECONDS", 0.01)
+    monkeypatch.setattr(measured, "ENOUGH_SECONDS", 0.01)
+    monkeypatch.setattr(measured, "RUNS", 1)
     for name, value in SMALL_SPEEDS.items():
         monkeypatch.setattr(speeds, name, value)
     told: list[str] = []
