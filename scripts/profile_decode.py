@@ -65,7 +65,7 @@ def report(model: moejax.Model, work: Work, kind: str, title: str, steps: int) -
     programs = {key: program for key, program in model.programs.by_key().items() if isinstance(key, tuple)}
     program = [program for key, program in programs.items() if key[0] == kind][-1]
     parts = parts_of(program.as_text() or "")
-    seconds = dict.fromkeys(PARTS, 0.0)
+    seconds: dict[str, float] = dict.fromkeys(PARTS, 0.0)
     for event in (event for plane in profile.planes for line in plane.lines for event in line.events):
         if (
             event.name in parts
