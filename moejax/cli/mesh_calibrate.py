@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from moejax.cli import console, options, startup
-from moejax.cli.mesh_checks import teller
 
 CALIBRATE_EXAMPLES = (
     "moejax mesh calibrate --output here.toml",
@@ -31,9 +30,8 @@ def calibrate(output: Output = None, quiet: options.Quiet = False, debug: option
     from moejax.planning.calibration import calibrate
     from moejax.planning.hardware import hardware_toml
 
-    with console.progress("measuring the devices here", quiet=quiet):
-        tell = teller(quiet=quiet)
-        hardware = calibrate("here" if path is None else path.stem, lambda what: tell(f"measuring: {what}"))
+    with console.progress("measuring the devices here", quiet=quiet) as step:
+        hardware = calibrate("here" if path is None else path.stem, lambda what: step(f"measuring: {what}"))
     text = hardware_toml(hardware)
     if path is None:
         console.write(text)

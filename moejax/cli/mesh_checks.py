@@ -1,6 +1,6 @@
 """`moejax mesh compare --compile` and `--measure`: fills the rows of a comparison with what was found, and shows it."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from moejax.cli import console
@@ -51,31 +51,18 @@ def compiled(plan: "Plan", rows: "Sequence[MeshRow]", *, quiet: bool) -> "list[M
     """The rows with what XLA compiled for those of the largest batch."""
     from moejax.planning.compiled import compile_rows
 
-    with console.progress("compiling every split on simulated devices", quiet=quiet):
-        tell = teller(quiet=quiet)
-
-        def told(done: int, programs: int) -> None:
-            if console.has_terminal() or done % max(1, programs // 4) == 0:
-                tell(f"compiled {done} of {programs} programs for simulated devices")
-
-        return compile_rows(plan.config, rows, told)
+    with console.progress("compiling every split on simulated devices", quiet=quiet) as step:
+        return compile_rows(
+            plan.config, rows, lambda done, every: step(f"compiled {done} of {every} programs for simulated devices")
+        )
 
 
 def measured(source: str, plan: "Plan", rows: "Sequence[MeshRow]", *, quiet: bool) -> "list[MeshRow]":
     """The rows with what was measured for those whose split exists."""
     from moejax.planning.measured import measure_rows
 
-    with console.progress("timing every split on these devices", quiet=quiet):
-        tell = teller(quiet=quiet)
-        return measure_rows(source, plan, rows, lambda what: tell(f"timing {what}"))
-
-
-def teller(*, quiet: bool) -> Callable[[str], None]:
-    """How a command that takes a minute says what it does: on a terminal in one line that changes, elsewhere in lines
-    on stderr."""
-    if quiet:
-        return lambda text: None
-    return console.step if console.has_terminal() else console.remark
+    with console.progress("timing every split on these devices", quiet=quiet) as step:
+        return measure_rows(source, plan, rows, lambda what: step(f"timing {what}"))
 
 
 def check_tables(plan: "Plan", rows: "Sequence[MeshRow]") -> "Iterator[RenderableType]":

@@ -9,11 +9,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from moejax.planning import units
 from moejax.planning.compare import Plan
 from moejax.planning.crossovers import Crossover, Curve, batch_crossovers, curve
 from moejax.planning.ranking import best
 from moejax.planning.rows import MeshRow
-from moejax.planning.units import SECONDS, common_unit, number
 
 PARTS = (
     ("weights", "weights_seconds", "#4477aa"),
@@ -26,6 +26,7 @@ PARTS = (
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb", "#000000")
 STYLES = ("-", "--", "-.", ":", "-", "--", "-.", ":")
 MOST_BARS = 24
+CLOSE = (0.025, 0.05)  # of the axes' width and height: how near the numbers of two circles would hide each other
 MOST_CURVES = len(COLOURS)
 
 
@@ -107,14 +108,14 @@ def _draw_bars(axes: Any, every: Sequence[MeshRow], batch: int) -> None:
     rows = every[:MOST_BARS]
     places = range(len(rows))
     reached = [0.0] * len(rows)
-    unit = common_unit((row.decode.total for row in rows if row.decode), SECONDS)
+    unit = units.common_unit((row.decode.total for row in rows if row.decode), units.SECONDS)
     for name, field, colour in PARTS:
         widths = [getattr(row.decode, field) / unit.scale for row in rows]
         if any(widths):
             axes.barh(places, widths, left=reached, color=colour, label=name, edgecolor="white", linewidth=0.4)
         reached = [a + b for a, b in zip(reached, widths, strict=True)]
     for place, total in zip(places, reached, strict=True):
-        axes.annotate(f" {number(total)}", (total, place), va="center", fontsize=8)
+        axes.annotate(f" {units.number(total)}", (total, place), va="center", fontsize=8)
     axes.set_yticks(places, [row.label + ("" if row.built else " (not built)") for row in rows], fontsize=8)
     axes.invert_yaxis()
     axes.set_xlim(0, max(reached) * 1.12)
@@ -130,14 +131,14 @@ def _draw_curves(axes: Any, curves: Sequence[Curve], crossovers: Sequence[Crosso
 
     for one, colour, style in zip(curves, COLOURS, STYLES, strict=False):
         axes.plot(one.batches, one.tokens_per_second, style, color=colour, marker=".", label=one.label, linewidth=1.6)
-    _mark(axes, [(one.batch, one.tokens_per_second) for one in crossovers])
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.yaxis.set_major_formatter(lambda value, _: number(value))
+    axes.yaxis.set_major_formatter(lambda value, _: units.number(value))
     axes.set_ylabel("tokens/s, all sequences")
     axes.set_title("tokens per second against batch size; circles: one split overtakes another", fontsize=10)
     _batches(axes)
+    _mark(axes, [(one.batch, one.tokens_per_second) for one in crossovers])
 
 
 def _draw_shares(axes: Any, curves: Sequence[Curve], crossovers: Sequence[Crossover]) -> None:
@@ -155,18 +156,39 @@ def _draw_shares(axes: Any, curves: Sequence[Curve], crossovers: Sequence[Crosso
         low, high = math.log(fastest[one.below]), math.log(fastest[one.above])
         along = math.log(one.batch / one.below) / math.log(one.above / one.below)
         places.append((one.batch, 100 * one.tokens_per_second / math.exp(low + along * (high - low))))
-    _mark(axes, places)
     axes.set_ylabel("% of the fastest")
     axes.set_xlabel("batch size (sequences)")
     _batches(axes)
+    _mark(axes, places)
 
 
 def _mark(axes: Any, places: Sequence[tuple[float, float]]) -> None:
-    """A circle and its number at each place."""
-    for count, place in enumerate(places, 1):
+    """A circle at each place, and its number; circles that lie on each other share their numbers' place."""
+    for place in places:
         axes.plot(*place, "o", markersize=8, markerfacecolor="none", markeredgecolor="black")
+    for count, numbers in enumerate(_close_together(axes, places), 1):
         above = count % 2  # neighbours are numbered above and below in turn
-        axes.annotate(str(count), place, xytext=(4, 5 if above else -12), textcoords="offset points", fontsize=8)
+        axes.annotate(
+            ", ".join(str(number + 1) for number in numbers),
+            places[numbers[0]],
+            xytext=(4, 5 if above else -12),
+            textcoords="offset points",
+            fontsize=8,
+        )
+
+
+def _close_together(axes: Any, places: Sequence[tuple[float, float]]) -> list[list[int]]:
+    """Positions in `places`, those whose circles overlap in one list. The scales of the axes have to be set."""
+    to_fraction = axes.transScale + axes.transLimits  # of the width and height of the axes
+    at = [to_fraction.transform(place) for place in places]
+    groups: list[list[int]] = []
+    for number, place in enumerate(at):
+        near = [group for group in groups if all(abs(at[group[0]] - place) < CLOSE)]
+        if near:
+            near[0].append(number)
+        else:
+            groups.append([number])
+    return groups
 
 
 def _batches(axes: Any) -> None:

@@ -77,12 +77,12 @@ def _saving(row: MeshRow, other: MeshRow, objective: Objective) -> str:
 
 def _savings(mine: Phase, its: Phase) -> dict[float, str]:
     """Seconds that each part saves, and how to say it."""
-    shared = [phase.weight_bytes - phase.expert_bytes for phase in (mine, its)]
+    shared = (mine.weight_bytes - mine.expert_bytes, its.weight_bytes - its.expert_bytes)
     per_byte = its.weights_seconds / its.weight_bytes
 
     def seconds(sentence: str, name: str) -> tuple[float, str]:
-        both = getattr(mine, name), getattr(its, name)
-        return both[1] - both[0], _of(sentence, *both, SECONDS)
+        ours, theirs = getattr(mine, name), getattr(its, name)
+        return theirs - ours, _of(sentence, ours, theirs, SECONDS)
 
     return dict(
         [
@@ -92,7 +92,7 @@ def _savings(mine: Phase, its: Phase) -> dict[float, str]:
             ),
             (
                 (shared[1] - shared[0]) * per_byte,
-                _of("reads {} instead of {} of weights outside the experts per device", *shared, BYTES),
+                _of("reads {} instead of {} of weights outside the experts per device", shared[0], shared[1], BYTES),
             ),
             (
                 its.kv_seconds - mine.kv_seconds,

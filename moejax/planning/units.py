@@ -58,6 +58,8 @@ def pair(mine: float, its: float, units: Sequence[Unit] | None = None) -> tuple[
 def _told_apart(first: float, second: float) -> tuple[str, str]:
     """As many decimals as make three digits of the smaller number, and as many more as it takes."""
     smaller, larger = sorted((first, second))
+    if smaller == 0:
+        return number(first), number(second)
     if larger < 0.005 or larger >= 1e12:
         return f"{first:.3g}", f"{second:.3g}"
     fewest = 2 if smaller < 9.995 else 1 if smaller < 99.95 else 0

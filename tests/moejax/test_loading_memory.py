@@ -62,9 +62,10 @@ def run_measured(code: str, *arguments: str) -> Run:
         stderr=subprocess.PIPE,
         text=True,
     )
+    assert process.stdout is not None
     peak, done = 0, False
     while not done:
-        done = select.select([process.stdout], [], [], INTERVAL_SECONDS)[0] != []
+        done = select.select([process.stdout.fileno()], [], [], INTERVAL_SECONDS)[0] != []
         peak = max(peak, held_bytes(process.pid))
     output, errors = process.communicate()
     assert process.returncode == 0, errors

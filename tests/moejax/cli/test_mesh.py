@@ -127,8 +127,7 @@ def test_the_load_of_another_model_is_refused(call: Call, tmp_path: Path) -> Non
 
 def lines_of(text: str) -> list[list[str]]:
     """The words of every line of a table of splits: d, e and t, numbers or a dispatch, a bar, numbers."""
-    lines = [line.split() for line in text.splitlines() if re.match(r" ?\d+ +\d+ +\d+ ", line)]
-    return [words for words in lines if any(re.fullmatch("[wkclxo]+", word) for word in words)]
+    return [line.split() for line in text.splitlines() if re.match(r" ?\d+ +\d+ +\d+ ", line)]
 
 
 @pytest.mark.parametrize("batch", ["8", "1,8,32"])
@@ -177,7 +176,7 @@ def test_a_terminal_too_narrow_for_all_columns_goes_without_some(call: Call, mon
 
 def test_a_small_model_is_shown_in_small_units(call: Call) -> None:
     out = call("mesh", "compare", "--model", "demo", "--devices", "2", "--hardware", "h100-sxm", "-b", "1").out
-    assert re.search(r"^ +MB +us +us +tok/s$", out, re.MULTILINE)
+    assert re.search(r"MB +read +imb +us +tok/s +us +most +tok/s\n", out)
     assert len(lines_of(out)) == 6 and not re.search(r"\b0\.0+\b", out)
 
 
@@ -234,8 +233,19 @@ def test_json_is_what_python_returns(call: Call) -> None:
     assert found["hardware"]["sources"]["bandwidth"].startswith("3.35 TB/s")
 
 
+def processor_seconds(code: str) -> tuple[subprocess.CompletedProcess[str], float]:
+    """A Python process that runs `code`, and the seconds of the processor that it took."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return done, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
 def test_a_comparison_of_64_devices_is_fast_and_needs_no_jax() -> None:
-    """Two seconds: of the processor, which on a machine with nothing else to do is all the time that it takes."""
+    """Two seconds: of the processor, which on a machine with nothing else to do is all the time that it takes.
+
+    A machine that takes more than 0.2 of them to import numpy, rich and typer may take more here in proportion.
+    """
     code = (
         "import sys, moejax.cli\n"
         f"sys.argv = {['moejax', *COMPARE, '--devices', '64', '--hardware', 'h100-sxm', '--batch-size', '1,8,32']}\n"
@@ -243,12 +253,10 @@ def test_a_comparison_of_64_devices_is_fast_and_needs_no_jax() -> None:
         "except SystemExit as stop: assert not stop.code\n"
         "print(*sorted({'jax', 'jaxlib', 'flax', 'matplotlib', 'torch'} & set(sys.modules)), file=sys.stderr)"
     )
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    (_, importing), (done, seconds) = map(processor_seconds, ("import numpy, rich.table, typer", code))
     assert done.stderr == "\n"
     assert done.stdout.count("best latency") == 3
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2
+    assert seconds < 2 * max(1, importing / 0.2)
 
 
 def test_show_lists_every_array_and_its_bytes(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:

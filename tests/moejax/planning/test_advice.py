@@ -15,7 +15,7 @@ from moejax.planning.compare import make_plan
         ("mixtral-8x7b", 1, "h100-sxm", "bfloat16", 1, ["--devices 2", "--hardware h200"]),
         ("mixtral-8x7b", 2, "v100-32gb", "float32", 1, ["--devices 8", "--hardware h200"]),
         ("mixtral-8x7b", 4, "v100-32gb", "float32", 1, ["--dtype float16", "--devices 8", "--hardware h100-sxm"]),
-        ("mixtral-8x7b", 2, "h100-sxm", "bfloat16", 8192, ["--batch-size 128", "--devices 32"]),
+        ("mixtral-8x7b", 2, "h100-sxm", "bfloat16", 1024, ["--batch-size 128", "--devices 8"]),
         ("mixtral-8x22b", 1, "cpu", "bfloat16", 1, ["--devices 16"]),
     ],
 )

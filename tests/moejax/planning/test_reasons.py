@@ -45,7 +45,7 @@ def test_every_reason_is_a_sentence_and_its_numbers_differ(model: str, devices: 
         mine, its = (float(found[name].replace(",", "")) for name in ("mine", "its"))
         assert mine < its, text
         assert re.fullmatch(rf"the next, {NAMES}, {BEHIND}", behind), text
-        assert not equal or re.fullmatch(rf"equally good: {LIST}", *equal), text
+        assert not equal or re.fullmatch(rf"equally good: {LIST}", equal[0]), text
 
 
 def test_a_reason_names_what_is_saved_the_next_and_those_that_are_as_good() -> None:
