@@ -205,7 +205,7 @@ def test_the_path_without_avx512(
     expected = jax.jit(reference.expert_ffn)(layer.experts, x, ids, weights)
     np.testing.assert_allclose(got, expected, rtol=0, atol={"float32": 5e-6, "bfloat16": 5e-3, "float16": 1e-3}[dtype])
     scale = jnp.asarray(rng.standard_normal(45), dtype)
-    got = jax.jit(lambda *args: ops.rms_norm(*args, 1e-5))(x, scale).astype(jnp.float32)
+    got = jax.jit(lambda x, scale: ops.rms_norm(x, scale, 1e-5))(x, scale).astype(jnp.float32)
     rtol = {"float32": 2e-6, "bfloat16": 2**-7, "float16": 2**-10}[dtype]  # a unit of the last bit
     np.testing.assert_allclose(got, XLA.norm(x, scale, eps=1e-5).astype(jnp.float32), rtol=rtol, atol=1e-7)
     q, keys = (jnp.asarray(rng.standard_normal(shape), dtype) for shape in ((2, 2, 3, 5, 20), (2, 2, 16, 20)))
