@@ -19,6 +19,7 @@ from jax.profiler import ProfileData
 import moejax
 from moejax.bench.source import resolve_source
 from moejax.bench.works import Work
+from moejax.cli.startup import prepare_jax
 
 PARTS = ("experts", "products", "head", "attend", "rotate", "norm", "route", "XLA", "between")
 ROUNDS = 3
@@ -36,6 +37,7 @@ def main() -> None:
     parser.add_argument("-n", "--output-len", type=int, default=33)
     parser.add_argument("--prefill-len", type=int, default=512, help="tokens of the prompt that is profiled alone")
     args = parser.parse_args()
+    prepare_jax(quiet=True)
     model = moejax.load(resolve_source(None, args.model), dtype="bfloat16", expert_backend="native", max_seq_len=4096)
     print(f"{'':16s}{'ms':>8s}" + "".join(f"{part:>10s}" for part in PARTS) + "   % of the time with tracing")
     for batch in map(int, args.batch_size.split(",")):
