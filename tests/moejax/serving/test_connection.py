@@ -57,11 +57,9 @@ def test_a_client_that_reads_nothing_is_given_up(model: "moejax.Model") -> None:
         wait_for(lambda: live.metric("moejax:stalled_clients_total") == 1)
         settled(live)
         received = b""
-        with pytest.raises(ConnectionResetError):
-            while part := client.recv(1 << 16):
-                received += part
-            raise AssertionError("the answer was sent to its end")
-        assert b"[DONE]" not in received
+        while part := client.recv(1 << 16):
+            received += part
+        assert received.startswith(b"HTTP/1.1 200") and b"[DONE]" not in received
         with live.client() as other:
             assert other.post("/v1/completions", json={"prompt": "a", "max_tokens": 1}).status_code == 200
 
