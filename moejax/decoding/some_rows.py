@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Int
 
-from moejax.cache import KVCache
+from moejax.cache import KVCache, take_rows
 from moejax.declarations import CACHE_AXES
 from moejax.decoding.buckets import STEPS_PER_CALL
 from moejax.decoding.state import DecodeState, Features, place_state
@@ -44,19 +44,17 @@ def generate_some(
 def _take(parallel: Parallel, state: DecodeState, rows: Int[Array, " b"], slots: int) -> DecodeState:
     """Those rows as a state of their own, with `slots` cache slots each."""
 
-    def take(tree: Any, rows: Int[Array, " bl"]) -> Any:
-        def one(row: Array, leaf: Array) -> Array:
-            first = (row % leaf.shape[0], *(0 for _ in leaf.shape[1:]))
-            sizes = (1, leaf.shape[1], slots, leaf.shape[3]) if leaf.ndim == 4 else (1, *leaf.shape[1:])
-            return lax.dynamic_slice(leaf, first, sizes)
+    def take(cache: KVCache, rows: Int[Array, " bl"]) -> KVCache:
+        return take_rows(cache, rows % cache[0].k.shape[0], slots)
 
-        return jax.tree.map(lambda leaf: jnp.concatenate([one(row, leaf) for row in rows]), tree)
+    def take_seen(seen: Any, rows: Int[Array, " bl"]) -> Any:
+        return jax.tree.map(lambda counts: counts[rows % counts.shape[0]], seen)
 
     cached, split = parallel.spec(*CACHE_AXES), parallel.spec("batch")
     cache = parallel.map(take, (cached, split), cached)(state.cache, rows)
-    seen = parallel.map(take, (split, split), split)((state.in_prompt, state.in_output), rows)
+    in_prompt, in_output = parallel.map(take_seen, split, split)((state.in_prompt, state.in_output), rows)
     few = jax.tree.map(lambda leaf: leaf[rows], _per_row(state))
-    return place_state(dataclasses.replace(few, cache=cache, in_prompt=seen[0], in_output=seen[1]), parallel)
+    return place_state(dataclasses.replace(few, cache=cache, in_prompt=in_prompt, in_output=in_output), parallel)
 
 
 def _put(

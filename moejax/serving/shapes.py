@@ -16,6 +16,7 @@ from sharding import bytes_per_device, device_memory
 
 MIN_READ_LENGTH = 256  # a step that reads fewer slots is no faster
 GROWTH = 4  # of rows, and of slots, from one call of the decode loop to the next larger one: docs/decisions.md
+MOST_COPIED = 16  # a call for some rows copies at most this part of the cache: copying more costs more than it saves
 
 
 class StepShape(NamedTuple):
@@ -47,9 +48,18 @@ class Shapes:
     @property
     def steps(self) -> list[StepShape]:
         """The calls of the decode loop, fewer rows first."""
-        lengths = list(_growing(MIN_READ_LENGTH, self.length))
-        some = [StepShape(rows, slots) for rows in _growing(self.splits, self.batch) for slots in lengths]
-        return [one for one in some if one.rows < self.batch or self.reads_all or one.slots == self.length]
+        return [
+            StepShape(rows, slots)
+            for rows in _growing(self.splits, self.batch)
+            for slots in _growing(MIN_READ_LENGTH, self.length)
+            if self._is_worth_it(rows, slots)
+        ]
+
+    def _is_worth_it(self, rows: int, slots: int) -> bool:
+        """Whether there is a call for so many rows of so many slots. All rows read the cache in place."""
+        if rows == self.batch:
+            return self.reads_all or slots == self.length
+        return rows == self.splits or MOST_COPIED * rows * slots <= self.batch * self.length
 
     def step(self, occupied: Collection[int], furthest: int) -> StepShape:
         """The least call for the rows in the slots `occupied`, which come to `furthest` tokens in the cache."""

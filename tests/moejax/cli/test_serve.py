@@ -27,52 +27,57 @@ START_SECONDS = 240
 
 
 @contextmanager
-def served(folder: Path, port: int, *flags: str) -> Iterator[subprocess.Popen[str]]:
-    """The command, when `/health` says 200; killed at the end if it still runs."""
+def served(folder: Path, port: int, *flags: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The command and its address, when `/health` says 200; killed at the end if it still runs.
+
+    Port 0 is a free one, which the first line names.
+    """
     command = [sys.executable, "-m", "moejax", "serve", str(folder), "--port", str(port), *SMALL, *flags]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stderr is not None
     try:
+        url = f"http://127.0.0.1:{port}"
+        if port == 0:
+            (url,) = re.findall(r" for (http://[\d.:]+)/; /health there says 200", process.stderr.readline())
         until = time.monotonic() + START_SECONDS
         statuses = set()
         while 200 not in statuses:
             assert process.poll() is None, process.communicate()[1]
             assert time.monotonic() < until
             try:
-                statuses.add(httpx.get(f"http://127.0.0.1:{port}/health").status_code)
+                statuses.add(httpx.get(f"{url}/health").status_code)
             except httpx.TransportError:  # it listens before it answers
                 pass
             time.sleep(0.05)
         assert statuses == {200, 503}, "it answers while it loads"
-        yield process
+        yield process, url
     finally:
         if process.poll() is None:
             process.kill()
         process.communicate()
 
 
-def waiting(port: int) -> float:
+def waiting(url: str) -> float:
     """Requests in the queue, as the server says."""
-    text = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=START_SECONDS).text
+    text = httpx.get(f"{url}/metrics", timeout=START_SECONDS).text
     return float(re.findall(r"^vllm:num_requests_waiting\{.*\} (.*)$", text, re.M)[0])
 
 
-def test_sigterm_under_load_finishes_what_runs(tiny: Tiny, tiny_folder: Path, port: int) -> None:
+def test_sigterm_under_load_finishes_what_runs(tiny: Tiny, tiny_folder: Path) -> None:
     """Two rows run and are finished, the third waits and is told; the exit code is 0 and nothing is left in between."""
     streams: dict[int, str] = {}
 
-    def read(number: int) -> None:
+    def read(url: str, number: int) -> None:
         body = {"prompt": "a", "max_tokens": 200, "ignore_eos": True, "stream": True}
-        with httpx.stream(
-            "POST", f"http://127.0.0.1:{port}/v1/completions", json=body, timeout=START_SECONDS
-        ) as answer:
+        with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=START_SECONDS) as answer:
             for part in answer.iter_text():
                 streams[number] = streams.get(number, "") + part
 
-    with served(tiny_folder, port) as process:
-        threads = [threading.Thread(target=read, args=(number,)) for number in range(3)]
+    with served(tiny_folder, 0) as (process, url):
+        threads = [threading.Thread(target=read, args=(url, number)) for number in range(3)]
         for thread in threads:
             thread.start()
-        while len(streams) < 2 or (len(streams) < 3 and not waiting(port)):
+        while len(streams) < 2 or (len(streams) < 3 and not waiting(url)):
             time.sleep(0.005)
         process.send_signal(signal.SIGTERM)
         for thread in threads:
@@ -86,7 +91,7 @@ def test_sigterm_under_load_finishes_what_runs(tiny: Tiny, tiny_folder: Path, po
         assert last == "data: [DONE]" or "shutting down" in json.loads(last[6:])["error"]["message"]
     assert "key/value cache: 2 rows x 256 tokens" in err
     assert "programs compiled in" in err
-    assert f"ready: open http://127.0.0.1:{port}/\n" in err
+    assert f"ready: open {url}/\n" in err
     assert re.search(r"^stopped: [23] requests finished, [01] given up or cancelled$", err, re.M)
     assert "Traceback" not in err
 
@@ -96,8 +101,7 @@ def test_second_ctrl_c_and_other_names_of_flags(tiny: Tiny, tiny_folder: Path, p
     environment = {"MOEJAX_API_KEY": "abc"}
     os.environ.update(environment)
     try:
-        with served(tiny_folder, port, *names) as process:
-            url = f"http://127.0.0.1:{port}"
+        with served(tiny_folder, port, *names) as (process, url):
             assert httpx.get(f"{url}/v1/models").status_code == 401
             (entry,) = httpx.get(f"{url}/v1/models", headers={"authorization": "Bearer abc"}).json()["data"]
             assert (entry["id"], entry["max_model_len"]) == ("other", 256)
@@ -154,36 +158,34 @@ def signals() -> Iterator[None]:
 
 
 def test_model_that_cannot_be_loaded(
-    call: Call, tiny: Tiny, tiny_folder: Path, port: int, signals: None, monkeypatch: pytest.MonkeyPatch
+    call: Call, tiny: Tiny, tiny_folder: Path, signals: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While it loads, /health says so with 503; then the command ends, with the reason in one line."""
-    health: list[httpx.Response] = []
-    asked = threading.Event()
+    from moejax.serving import server
 
-    def ask() -> None:
-        until = time.monotonic() + START_SECONDS
-        while not health and time.monotonic() < until:
-            try:
-                health.append(httpx.get(f"http://127.0.0.1:{port}/health", timeout=START_SECONDS))
-            except httpx.TransportError:  # it does not answer yet
-                time.sleep(0.02)
-        asked.set()
+    urls: list[str] = []
+    health: list[httpx.Response] = []
+    url = server.url
+
+    def noted(host: str, port: int) -> str:
+        urls.append(url(host, port))
+        return urls[0]
 
     def load(*_: object, **__: object) -> None:
-        assert asked.wait(START_SECONDS)
+        health.append(httpx.get(f"{urls[0]}health", timeout=START_SECONDS))
         raise ValueError("the weights of layer 3 are damaged")
 
+    monkeypatch.setattr(server, "url", noted)
     monkeypatch.setattr(moejax, "load", load)
-    asking = threading.Thread(target=ask)
-    asking.start()
-    outcome = call("serve", tiny_folder, "--port", str(port), *SMALL)
-    asking.join()
+    outcome = call("serve", tiny_folder, "--port", "0", *SMALL)
     (answer,) = health
     assert answer.status_code == 503
     assert answer.json() == {"status": "loading", "message": "the model is loading; ask again when /health says 200"}
-    first, *rest = outcome.err.splitlines()
-    assert first == f"loading {tiny_folder} for http://127.0.0.1:{port}/; /health there says 200 when it is ready"
-    assert (outcome.status, rest) == (2, ["error: the weights of layer 3 are damaged"])
+    assert outcome.status == 2
+    assert outcome.err.splitlines() == [
+        f"loading {tiny_folder} for {urls[0]}; /health there says 200 when it is ready",
+        "error: the weights of layer 3 are damaged",
+    ]
 
 
 def test_cache_that_does_not_fit(

@@ -52,7 +52,7 @@ def test_a_client_that_reads_something_is_waited_for() -> None:
 
 def test_a_client_that_reads_nothing_is_given_up(model: "moejax.Model") -> None:
     body = {"prompt": "a", "max_tokens": 300, "ignore_eos": True, "n": 4, "stream": True, "logprobs": 20}
-    with running(model, write_seconds=0.2, **SIZES) as live, socket.socket() as client:
+    with running(model, write_seconds=0.2, send_buffer=4096, **SIZES) as live, socket.socket() as client:
         post(live, client, json.dumps(body).encode())
         wait_for(lambda: live.metric("moejax:stalled_clients_total") == 1)
         settled(live)

@@ -12,14 +12,15 @@ def make(batch: int, *, length: int = 1024, splits: int = 1, reads_all: bool = F
 @pytest.mark.parametrize(
     ("shapes", "steps"),
     [
-        (make(16), [(1, 256), (1, 1024), (4, 256), (4, 1024), (16, 1024)]),
-        (make(16, reads_all=True), [(1, 256), (1, 1024), (4, 256), (4, 1024), (16, 256), (16, 1024)]),
+        (make(16), [(1, 256), (1, 1024), (4, 256), (16, 1024)]),
+        (make(16, reads_all=True), [(1, 256), (1, 1024), (4, 256), (16, 256), (16, 1024)]),
+        (make(16, length=4096), [(1, 256), (1, 1024), (1, 4096), (4, 256), (4, 1024), (16, 4096)]),
         (make(1), [(1, 1024)]),
         (make(3, length=128), [(1, 128), (3, 128)]),
-        (make(16, length=256, splits=2), [(2, 256), (8, 256), (16, 256)]),
+        (make(64, length=512, splits=2), [(2, 256), (2, 512), (8, 256), (64, 512)]),
         (make(8, length=256, splits=8), [(8, 256)]),
     ],
-    ids=["16 rows", "attention reads all", "one row", "odd", "two parts", "a row in each part"],
+    ids=["16 rows", "attention reads all", "longer", "one row", "odd", "two parts", "a row in each part"],
 )
 def test_calls(shapes: Shapes, steps: list[tuple[int, int]]) -> None:
     assert shapes.steps == steps
@@ -32,6 +33,7 @@ def test_calls(shapes: Shapes, steps: list[tuple[int, int]]) -> None:
         ([9], 256, (1, 256)),
         ([9], 257, (1, 1024)),
         ([0, 15], 10, (4, 256)),
+        ([0, 15], 257, (16, 1024)),
         ([0, 1, 2, 3, 4], 10, (16, 1024)),
     ],
 )
@@ -40,8 +42,8 @@ def test_the_least_call_is_taken(occupied: list[int], furthest: int, expected: t
 
 
 def test_the_fullest_part_of_the_batch_decides() -> None:
-    shapes = make(16, splits=2)
-    assert shapes.step([0, 8], 1).rows == 2
+    shapes = make(64, splits=2)
+    assert shapes.step([0, 32], 1).rows == 2
     assert shapes.step([0, 1], 1).rows == 8
 
 

@@ -47,7 +47,7 @@ def test_steps_are_as_wide_as_the_rows_that_run(model: "moejax.Model", monkeypat
     engine.stop()
     alone = moejax.decode(model, [one.request.prompt for one in jobs], [one.request.params for one in jobs])
     assert [one.rows[0].tokens for one in jobs] == [result.token_ids for result in alone]
-    assert {(1, 1), (4, 4), (4, 2)} <= set(widths)
+    assert {width for width, _ in widths} == {1, 4}
     assert all((width == 1) == (running == 1) for width, running in widths)
 
 
