@@ -19,6 +19,8 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 
+from tests.ports import free_port
+
 PROGRAMS = ("chromium", "chromedriver")
 WAIT_SECONDS = 300  # for anything: nothing is compiled yet in a clean clone, and machines may be busy
 FLAGS = (
@@ -88,9 +90,7 @@ class Server:
 @contextmanager
 def serving(folder: Path, log: Path, *flags: str) -> Iterator[Server]:
     """A server of a checkpoint, which may still be loading it. What it says is in `log`."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
+    port = free_port()
     key = "a key of the test"
     command = [sys.executable, "-m", "moejax", "serve", str(folder), "--port", str(port), "--api-key", key, *flags]
     with log.open("wb") as out:
