@@ -8,6 +8,7 @@ shown: it starts the baseline's process.
 """
 
 import base64
+import shutil
 import sys
 import tempfile
 import time
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from selenium.webdriver import Chrome, ChromeOptions
+from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
@@ -27,11 +29,14 @@ def main() -> None:
     if len(sys.argv) != 3:
         sys.exit("give the address of a running server and a folder, as in http://127.0.0.1:8000 docs/pictures")
     url, folder = sys.argv[1], Path(sys.argv[2])
+    driver_path = shutil.which("chromedriver")
+    if driver_path is None:
+        sys.exit("chromedriver is not on PATH; on Debian: apt-get install chromium chromium-driver")
     with tempfile.TemporaryDirectory() as profile:
         options = ChromeOptions()
         for flag in (*FLAGS, f"--user-data-dir={profile}"):
             options.add_argument(flag)
-        driver = Chrome(options)
+        driver = Chrome(options, Service(driver_path))
         try:
             driver.get(url)
             wait_for(lambda: driver.find_element(By.ID, "race").is_enabled())

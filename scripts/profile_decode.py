@@ -19,6 +19,7 @@ from jax.profiler import ProfileData
 import moejax
 from moejax.bench.source import resolve_source
 from moejax.bench.works import Work
+from moejax.cli.startup import prepare_jax
 
 PARTS = ("experts", "products", "head", "attend", "rotate", "norm", "route", "XLA", "between")
 ROUNDS = 3
@@ -36,6 +37,7 @@ def main() -> None:
     parser.add_argument("-n", "--output-len", type=int, default=33)
     parser.add_argument("--prefill-len", type=int, default=512, help="tokens of the prompt that is profiled alone")
     args = parser.parse_args()
+    prepare_jax(quiet=True)
     model = moejax.load(resolve_source(None, args.model), dtype="bfloat16", expert_backend="native", max_seq_len=4096)
     print(f"{'':16s}{'ms':>8s}" + "".join(f"{part:>10s}" for part in PARTS) + "   % of the time with tracing")
     for batch in map(int, args.batch_size.split(",")):
@@ -60,14 +62,17 @@ def report(model: moejax.Model, work: Work, kind: str, title: str, steps: int) -
             traced = run()
         (trace,) = Path(folder).rglob("*.xplane.pb")
         profile = ProfileData.from_file(str(trace))
-    program = [program for key, program in model.programs.by_key().items() if key[0] == kind][-1]  # pyright: ignore
+    programs = {key: program for key, program in model.programs.by_key().items() if isinstance(key, tuple)}
+    program = [program for key, program in programs.items() if key[0] == kind][-1]
     parts = parts_of(program.as_text() or "")
     seconds: dict[str, float] = dict.fromkeys(PARTS, 0.0)
-    for plane in profile.planes:
-        for line in plane.lines:
-            for event in line.events:
-                if event.name in parts and not _CONTAINERS.match(event.name):
-                    seconds[parts[event.name]] += event.duration_ns / 1e9
+    for event in (event for plane in profile.planes for line in plane.lines for event in line.events):
+        if (
+            event.name in parts
+            and not _CONTAINERS.match(event.name)
+            and dict(event.stats)["hlo_module"] == f"jit_{kind}"
+        ):
+            seconds[parts[event.name]] += event.duration_ns / 1e9
     seconds["between"] = traced - sum(seconds.values())
     cells = "".join(f"{100 * seconds[part] / traced:10.1f}" for part in PARTS)
     print(f"{title:16s}{1e3 * untraced / steps:8.2f}{cells}", flush=True)

@@ -20,9 +20,10 @@ from moejax.bench.works import Request, Work
 
 # Threads of torch and llama.cpp spin for a while after a call; the next system has to find the cores free.
 SETTLE_SECONDS = 0.3
-# Requests take longer than all else: they are warmed up with a part of their outputs, and so many are judged.
-WARM_UP_PART = 8
-JUDGED_REQUESTS = 8
+# A round of the requests takes longer than one of all else: so many of them, with such a part of their outputs, are the
+# warm-up, whose tokens are judged; and they are timed every third round.
+JUDGED_REQUESTS, WARM_UP_PART = 8, 8
+ROUNDS_PER_REQUEST_ROUND = 3
 OURS = "moejax"
 
 
@@ -42,8 +43,8 @@ class Plan:
 
     @property
     def request_rounds(self) -> int:
-        """Rounds of the requests, each of which takes as long as several of the works: every second one."""
-        return (self.rounds + 1) // 2
+        """Rounds of the requests: the first of every three."""
+        return -(-self.rounds // ROUNDS_PER_REQUEST_ROUND)
 
 
 def installed(names: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -90,8 +91,8 @@ def compare(plan: Plan, *, on_event: Callable[[str], None] = lambda text: None) 
                     time.sleep(SETTLE_SECONDS)
                     _attempt(standings[name], running, lambda n=name, w=work: _time(plan, standings[n], running[n], w))
             serving = [name for name in running if running[name].serves]
-            for name in _turned(serving, round_) if plan.requests and round_ < plan.request_rounds else []:
-                on_event(f"round {round_ + 1} of {plan.request_rounds}: {len(plan.requests)} requests, {name}")
+            for name in _turned(serving, round_) if plan.requests and not round_ % ROUNDS_PER_REQUEST_ROUND else []:
+                on_event(f"round {round_ + 1} of {plan.rounds}: {len(plan.requests)} requests, {name}")
                 time.sleep(SETTLE_SECONDS)
                 _attempt(standings[name], running, lambda n=name: _time_requests(plan, standings[n], running[n]))
     return list(standings.values())
@@ -120,7 +121,7 @@ def _check(
             _attempt(
                 standings[name], running, lambda n=name, w=work: _warm_up(plan, standings[n], running[n], w, tokens)
             )
-    short = [replace(one, output_len=-(-one.output_len // WARM_UP_PART)) for one in plan.requests]
+    short = warm_up_requests(plan.requests)
     for name in [name for name in running if short and running[name].serves]:
         on_event(f"warming up {name}: {len(short)} requests")
         _attempt(standings[name], running, lambda n=name: _warm_up_requests(standings[n], running[n], short, tokens))
@@ -129,7 +130,7 @@ def _check(
         on_event("judging the tokens in float32")
         reference.load(Settings(**{**asdict(settings), "dtype": "float32", "mesh": None, "dispatch": "auto"}))
         prompts = {work_name(work): work.prompts(plan.vocab_size) for work in plan.works}
-        prompts[REQUESTS] = [short[place].prompt for place in judged(short)]
+        prompts[REQUESTS] = [one.prompt for one in short]
         known: Gaps = {}
         for name in running:
             for what in [what for what in prompts if (name, what) in tokens]:
@@ -162,14 +163,15 @@ def _warm_up_requests(
     began = time.perf_counter()
     served = _serve(process, requests)
     standing.warmup_seconds[REQUESTS] = time.perf_counter() - began
-    tokens[standing.name, REQUESTS] = [served.tokens[place] for place in judged(requests)]
+    tokens[standing.name, REQUESTS] = served.tokens
 
 
-def judged(requests: Sequence[Request]) -> list[int]:
-    """Which requests are judged: of all lengths from the shortest prompt to the longest."""
-    order = sorted(range(len(requests)), key=lambda place: len(requests[place].prompt))
+def warm_up_requests(requests: Sequence[Request]) -> list[Request]:
+    """Some of the requests, from the shortest prompt to the longest, with a part of their outputs."""
+    order = sorted(requests, key=lambda one: len(one.prompt))
     count = min(JUDGED_REQUESTS, len(order))
-    return [order[round(place * (len(order) - 1) / max(1, count - 1))] for place in range(count)]
+    chosen = [order[round(place * (len(order) - 1) / max(1, count - 1))] for place in range(count)]
+    return [replace(one, output_len=-(-one.output_len // WARM_UP_PART)) for one in chosen]
 
 
 def _time_requests(plan: Plan, standing: Standing, process: PeerProcess) -> None:

@@ -10,6 +10,7 @@ from moejax.bench.report_tables import table
 _GPT_FAST = "https://github.com/pytorch-labs/gpt-fast (README)"
 _BASETEN = "https://www.baseten.co/blog/faster-mixtral-inference-with-tensorrt-llm-and-quantization/"
 _VLLM = "https://github.com/vllm-project/vllm/pull/3240"
+_VLLM_H100 = "https://github.com/vllm-project/vllm/pull/2542"
 _LMDEPLOY = "https://github.com/InternLM/lmdeploy/issues/2019"
 _ELEPHANTS = "https://arxiv.org/abs/2211.10017 (abstract)"
 
@@ -55,6 +56,13 @@ PUBLISHED = (
         source=_VLLM,
     ),
     Published(
+        system="vLLM, January 2024",
+        work="Mixtral 8x7B, 1,000 in and 50 out, batch 1 / 8 / 32",
+        hardware="8 H100, tensor parallel",
+        figure="0.459 / 0.813 / 1.489 s for all of it",
+        source=_VLLM_H100,
+    ),
+    Published(
         system="vLLM 0.5.1",
         work="Mixtral 8x7B, 500 ShareGPT requests at 2 per second",
         hardware="2 A800-80GB, tensor parallel",
@@ -74,5 +82,8 @@ PUBLISHED = (
 def published_table() -> str:
     """The figures as Markdown, marked as not ours."""
     rows = [(one.system, one.work, one.hardware, one.figure, one.source) for one in PUBLISHED]
-    note = "NOT MEASURED BY US: as their authors published them, on other hardware, models and prompts than ours.\n"
+    note = (
+        "NOT MEASURED BY US: as their authors published them, on other hardware, models and prompts than ours. What "
+        "part of their devices' speed some of them reach is in docs/performance-model.md.\n"
+    )
     return f"{note}\n{table(('system', 'work', 'hardware', 'figure', 'source'), rows)}"

@@ -59,7 +59,7 @@ NumPrompts = Annotated[
         rich_help_panel=flags.WORK,
         parser=options.whole_number,
         metavar="N",
-        help="Also time N ragged requests of 16-256 tokens in and out, every second round; 0 leaves that out.",
+        help="Also time N ragged requests of 16-256 tokens in and out, every third round; 0 leaves that out.",
     ),
 ]
 

@@ -52,11 +52,9 @@ def compiled(plan: "Plan", rows: "Sequence[MeshRow]", *, quiet: bool) -> "list[M
     from moejax.planning.compiled import compile_rows
 
     with console.progress("compiling every split on simulated devices", quiet=quiet) as step:
-
-        def told(done: int, programs: int) -> None:
-            step(f"compiled {done} of {programs} programs for simulated devices")
-
-        return compile_rows(plan.config, rows, told)
+        return compile_rows(
+            plan.config, rows, lambda done, every: step(f"compiled {done} of {every} programs for simulated devices")
+        )
 
 
 def measured(source: str, plan: "Plan", rows: "Sequence[MeshRow]", *, quiet: bool) -> "list[MeshRow]":

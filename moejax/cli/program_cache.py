@@ -19,12 +19,12 @@ def write_whole_programs() -> None:
 
     put_in_place = LRUCache.put
 
-    def put(cache: Any, key: str, value: bytes) -> None:
+    def put(self: Any, key: str, value: bytes) -> None:
         # With a limit to its size it locks the folder; and object stores show no object before all of it is there.
-        if cache.eviction_enabled or "://" in str(cache.path):
-            put_in_place(cache, key, value)
+        if self.eviction_enabled or "://" in str(self.path):
+            put_in_place(self, key, value)
             return
-        path, part = cache.path / f"{key}-cache", cache.path / f"{key}.{secrets.token_hex(8)}.part"
+        path, part = self.path / f"{key}-cache", self.path / f"{key}.{secrets.token_hex(8)}.part"
         if path.exists():
             return
         try:

@@ -42,6 +42,7 @@ class Programs:
             if program is None:
                 began = time.perf_counter()
                 places = jax.tree.map(self._place, args)
+                function.__name__ = _name(key)  # what profilers call it
                 program = jax.jit(function, in_shardings=places, donate_argnums=donate).lower(*args).compile()
                 self.compile_seconds += time.perf_counter() - began
                 self._programs[key] = program
@@ -49,3 +50,8 @@ class Programs:
 
     def _place(self, arg: Any) -> Sharding:
         return arg.sharding if isinstance(arg, jax.Array) else self._host_arrays
+
+
+def _name(key: Hashable) -> str:
+    kind = key[0] if isinstance(key, tuple) else key
+    return str(kind).replace(" ", "_")

@@ -1,4 +1,4 @@
-"""The kernels as functions of JAX arrays, with the signatures of `reference`.
+"""The kernels as functions of JAX arrays, with the signatures of `reference`, or of what their docstrings name.
 
 Rows do not mix, and a row's result has the same bits whatever rows are beside it and however many.
 """
@@ -69,7 +69,7 @@ def attend(
 
 
 def rms_norm(x: Float[Array, "T D"], scale: Float[Array, " D"], eps: float) -> Float[Array, "T D"]:
-    """`reference.rms_norm`."""
+    """x / rms(x) * scale, as `operations.XLA.norm` has it."""
     _check("rms_norm", x, scale)
     if scale.shape != x.shape[1:]:
         raise TypeError(f"rms_norm got rows {x.shape} and a scale {scale.shape}: their last axes must be equal")

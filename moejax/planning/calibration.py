@@ -4,6 +4,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import combinations
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from moejax.config import ModelConfig
 from moejax.layout import Split
 from moejax.moe import resolve_backend
 from moejax.planning.hardware import DTYPES, Hardware, Link
-from moejax.planning.measured import check_real_devices, decode_seconds, random_model
+from moejax.planning.measured import check_real_devices, decode_seconds, prefill_seconds, random_model
 from moejax.planning.routing import distinct_experts
 from moejax.planning.speeds import engine_operations, measure_speeds
 from moejax.planning.workload import Workload
@@ -28,7 +29,8 @@ PRODUCT_SECONDS = 0.02  # what a matrix product should take, so that starting it
 LARGEST_PRODUCT = 16_384  # rows and columns
 SMALL, LARGE = 2**8, 2**24  # elements of the float32 all-reduces: latency alone, and mostly bandwidth
 DEPTHS = (4, 12)  # layers of the models whose difference is the time of a layer
-BATCHES = (1, 8)  # sequences of the steps whose difference is the time of an expert
+BATCHES = (1, 8)  # sequences of the steps whose difference is mostly the time of experts
+PROMPT = 128  # tokens of the prefill, which is mostly the time of tokens, and not yet that of their attention
 ONE_DEVICE = Split(mesh=MeshConfig(), dispatch="replicated", remark=None)
 
 # A model whose weights take next to no time: what is left of a step is starting it, its loops and its layers.
@@ -62,7 +64,7 @@ def calibrate(name: str = "here", told: Callable[[str], None] = lambda what: Non
         rates[dtype] = matrix_rate(device, dtype)
         speeds[dtype] = measure_speeds(dtype)
     told("time of a layer")
-    layer_overhead, expert_overhead = overheads()
+    layer_overhead, expert_overhead, token_overhead = overheads()
     if count > 1:
         told("exchange between devices")
     link = measure_link(jax.local_devices()) if count > 1 else None
@@ -78,14 +80,16 @@ def calibrate(name: str = "here", told: Callable[[str], None] = lambda what: Non
         devices_per_node=count,
         layer_overhead=layer_overhead,
         expert_overhead=expert_overhead,
+        token_overhead=token_overhead,
         speeds=speeds,
         sources={
             "memory_bytes": "what the driver (of a CPU: the kernel) reports",
             "bandwidth": f"{by}: a copy larger than any cache, bytes read and written",
             "matrix_rate": f"{by}: the product of two square matrices, float32 result",
             "speeds": f"{by}: what the expert backend {resolve_backend('auto', device.platform)} runs, by rows",
-            "layer_overhead": f"{by}: a decode step of {DEPTHS[1]} narrow layers less one of {DEPTHS[0]}",
-            "expert_overhead": f"{by}: the same at batch {BATCHES[1]} less batch {BATCHES[0]}, by experts read",
+            "layer_overhead": f"{by}: steps and a prefill of {DEPTHS[1]} narrow layers less those of {DEPTHS[0]}",
+            "expert_overhead": f"{by}: the same, by experts read",
+            "token_overhead": f"{by}: the same, by tokens",
             "link": f"{by}: all-reduces over {count} devices"
             if count > 1
             else "none: with a single device there is nothing to measure, so no mesh of several can be compared",
@@ -125,20 +129,38 @@ def matrix_rate(device: Any, dtype: str) -> float:
         size *= 2
 
 
-def overheads() -> tuple[float, float]:
-    """Seconds of a layer, and of each expert that it reads, in decode steps whose weights take next to no time.
+def overheads() -> tuple[float, float, float]:
+    """Seconds of a layer, of each expert that it reads and of each token, where weights take next to no time.
 
-    More sequences read more experts, as many as uniform routing is expected to.
+    The least squares of relative errors over two decode steps and a prefill, with nothing below 0. More tokens read
+    more experts, as many as uniform routing is expected to.
     """
-    experts = [distinct_experts(NARROW.num_experts, NARROW.experts_per_token, batch) for batch in BATCHES]
     models = [random_model(dataclasses.replace(NARROW, num_layers=layers), ONE_DEVICE, "bfloat16") for layers in DEPTHS]
-    layer = []
+    parts, seconds = [], []
     for batch in BATCHES:
         workload = Workload(batch_size=batch, input_len=16, context=NARROW.max_position_embeddings)
         few, many = (decode_seconds(model, workload) for model in models)
-        layer.append((many - few) / (DEPTHS[1] - DEPTHS[0]))
-    expert = max(0.0, (layer[1] - layer[0]) / (experts[1] - experts[0]))
-    return max(0.0, layer[0] - expert * experts[0]), expert
+        parts.append((1, distinct_experts(NARROW.num_experts, NARROW.experts_per_token, batch), batch))
+        seconds.append((many - few) / (DEPTHS[1] - DEPTHS[0]))
+    workload = Workload(batch_size=1, input_len=PROMPT, context=PROMPT)
+    few, many = (prefill_seconds(model, workload) for model in models)
+    parts.append((1, NARROW.num_experts, PROMPT))
+    seconds.append((many - few) / (DEPTHS[1] - DEPTHS[0]))
+    layer, expert, token = _not_negative_sum(np.array(parts), np.maximum(seconds, 1e-9))
+    return round(layer, 9), round(expert, 9), round(token, 9)  # no clock tells less than that
+
+
+def _not_negative_sum(parts: np.ndarray, seconds: np.ndarray) -> list[float]:
+    """What each part takes, for the least squares of relative errors: the best of all sets of parts that take time."""
+    wanted, best, least = parts / seconds[:, None], [0.0] * parts.shape[1], float("inf")
+    for number in range(1, parts.shape[1] + 1):
+        for used in map(list, combinations(range(parts.shape[1]), number)):
+            found = np.zeros(parts.shape[1])
+            found[used] = np.linalg.lstsq(wanted[:, used], np.ones(len(seconds)), rcond=None)[0]
+            error = float(np.square(wanted @ found - 1).sum())
+            if found.min() >= 0 and error < least:
+                best, least = found.tolist(), error
+    return best
 
 
 def measure_link(devices: Sequence[Any]) -> Link:

@@ -85,7 +85,12 @@ def predict_call(setting: Setting, call: Call, dtype: str) -> Phase:
         exposed_compute_seconds=sum(max(0.0, computing[name] - reading[name]) for name in work),
         latency_seconds=latency,
         bandwidth_seconds=bandwidth,
-        overhead_seconds=config.num_layers * (hardware.layer_overhead + read * hardware.expert_overhead),
+        overhead_seconds=config.num_layers
+        * (
+            hardware.layer_overhead
+            + read * hardware.expert_overhead
+            + call.own_rows(rules) * call.width * hardware.token_overhead
+        ),
     )
 
 

@@ -47,6 +47,7 @@ class Hardware:
     devices_per_node: in one node at most.
     layer_overhead: seconds that a layer of any size takes besides (launches, loops); 0 is the ideal.
     expert_overhead: seconds that each expert read on a device takes besides, in each layer; 0 is the ideal.
+    token_overhead: seconds that each token takes besides, in each layer (norms, routing); 0 is the ideal.
     speeds: what the engine's own operations reach, by dtype, where that was measured; `matrix_rate` is the ideal.
         `project` by the rows of a product, `experts` by the rows of an expert, `attend_step` (one query per sequence)
         and `attend_prompt` (a whole prompt) by the query heads of a key/value head.
@@ -64,6 +65,7 @@ class Hardware:
     devices_per_node: int = 1
     layer_overhead: float = 0.0
     expert_overhead: float = 0.0
+    token_overhead: float = 0.0
     speeds: Mapping[str, Mapping[Operation, Curve]] = field(default_factory=dict)
     sources: Mapping[str, str] = field(default_factory=dict)
 
@@ -113,6 +115,7 @@ def hardware_toml(hardware: Hardware) -> str:
         f"devices_per_node = {hardware.devices_per_node}",
         f"layer_overhead = {hardware.layer_overhead!r}",
         f"expert_overhead = {hardware.expert_overhead!r}",
+        f"token_overhead = {hardware.token_overhead!r}",
         "",
         "[matrix_rate]",
         *(f"{dtype} = {rate!r}" for dtype, rate in hardware.matrix_rate.items()),
@@ -153,16 +156,8 @@ class _Reader:
     def hardware(self) -> Hardware:
         linked = ("link",) if self.raw.get("devices_per_node", 1) != 1 else ()
         required = ("title", "memory_bytes", "bandwidth", "matrix_rate", *linked)
-        optional = (
-            "kinds",
-            "link",
-            "network",
-            "devices_per_node",
-            "layer_overhead",
-            "expert_overhead",
-            "speeds",
-            "sources",
-        )
+        overheads = ("layer_overhead", "expert_overhead", "token_overhead")
+        optional = ("kinds", "link", "network", "devices_per_node", *overheads, "speeds", "sources")
         self._check_keys("", self.raw, required, optional)
         sources = self._table("sources", self.raw.get("sources", {}))
         kinds = self.raw.get("kinds", [])
@@ -180,6 +175,7 @@ class _Reader:
             devices_per_node=self._whole("devices_per_node", self.raw.get("devices_per_node", 1)),
             layer_overhead=self._not_negative("layer_overhead", self.raw.get("layer_overhead", 0.0)),
             expert_overhead=self._not_negative("expert_overhead", self.raw.get("expert_overhead", 0.0)),
+            token_overhead=self._not_negative("token_overhead", self.raw.get("token_overhead", 0.0)),
             speeds=self._speeds(self._table("speeds", self.raw.get("speeds", {}))),
             sources={key: self._text(f"sources.{key}", text) for key, text in sources.items()},
         )

@@ -25,8 +25,8 @@ PARTS = (
 )
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb", "#000000")
 STYLES = ("-", "--", "-.", ":", "-", "--", "-.", ":")
-MOST_BARS = 24
-CLOSE = (0.025, 0.08)  # of the axes' width and height: how near the numbers of two circles would hide each other
+FEWEST_BARS, MOST_BARS = 8, 24  # that there is room for
+CLOSE = (0.025, 0.05)  # of the axes' width and height: how near the numbers of two circles would hide each other
 MOST_CURVES = len(COLOURS)
 
 
@@ -117,7 +117,7 @@ def _draw_bars(axes: Any, every: Sequence[MeshRow], batch: int) -> None:
     for place, total in zip(places, reached, strict=True):
         axes.annotate(f" {units.number(total)}", (total, place), va="center", fontsize=8)
     axes.set_yticks(places, [row.label + ("" if row.built else " (not built)") for row in rows], fontsize=8)
-    axes.invert_yaxis()
+    axes.set_ylim(max(len(rows), FEWEST_BARS) - 0.5, -0.5)  # the best on top
     axes.set_xlim(0, max(reached) * 1.12)
     axes.set_xlabel(f"{unit.name} of a decode step")
     some = f" (the first {len(rows)} of {len(every)} splits)" if len(rows) < len(every) else ""
@@ -157,6 +157,7 @@ def _draw_shares(axes: Any, curves: Sequence[Curve], crossovers: Sequence[Crosso
         along = math.log(one.batch / one.below) / math.log(one.above / one.below)
         places.append((one.batch, 100 * one.tokens_per_second / math.exp(low + along * (high - low))))
     axes.set_ylabel("% of the fastest")
+    axes.set_ylim(bottom=0 if len(curves) == 1 else None, top=105)
     axes.set_xlabel("batch size (sequences)")
     _batches(axes)
     _mark(axes, places)

@@ -3,14 +3,17 @@
 Everything that is read is larger than caches, as a model's weights and cache are.
 """
 
+import math
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from moejax.cache import LayerCache
 from moejax.moe import resolve_backend
 from moejax.moe.experts import BACKENDS, ExpertBackend
 from moejax.moe.router import Routing
@@ -36,18 +39,17 @@ def measure_speeds(dtype: str) -> dict[Operation, Curve]:
     """FLOP per second of every operation, by rows."""
     backend = engine_operations()
     return {
-        "project": {rows: project_speed(backend, dtype, rows) for rows in ROWS},
-        "experts": {rows: experts_speed(backend, dtype, rows) for rows in ROWS},
+        "project": project_speeds(backend, dtype),
+        "experts": experts_speeds(backend, dtype),
         "attend_step": {group: attend_speed(backend, dtype, group, prompt=False) for group in GROUPS},
         "attend_prompt": {group: attend_speed(backend, dtype, group, prompt=True) for group in GROUPS},
     }
 
 
-def project_speed(backend: ExpertBackend, dtype: str, rows: int) -> float:
-    """Products of `rows` rows with square weights, one after the other."""
-    each = WIDTH * WIDTH * jnp.dtype(dtype).itemsize
-    count = max(1, BYTES // each // (4 if rows >= MANY_ROWS else 1))
-    weights = [_random(number, (WIDTH, WIDTH), dtype, WIDTH) for number in range(count)]
+def project_speeds(backend: ExpertBackend, dtype: str) -> Curve:
+    """Products with square weights, one after the other."""
+    count = BYTES // (WIDTH * WIDTH * jnp.dtype(dtype).itemsize)
+    weights = [_numbers((WIDTH, WIDTH), dtype, WIDTH) for _ in range(count)]
 
     def once(x: Array, weights: list[Array]) -> Array:
         for w in weights:
@@ -55,28 +57,31 @@ def project_speed(backend: ExpertBackend, dtype: str, rows: int) -> float:
             x = y.astype(x.dtype)
         return x
 
-    x = _random(count, (rows, WIDTH), dtype, 1)
-    return 2 * rows * WIDTH * WIDTH * count / _seconds(once, x, weights)
+    speeds = {}
+    for rows in ROWS:
+        used = weights[: count // 4] if rows >= MANY_ROWS else weights
+        seconds = _seconds(once, _numbers((rows, WIDTH), dtype), used)
+        speeds[rows] = _rounded(2 * rows * WIDTH * WIDTH * len(used) / seconds)
+    return speeds
 
 
-def experts_speed(backend: ExpertBackend, dtype: str, rows: int) -> float:
-    """A layer of experts, each of which computes `rows` rows."""
+def experts_speeds(backend: ExpertBackend, dtype: str) -> Curve:
+    """A layer of experts, each of which computes as many rows."""
     shapes = ((EXPERT_WIDTH, WIDTH), (EXPERT_WIDTH, WIDTH), (WIDTH, EXPERT_WIDTH))
-
-    def expert(number: int) -> Expert:
-        return Expert(*(_random(3 * number + i, shape, dtype, shape[1]) for i, shape in enumerate(shapes)))
-
-    experts: Any = [expert(number) for number in range(EXPERTS)]
+    experts: Any = [Expert(*(_numbers(shape, dtype, shape[1]) for shape in shapes)) for _ in range(EXPERTS)]
     if backend.layout == "stacked":
         experts = jax.tree.map(lambda *matrices: jnp.stack(matrices), *experts)
-    ids = jnp.arange(EXPERTS * rows, dtype=jnp.int32)[:, None] % EXPERTS
-    routing = Routing(ids, jnp.ones(ids.shape, jnp.float32))
 
     def once(x: Array, arguments: tuple[Any, Routing]) -> Array:
         return backend.apply(arguments[0], x, arguments[1]).astype(x.dtype)
 
-    x = _random(3 * EXPERTS, (EXPERTS * rows, WIDTH), dtype, 1)
-    return 6 * EXPERTS * rows * WIDTH * EXPERT_WIDTH / _seconds(once, x, (experts, routing))
+    speeds = {}
+    for rows in ROWS:
+        ids = jnp.arange(EXPERTS * rows, dtype=jnp.int32)[:, None] % EXPERTS
+        routing = Routing(ids, jnp.ones(ids.shape, jnp.float32))
+        seconds = _seconds(once, _numbers((EXPERTS * rows, WIDTH), dtype), (experts, routing))
+        speeds[rows] = _rounded(6 * EXPERTS * rows * WIDTH * EXPERT_WIDTH / seconds)
+    return speeds
 
 
 def attend_speed(backend: ExpertBackend, dtype: str, group: int, *, prompt: bool) -> float:
@@ -84,19 +89,32 @@ def attend_speed(backend: ExpertBackend, dtype: str, group: int, *, prompt: bool
     slots, queries = (PROMPT, PROMPT) if prompt else (SLOTS, 1)
     each = 2 * KEY_HEADS * slots * HEAD_WIDTH * jnp.dtype(dtype).itemsize
     batch = 1 if prompt else max(1, BYTES // each)
-    k, v = (_random(number, (batch, KEY_HEADS, slots, HEAD_WIDTH), dtype, 1) for number in (0, 1))
+    k, v = (_stored(_numbers((batch, KEY_HEADS, slots, HEAD_WIDTH), dtype)) for _ in range(2))
     starts = jnp.full((batch,), slots - queries, jnp.int32)
 
-    def once(q: Array, cached: tuple[Array, Array, Array]) -> Array:
-        return backend.operations.attend(q, *cached, None).astype(q.dtype)
+    def once(q: Array, cached: tuple[LayerCache, Array]) -> Array:
+        cache, starts = cached
+        return backend.operations.attend(q, cache.keys(), cache.values(), starts, None).astype(q.dtype)
 
-    q = _random(2, (batch, KEY_HEADS, group, queries, HEAD_WIDTH), dtype, 1)
+    q = _numbers((batch, KEY_HEADS, group, queries, HEAD_WIDTH), dtype)
     seen = (slots + 1) / 2 if prompt else slots
-    return 4 * q.size * seen / _seconds(once, q, (k, v, starts))
+    return _rounded(4 * q.size * seen / _seconds(once, q, (LayerCache(k=k, v=v, dtype=dtype), starts)))
 
 
-def _random(seed: int, shape: tuple[int, ...], dtype: str, fan_in: int) -> Array:
-    return (jax.random.normal(jax.random.key(seed), shape, jnp.float32) * fan_in**-0.5).astype(dtype)
+def _rounded(speed: float) -> float:
+    """To four digits: more differ from run to run."""
+    return float(f"{speed:.4g}")
+
+
+def _stored(x: Array) -> Array:
+    """As a cache holds it."""
+    return lax.bitcast_convert_type(x, jnp.uint16) if x.dtype.itemsize == 2 else x
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _numbers(shape: tuple[int, ...], dtype: str, fan_in: int = 1) -> Array:
+    """Of mean 0, as large as keeps products with them as large; making random ones would take longer than measuring."""
+    return (jnp.cos(jnp.arange(math.prod(shape), dtype=jnp.float32)) * (2 / fan_in) ** 0.5).reshape(shape).astype(dtype)
 
 
 def _seconds(once: Callable[[Array, Any], Array], x: Array, arguments: Any) -> float:

@@ -51,17 +51,17 @@ def number(value: float) -> str:
 def pair(mine: float, its: float, units: Sequence[Unit] | None = None) -> tuple[str, str]:
     """Two numbers to compare, in one unit, which the second has behind it, with digits enough to tell them apart."""
     unit = common_unit((mine, its), units) if units else Unit("", 1.0, 0.0)
-    first, second = _told_apart(mine / unit.scale, its / unit.scale)
+    first, second = _told_apart(mine / unit.scale, its / unit.scale, small=units is not None)
     return first, f"{second} {unit.name}".rstrip()
 
 
-def _told_apart(first: float, second: float) -> tuple[str, str]:
-    """As many decimals as make three digits of the smaller number, and as many more as it takes."""
+def _told_apart(first: float, second: float, *, small: bool) -> tuple[str, str]:
+    """As many decimals as make three digits, two at most unless `small`, and as many more as it takes."""
     smaller, larger = sorted((first, second))
     if smaller == 0:
         return number(first), number(second)
     if larger < 0.005 or larger >= 1e12:
         return f"{first:.3g}", f"{second:.3g}"
-    fewest = 2 if smaller < 9.995 else 1 if smaller < 99.95 else 0
+    fewest = 3 if larger < 0.9995 and small else 2 if smaller < 9.995 else 1 if smaller < 99.95 else 0
     decimals = next((n for n in range(fewest, 9) if round(first, n) != round(second, n)), fewest)
     return f"{first:,.{decimals}f}", f"{second:,.{decimals}f}"

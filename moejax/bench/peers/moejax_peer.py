@@ -8,6 +8,9 @@ import numpy as np
 import moejax
 from moejax.bench.peers import Run, Runner, Served, Settings
 from moejax.cli.startup import prepare_jax
+from moejax.decoding.buckets import MAX_ROWS
+
+SERVE_HOW = f"one call of moejax.decode with all requests, in their order, {MAX_ROWS} rows at a time"
 
 
 def load(settings: Settings) -> Runner:
@@ -58,4 +61,4 @@ def load(settings: Settings) -> Runner:
     how = f"experts {model.expert_backend}, {jax.default_backend()}"
     if model.mesh.size > 1:
         how += f", mesh {model.mesh}, dispatch {model.dispatch}"
-    return Runner(run=run, how=how, serve=serve, serve_how="one call of moejax.decode with all requests", score=score)
+    return Runner(run=run, how=how, serve=serve, serve_how=SERVE_HOW, score=score)

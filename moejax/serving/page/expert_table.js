@@ -58,13 +58,18 @@ export function createExpertTable(parent, layers, experts, onCell) {
     table.classList.toggle("one-token", chosen !== null);
   }
 
-  function tell(cell) {
+  /** Tells of the cell that is pointed at, else of the one that has the focus. */
+  function tell(pointed) {
+    const cell = pointed ?? document.activeElement.closest(".heat td");
     if (cell === null) onCell(null, null);
     else onCell(cell.cellIndex - 1, cell.parentElement.sectionRowIndex);
   }
 
-  table.addEventListener("pointerover", (event) => tell(event.target.closest("td")));
-  table.addEventListener("pointerleave", () => tell(document.activeElement.closest(".heat td")));
+  table.addEventListener("pointermove", (event) => {
+    // A table that is scrolled by keyboard moves under a pointer that rests.
+    if (event.movementX !== 0 || event.movementY !== 0) tell(event.target.closest("td"));
+  });
+  table.addEventListener("pointerleave", () => tell(null));
   table.addEventListener("focusin", (event) => {
     const cell = event.target.closest("td");
     if (cell === null) return;

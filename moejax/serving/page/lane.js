@@ -8,6 +8,8 @@ const CALM = matchMedia("(prefers-reduced-motion: reduce)");
 const PAINT_MS = 100;
 const CALM_MS = 500;
 
+const ENDS = { done: "", stopped: "stopped", failed: "cut off" };
+
 /** A pane in `parent` for a text that continues `prompt`; `most` is the number of tokens at which its bar is full. */
 export function createLane(parent, { name, note, prompt, most }) {
   const root = document.getElementById("lane-template").content.firstElementChild.cloneNode(true);
@@ -73,6 +75,7 @@ export function createLane(parent, { name, note, prompt, most }) {
       run.end();
       clearInterval(clock);
       root.dataset.state = state;
+      say([ENDS[state], root.querySelector(".lane-note").textContent].filter(Boolean).join("; "));
       paint();
     },
   };

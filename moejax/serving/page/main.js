@@ -113,6 +113,7 @@ function openLanes(descriptions, prompt) {
 async function generate(request, signal) {
   const [lane] = lanes;
   const body = { ...request.body, return_routed_experts: true };
+  announce("Working");
   heatmap.follow(lane);
   lane.begin();
   for await (const chunk of api.stream(request.path, body, signal)) heatmap.add(lane.take(chunk));
@@ -143,7 +144,6 @@ async function run(task, describeLanes) {
   updateButtons();
   openLanes(describeLanes(request.body.max_tokens ?? facts.max_seq_len), request.body.prompt ?? "");
   status.busy();
-  announce("Working");
   try {
     await task(asked, running.signal);
     status.ready();

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from moejax.bench.compare import Plan, as_json, check_installed, compare, installed, judged
+from moejax.bench.compare import Plan, as_json, check_installed, compare, installed, warm_up_requests
 from moejax.bench.peers import PEERS, Peer, asked_peers, expand_peers
 from moejax.bench.process import PeerFailed
 from moejax.bench.works import Request, Work
@@ -56,7 +56,6 @@ def test_times_tokens_and_failures_of_every_peer() -> None:
         ("moejax", "same tokens"),
         ("fast and wrong", "same tokens"),
     ]
-    # Two rounds, of which the requests are in every second one.
     assert (found["rounds"], served["rounds"], len(served["results"][0]["seconds"])) == (2, 1, 1)
     assert [standing.name for standing in standings if not standing.right] == ["fast and wrong"]
     assert set(standings[0].warmup_seconds) == {"b2 pp3 tg5", "requests"}
@@ -79,10 +78,18 @@ def test_systems_that_agree_are_judged_once() -> None:
 
 
 def test_which_requests_are_judged() -> None:
-    requests = [Request(prompt=[1] * length, output_len=1) for length in (9, 1, *range(2, 9), *range(10, 30))]
-    lengths = [len(requests[place].prompt) for place in judged(requests)]
-    assert len(lengths) == 8 and lengths == sorted(lengths) and (lengths[0], lengths[-1]) == (1, 29)
-    assert judged(requests[:1]) == [0] and judged([]) == []
+    requests = [Request(prompt=[1] * length, output_len=2 * length) for length in (9, 1, *range(2, 9), *range(10, 30))]
+    chosen = warm_up_requests(requests)
+    assert [len(one.prompt) for one in chosen] == [1, 5, 9, 13, 17, 21, 25, 29]
+    assert [one.output_len for one in chosen] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert len(warm_up_requests(requests[:1])) == 1 and warm_up_requests([]) == []
+
+
+@pytest.mark.parametrize(("rounds", "request_rounds"), [(1, 1), (3, 1), (4, 2), (6, 2)])
+def test_requests_are_timed_every_third_round(rounds: int, request_rounds: int) -> None:
+    asked = plan({"moejax": "right"}, rounds=rounds)
+    served = as_json(asked, compare(asked))["throughput"]
+    assert (served["rounds"], len(served["results"][0]["seconds"])) == (request_rounds, request_rounds)
 
 
 def test_when_moejax_fails_there_is_nothing_to_compare() -> None:

@@ -73,6 +73,17 @@ def end(process: Process, seconds: float = SECONDS) -> Ended:
     return Ended(process.returncode, out, err)
 
 
+def first_to_end(*processes: Process) -> Process:
+    """One that has ended, when one has."""
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline:
+        for process in processes:
+            if process.poll() is not None:
+                return process
+        time.sleep(0.05)
+    raise AssertionError("no process ends")
+
+
 def read_to(process: Process, line: str) -> str:
     """What process 0 prints, up to a line."""
     assert process.stdout is not None

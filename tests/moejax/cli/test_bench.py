@@ -46,11 +46,13 @@ def test_latency_prints_a_row_for_each_test(call: Call, tiny: Tiny, tiny_folder:
 
 
 def test_latency_writes_every_sample_in_vllms_keys(call: Call, tiny: Tiny, tiny_folder: Path, tmp_path: Path) -> None:
-    outcome = call("bench", "latency", tiny_folder, *SMALL, "-r", "3", "--json", "--quiet", "--report", tmp_path / "r")
+    flags = ("-r", "3", "--prefill-len", "24", "--json", "--quiet", "--report", tmp_path / "r")
+    outcome = call("bench", "latency", tiny_folder, *SMALL, *flags)
     assert outcome.status == 0, outcome.err
     result = json.loads(outcome.out)
     assert result == json.loads((tmp_path / "r" / "report.json").read_text())
-    (one,) = result["latency"]
+    one, alone = result["latency"]
+    assert (alone["batch_size"], alone["input_len"], alone["decode"]) == (1, 24, None)
     assert len(one["latencies"]) == len(one["prefill"]["seconds"]) == len(one["decode"]["seconds"]) == 3
     assert one["avg_latency"] == pytest.approx(sum(one["latencies"]) / 3)
     assert one["percentiles"]["50"] == sorted(one["latencies"])[1]
@@ -81,7 +83,7 @@ def test_compare_runs_transformers_and_counts_meshes(call: Call, tiny: Tiny, tin
     outcome = call(
         *("bench", "compare", tiny_folder, "--peers", "transformers,vllm", "-b", "2", *SMALL, "-r", "2"),
         *("--mesh", "all", "--simulate-devices", "4", "--threads", "1", "--prefill-len", "24"),
-        *("--json", "--quiet"),
+        *("--num-prompts", "3", "--json", "--quiet"),
     )
     assert outcome.status == 0, outcome.err
     result = json.loads(outcome.out)
@@ -95,6 +97,12 @@ def test_compare_runs_transformers_and_counts_meshes(call: Call, tiny: Tiny, tin
     assert [one["tokens"] for one in work["results"]] == ["same tokens"] * 2
     for one in work["results"]:
         assert len(one["decode"]["seconds"]) == 2 and min(one["decode"]["seconds"]) > 0
+    served = compared["throughput"]  # padded prompts, whose tokens are right in float32
+    assert (served["num_requests"], served["rounds"]) == (3, 1)
+    assert [(one["contender"], one["tokens"] == "WRONG") for one in served["results"]] == [
+        ("moejax", False),
+        ("transformers", False),
+    ]
     assert "grouped_mm (its default)" in compared["contenders"][1]["how"]
     assert result["strategies"]["how"] == "counted (simulated devices: no times)"
     assert [row["strategy"] for row in result["strategies"]["rows"]] == ["intra-expert", "inter-expert", "hybrid"]

@@ -233,8 +233,19 @@ def test_json_is_what_python_returns(call: Call) -> None:
     assert found["hardware"]["sources"]["bandwidth"].startswith("3.35 TB/s")
 
 
+def processor_seconds(code: str) -> tuple[subprocess.CompletedProcess[str], float]:
+    """A Python process that runs `code`, and the seconds of the processor that it took."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return done, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
 def test_a_comparison_of_64_devices_is_fast_and_needs_no_jax() -> None:
-    """Two seconds: of the processor, which on a machine with nothing else to do is all the time that it takes."""
+    """Two seconds: of the processor, which on a machine with nothing else to do is all the time that it takes.
+
+    A machine that takes more than 0.2 of them to import numpy, rich and typer may take more here in proportion.
+    """
     code = (
         "import sys, moejax.cli\n"
         f"sys.argv = {['moejax', *COMPARE, '--devices', '64', '--hardware', 'h100-sxm', '--batch-size', '1,8,32']}\n"
@@ -242,12 +253,10 @@ def test_a_comparison_of_64_devices_is_fast_and_needs_no_jax() -> None:
         "except SystemExit as stop: assert not stop.code\n"
         "print(*sorted({'jax', 'jaxlib', 'flax', 'matplotlib', 'torch'} & set(sys.modules)), file=sys.stderr)"
     )
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    (_, importing), (done, seconds) = map(processor_seconds, ("import numpy, rich.table, typer", code))
     assert done.stderr == "\n"
     assert done.stdout.count("best latency") == 3
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 2
+    assert seconds < 2 * max(1, importing / 0.2)
 
 
 def test_show_lists_every_array_and_its_bytes(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ def test_auto_is_asked_for_the_batch(command: tuple[str, ...], call: Call, monke
         raise ValueError(f"asked for {batch_size} sequences by {dispatch}")
 
     monkeypatch.setattr("moejax.planning.auto.auto_split", auto_split)
+    monkeypatch.setattr("moejax.serving.server.open_socket", lambda host, port: None)  # nobody would close it
     outcome = call(*command, "--mesh", "auto", "--dispatch", "gather")
     assert outcome.status == 2
     assert f"asked for {BATCHES[command]} sequences by gather" in outcome.err

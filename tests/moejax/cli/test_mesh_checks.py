@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from moejax.cli import console
 from moejax.layout import Split, make_rules
 from moejax.planning import compiled
 from moejax.planning.checks import ComparedCall, CompiledCheck
@@ -53,11 +54,12 @@ WORKLOADS: list[Any] = []
 
 
 @pytest.mark.usefixtures("compiled_as_predicted")
-def test_predicted_is_printed_against_compiled(call: Call) -> None:
+def test_predicted_is_printed_against_compiled(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console, "PLAIN_SECONDS", 0)
     outcome = call(*COMPARE, "--batch-size", "1,4", "--compile")
     assert outcome.status == 0
     assert outcome.err.splitlines() == [
-        f"compiled {done} of 20 programs for simulated devices" for done in (5, 10, 15, 20)
+        f"compiled {done} of 20 programs for simulated devices ..." for done in range(1, 21)
     ]
     assert WORKLOADS[-1].batch_size == 4, "the largest batch is compiled, and no other"
     _, _, checks = outcome.out.partition("compiled for simulated devices, float32, batch 4, per device and call")
@@ -112,9 +114,8 @@ def test_measure_on_the_one_device_of_a_laptop() -> None:
         text=True,
         timeout=300,
     )
-    warned, told = ran.stderr.splitlines()
-    assert ran.returncode == 0 and warned.startswith("warning: the figures of cpu are those of 2 cores of a server CPU")
-    assert told == "timing one device, batch 1"
+    assert ran.returncode == 0
+    assert ran.stderr.startswith("warning: the figures of cpu are those of 2 cores of a server CPU, 32 GB, not of this")
     (row,) = json.loads(ran.stdout)["rows"]
     found = row["measured"]
     assert (found["layers"], found["reduced"]) == (4, False)
@@ -174,7 +175,8 @@ def test_calibrate_says_what_it_measures(call: Call, monkeypatch: pytest.MonkeyP
         return replace(load_hardware("cpu"), name=name)
 
     monkeypatch.setattr(calibration, "calibrate", calibrate)
+    monkeypatch.setattr(console, "PLAIN_SECONDS", 0)
     path = tmp_path / "here.toml"
     said = call("mesh", "calibrate", "--output", path).err
-    assert said.startswith(f"measuring: bandwidth of the memory\nwritten to {path}: ")
+    assert said.startswith(f"measuring: bandwidth of the memory ...\nwritten to {path}: ")
     assert call("mesh", "calibrate", "--quiet").err == ""

@@ -18,6 +18,7 @@ from moejax.moe import resolve_backend
 from moejax.moe.experts import BACKENDS, _log_second_choice
 from moejax.native import build, library, ops, reference
 from moejax.native.build import NativeError, built_library, is_whole
+from moejax.operations import XLA
 from moejax.platform import A100, tracing_for
 from tests.moejax.moe.oracle import random_layer
 
@@ -203,6 +204,10 @@ def test_the_path_without_avx512(
     got = jax.jit(lambda *args: ops.expert_ffn(*args))(layer.experts, x, ids, weights)
     expected = jax.jit(reference.expert_ffn)(layer.experts, x, ids, weights)
     np.testing.assert_allclose(got, expected, rtol=0, atol={"float32": 5e-6, "bfloat16": 5e-3, "float16": 1e-3}[dtype])
+    scale = jnp.asarray(rng.standard_normal(45), dtype)
+    got = jax.jit(lambda x, scale: ops.rms_norm(x, scale, 1e-5))(x, scale).astype(jnp.float32)
+    rtol = {"float32": 2e-6, "bfloat16": 2**-7, "float16": 2**-10}[dtype]  # a unit of the last bit
+    np.testing.assert_allclose(got, XLA.norm(x, scale, eps=1e-5).astype(jnp.float32), rtol=rtol, atol=1e-7)
     q, keys = (jnp.asarray(rng.standard_normal(shape), dtype) for shape in ((2, 2, 3, 5, 20), (2, 2, 16, 20)))
     arguments = (q, keys, -keys, jnp.asarray([3, 9], jnp.int32))
     got = jax.jit(lambda *args: ops.attend(*args, window=6))(*arguments)

@@ -1,7 +1,8 @@
 """The whole model on the compiled kernels: what it promises beyond the other backends, and how it calls them."""
 
+import json
 import re
-from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,32 +23,40 @@ def model() -> Model:
     return moejax.load("demo", dtype="bfloat16", expert_backend="native")
 
 
-def test_a_row_has_the_same_bits_in_any_batch_and_however_its_tokens_are_fed(model: Model) -> None:
-    """Alone or among others, a prompt at once, in parts, or token by token."""
-    tokens = np.random.default_rng(0).integers(3, model.config.vocab_size, (16, 21)).astype(np.int32)
-
-    @partial(jax.jit, static_argnums=2)
-    def logits(params: ParamTree, tokens: jax.Array, widths: tuple[int, ...]) -> jax.Array:
-        mixtral, rows = model.merged(params), tokens.shape[0]
-        cache = empty_cache(model.config, rows, 32, "bfloat16", model.parallel)
-        parts, start = [], 0
-        for width in widths:
-            starts, lengths = jnp.full(rows, start, jnp.int32), jnp.full(rows, width, jnp.int32)
-            hidden, cache, _ = mixtral(tokens[:, start : start + width], starts, lengths, cache)
-            parts.append(mixtral.logits(hidden))
-            start += width
-        return jnp.concatenate(parts, axis=1)
-
-    together = np.array(logits(model.params, tokens, (21,)))
-    for rows, widths in ((slice(0, 1), (21,)), (slice(7, 8), (20, 1)), (slice(5, 8), (7, 13, 1)), (slice(16), (20, 1))):
-        np.testing.assert_array_equal(logits(model.params, tokens[rows], widths), together[rows])
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """As wide as the models of the benchmarks: XLA vectorises what it fuses by the shape that it has."""
+    path = tmp_path_factory.mktemp("wide") / "config.json"
+    config = {"model_type": "mixtral", "architectures": ["MixtralForCausalLM"], "hidden_act": "silu"}
+    sizes = {"hidden_size": 512, "intermediate_size": 96, "num_hidden_layers": 2, "vocab_size": 256, "head_dim": 64}
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 4, "num_local_experts": 4, "num_experts_per_tok": 2}
+    path.write_text(json.dumps(config | sizes | heads | {"max_position_embeddings": 64, "tie_word_embeddings": False}))
+    return moejax.load(f"random:{path}", dtype="bfloat16", expert_backend="native")
 
 
-def test_greedy_tokens_of_a_prompt_are_the_same_in_a_batch_and_alone(model: Model) -> None:
-    together = moejax.decode(model, PROMPTS, max_tokens=24, ignore_eos=True)
-    for prompt, expected in zip(PROMPTS, together, strict=True):
-        (alone,) = moejax.decode(model, [prompt], max_tokens=24, ignore_eos=True)
-        assert alone.token_ids == expected.token_ids
+def test_logits_and_cache_of_a_row_have_the_same_bits_in_any_batch(wide: Model) -> None:
+    """Alone or among others, in programs for more tokens or fewer."""
+    tokens = np.random.default_rng(0).integers(3, 256, (16, 64)).astype(np.int32)
+
+    @jax.jit
+    def feed(params: ParamTree, tokens: jax.Array, starts: jax.Array, lengths: jax.Array) -> Any:
+        mixtral = wide.merged(params)
+        cache = empty_cache(wide.config, tokens.shape[0], 80, "bfloat16", wide.parallel)
+        hidden, cache, _ = mixtral(tokens, starts, lengths, cache)
+        return mixtral.logits(hidden), [(layer.k, layer.v) for layer in cache]
+
+    def run(rows: slice, width: int) -> tuple[np.ndarray, list[np.ndarray]]:
+        given = tokens[rows, :width]
+        starts, lengths = (np.full(given.shape[0], n, np.int32) for n in (0, width))
+        logits, cache = feed(wide.params, given, starts, lengths)
+        return np.asarray(logits), [np.asarray(part)[:, :, :width] for part in jax.tree.leaves(cache)]
+
+    logits, cache = run(slice(16), 64)
+    for rows, width in ((slice(0, 1), 64), (slice(8, 16), 17), (slice(2, 3), 1)):
+        alone, held = run(rows, width)
+        np.testing.assert_array_equal(alone, logits[rows, :width])
+        for one, all_ in zip(held, cache, strict=True):
+            np.testing.assert_array_equal(one, all_[rows, :, :width])
 
 
 def test_tokens_do_not_depend_on_the_split_over_data() -> None:

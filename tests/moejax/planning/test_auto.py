@@ -57,8 +57,8 @@ def test_it_is_what_the_comparison_ranks_first(memory: DeviceMemory) -> None:
     assert winner and split == replace(winner.split, remark=split.remark)
     assert str(split.mesh) == "data=1,expert=1,tensor=4"
     assert split.remark is not None and split.remark.startswith(
-        "mesh auto is data=1,expert=1,tensor=4, dispatch replicated: reads 0.50 instead of 0.71 experts per layer and "
-        "device (next: expert=2,tensor=2 replicated, "
+        "mesh auto is data=1,expert=1,tensor=4, dispatch replicated: it reads 0.50 instead of 0.71 experts per layer "
+        "and device; the next, expert=2,tensor=2 replicated, takes "
     )
     assert split.remark.endswith("predicted for one sequence of 2,048 tokens; figures of h100-sxm")
 
@@ -66,7 +66,7 @@ def test_it_is_what_the_comparison_ranks_first(memory: DeviceMemory) -> None:
 def test_the_batch_decides(memory: DeviceMemory) -> None:
     """On slow links one sequence shares each expert's reads, many are split over data and exchange nothing."""
     config, devices = replace(MIXTRAL, num_layers=8), [Device("cpu", "cpu")] * 4
-    one, many = (auto_split(config, "bfloat16", 4096, "auto", devices, batch_size=size) for size in (1, 32))
+    one, many = (auto_split(config, "float16", 4096, "auto", devices, batch_size=size) for size in (1, 32))
     assert (str(one.mesh), str(many.mesh)) == ("data=1,expert=1,tensor=4", "data=4,expert=1,tensor=1")
     assert many.remark is not None and "predicted for 32 sequences at a time, each of 2,048 tokens" in many.remark
 

@@ -84,7 +84,7 @@ def test_a_file_of_a_user(tmp_path: Path) -> None:
         ),
         (
             "[link]",
-            SPEEDS.replace("{ 1 =", "{ 0 =") + "[link]",
+            SPEEDS.replace("{ 1 = 10", "{ 0 = 10") + "[link]",
             "speeds.float32.experts must be FLOP/s by whole numbers",
         ),
         ("[link]", SPEEDS.replace("10.0", "0") + "[link]", "speeds.float32.experts.1 must be a number above 0, got 0"),

@@ -61,7 +61,7 @@ def simulated_rows(odds: list[float], parts: int, tokens: int) -> tuple[float, f
     for number, pair in enumerate(PAIRS):
         for expert in pair:
             per_device[number, expert * parts // 8] += 1
-    chosen = np.random.default_rng(parts).multinomial(tokens, np.array(odds) / sum(odds), size=20_000)
+    chosen = np.random.default_rng([parts, tokens]).multinomial(tokens, np.array(odds) / sum(odds), size=20_000)
     rows = (chosen @ per_device).max(axis=1)
     return rows.mean(), rows.std() / len(rows) ** 0.5
 

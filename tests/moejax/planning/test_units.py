@@ -48,6 +48,7 @@ def test_two_numbers_can_be_told_apart() -> None:
     assert pair(23.49e9, 23.52e9, BYTES) == ("23.49", "23.52 GB")
     assert pair(64_443.2, 64_443.9) == ("64,443", "64,444")
     assert pair(64_443.2, 64_443.31) == ("64,443.2", "64,443.3")
+    assert pair(0.108e9, 0.126e9, BYTES) == ("0.108", "0.126 GB")
     assert pair(0, 32.48e-6, SECONDS) == ("0", "32.5 us")
     assert pair(1e-5, 9e-5, SECONDS) == ("10.0", "90.0 us")
     assert pair(3.41e-18, 4.49e-18, SECONDS) == ("3.41e-09", "4.49e-09 ns")

@@ -19,9 +19,10 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 
+from tests.ports import free_port
+
 PROGRAMS = ("chromium", "chromedriver")
-START_SECONDS = 300  # nothing is compiled yet in a clean clone, and machines may be busy
-WAIT_SECONDS = 60
+WAIT_SECONDS = 300  # for anything: nothing is compiled yet in a clean clone, and machines may be busy
 FLAGS = (
     "--headless",
     "--no-sandbox",
@@ -73,7 +74,9 @@ class Server:
         """The chunks that the server streams to a client that is no browser."""
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self.key}"}
         data = json.dumps({"stream": True, **body}).encode()
-        with urllib.request.urlopen(urllib.request.Request(self.url + path, data, headers), timeout=60) as answer:
+        with urllib.request.urlopen(
+            urllib.request.Request(self.url + path, data, headers), timeout=WAIT_SECONDS
+        ) as answer:
             lines = [line.removeprefix(b"data: ") for line in answer.read().splitlines() if line]
         assert lines.pop() == b"[DONE]"
         return [json.loads(line) for line in lines]
@@ -87,16 +90,14 @@ class Server:
 @contextmanager
 def serving(folder: Path, log: Path, *flags: str) -> Iterator[Server]:
     """A server of a checkpoint, which may still be loading it. What it says is in `log`."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
+    port = free_port()
     key = "a key of the test"
     command = [sys.executable, "-m", "moejax", "serve", str(folder), "--port", str(port), "--api-key", key, *flags]
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out, env=os.environ | {"JAX_NUM_CPU_DEVICES": "1"})
     server = Server(process=process, url=f"http://127.0.0.1:{port}", key=key)
     try:
-        wait_for(lambda: _listens(port) or process.poll() is not None, START_SECONDS)
+        wait_for(lambda: _listens(port) or process.poll() is not None)
         assert process.returncode is None, log.read_text()
         yield server
     finally:
@@ -184,8 +185,8 @@ class Page:
             self.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
             self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
-    def wait_until_idle(self, seconds: float = WAIT_SECONDS) -> None:
-        wait_for(lambda: self.idle, seconds)
+    def wait_until_idle(self) -> None:
+        wait_for(lambda: self.idle)
 
     def run(self, button: str) -> None:
         """Presses a button and waits for what it starts to end."""

@@ -121,7 +121,7 @@ def test_process_generates_what_decode_does_survives_a_cancelled_run_and_ends_wh
             assert await tokens(process, sampled, ()) == await tokens(process, sampled, ())
             assert process.pid == pid
             process.release()
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(300):
                 while process.pid is not None:
                     await asyncio.sleep(0.02)
         finally:

@@ -98,11 +98,30 @@ def test_client_that_goes_away_frees_its_slot(live: Live, stream: bool) -> None:
             with client.stream("POST", COMPLETIONS, json={**LONG, "stream": True}) as answer:
                 next(answer.iter_lines())
         else:
-            with pytest.raises(httpx.ReadTimeout), live.engine.paused():
-                client.post(COMPLETIONS, json=LONG, timeout=0.2)
+            with live.engine.paused():
+                with request_alone(live, LONG):
+                    await_waiting(live, 1)
     settled(live)
     after = live.metric("vllm:request_success_total", finished_reason="abort")
     assert aborted is None or after == aborted + 1
+
+
+def request_alone(live: Live, asked: dict[str, Any]) -> socket.socket:
+    """A connection on which a completion was asked for, to be read or closed."""
+    host, port = live.url.removeprefix("http://").split(":")
+    body = json.dumps(asked).encode()
+    head = f"POST {COMPLETIONS} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    connection = socket.create_connection((host, int(port)))
+    connection.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+    return connection
+
+
+def await_waiting(live: Live, count: int) -> None:
+    """Returns when so many requests wait for the engine."""
+    until = time.monotonic() + WAIT_SECONDS
+    while live.metric("vllm:num_requests_waiting") < count:
+        assert time.monotonic() < until, "the request does not come"
+        time.sleep(0.01)
 
 
 def test_slow_reader_holds_nobody_up(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,10 +157,7 @@ def test_full_queue_is_429(live: Live) -> None:
     with live.engine.paused(), live.client() as client:
         for thread in threads:
             thread.start()
-        until = time.monotonic() + WAIT_SECONDS
-        while live.metric("vllm:num_requests_waiting") < SIZES["max_queue"]:
-            assert time.monotonic() < until
-            time.sleep(0.01)
+        await_waiting(live, SIZES["max_queue"])
         answer = client.post(COMPLETIONS, json={"prompt": "a", "max_tokens": 1})
         assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
         assert error_of(answer)["type"] == "rate_limit_error"

@@ -14,7 +14,7 @@ from selenium.webdriver import ActionChains, Chrome, Keys
 from selenium.webdriver.common.by import By
 
 from tests.moejax.decoding.tiny_checkpoint import load_tiny
-from tests.moejax.serving.page_browser import START_SECONDS, Page, Server, is_alive, serving, wait_for
+from tests.moejax.serving.page_browser import Page, Server, is_alive, serving, wait_for
 from tests.tokenizer_models import byte_level, save
 
 LAYERS, EXPERTS, CHOSEN = 2, 4, 2
@@ -27,7 +27,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     home = tmp_path_factory.mktemp("page")
     load_tiny(home / "tiny", num_hidden_layers=LAYERS, num_local_experts=EXPERTS)
     save(home / "tiny", byte_level(), chat_template=TEMPLATE)
-    sizes = ("--max-batch", "2", "--max-seq-len", "256", "--prefill-chunk", "32")
+    sizes = ("--max-batch", "1", "--max-seq-len", "256", "--prefill-chunk", "32")
     with serving(home / "tiny", home / "log", "--dtype", "float32", *sizes) as running:
         yield running
 
@@ -54,7 +54,7 @@ def test_key_is_asked_for_until_it_is_right(page: Page, server: Server) -> None:
     wait_for(lambda: page["key-heading"].text == "The server does not accept this key")
     wait_for(page["key"].is_displayed)
     page["key"].send_keys(server.key, Keys.ENTER)
-    wait_for(lambda: page["server-status"].text == "Ready", START_SECONDS)
+    wait_for(lambda: page["server-status"].text == "Ready")
     assert page["model-facts"].text == (
         "tiny is a language model, served by moejax. Each of its 2 layers has 4 experts, of which 2 work on a token "
         "(a word or a piece of one)."
@@ -225,7 +225,7 @@ def test_everything_has_a_name_and_nothing_comes_from_elsewhere(page: Page, serv
     sources = page.js("return performance.getEntriesByType('resource').map(one => one.name)")
     assert len(sources) > 8
     assert [source for source in sources if not source.startswith(server.url)] == []
-    allowed = re.compile(r"status of 40[01] ")  # what the browser itself says of answers that are errors
+    allowed = re.compile(r"status of (40[01]|503) ")  # what the browser itself says of answers that are errors
     complaints = [entry["message"] for entry in page.driver.get_log("browser") if not allowed.search(entry["message"])]
     assert complaints == []
 

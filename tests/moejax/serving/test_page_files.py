@@ -70,7 +70,6 @@ def test_page_is_its_index() -> None:
 def test_without_the_key_there_is_nothing_but_the_page(path: str) -> None:
     status, _, body = get(path)
     assert status in (401, 404)
-    assert b"error" in body
     assert b"secret" not in body.replace(b"v1/secret", b"")
 
 
@@ -80,8 +79,8 @@ def test_page_needs_exactly_its_own_files() -> None:
     for text in texts.values():
         needed |= set(re.findall(r'from "\./([\w.]+)"', text))
     assert needed | {"index.html"} == set(NAMES)
-    outside = {name: re.findall(r"(?:https?:)?//\w[^\s\"']*\.\w+", text) for name, text in texts.items()}
-    outside["icon.svg"].remove("http://www.w3.org/2000/svg")  # the name of a namespace, which nobody fetches
+    outside = {name: re.findall(r"(?:https?:)?//\w[\w.-]*\.\w+", text) for name, text in texts.items()}
+    outside["icon.svg"].remove("http://www.w3.org")  # the name of a namespace, which nobody fetches
     assert not any(outside.values()), outside
 
 

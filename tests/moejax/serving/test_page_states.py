@@ -80,7 +80,7 @@ def test_stream_that_is_cut_off_keeps_what_had_arrived(page: Page, stub: Stub) -
     stub.ours = [tokens(3, 0.1), None]
     page.run("generate")
     assert page.texts() == ["word word word "]
-    assert page.all(".lane")[0].text.startswith("stub\ncut off")
+    assert page.all(".lane")[0].text.startswith("stub\ncut off\n")
     assert page["experts"].is_displayed()
 
 
@@ -145,12 +145,12 @@ def test_focus_goes_to_what_can_be_used_next_and_back(page: Page, stub: Stub) ->
 
 def test_tab_reaches_everything_in_the_order_of_the_page(page: Page) -> None:
     page.run("generate")
-    page.js("document.activeElement.blur()")
+    page.js("document.querySelector('.skip').focus()")
     reached = []
-    for _ in range(9):
+    for _ in range(8):
         page.driver.switch_to.active_element.send_keys(Keys.TAB)
         reached.append(page.js("return document.activeElement.id || document.activeElement.localName"))
-    assert reached == ["a", "prompt", "summary", "generate", "race", "div", "td", "token", "summary"]
+    assert reached == ["prompt", "summary", "generate", "race", "div", "td", "token", "summary"]
 
 
 def test_little_is_said_aloud(page: Page) -> None:
@@ -164,7 +164,6 @@ def test_little_is_said_aloud(page: Page) -> None:
     )
     page.run("race")
     assert page.js("return said") == [
-        "Working",
         "moejax runs now, then slowpoke.",
         "slowpoke runs now.",
         "moejax was 2.0 times as fast as slowpoke.",
