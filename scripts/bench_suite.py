@@ -18,14 +18,14 @@ from scripts.bench_page import DOCS, read_reports, write
 from scripts.bench_spread import spread_table
 
 # A system loads once and compiles once per shape in each part, which takes most of the time. The larger model generates
-# fewer tokens, so that both fit.
+# fewer tokens in fewer rounds, so that both fit.
 PEERS = "--peers transformers,transformers-compiled,llama.cpp"
 COMPARE = f"compare {PEERS} -b 1,8,16 -p 32 --prefill-len 512 --num-prompts 64"
 LATENCY = "latency -p 32 --prefill-len 512 -r 3"
 STRATEGIES = "compare --peers none -r 0 -b 1,16 --simulate-devices 4"
 PARTS = {
     "1_compare_186m": f"{COMPARE} --random 186m -n 32 -r 3",
-    "2_compare_742m": f"{COMPARE} --random 742m -n 24 -r 3",
+    "2_compare_742m": f"{COMPARE} --random 742m -n 24 -r 2",
     "3_latency_186m": f"{LATENCY} --random 186m -b 1,8,16 -n 32",
     "4_latency_742m": f"{LATENCY} --random 742m -b 1,8 -n 24",
     "5_strategies_742m": f"{STRATEGIES} --random 742m --mesh all",
