@@ -51,3 +51,14 @@ def test_a_manifest_leads_to_no_file_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "orbax" / "manifest.json").write_text(json.dumps(manifest))
     found = moejax.convert(tmp_path / "orbax", tmp_path / "back").changed
     assert set(found.values()) == {"was removed after it was converted"} and len(found) == 2
+
+
+def test_a_large_file_beside_a_conversion_is_left_alone(tmp_path: Path) -> None:
+    """It would be too large to go along from a source; in a target nobody asks."""
+    hf, target = tmp_path / "hf", tmp_path / "orbax"
+    write_hf(hf, CONFIG, weights_of(CONFIG))
+    target.mkdir()
+    with open(target / "notes.txt", "wb") as notes:
+        notes.truncate(200_000_000)  # of holes: it takes no room
+    assert moejax.convert(hf, target, force=True).changed == {}
+    assert (target / "notes.txt").stat().st_size == 200_000_000
