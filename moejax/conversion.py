@@ -211,7 +211,7 @@ def changed_sides(folder: Path, done: str) -> dict[str, str]:
     """
     if (manifest := read_manifest(folder)) is None:
         return {}
-    # Found in the folder, not opened by the manifest's names, which may lead anywhere; other files are not its business.
+    # Found by listing, not opened by the manifest's names, which may lead anywhere; other files are not its business.
     there = {path.name: path for path in folder.iterdir() if path.name in manifest.files and path.is_file()}
     changed = {
         str(there[name]): f"was changed after it was converted; {done}"

@@ -29,9 +29,29 @@ def names(folder: Path) -> list[str]:
 
 def test_it_is_read_as_it_was_written(cache: Any, tmp_path: Path) -> None:
     cache.put(KEY, b"program")
-    cache.put(KEY, b"another")  # as JAX has it, the first one stays
     assert cache.get(KEY) == b"program"
     assert names(tmp_path) == [f"{KEY}-cache"]
+
+
+def test_what_could_not_be_read_is_replaced(cache: Any, tmp_path: Path) -> None:
+    """JAX puts only what it did not find or could not read."""
+    entry = tmp_path / f"{KEY}-cache"
+    entry.write_bytes(b"prog")
+    cache.put(KEY, b"program")
+    assert cache.get(KEY) == b"program"
+    entry.unlink()
+    entry.mkdir()
+    cache.put(KEY, b"program")
+    assert cache.get(KEY) == b"program" and names(tmp_path) == [entry.name]
+
+
+def test_a_folder_with_files_is_not_removed(cache: Any, tmp_path: Path) -> None:
+    entry = tmp_path / f"{KEY}-cache"
+    entry.mkdir()
+    (entry / "notes").touch()
+    with pytest.raises(OSError, match="not empty"):
+        cache.put(KEY, b"program")
+    assert names(tmp_path) == [entry.name] and names(entry) == ["notes"]
 
 
 def test_nobody_finds_a_part(cache: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
