@@ -88,7 +88,8 @@ def compare(
 ) -> int:
     """Compare speed with other systems: same weights, prompts and dtype, interleaved rounds, tokens checked first.
 
-    Exit code 0: every system's tokens are right, 1: some are wrong, or no system asked for could be compared.
+    Exit code 0: every system's tokens are right, 1: some are wrong, no system asked for could be
+    compared, or a mesh failed.
     """
     from moejax.bench.compare import as_json, check_installed, installed, scratch_folder
     from moejax.bench.compare import compare as run_compare
@@ -96,6 +97,7 @@ def compare(
     from moejax.bench.peers import asked_peers
     from moejax.bench.source import resolve_source, source_name
     from moejax.bench.strategies import COUNTED, TIMED, count_strategies, meshes_of
+    from moejax.bench.visible_devices import check_timed
     from moejax.cli.bench_runs import check_length, works_of
     from moejax.cli.facts import read_facts
     from moejax.dtypes import resolve_dtype
@@ -117,8 +119,10 @@ def compare(
 
         check_report(report)
     config, dtype = read_facts(source, None).config, resolve_dtype(dtype, auto="bfloat16")
-    for split in meshes:  # a mesh that cannot be is told before anything is loaded
-        resolve_split(config, split, dispatch)
+    # A mesh that cannot be, or cannot be timed, is told before anything is loaded.
+    sizes = {mesh: resolve_split(config, mesh, dispatch).mesh.size for mesh in meshes}
+    if num_iters and not simulate_devices:
+        check_timed(sizes)
     result: dict[str, Any] = describe_run()
     result["model"] = {
         "name": source_name(source),
@@ -147,6 +151,10 @@ def compare(
     if present and all(standing.failed for standing in standings if standing.name in present):
         console.error("nothing was compared: every system that was asked for failed")
         return FAILED
+    for standing in standings:
+        if standing.failed and standing.name not in present:  # moejax on a mesh that was asked for
+            console.error(standing.failed)
+            return FAILED
     return 0 if all(standing.right for standing in standings) else FAILED
 
 

@@ -192,6 +192,10 @@ WRONG = [
     (("check", "docs/bench_baseline.json", "-r", "0"), "--num-iters must be at least 1, got 0"),
     (("compare", "demo", "--mesh", "all"), "--mesh all needs --simulate-devices"),
     (("compare", "demo", "--mesh", "expert=3"), "the number of experts is 8, which does not divide"),
+    (
+        ("compare", "demo", "--peers", "none", "--mesh", "expert=2"),
+        "--mesh expert=2: CPU devices of a mesh are simulated",
+    ),
     (("compare", "demo", "-r", "0"), "--num-iters must be at least 1 (or 0 with --mesh, to count only), got 0"),
     (("check", "nowhere.json"), "nowhere.json: No such file or directory; copy docs/bench_baseline.json there"),
 ]
