@@ -3,7 +3,17 @@
 import functools
 import os
 import secrets
+import threading
+import warnings
 from typing import Any
+
+from moejax.cli import console
+
+# How JAX's warnings begin where its cache fails; it goes on without, and warns again for every program.
+_CANNOT = {
+    "Error reading persistent compilation cache entry": "a compiled program of an earlier run cannot be read",
+    "Error writing persistent compilation cache entry": "a compiled program cannot be kept for the next run",
+}
 
 
 @functools.cache
@@ -36,3 +46,20 @@ def write_whole_programs() -> None:
             part.unlink(missing_ok=True)
 
     LRUCache.put = put  # pyright: ignore[reportAttributeAccessIssue]: its type is of the method that this replaces
+
+
+def tell_failures_once(*, quiet: bool) -> None:
+    """From now on the first of JAX's warnings about its cache is one of ours, the others are none; all if `quiet`."""
+    show, told = warnings.showwarning, threading.Lock()
+
+    def show_ours(message: Warning | str, category: type[Warning], *place: Any, **settings: Any) -> None:
+        text = str(message)
+        cannot = next((words for beginning, words in _CANNOT.items() if text.startswith(beginning)), None)
+        if cannot is None:
+            show(message, category, *place, **settings)
+        elif told.acquire(blocking=False) and not quiet:  # taken once, whichever thread compiles
+            reason = text.partition("': ")[2].partition("\n")[0] or text
+            variable = "JAX_COMPILATION_CACHE_DIR" if "JAX_COMPILATION_CACHE_DIR" in os.environ else "XDG_CACHE_HOME"
+            console.warn(f"{cannot} ({reason}); if this stays, set {variable} to a folder that can be written")
+
+    warnings.showwarning = show_ours

@@ -8,7 +8,7 @@ from pathlib import Path
 from moejax.cli import console
 from moejax.cli.devices import Devices
 from moejax.cli.processes import run_below_parent
-from moejax.cli.program_cache import write_whole_programs
+from moejax.cli.program_cache import tell_failures_once, write_whole_programs
 from moejax.cli.rendezvous import check_count, join
 
 # Settings that make a second run compile nothing: also quick compilations and small programs are kept.
@@ -82,6 +82,7 @@ def _configure_cache(*, compile_cache: bool, quiet: bool) -> None:
         jax.config.update("jax_enable_compilation_cache", False)
         return
     write_whole_programs()
+    tell_failures_once(quiet=quiet)
     for name, value in _KEEP_EVERYTHING.items():
         if name.upper() not in os.environ:
             jax.config.update(name, value)

@@ -4,12 +4,13 @@ import os
 import subprocess
 import sys
 import threading
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from moejax.cli.program_cache import write_whole_programs
+from moejax.cli.program_cache import tell_failures_once, write_whole_programs
 
 KEY = "jit_step-0123"
 
@@ -106,3 +107,41 @@ def test_jax_writes_its_programs_so(tmp_path: Path) -> None:
     )
     assert done.stdout == ".part\n"
     assert names(tmp_path) and all(name.endswith("-cache") for name in names(tmp_path))
+
+
+def test_jaxs_warnings_are_one_line_of_ours(tmp_path: Path) -> None:
+    """In a process of its own, too. JAX warns twice for each of two programs where the folder is a file."""
+    (tmp_path / "file").touch()
+    code = (
+        "import warnings\n"
+        "from moejax.cli.startup import prepare_jax\n"
+        "prepare_jax()\n"
+        "import jax\n"
+        "jax.jit(lambda x: x + 1)(1.0)\n"
+        "jax.jit(lambda x: x * 2)(1.0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "file")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr.startswith("warning: a compiled program of an earlier run cannot be read (FileExistsError: ")
+    assert done.stderr.endswith("; if this stays, set JAX_COMPILATION_CACHE_DIR to a folder that can be written\n")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_quiet_has_no_warning_of_the_cache(quiet: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    others: list[str] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = lambda message, *_, **__: others.append(str(message))
+        tell_failures_once(quiet=quiet)
+        for name in ("jit_step", "jit_prefill"):
+            full = "OSError: [Errno 28] No space left on device"
+            warnings.warn(f"Error writing persistent compilation cache entry for '{name}': {full}", stacklevel=1)
+        warnings.warn("of something else", stacklevel=1)
+    assert capsys.readouterr().err.count("No space left on device); if this stays, set") == (0 if quiet else 1)
+    assert others == ["of something else"]
