@@ -17,8 +17,8 @@ from moejax.serving.metrics import Metrics
 from moejax.serving.slots import Part, Slots, level_of
 
 CHUNK_SECONDS = 0.05  # how long one call of the decode loop should take: what a new request may have to wait
-# The same while prompts wait to be fed, for a long one is not to be held up for long, and for the first call of all:
-# requests tend to come together, and the first of them would otherwise keep the others waiting for a whole call.
+# The same while prompts wait to be fed, so that a long one is not held up for long, and for the first call after
+# idling: requests tend to come together, and the first one would otherwise keep the others waiting for a whole call.
 SHARED_SECONDS = CHUNK_SECONDS / 4
 
 
