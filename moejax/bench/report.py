@@ -98,9 +98,10 @@ def _throughput(one: dict[str, Any]) -> str:
 def _rules(compared: dict[str, Any]) -> str:
     served = compared.get("throughput")
     requests = f" ({served['rounds']} of the ragged requests)" if served else ""
+    rounds = "1 round" if compared["rounds"] == 1 else f"{compared['rounds']} rounds"
     return (
         f"Every system in a process of its own with {compared['threads']} threads; same weights, prompts and dtype; "
-        f"{compared['rounds']} rounds{requests}, interleaved, in turning order. Loading, tokenization, compilation and "
+        f"{rounds}{requests}, interleaved, in turning order. Loading, tokenization, compilation and "
         "one warm-up call are in no time and shown below. Greedy tokens were judged first, in float32. The ratio is "
         "moejax's speed over the system's, round by round; **bold** is a loss of moejax.\n"
     )

@@ -38,7 +38,8 @@ class Refused(Exception):
 
 
 def split_url(base_url: str) -> SplitResult:
-    """The parts of a server's address; a path in it goes in front of /v1.
+    """The parts of a server's address; a path in it goes in front of /v1, which it may end with, as OpenAI's clients
+    are given it.
 
     Raises:
         ValueError: for anything but http:// or https:// and a host.
@@ -50,7 +51,7 @@ def split_url(base_url: str) -> SplitResult:
         valid = False
     if not valid:
         raise ValueError(f"base_url must be an address like http://127.0.0.1:8000, got {base_url!r}")
-    return parts
+    return parts._replace(path=parts.path.rstrip("/").removesuffix("/v1"))
 
 
 def get_json(url: SplitResult, path: str, headers: Mapping[str, str], timeout: float) -> Any:
@@ -61,7 +62,7 @@ def get_json(url: SplitResult, path: str, headers: Mapping[str, str], timeout: f
     """
     connection = _connect(url, timeout)
     try:
-        connection.request("GET", url.path.rstrip("/") + path, headers=dict(headers))
+        connection.request("GET", url.path + path, headers=dict(headers))
         return json.loads(_accepted(connection.getresponse()).read())
     except ValueError as error:
         raise Refused(f"GET {path} answered no JSON: {error}") from error
@@ -79,7 +80,7 @@ def complete(url: SplitResult, body: Mapping[str, Any], headers: Mapping[str, st
     outcome = Outcome(sent=time.perf_counter())
     try:
         content = {"Content-Type": "application/json", **headers}
-        connection.request("POST", url.path.rstrip("/") + "/v1/completions", json.dumps(asked), content)
+        connection.request("POST", url.path + "/v1/completions", json.dumps(asked), content)
         _time_chunks(_events(_accepted(connection.getresponse())), outcome)
     except (Refused, OSError, http.client.HTTPException) as error:
         outcome.error = str(error) or type(error).__name__

@@ -23,7 +23,7 @@ class Range(tuple[int, int]):
 NO_NUMBERS = Numbers()
 BATCH_SIZES, INPUT_LENS, OUTPUT_LENS = Numbers((1,)), Numbers((128,)), Numbers((64,))
 RAGGED = Range((16, 256))
-RANGE_DEFAULT = f"{RAGGED[0]}-{RAGGED[1]}"  # as a user would give it
+RANGE_DEFAULT = f"{RAGGED[0]}-{RAGGED[1]} by default."  # typer shows a text as a default in parentheses
 
 
 def numbers(value: Any) -> Numbers:
@@ -92,8 +92,8 @@ InputRange = Annotated[
         rich_help_panel=WORK,
         parser=number_range,
         metavar="LOW-HIGH",
-        help="Tokens of each prompt, drawn from this range.",
-        show_default=RANGE_DEFAULT,
+        help=f"Tokens of each prompt, drawn from this range; {RANGE_DEFAULT}",
+        show_default=False,
     ),
 ]
 OutputRange = Annotated[
@@ -104,8 +104,8 @@ OutputRange = Annotated[
         rich_help_panel=WORK,
         parser=number_range,
         metavar="LOW-HIGH",
-        help="Tokens generated after each prompt, drawn from this range.",
-        show_default=RANGE_DEFAULT,
+        help=f"Tokens generated after each prompt, drawn from this range; {RANGE_DEFAULT}",
+        show_default=False,
     ),
 ]
 Rounds = Annotated[int, _whole("--num-iters", "-r", help="Rounds that are timed.")]

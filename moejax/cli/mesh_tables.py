@@ -82,7 +82,7 @@ def compare_tables(
     if not usable:
         fewest = min(row.workload.batch_size for row in rows)
         rows = [row for row in rows if row.workload.batch_size == fewest]
-        yield from (Padding(verdicts(rows), (1, 0, 0, 0)), *impossible(rows), missing(rows, fits_with))
+        yield from (Padding(verdicts(rows, objective), (1, 0, 0, 0)), *impossible(rows), missing(rows, fits_with))
         return
     units = _units(usable)
     for batch in dict.fromkeys(row.workload.batch_size for row in rows):
@@ -91,7 +91,7 @@ def compare_tables(
         fitting = [row for row in chosen if row.fits]
         if fitting:
             yield _table(fitting, units, RANKED_BY[objective], width)
-        yield verdicts(chosen)
+        yield verdicts(chosen, objective)
         if not fitting:
             yield missing(chosen, ())
     yield from (Padding(table, (1, 0, 0, 0)) for table in impossible(rows))
@@ -102,7 +102,7 @@ def compare_tables(
 def _units(rows: Sequence[MeshRow]) -> Units:
     """Those in which the smallest number of each column is worth showing."""
     memory = [row.footprint.total for row in rows if row.footprint]
-    steps, firsts = ([phase.total for row in rows if (phase := getattr(row, name))] for name in ("decode", "prefill"))
+    steps, firsts = ([phase.seconds for row in rows if (phase := getattr(row, name))] for name in ("decode", "prefill"))
     return Units(common_unit(memory, BYTES), common_unit(steps, SECONDS), common_unit(firsts, SECONDS))
 
 
@@ -115,7 +115,7 @@ def _table(rows: Sequence[MeshRow], units: Units, ranked_by: str, width: int) ->
     gap = WIDE if _room(columns, width, WIDE) >= ENOUGH_BAR else NARROW
     if (room := _room(columns, width, gap)) >= SHORTEST_BAR:
         steps = [row.decode for row in rows if row.decode is not None]
-        longest = max(step.total for step in steps)
+        longest = max(step.seconds for step in steps)
         bars = [bar(step, longest, min(room, LONGEST_BAR)) for step in steps]
         place = next(number for number, column in enumerate(columns) if column.name == "step")
         columns.insert(place + 1, Column("bar", "", "", bars))
@@ -154,8 +154,8 @@ def _columns(rows: Sequence[MeshRow], units: Units, ranked_by: str) -> list[Colu
         cells["memory"][1].append(number(row.footprint.total / units.memory.scale))
         cells["read"][1].append(f"{row.decode.experts_read:.2f}")
         cells["imb"][1].append(f"{row.decode.imbalance:.2f}")
-        cells["step"][1].append(number(row.decode.total / units.step.scale))
-        cells["TTFT"][1].append(number(row.prefill.total / units.first.scale))
+        cells["step"][1].append(number(row.decode.seconds / units.step.scale))
+        cells["TTFT"][1].append(number(row.prefill.seconds / units.first.scale))
     headings = {"mesh": axes, ranked_by: f"{ranked_by}*"}
     return [Column(name, headings.get(name, name), unit, values) for name, (unit, values) in cells.items()]
 

@@ -16,7 +16,7 @@ from moejax.planning.advice import nearest
 from moejax.planning.crossovers import GatherCrossover, gather_crossovers
 from moejax.planning.hardware import Hardware
 from moejax.planning.ranking import best
-from moejax.planning.rows import OBJECTIVES, MeshRow
+from moejax.planning.rows import OBJECTIVES, MeshRow, Objective
 from moejax.planning.units import BYTES, FLOPS, LINK_RATES, amount
 from sharding.collectives import wire_elements
 from sharding.collectives.collective import ITEM_SIZES
@@ -33,16 +33,17 @@ def batch_note(batch: int) -> str:
     return f" (more than moejax serve decodes at a time: {MAX_SERVED_ROWS:,} at most)"
 
 
-def verdicts(rows: Sequence[MeshRow]) -> Table:
-    """Of one batch size: the best split for each objective and why, the fastest one in numbers, why others are out."""
+def verdicts(rows: Sequence[MeshRow], objective: Objective) -> Table:
+    """Of one batch size: the best split for each objective and why, the first by `objective` in numbers, why others are
+    out."""
     table = Table.grid(padding=(0, 1, 0, 0))
-    for objective in OBJECTIVES:
+    for goal in OBJECTIVES:
         for row in rows:
-            if objective in row.best_for:
-                line = Text.assemble((row.label, "bold"), " ", row.best_for[objective])
-                table.add_row(f"best {objective}:", line)
-    if (fastest := best(rows, "latency")) is not None:
-        table.add_row("in numbers:", _in_numbers(fastest))
+            if goal in row.best_for:
+                line = Text.assemble((row.label, "bold"), " ", row.best_for[goal])
+                table.add_row(f"best {goal}:", line)
+    if (first := best(rows, objective)) is not None:
+        table.add_row("in numbers:", _in_numbers(first))
     too_large = [f"{row.label} {row.why_not}" for row in rows if row.over_bytes]
     for line in (*too_large[:MOST_REFUSED], *_rest(too_large)):
         table.add_row("out:", printable(line))

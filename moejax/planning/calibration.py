@@ -74,14 +74,17 @@ def calibrate(name: str = "here", told: Callable[[str], None] = lambda what: Non
         title=f"{device.device_kind}, measured",
         kinds=(device.device_kind.lower(),),
         memory_bytes=device_memory([device]).total_bytes,
-        bandwidth=bandwidth,
-        matrix_rate=rates,
-        link=link,
+        bandwidth=_rounded(bandwidth),
+        matrix_rate={dtype: _rounded(rate) for dtype, rate in rates.items()},
+        link=None if link is None else Link(**{name: _rounded(figure) for name, figure in vars(link).items()}),
         devices_per_node=count,
         layer_overhead=layer_overhead,
         expert_overhead=expert_overhead,
         token_overhead=token_overhead,
-        speeds=speeds,
+        speeds={
+            dtype: {name: {rows: _rounded(rate) for rows, rate in curve.items()} for name, curve in curves.items()}
+            for dtype, curves in speeds.items()
+        },
         sources={
             "memory_bytes": "what the driver (of a CPU: the kernel) reports",
             "bandwidth": f"{by}: a copy larger than any cache, bytes read and written",
@@ -95,6 +98,11 @@ def calibrate(name: str = "here", told: Callable[[str], None] = lambda what: Non
             else "none: with a single device there is nothing to measure, so no mesh of several can be compared",
         },
     )
+
+
+def _rounded(figure: float) -> float:
+    """To four significant digits: the next measurement differs in the third."""
+    return float(f"{figure:.4g}")
 
 
 def copy_bandwidth(device: Any) -> float:

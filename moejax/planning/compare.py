@@ -173,7 +173,7 @@ class _Peaks:
             setting = _setting(self._plan, row.split)
             largest = largest_batch(self._plan, setting, row.workload)
             at_peak = replace(row.workload, batch_size=max(1, largest))
-            seconds = predict_decode(setting, at_peak).total if largest else float("inf")
+            seconds = predict_decode(setting, at_peak).seconds if largest else float("inf")
             self._found[row.split] = largest, largest / seconds
         largest, tokens_per_second = self._found[row.split]
         return replace(row, largest_batch=largest, peak_tokens_per_second=tokens_per_second)

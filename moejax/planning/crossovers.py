@@ -85,7 +85,7 @@ def link_crossover(first: Phase, second: Phase, bandwidth: float) -> float | Non
     wins on any link.
     """
     sent = [phase.bandwidth_seconds * bandwidth for phase in (first, second)]
-    besides = [phase.total - phase.bandwidth_seconds for phase in (first, second)]
+    besides = [phase.seconds - phase.bandwidth_seconds for phase in (first, second)]
     if sent[0] >= sent[1]:
         return None
     return math.inf if besides[0] <= besides[1] else (sent[1] - sent[0]) / (besides[0] - besides[1])

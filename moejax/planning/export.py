@@ -21,13 +21,11 @@ def comparison_json(rows: Sequence[MeshRow], hardware: Hardware, fits_with: Sequ
     Args:
         fits_with: flags of which each makes a model fit that does not.
     """
-    batches = list(dict.fromkeys(row.workload.batch_size for row in rows))
+    batches = list(dict.fromkeys(row.batch_size for row in rows))
     return {
         "hardware": asdict(hardware),
         "rows": [row_json(row) for row in rows],
-        "winners": {
-            str(batch): winners([row for row in rows if row.workload.batch_size == batch]) for batch in batches
-        },
+        "winners": {str(batch): winners([row for row in rows if row.batch_size == batch]) for batch in batches},
         "gather_crossovers": [
             {
                 "batch_size": one.workload.batch_size,
@@ -59,7 +57,7 @@ def row_json(row: MeshRow) -> dict[str, Any]:
         "mesh": dict(mesh.shape),
         "dispatch": row.split.dispatch if row.built else "ideal ragged",
         "label": row.label,
-        "batch_size": row.workload.batch_size,
+        "batch_size": row.batch_size,
         "input_len": row.workload.input_len,
         "context": row.workload.context,
         "dtype": row.workload.dtype,
@@ -85,7 +83,7 @@ def row_json(row: MeshRow) -> dict[str, Any]:
 def phase_json(phase: Phase, mesh: MeshConfig) -> dict[str, Any]:
     """One phase, equal collectives counted together."""
     values = {name: value for name, value in vars(phase).items() if name != "collectives"}
-    return values | {"collectives": _counted(phase.collectives, mesh), "seconds": phase.total}
+    return values | {"collectives": _counted(phase.collectives, mesh), "seconds": phase.seconds}
 
 
 def _compiled_json(check: CompiledCheck, mesh: MeshConfig) -> dict[str, Any]:

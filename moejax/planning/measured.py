@@ -113,8 +113,8 @@ def measure_model(model: moejax.Model, plan: Plan, workload: Workload) -> Measur
     return Measured(
         decode_seconds=decode_seconds(model, workload),
         prefill_seconds=prefill_seconds(model, workload),
-        predicted_decode_seconds=predicted.decode.total,
-        predicted_prefill_seconds=predicted.prefill.total,
+        predicted_decode_seconds=predicted.decode.seconds,
+        predicted_prefill_seconds=predicted.prefill.seconds,
         layers=layers,
         reduced=layers < plan.config.num_layers,
     )

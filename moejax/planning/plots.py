@@ -108,7 +108,7 @@ def _draw_bars(axes: Any, every: Sequence[MeshRow], batch: int) -> None:
     rows = every[:MOST_BARS]
     places = range(len(rows))
     reached = [0.0] * len(rows)
-    unit = units.common_unit((row.decode.total for row in rows if row.decode), units.SECONDS)
+    unit = units.common_unit((row.decode.seconds for row in rows if row.decode), units.SECONDS)
     for name, field, colour in PARTS:
         widths = [getattr(row.decode, field) / unit.scale for row in rows]
         if any(widths):

@@ -26,11 +26,11 @@ def score(row: MeshRow, objective: Objective) -> float:
         return float("inf")
     match objective:
         case "latency":
-            return row.decode.total
+            return row.decode.seconds
         case "throughput":
             return -row.peak_tokens_per_second
         case "ttft":
-            return row.prefill.total
+            return row.prefill.seconds
         case "memory":
             return float(row.footprint.total)
 

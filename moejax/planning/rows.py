@@ -39,7 +39,7 @@ class Phase:
     tensor reads 1/t of each, so it counts as 1/t.
     imbalance: rows (token and expert) of the busiest device over the mean of all, expected.
 
-    Seconds: weights_seconds and kv_seconds for reading; compute_seconds for all matrix products, of which
+    seconds: in all, from weights_seconds and kv_seconds for reading; compute_seconds for all matrix products, of which
     exposed_compute_seconds is what outlasts the reads it can overlap with; latency_seconds and bandwidth_seconds of the
     collectives; overhead_seconds as the hardware file has it.
     calls: of the compiled program; the counts and seconds above are of all of them.
@@ -66,8 +66,8 @@ class Phase:
         return self.latency_seconds + self.bandwidth_seconds
 
     @property
-    def total(self) -> float:
-        """Seconds in all: the parts that `exposed_compute_seconds` makes add up."""
+    def seconds(self) -> float:
+        """In all: the parts that `exposed_compute_seconds` makes add up."""
         return (
             self.weights_seconds
             + self.kv_seconds
@@ -81,6 +81,7 @@ class Phase:
 class MeshRow:
     """One split of one workload: what it takes, and what is predicted.
 
+    batch_size: of the workload.
     why_not: why it cannot be used, None where it can.  built: False for a row that only shows what could be.
     footprint, decode, prefill: None where the model cannot be split so; what would be where it is, but does not fit.
     over_bytes: that a device lacks.  usable_bytes: that it has for the model.
@@ -111,18 +112,23 @@ class MeshRow:
 
     def __repr__(self) -> str:
         """A line: all the numbers of a row are a page."""
-        said = [f"{self.label}, batch {self.workload.batch_size}"]
+        said = [f"{self.label}, batch {self.batch_size}"]
         if self.why_not is not None:
             said.append(self.why_not)
         if self.fits:
             assert self.decode and self.prefill and self.footprint
             said.append(
-                f"{amount(self.decode.total, SECONDS)} a step, {number(self.tokens_per_second_total)} tokens/s, "
-                f"{amount(self.prefill.total, SECONDS)} to the first, {amount(self.footprint.total, BYTES)} per device"
+                f"{amount(self.decode.seconds, SECONDS)} a step, {number(self.tokens_per_second_total)} tokens/s, "
+                f"{amount(self.prefill.seconds, SECONDS)} to the first, "
+                f"{amount(self.footprint.total, BYTES)} per device"
             )
         if self.best_for:
             said.append(f"best for {', '.join(self.best_for)}")
         return f"<MeshRow {'; '.join(said)}>"
+
+    @property
+    def batch_size(self) -> int:
+        return self.workload.batch_size
 
     @property
     def fits(self) -> bool:
@@ -141,13 +147,13 @@ class MeshRow:
     @property
     def tokens_per_second_per_request(self) -> float:
         """0 where it cannot be used."""
-        return 1.0 / self.decode.total if self.decode is not None and self.fits else 0.0
+        return 1.0 / self.decode.seconds if self.decode is not None and self.fits else 0.0
 
     @property
     def tokens_per_second_total(self) -> float:
-        return self.workload.batch_size * self.tokens_per_second_per_request
+        return self.batch_size * self.tokens_per_second_per_request
 
     @property
     def ttft_seconds(self) -> float:
         """Until every request of the batch has its first token, all arriving at once; infinite where it cannot."""
-        return self.prefill.total if self.prefill is not None and self.fits else float("inf")
+        return self.prefill.seconds if self.prefill is not None and self.fits else float("inf")

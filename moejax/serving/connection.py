@@ -93,3 +93,9 @@ def log_to(say: Callable[[str], None], *, requests: bool) -> None:
         logger.setLevel(level)
         logger.propagate = False
         logger.handlers = [LineHandler(say)] if requests or name != "uvicorn.access" else []
+
+
+def log_nothing() -> None:
+    """For an end at once: all that uvicorn has to log then are the tracebacks of what it cancels."""
+    for name in ("uvicorn.error", "uvicorn.access"):
+        logging.getLogger(name).handlers = [logging.NullHandler()]

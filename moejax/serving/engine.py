@@ -1,7 +1,7 @@
 """The engine: one thread that owns the model, and the queue in front of it.
 
-Everything on the devices happens in that thread, one compiled call after the other. Other threads only put requests
-into the queue, cancel them, and read their mailboxes; they never wait for the devices.
+Everything on the devices is asked for by that thread, one compiled call after the other. Other threads only put
+requests into the queue, cancel them, and read their mailboxes; they never wait for the devices.
 """
 
 import contextlib
@@ -110,7 +110,7 @@ class Engine:
     def paused(self) -> Iterator[None]:
         """Holds the engine between two calls: requests wait, and the devices are idle.
 
-        Entering blocks until the call that is running has ended.
+        Entering blocks until the call that is running has ended and was handed out.
         """
         with self._changed:
             self._pauses += 1
@@ -219,9 +219,18 @@ class Engine:
                     return
                 scheduler.take(self._queue)
                 self._count_waiting()
-        if scheduler.running:
-            scheduler.decode()
+        call = scheduler.start() if scheduler.running else None
+        while call is not None:
+            call = scheduler.finish(call, self._undisturbed)
         scheduler.flush()
+
+    def _undisturbed(self) -> bool:
+        """Whether `_wait_for_work` would find nothing new, so that the next call may be made without it."""
+        scheduler = self._scheduler
+        assert scheduler is not None
+        with self._changed:
+            disturbed = self.status != "ready" or self._pauses or scheduler.can_take(self._queue)
+            return not disturbed and not any(job.cancelled for job in (*self._queue, *scheduler.jobs))
 
     def _count_waiting(self) -> None:
         self.metrics.waiting.set(len(self._queue))

@@ -52,9 +52,13 @@ class Mailbox:
     """Deltas from the engine's thread to one coroutine; never holds more than the request's outputs.
 
     A reader may be slow: what it has not taken waits here, and the engine does not wait for it.
+
+    Args:
+        whole: whether its reader can do nothing with a part: it then gets all at the end, and is woken only once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, whole: bool = False) -> None:
+        self._whole = whole
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()
         self._arrived = asyncio.Event()
@@ -72,6 +76,11 @@ class Mailbox:
         """Says that nothing more comes, because all was said or because of `error`."""
         with self._lock:
             self._ended, self._error = True, error
+
+    @property
+    def wakes(self) -> bool:
+        """Whether its reader has to be woken for what is in it."""
+        return self._ended or not self._whole
 
     # --- the reader's side ---
     async def __aiter__(self) -> AsyncIterator[list[Delta]]:
@@ -100,6 +109,8 @@ def wake(mailboxes: Iterable[Mailbox]) -> None:
     """Tells the readers that something came, with one call per event loop: each costs a system call."""
     by_loop: dict[asyncio.AbstractEventLoop, list[asyncio.Event]] = {}
     for mailbox in mailboxes:
+        if not mailbox.wakes:
+            continue
         by_loop.setdefault(mailbox._loop, []).append(mailbox._arrived)
     for loop, events in by_loop.items():
         try:

@@ -87,7 +87,7 @@ async def _answer(request: Request, body: CompletionRequest | ChatRequest) -> Re
     engine: Engine = request.app.state.engine
     arrived = time.perf_counter()
     made = await checked_drafts(request, body)
-    jobs = [draft(Mailbox()) for draft in made]
+    jobs = [draft(Mailbox(whole=not body.stream)) for draft in made]
     for job in jobs:
         job.arrived = arrived
     try:

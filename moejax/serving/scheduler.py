@@ -2,18 +2,38 @@
 
 import time
 from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from moejax.decoding.buckets import STEPS_PER_CALL
 from moejax.decoding.logprobs import TokenScores
 from moejax.decoding.rows import Row
+from moejax.decoding.steps import Generated
 from moejax.serving.jobs import EngineError, Job, Mailbox, push, wake
 from moejax.serving.metrics import Metrics
 from moejax.serving.slots import Part, Slots, level_of
 
 CHUNK_SECONDS = 0.05  # how long one call of the decode loop should take: what a new request may have to wait
-SHARED_SECONDS = CHUNK_SECONDS / 4  # the same while prompts wait to be fed: a long one is not held up for long
+# The same while prompts wait to be fed, so that a long one is not held up for long, and for the first call after
+# idling: requests tend to come together, and the first one would otherwise keep the others waiting for a whole call.
+SHARED_SECONDS = CHUNK_SECONDS / 4
+
+
+class Call(NamedTuple):
+    """A call of the decode loop that the devices work on.
+
+    rows: those that it steps, by slot.  slots: those that its outputs are of.  generated: the outputs, on the devices.
+    kind: what its speed is remembered by: level, and rows per step.  began: when it was made.
+    """
+
+    rows: dict[int, Row]
+    slots: Sequence[int]
+    generated: Generated
+    kind: tuple[int, int]
+    began: float
 
 
 class Scheduler:
@@ -29,7 +49,8 @@ class Scheduler:
         self._parts: deque[Part] = deque()
         self._jobs: dict[Row, Job] = {}  # of the rows that have a slot
         self._told: set[Mailbox] = set()
-        self._step_seconds: dict[tuple[int, int], float] = {}  # by level and rows per step
+        self._step_seconds: dict[tuple[int, int], float] = {}  # by the kind of a call
+        self._first_call = False  # whether nothing generated before what was fed last
         self.feed_seconds = 0.0  # that the last call of `feed` took
 
     @property
@@ -47,9 +68,13 @@ class Scheduler:
         """Whether some row generates."""
         return self.slots.running > 0
 
+    def can_take(self, queue: deque[Job]) -> bool:
+        """Whether there are slots for the request that waits first."""
+        return bool(queue) and len(queue[0].rows) <= len(self._free)
+
     def take(self, queue: deque[Job]) -> None:
         """Gives waiting requests their slots, as far as there are enough for the first of them."""
-        while queue and len(queue[0].rows) <= len(self._free):
+        while self.can_take(queue):
             job = queue.popleft()
             job.started = time.perf_counter()
             job.slots = [self._next_free() for _ in job.rows]
@@ -90,6 +115,7 @@ class Scheduler:
     def feed(self) -> None:
         """Feeds the next part of a prompt, or several if they are short."""
         began = time.perf_counter()
+        self._first_call |= not self.running
         parts = [self._parts.popleft()]
         touched = {parts[0].slot}
         while self._parts and len(parts) < self.slots.group_size(parts[0]):
@@ -111,29 +137,50 @@ class Scheduler:
             experts = None if output.experts is None else np.asarray(output.experts)[place][None]
             self._deliver(part.row, np.asarray(output.token)[place][None], scores, experts, now)
 
-    def decode(self) -> None:
-        """Some steps for every row, as many as should take CHUNK_SECONDS."""
-        began, seconds = time.perf_counter(), SHARED_SECONDS if self._parts else CHUNK_SECONDS
+    def start(self, ahead: int = 0) -> Call:
+        """Has the devices take some steps for every row, as many as should take CHUNK_SECONDS; does not wait for them.
+
+        ahead: how many tokens of every row the devices have made that were not handed out yet.
+        """
+        seconds = SHARED_SECONDS if self._parts or self._first_call else CHUNK_SECONDS
+        self._first_call = False
         rows = {slot: row for slot, row in enumerate(self.slots.rows) if row is not None}
         kind = (max(level_of(row.request.params) for row in rows.values()), self.slots.rows_per_step)
         known = self._step_seconds.get(kind)
-        longest = max(row.request.params.max_tokens - len(row.tokens) for row in rows.values())
+        longest = max(row.request.params.max_tokens - len(row.tokens) for row in rows.values()) - ahead
         wanted = 1 if known is None else max(1, min(STEPS_PER_CALL, longest, int(seconds / known)))
-        slots, generated = self.slots.generate(wanted)
+        began = time.perf_counter()
+        slots, generated = self.slots.generate(wanted, ahead)
+        return Call(rows, slots, generated, kind, began)
+
+    def finish(self, call: Call, undisturbed: Callable[[], bool]) -> Call | None:
+        """Waits for a call, and hands out what it made while the devices work on the next one.
+
+        The next call is made first only where it is the one that would be made afterwards: when no row can have ended,
+        and nothing else is to be done between the two (`undisturbed`, and no prompt is being fed). What requests get,
+        and how long a new one waits, are then the same in either order.
+
+        Returns:
+            The next call, or None if there is none yet.
+        """
+        generated: Generated = jax.device_get(call.generated)
         now, taken = time.perf_counter(), int(generated.taken)
         assert taken > 0, "no row is active on the devices, yet some are unfinished here"
-        measured = (now - began) / taken
-        self._step_seconds[kind] = measured if known is None else 0.5 * (known + measured)
+        measured, known = (now - call.began) / taken, self._step_seconds.get(call.kind)
+        self._step_seconds[call.kind] = measured if known is None else 0.5 * (known + measured)
+        tokens, outputs = np.asarray(generated.outputs.token)[:taken], generated.outputs
+        places = {place: call.rows[slot] for place, slot in enumerate(call.slots) if slot in call.rows}
+        ended = any(_may_have_ended(row, tokens[:, place]) for place, row in places.items())
+        following = None if self._parts or ended or not undisturbed() else self.start(ahead=taken)
         self.metrics.add_expert_rows(np.asarray(generated.rows))
-        tokens, experts = np.asarray(generated.outputs.token), generated.outputs.experts
-        for place, slot in enumerate(slots):
-            if (row := rows.get(slot)) is None:
-                continue
+        for place, row in places.items():
             scores = None
-            if generated.outputs.scores is not None and row.request.params.logprobs is not None:
-                scores = [one for step in range(taken) for one in _scores(generated.outputs.scores, (step, place))]
-            chosen = None if experts is None else np.asarray(experts)[:taken, place]
-            self._deliver(row, tokens[:taken, place], scores, chosen, now)
+            if outputs.scores is not None and row.request.params.logprobs is not None:
+                scores = [one for step in range(taken) for one in _scores(outputs.scores, (step, place))]
+            chosen = None if outputs.experts is None else np.asarray(outputs.experts)[:taken, place]
+            self._deliver(row, tokens[:, place], scores, chosen, now)
+        self.flush()
+        return following
 
     def flush(self) -> None:
         """Wakes everybody who got something, and shows how full the server is."""
@@ -183,3 +230,10 @@ def _scores(scores: TokenScores, at: tuple[int, ...]) -> list[TokenScores]:
             best_logprobs=scores.best_logprobs[at],
         )
     ]
+
+
+def _may_have_ended(row: Row, tokens: np.ndarray) -> bool:
+    """Whether these next tokens [steps] of a row may end it; stop strings are only found in its text."""
+    request, last = row.request, int(tokens[-1])
+    ended = last < 0 or last in request.stop_ids or len(row.tokens) + len(tokens) >= request.params.max_tokens
+    return ended or bool(request.params.stop)

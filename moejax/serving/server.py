@@ -7,7 +7,7 @@ from collections.abc import Callable
 import uvicorn
 from fastapi import FastAPI
 
-from moejax.serving.connection import connections, log_to
+from moejax.serving.connection import connections, log_nothing, log_to
 from moejax.serving.engine import Engine
 from moejax.serving.settings import ServerSettings
 
@@ -67,6 +67,11 @@ class Server(uvicorn.Server):
         # A model that cannot be loaded will not get better; an engine that fails later keeps saying so in /health.
         failed_early = self._engine.status == "dead" and not self._engine.was_ready
         return failed_early or await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        if self.force_exit:
+            log_nothing()
 
 
 def serve(

@@ -145,15 +145,19 @@ class Slots:
         """How many rows a step of those that generate works on."""
         return self.shapes.step(self._occupied(), 1).rows
 
-    def generate(self, wanted: int) -> tuple[Sequence[int], steps.Generated]:
-        """Up to `wanted` tokens for every row.
+    def generate(self, wanted: int, ahead: int = 0) -> tuple[Sequence[int], steps.Generated]:
+        """Has the devices generate up to `wanted` tokens for every row, and does not wait for them.
+
+        Args:
+            wanted: steps, at least 1.
+            ahead: how many tokens more than its row on the host every row on the devices has.
 
         Returns:
-            The slots that the rows of the outputs are of, some of which may be empty, and the outputs on the host.
+            The slots that the rows of the outputs are of, some of which may be empty, and the outputs on the devices.
         """
         rows = [row for row in self.rows if row is not None]
         level = max(level_of(row.request.params) for row in rows)
-        furthest = max(len(row.request.prompt) + len(row.tokens) - 1 for row in rows) + wanted
+        furthest = max(len(row.request.prompt) + len(row.tokens) - 1 for row in rows) + ahead + wanted
         occupied = self._occupied()
         shape = self.shapes.step(occupied, min(furthest, self.shapes.length))
         slots = self.shapes.choose(occupied, shape.rows)
@@ -175,7 +179,7 @@ class Slots:
             self._run_feed((group, width, length), arrays, row_params([], group, self.levels[-1], self._entropy))
         for level in range(len(self.levels)):
             for shape in shapes.steps:
-                self._run_generate(level, shape, shapes.choose((), shape.rows), 1)
+                jax.block_until_ready(self._run_generate(level, shape, shapes.choose((), shape.rows), 1))
 
     def _run_generate(self, level: int, shape: StepShape, slots: Sequence[int], wanted: int) -> steps.Generated:
         model, features, shapes = self.model, self.levels[level], self.shapes
@@ -203,4 +207,4 @@ class Slots:
                 np.int32(wanted),
                 donate=(1,),
             )
-        return jax.device_get(generated)
+        return generated

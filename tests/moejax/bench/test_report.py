@@ -8,7 +8,7 @@ import pytest
 
 from moejax.bench import plots, published
 from moejax.bench.machine import describe_run, machine_line
-from moejax.bench.report import check_report, write_report
+from moejax.bench.report import check_report, markdown, write_report
 from moejax.bench.report_tables import compare_table, table
 
 
@@ -81,6 +81,12 @@ def test_a_report_has_page_samples_and_plots(tmp_path: Path) -> None:
         assert f"({name})" in page
         drawn = (tmp_path / "new" / name).read_bytes()
         assert drawn.startswith(b"\x89PNG") and plots.digest(given).encode() in drawn
+
+
+def test_one_round_is_one() -> None:
+    given = comparison()
+    given["compare"]["rounds"] = 1
+    assert "; 1 round (1 of the ragged requests), interleaved" in markdown(given)
 
 
 def test_losses_are_bold_and_wrong_tokens_named() -> None:

@@ -26,7 +26,7 @@ def test_table_and_exit_code(call: Call) -> None:
 
 def test_json_has_the_keys_of_vllm_bench_serve(call: Call) -> None:
     with serving(steady(0.0, 0.0)) as stub:
-        outcome = call("bench", "serve", "--base-url", stub.base_url, "--json", *FEW)
+        outcome = call("bench", "serve", "--base-url", f"{stub.base_url}/v1/", "--json", *FEW)
     result = json.loads(outcome.out)
     latencies = {f"{how}_{what}_ms" for how in ("mean", "median", "std", "p99") for what in ("ttft", "tpot", "itl")}
     assert latencies | {"duration", "completed", "failed", "request_throughput", "output_throughput"} <= result.keys()

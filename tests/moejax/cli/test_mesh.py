@@ -166,6 +166,18 @@ def test_the_column_that_ranks_is_shown_and_marked(call: Call, objective: str, h
     assert values == sorted(values, reverse=objective == "throughput") and len(set(values)) > 5
 
 
+def test_numbers_are_of_the_split_that_ranks_first(call: Call) -> None:
+    """Of the one with the least memory, which is not the fastest."""
+    arguments = ("mesh", "compare", "--model", "demo", "--devices", "4", "--hardware", "h100-sxm", "-b", "4")
+    firsts = {}
+    for objective in ("latency", "memory"):
+        text = call(*arguments, "--objective", objective).out
+        (best,) = re.findall(rf"^best {objective}: +(.*)$", text, re.M)
+        (firsts[objective],) = re.findall(r"^in numbers: +(.*?), per device", text, re.M)
+        assert best.startswith(f"{firsts[objective]} "), text
+    assert firsts["latency"] != firsts["memory"]
+
+
 def test_a_terminal_too_narrow_for_all_columns_goes_without_some(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     for width, there, spared in ((60, "read", "imb"), (40, "tok/s", "read")):
         monkeypatch.setattr(console, "PIPED_WIDTH", width)
@@ -227,7 +239,8 @@ def test_json_is_what_python_returns(call: Call) -> None:
     assert found == json.loads(call(*EIGHT, "--json", "-b", "4").out)
     rows = compare_meshes("mixtral-8x7b", 8, "h100-sxm", batch_size=4)
     assert [row["label"] for row in found["rows"]] == [row.label for row in rows]
-    assert found["rows"][0]["decode"]["seconds"] == rows[0].decode.total  # type: ignore[union-attr]
+    assert [row["batch_size"] for row in found["rows"]] == [row.batch_size for row in rows]
+    assert found["rows"][0]["decode"]["seconds"] == rows[0].decode.seconds  # type: ignore[union-attr]
     assert found["winners"]["4"]["latency"]["split"] == "tensor=8"
     assert found["rows"][0]["best_for"]["latency"] == rows[0].best_for["latency"]
     assert found["hardware"]["sources"]["bandwidth"].startswith("3.35 TB/s")

@@ -83,7 +83,7 @@ def test_overheads_are_part_of_a_step() -> None:
     assert ideal.decode.overhead_seconds == 0
     assert row.decode.overhead_seconds == pytest.approx(4 * (50e-6 + 2 * 20e-6 + 6e-6))
     assert row.prefill.overhead_seconds == pytest.approx(4 * (50e-6 + 8 * 20e-6 + 64 * 6e-6), rel=1e-4)
-    assert row.decode.total == pytest.approx(ideal.decode.total + row.decode.overhead_seconds)
+    assert row.decode.seconds == pytest.approx(ideal.decode.seconds + row.decode.overhead_seconds)
 
 
 def test_parts_run_at_the_speed_of_their_operation() -> None:
@@ -133,6 +133,9 @@ def test_a_calibrated_file_can_be_compared_with(monkeypatch: pytest.MonkeyPatch,
     path = tmp_path / "mine.toml"
     path.write_text(hardware_toml(hardware))
     assert load_hardware(path) == hardware
+    figures = [hardware.bandwidth, *hardware.matrix_rate.values()]
+    figures += [rate for curve in hardware.speeds["bfloat16"].values() for rate in curve.values()]
+    assert all(figure == float(f"{figure:.4g}") for figure in figures)
     assert hardware.link is None and "nothing to measure" in hardware.sources["link"]
     assert set(hardware.matrix_rate) == set(hardware.speeds) == {"bfloat16"}
     assert {name: set(curve) for name, curve in hardware.speeds["bfloat16"].items()} == {
@@ -143,6 +146,6 @@ def test_a_calibrated_file_can_be_compared_with(monkeypatch: pytest.MonkeyPatch,
     }
     assert len(told) == 3 and hardware.kinds == (jax.devices()[0].device_kind.lower(),)
     (row,) = compare_meshes("demo", 1, path, batch_size=1, input_len=32, context=64)
-    assert row.decode is not None and row.decode.total > 0
+    assert row.decode is not None and row.decode.seconds > 0
     with pytest.raises(ValueError, match=r"hardware mine has no \[link\]: 2 devices need one; add it to the file"):
         compare_meshes("demo", 2, path, batch_size=1, input_len=32, context=64)

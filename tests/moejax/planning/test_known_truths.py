@@ -80,10 +80,10 @@ def test_a_v100_computes_in_no_bfloat16() -> None:
 def test_tensor_beats_expert_at_batch_one(name: str, devices: int, read: tuple[float, float]) -> None:
     found = rows(devices, name)
     tensor, expert = found[f"tensor={devices}"].decode, found[f"expert={devices} replicated"].decode
-    assert tensor and expert and tensor.total < 0.75 * expert.total
+    assert tensor and expert and tensor.seconds < 0.75 * expert.seconds
     assert (tensor.experts_read, expert.experts_read) == pytest.approx(read)
     assert (
-        min(found.values(), key=lambda row: row.decode.total if row.decode else math.inf).label == f"tensor={devices}"
+        min(found.values(), key=lambda row: row.decode.seconds if row.decode else math.inf).label == f"tensor={devices}"
     )
 
 
@@ -94,8 +94,8 @@ def test_expert_approaches_tensor_under_replicated_and_never_passes_it(devices: 
         found = rows(devices, "h200", batch)
         tensor, expert = found[f"tensor={devices}"], found[f"expert={devices} replicated"]
         assert tensor.decode and expert.decode and tensor.prefill and expert.prefill
-        assert expert.decode.total >= tensor.decode.total * (1 - 1e-9)
-        assert expert.prefill.total >= tensor.prefill.total * (1 - 1e-9)
+        assert expert.decode.seconds >= tensor.decode.seconds * (1 - 1e-9)
+        assert expert.prefill.seconds >= tensor.prefill.seconds * (1 - 1e-9)
         behind.append(expert.decode.expert_bytes / tensor.decode.expert_bytes - 1)
     assert behind == sorted(behind, reverse=True)
     assert behind[3] > 0.02 and all(0 <= one <= 0.02 for one in behind[4:])
@@ -132,10 +132,10 @@ def slow(bandwidth: float) -> Hardware:
 def test_gather_wins_prefill_on_slow_links_and_loses_decode_at_batch_one() -> None:
     found = rows(8, slow(10e9), 8)
     prefills = [found[f"expert=8 {name}"].prefill for name in ("gather", "replicated")]
-    assert prefills[0] and prefills[1] and prefills[0].total < 0.6 * prefills[1].total
+    assert prefills[0] and prefills[1] and prefills[0].seconds < 0.6 * prefills[1].seconds
     alone = rows(8, slow(10e9), 1)
     steps = [alone[f"expert=8 {name}"].decode for name in ("gather", "replicated")]
-    assert steps[0] and steps[1] and steps[0].total > 1.1 * steps[1].total
+    assert steps[0] and steps[1] and steps[0].seconds > 1.1 * steps[1].seconds
 
 
 def test_the_crossover_of_gather_and_replicated_is_where_they_are_equal() -> None:
@@ -154,7 +154,7 @@ def test_the_crossover_of_gather_and_replicated_is_where_they_are_equal() -> Non
         link = dataclasses.replace(hardware.link, bandwidth=factor * speed)
         there = rows(8, dataclasses.replace(hardware, link=link), 32)
         gather, replicated = there["expert=8 gather"].decode, there["expert=8 replicated"].decode
-        assert gather and replicated and (gather.total < replicated.total) == gather_wins
+        assert gather and replicated and (gather.seconds < replicated.seconds) == gather_wins
 
 
 def test_a_ragged_exchange_is_shown_and_never_recommended() -> None:

@@ -13,7 +13,8 @@ import pytest
 import moejax
 from moejax import SamplingParams
 from moejax.serving.engine import Engine
-from moejax.serving.jobs import EngineError, Job, QueueFull
+from moejax.serving.jobs import Delta, EngineError, Job, Mailbox, QueueFull, wake
+from moejax.serving.scheduler import CHUNK_SECONDS
 from tests.moejax.serving.live import WAIT_SECONDS, finished, job, make_engine, wait_until_ready
 
 # Short, exactly a short group, one more, a chunk, one more, several chunks, nearly the whole cache.
@@ -131,9 +132,9 @@ def test_prompts_are_fed_between_steps(engine: Engine, model: "moejax.Model", mo
         time.sleep(0.06)
         return feed(parts)
 
-    def one_step(wanted: int) -> Any:
+    def one_step(wanted: int, ahead: int) -> Any:
         calls.append("generate")
-        return generate(1)
+        return generate(1, ahead)
 
     monkeypatch.setattr(scheduler.slots, "feed", slow_feed)
     monkeypatch.setattr(scheduler.slots, "generate", one_step)
@@ -152,6 +153,73 @@ def test_prompts_are_fed_between_steps(engine: Engine, model: "moejax.Model", mo
     check(model, *asyncio.run(main()))
     assert calls.count("feed") == 10
     assert not any(pair == ("feed", "feed") for pair in itertools.pairwise(calls))
+
+
+@pytest.mark.parametrize("stop", [[], ["no such text"]], ids=["no stop strings", "a stop string"])
+def test_the_next_call_is_made_before_the_last_one_is_handed_out(
+    engine: Engine, model: "moejax.Model", monkeypatch: pytest.MonkeyPatch, stop: list[str]
+) -> None:
+    """Unless that could have ended a row. The first call is short: others may be about to come."""
+    scheduler = engine._scheduler
+    assert scheduler is not None
+    one: Job | None = None
+    calls: list[tuple[int, int, int]] = []
+    generate = scheduler.slots.generate
+
+    def noted(wanted: int, ahead: int) -> Any:
+        assert one is not None
+        calls.append((wanted, ahead, one.generated))
+        return generate(wanted, ahead)
+
+    monkeypatch.setattr(scheduler.slots, "generate", noted)
+    monkeypatch.setitem(scheduler._step_seconds, (0, 1), CHUNK_SECONDS / 8)
+
+    async def main() -> None:
+        nonlocal one
+        one = job(model, prompt(5, 3), next(numbers), max_tokens=300, ignore_eos=True, stop=stop)
+        await run(engine, [one])
+
+    asyncio.run(main())
+    assert one is not None
+    assert calls[0] == (2, 0, 1)
+    assert calls[1][1:] == ((0, 3) if stop else (2, 1))
+    assert [ahead > 0 for _, ahead, _ in calls[1:]] == [not stop] * (len(calls) - 1)
+    assert sum(wanted for wanted, _, _ in calls) == 299, "a call was made for tokens that a row has already"
+    check(model, one)
+
+
+def test_who_wants_a_whole_answer_is_woken_once() -> None:
+    delta = Delta(
+        output=0,
+        texts=["a"],
+        token_ids=[1],
+        logprobs=None,
+        experts=None,
+        seconds=0.0,
+        finish_reason=None,
+        stop_reason=None,
+    )
+
+    async def letters(*, whole: bool) -> list[int]:
+        mailbox, seen = Mailbox(whole=whole), []
+
+        async def read() -> None:
+            async for deltas in mailbox:
+                seen.append(len(deltas))
+
+        reading = asyncio.create_task(read())
+        for last in (False, False, True):
+            mailbox.put(delta)
+            if last:
+                mailbox.end()
+            wake([mailbox])
+            for _ in range(5):  # for the reader, and for what wakes it
+                await asyncio.sleep(0)
+        await asyncio.wait_for(reading, WAIT_SECONDS)
+        return seen
+
+    assert asyncio.run(letters(whole=True)) == [3]
+    assert asyncio.run(letters(whole=False)) == [1, 1, 1]
 
 
 def test_a_cancelled_request_leaves_its_slots_to_others(engine: Engine, model: "moejax.Model") -> None:

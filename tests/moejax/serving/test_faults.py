@@ -186,14 +186,14 @@ def test_engine_that_dies(model: "moejax.Model", monkeypatch: pytest.MonkeyPatch
     """Whoever waits is told, in a stream and outside of one; health and all later requests say 503."""
     with running(model, **SIZES) as live, live.client() as client:
         assert client.get("/health").json() == {"status": "ready"}
-        decode, calls = scheduler.Scheduler.decode, itertools.count()
+        finish, calls = scheduler.Scheduler.finish, itertools.count()
 
         def fail_later(*arguments: Any) -> Any:
             if next(calls):
                 raise MemoryError("out of device memory")
-            return decode(*arguments)
+            return finish(*arguments)
 
-        monkeypatch.setattr(scheduler.Scheduler, "decode", fail_later)
+        monkeypatch.setattr(scheduler.Scheduler, "finish", fail_later)
         with client.stream("POST", COMPLETIONS, json={**LONG, "stream": True}) as answer:
             *_, last = (line for line in answer.iter_lines() if line)
         assert "the engine has failed (MemoryError)" in json.loads(last.removeprefix("data: "))["error"]["message"]

@@ -1,0 +1,57 @@
+"""The end of the server, with an application that never answers to the end."""
+
+import contextlib
+import threading
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+from fastapi import FastAPI
+from fastapi.responses import StreamingResponse
+
+from moejax.serving.connection import log_to
+from moejax.serving.server import Server, open_socket
+from moejax.serving.settings import ServerSettings
+
+WAIT_SECONDS = 60
+
+
+@contextlib.asynccontextmanager
+async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    yield
+
+
+async def endless() -> StreamingResponse:
+    async def parts() -> AsyncIterator[bytes]:
+        yield b"first"
+        await anyio.sleep_forever()
+
+    return StreamingResponse(parts())
+
+
+def fake_engine() -> Any:
+    metrics = SimpleNamespace(now_running=lambda: 1, stalled_clients=SimpleNamespace(inc=lambda: None))
+    return SimpleNamespace(status="ready", was_ready=True, drain=lambda seconds: None, metrics=metrics)
+
+
+def test_an_end_at_once_leaves_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    """What a second Ctrl-C does while an answer is streamed: all is cancelled, and nothing is told of it."""
+    app = FastAPI(lifespan=lifespan)
+    app.add_api_route("/", endless)
+    said: list[str] = []
+    log_to(said.append, requests=False)
+    server = Server(app, fake_engine(), ServerSettings(), said.append)
+    with open_socket("127.0.0.1", 0) as listening:
+        running = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        running.start()
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/"
+        with httpx.stream("GET", url, timeout=WAIT_SECONDS) as answer:
+            assert next(answer.iter_bytes()) == b"first"
+            server.should_exit = server.force_exit = True
+            running.join(WAIT_SECONDS)
+    assert not running.is_alive()
+    assert said in ([], ["what runs (1) has 30 s to end; Ctrl-C again ends at once"])
+    assert capsys.readouterr().err == ""
