@@ -33,6 +33,16 @@ class Connection(H11Protocol):
         transport.set_write_buffer_limits(high=0)
         super().connection_made(transport)
 
+    def shutdown(self) -> None:
+        """What uvicorn asks of every connection when the end begins."""
+        cycle = self.cycle
+        if cycle is None or not cycle.more_body or cycle.response_started:
+            super().shutdown()
+            return
+        # uvicorn would wait for the rest of the request, which may never come, and the engine takes no new one anyway.
+        self.logger.warning("a client that had sent only a part of its request was cut off")
+        self.transport.close()
+
     def pause_writing(self) -> None:
         super().pause_writing()
         self._expect_less_than(self.transport.get_write_buffer_size())

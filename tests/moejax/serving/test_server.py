@@ -1,6 +1,7 @@
-"""The end of the server, with an application that never answers to the end."""
+"""The end of the server, with answers or requests that never come to an end."""
 
 import contextlib
+import socket
 import threading
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
@@ -32,6 +33,9 @@ async def endless() -> StreamingResponse:
     return StreamingResponse(parts())
 
 
+async def takes(body: dict[str, str]) -> None: ...
+
+
 def fake_engine() -> Any:
     metrics = SimpleNamespace(now_running=lambda: 1, stalled_clients=SimpleNamespace(inc=lambda: None))
     return SimpleNamespace(status="ready", was_ready=True, drain=lambda seconds: None, metrics=metrics)
@@ -54,4 +58,30 @@ def test_an_end_at_once_leaves_no_traceback(capsys: pytest.CaptureFixture[str]) 
             running.join(WAIT_SECONDS)
     assert not running.is_alive()
     assert said in ([], ["what runs (1) has 30 s to end; Ctrl-C again ends at once"])
+    assert capsys.readouterr().err == ""
+
+
+def test_half_a_request_does_not_hold_up_the_end(capsys: pytest.CaptureFixture[str]) -> None:
+    app, arrived, said = FastAPI(lifespan=lifespan), threading.Event(), list[str]()
+    app.add_api_route("/", takes, methods=["POST"])
+
+    async def noticed(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            arrived.set()
+        await app(scope, receive, send)
+
+    log_to(said.append, requests=False)
+    wrapped: Any = noticed
+    server = Server(wrapped, fake_engine(), ServerSettings(shutdown_seconds=0), said.append)
+    with open_socket("127.0.0.1", 0) as listening:
+        running = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        running.start()
+        with socket.create_connection(listening.getsockname(), timeout=WAIT_SECONDS) as client:
+            client.sendall(b'POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{"model"')
+            assert arrived.wait(WAIT_SECONDS)
+            server.should_exit = True
+            assert client.recv(1) == b""
+            running.join(WAIT_SECONDS)
+    assert not running.is_alive()
+    assert said[-1] == "a client that had sent only a part of its request was cut off"
     assert capsys.readouterr().err == ""
