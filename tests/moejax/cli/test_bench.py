@@ -168,6 +168,23 @@ def test_a_new_baseline_has_times_and_holds(call: Call, tmp_path: Path) -> None:
     assert (outcome.status, outcome.out.count("FAILED")) == (1, 2)
 
 
+def test_a_mesh_that_fails_is_an_error(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On devices that are there in a number that suffices; the comparison itself is a fake."""
+
+    def fake(plan: Plan, **_: object) -> list[Standing]:
+        ours, mesh = plan.contenders
+        return [Standing(name=ours), Standing(name=mesh, failed=f"{mesh} cannot load: out of memory")]
+
+    monkeypatch.setattr("moejax.bench.compare.compare", fake)
+    monkeypatch.setattr("moejax.bench.compare.as_json", lambda *_: {})
+    monkeypatch.setattr("moejax.bench.visible_devices.visible_devices", lambda: ("gpu", 2))
+    outcome = call("bench", "compare", "demo", "--peers", "none", "--mesh", "expert=2", "--json")
+    assert (outcome.status, outcome.err) == (1, "error: moejax expert=2 cannot load: out of memory\n")
+    outcome = call("bench", "compare", "demo", "--peers", "none", "--mesh", "expert=4")
+    message = "--mesh expert=4 needs 4 devices, and JAX sees 2; --simulate-devices 4 counts what they exchange"
+    assert (outcome.status, outcome.err) == (2, f"error: {message}\n")
+
+
 RANGE = "--input-len must be LOW-HIGH with 1 <= LOW <= HIGH, or one length, got '9-2'"
 WRONG = [
     (("latency",), "give a CHECKPOINT or --random MODEL, got neither"),
