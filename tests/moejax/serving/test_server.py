@@ -1,5 +1,6 @@
 """The end of the server, with an application that never answers to the end."""
 
+import asyncio
 import contextlib
 import threading
 from collections.abc import AsyncIterator
@@ -55,3 +56,13 @@ def test_an_end_at_once_leaves_no_traceback(capsys: pytest.CaptureFixture[str]) 
     assert not running.is_alive()
     assert said in ([], ["what runs (1) has 30 s to end; Ctrl-C again ends at once"])
     assert capsys.readouterr().err == ""
+
+
+def test_the_start_is_told_every_second_until_it_is_over() -> None:
+    engine, told = fake_engine(), []
+    server = Server(FastAPI(), engine, ServerSettings(), lambda line: None, told.append)
+    for status in ("loading", "ready"):
+        engine.status = status
+        for counter in range(21):
+            asyncio.run(server.on_tick(counter))
+    assert told == [True, True, True, False]
