@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from moejax.bench.samples import ratio_text
 from moejax.layout import DISPATCHES
 from moejax.moe.experts import BACKENDS
 from scripts.draw_parallelism import FAINT, HELD, HOME, INK, PANEL, box, svg, text
@@ -130,7 +131,7 @@ def bars(x: float, y: float, title: str, shown: Sequence[dict[str, Any]]) -> lis
         line, rate = y + 28 + place * 18, one["median_tokens_per_second"]
         length = max(2.0, (HALF - 390) * rate / most)
         ours = one["contender"] == "moejax"
-        told = f"{rate:,.0f} tok/s" + ("" if ours else f"; moejax {one['median_ratio']:.2f} x")
+        told = f"{rate:,.0f} tok/s" + ("" if ours else f"; moejax {ratio_text(one['median_ratio'])} x")
         told += "; WRONG TOKENS" if one["tokens"] == "WRONG" else ""
         parts += [text(x, line + 11, one["contender"], size=11)]
         parts += [box(x + 226, line, length, 13, HELD if ours else HOME[1])]

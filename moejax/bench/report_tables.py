@@ -3,7 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
+from moejax.bench.samples import ratio_text
+
 OURS = "moejax"
+STRATEGIES_HEADER = (
+    *("parallelism", "batch", "MB held", "MB read/step"),
+    *("collectives/step", "kB sent/step", "MB sent/prefill"),
+)
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -22,9 +28,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(header), line(rule), *map(line, rows)]) + "\n"
 
 
-def strategies_table(strategies: dict[str, Any]) -> str:
-    """Intra-expert, inter-expert and hybrid side by side; the heading says whether anything was timed."""
-    rows = [
+def strategies_rows(strategies: dict[str, Any]) -> list[tuple[str, ...]]:
+    """A row per strategy and batch: its cells under `STRATEGIES_HEADER`."""
+    return [
         (
             f"{row['strategy']}: {row['mesh']}, {row['dispatch']}",
             str(work["batch_size"]),
@@ -37,10 +43,13 @@ def strategies_table(strategies: dict[str, Any]) -> str:
         for row in strategies["rows"]
         for work in row["works"]
     ]
-    header = ("parallelism", "batch", "MB held", "MB read/step", "collectives/step", "kB sent/step", "MB sent/prefill")
+
+
+def strategies_table(strategies: dict[str, Any]) -> str:
+    """Intra-expert, inter-expert and hybrid side by side; the heading says whether anything was timed."""
     return (
         f"Parallelism, {strategies['how']}, per device; read are weights, by the busiest device, expected where every "
-        f"choice of experts is equally likely:\n\n{table(header, rows)}\n"
+        f"choice of experts is equally likely:\n\n{table(STRATEGIES_HEADER, strategies_rows(strategies))}\n"
     )
 
 
@@ -69,7 +78,7 @@ def _cells(samples: dict[str, Any], contender: str) -> tuple[str, str, str, str]
     measured = (f"{samples['median_tokens_per_second']:,.1f}", f"{min(rates):,.1f} to {max(rates):,.1f}")
     if contender == OURS:
         return (*measured, "", "")
-    median = f"{samples['median_ratio']:.2f}"
+    median = ratio_text(samples["median_ratio"])
     lost = samples["median_ratio"] < 1
     return (*measured, f"**{median}**" if lost else median, f"{min(ratios):.2f} to {max(ratios):.2f}")
 

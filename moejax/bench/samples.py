@@ -27,6 +27,14 @@ def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
     return [their / our for our, their in zip(ours, theirs, strict=True)]
 
 
+def ratio_text(ratio: float) -> str:
+    """A ratio with two decimals, or as many as show that it is below 1."""
+    digits = 2
+    while ratio < 1 <= float(f"{ratio:.{digits}f}"):
+        digits += 1
+    return f"{ratio:.{digits}f}"
+
+
 def _quantile(ordered: Sequence[float], share: float) -> float:
     place = share * (len(ordered) - 1)
     below, above = math.floor(place), math.ceil(place)

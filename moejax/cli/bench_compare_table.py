@@ -19,9 +19,8 @@ def show(result: dict[str, Any]) -> None:
     console.write(f"machine: {machine_line(result['machine'])}\n")
     console.write(f"model: {model['name']}, {model['parameters'] / 1e6:,.0f} M parameters, {model['dtype']}\n")
     if strategies := result.get("strategies"):
-        from moejax.bench.report_tables import strategies_table
-
-        console.write(strategies_table(strategies))
+        console.write(f"Parallelism, {strategies['how']}, per device; read: weights, by the busiest device, expected\n")
+        console.write_rendered(_strategies(strategies))
     if compared is None:
         return
     console.write_rendered(_table(compared))
@@ -33,6 +32,21 @@ def show(result: dict[str, Any]) -> None:
         )
     for name, reason in compared["not_installed"].items():
         console.write(f"{name}: {reason}\n")
+
+
+def _strategies(strategies: dict[str, Any]) -> "Table":
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    from moejax.bench.report_tables import STRATEGIES_HEADER, strategies_rows
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column(STRATEGIES_HEADER[0])
+    for name in STRATEGIES_HEADER[1:]:
+        table.add_column(name.replace("/", "\n/"), justify="right", no_wrap=True)
+    for row in strategies_rows(strategies):
+        table.add_row(*row)
+    return table
 
 
 def _table(compared: dict[str, Any]) -> "Table":
@@ -60,8 +74,10 @@ def _table(compared: dict[str, Any]) -> "Table":
 
 def cells(samples: dict[str, Any], contender: str) -> tuple[str, ...]:
     """The median rate and its range, the median ratio and its range; no ratio for moejax itself."""
+    from moejax.bench.samples import ratio_text
+
     rates, ratios = samples["tokens_per_second"], samples["ratios"]
-    ratio = f"{samples['median_ratio']:.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+    ratio = f"{ratio_text(samples['median_ratio'])} ({min(ratios):.2f} to {max(ratios):.2f})"
     return (
         f"{samples['median_tokens_per_second']:,.1f}",
         f"{min(rates):,.1f} to {max(rates):,.1f}",

@@ -211,7 +211,13 @@ def show(
 ) -> None:
     """Show where each parameter and cache lives on a mesh: its axes, its split, bytes per device, what is repeated."""
     from moejax.cli.mesh_show import placed, show_tables
+    from moejax.planning.auto import AUTO
 
+    if mesh == AUTO:
+        raise ValueError(
+            "--mesh auto is for the devices that a command runs on, and mesh show runs on none; name a mesh, as in "
+            "--mesh expert=4,tensor=2 (moejax mesh compare ranks them)"
+        )
     found = placed(model, mesh, dispatch, dtype=dtype, batch_size=batch_size, context=context)
     if devices is not None and found.split.mesh.size != devices:
         raise ValueError(

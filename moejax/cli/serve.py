@@ -213,10 +213,12 @@ def serve(
     if prefill_chunk is None and jax.default_backend() != "cpu":
         chunk = 512
 
+    loaded: list[moejax.Model] = []
+
     def load() -> moejax.Model:
         if split.remark:
             say(split.remark)
-        return moejax.load(
+        model = moejax.load(
             checkpoint,
             mesh=split.mesh,
             dtype=dtype,
@@ -225,10 +227,17 @@ def serve(
             dispatch=split.dispatch,
             seed=model_seed or 0,
         )
+        loaded.append(model)
+        return model
 
     def say(line: str) -> None:
+        step("")  # what a terminal shows of the start makes room
         if not quiet:
             console.remark(line)
+
+    def on_loading(loading: bool) -> None:
+        compiling = f"compiling, {loaded[0].programs.compiled} programs so far" if loaded else f"loading {checkpoint}"
+        step(compiling if loading else "")
 
     page = server.url(host, listening.getsockname()[1])
     engine = Engine(
@@ -238,7 +247,8 @@ def serve(
         say,
         page,
     )
-    say(f"loading {checkpoint} for {page}; /health there says 200 when it is ready")
-    server.serve(create_app(engine, settings), engine, listening, server_settings, say)
+    with console.progress(f"loading {checkpoint}", quiet=quiet) as step:
+        say(f"loading {checkpoint} for {page}; /health there says 200 when it is ready")
+        server.serve(create_app(engine, settings), engine, listening, server_settings, say, on_loading)
     if engine.alive:  # still loading, which nothing interrupts: a compilation would not survive Python's own end
         os._exit(0)

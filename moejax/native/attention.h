@@ -70,6 +70,20 @@ inline void add_values(const float* const* weight, const T* v, int64_t begin, in
   }
 }
 
+// The same for the elements from h on, fewer than a vector holds.
+template <typename T, int R>
+inline void add_last_values(const float* const* weight, const T* v, int64_t begin, int64_t end, int64_t width, int64_t h,
+                            float* const* y) {
+  const int64_t count = width - h;
+  Floats sum[R];
+  for (int r = 0; r < R; r++) sum[r] = widen_some(y[r] + h, count);
+  for (int64_t i = begin; i < end; i++) {
+    const Floats value = widen_some(v + i * width + h, count);
+    for (int r = 0; r < R; r++) sum[r] = multiply_add(broadcast(weight[r][i]), value, sum[r]);
+  }
+  for (int r = 0; r < R; r++) store_some(y[r] + h, sum[r], count);
+}
+
 template <typename T, int R>
 inline void add_values(const float* const* weight, const T* v, int64_t begin, int64_t end, int64_t width,
                        float* const* y) {
@@ -79,11 +93,7 @@ inline void add_values(const float* const* weight, const T* v, int64_t begin, in
     add_values<T, R, kValueBlocks>(weight, v, begin, end, width, h, y);
   }
   for (; h + kFloats <= width; h += kFloats) add_values<T, R, 1>(weight, v, begin, end, width, h, y);
-  for (; h < width; h++) {
-    for (int r = 0; r < R; r++) {
-      for (int64_t i = begin; i < end; i++) y[r][h] = std::fma(weight[r][i], widen_one(v[i * width + h]), y[r][h]);
-    }
-  }
+  if (h < width) add_last_values<T, R>(weight, v, begin, end, width, h, y);
 }
 
 // The weighted values of up to R rows: what all of them see together, before and after it each row alone.

@@ -49,9 +49,11 @@ inline void tile(const T* const* x, const T* w, int64_t depth, float* y, int64_t
   const int64_t rest = depth % P::kWidth, whole = depth - rest;
   add_products<kStream, T, R, O>(x, w, depth, whole, sum);
   if (rest) {
+    typename P::Pack weights[O];
+    for (int o = 0; o < O; o++) weights[o] = P::read_some(w + o * depth + whole, rest);
     for (int r = 0; r < R; r++) {
-      typename P::Pack row = read_some(x[r] + whole, rest);
-      for (int o = 0; o < O; o++) sum[r][o] = P::dot(sum[r][o], row, read_some(w + o * depth + whole, rest));
+      typename P::Pack row = P::read_some(x[r] + whole, rest);
+      for (int o = 0; o < O; o++) sum[r][o] = P::dot(sum[r][o], row, weights[o]);
     }
   }
   constexpr int kFour = O == kOutputs ? R / 4 * 4 : 0;

@@ -25,9 +25,8 @@ inline float sum_of_squares(const T* x, int64_t count) {
   Floats sum = zeros();
   int64_t i = 0;
   for (; i + kFloats <= count; i += kFloats) sum = multiply_add(widen(x + i), widen(x + i), sum);
-  alignas(64) T rest[kFloats] = {};
-  std::memcpy(rest, x + i, (count - i) * sizeof(T));
-  sum = multiply_add(widen(rest), widen(rest), sum);
+  const Floats rest = widen_some(x + i, count - i);
+  sum = multiply_add(rest, rest, sum);
   return _mm_cvtss_f32(sums(sum, zeros(), zeros(), zeros()));
 }
 

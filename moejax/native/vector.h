@@ -31,10 +31,19 @@ inline Floats broadcast(float a) { return _mm512_set1_ps(a); }
 inline Floats multiply_add(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
 inline Floats maximum(Floats a, Floats b) { return _mm512_max_ps(a, b); }  // b where one of them is NaN
 inline Floats widen(const Float16* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
-inline Floats widen(const BFloat16* p) {
-  __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+inline Floats widen_bits(__m256i bits) {  // of bfloat16
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
 }
+inline Floats widen(const BFloat16* p) { return widen_bits(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+
+// The first `count` elements at p, less than a vector holds, and 0 after them. Nothing behind them is touched.
+inline __mmask32 first_of(int64_t count) { return (uint32_t{1} << count) - 1; }
+inline __m512i read_bits(const void* p, int64_t count) { return _mm512_maskz_loadu_epi16(first_of(count), p); }
+inline __m256i read_half(const void* p, int64_t count) { return _mm256_maskz_loadu_epi16(first_of(count), p); }
+inline Floats widen_some(const float* p, int64_t count) { return _mm512_maskz_loadu_ps(first_of(count), p); }
+inline Floats widen_some(const Float16* p, int64_t count) { return _mm512_cvtph_ps(read_half(p, count)); }
+inline Floats widen_some(const BFloat16* p, int64_t count) { return widen_bits(read_half(p, count)); }
+inline void store_some(float* p, Floats a, int64_t count) { _mm512_mask_storeu_ps(p, first_of(count), a); }
 
 // The sums of the lanes of four vectors.
 inline __m128 sums(Floats a, Floats b, Floats c, Floats d) {
@@ -82,10 +91,28 @@ inline Floats broadcast(float a) { return _mm256_set1_ps(a); }
 inline Floats multiply_add(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
 inline Floats maximum(Floats a, Floats b) { return _mm256_max_ps(a, b); }  // b where one of them is NaN
 inline Floats widen(const Float16* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
-inline Floats widen(const BFloat16* p) {
-  __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+inline Floats widen_bits(__m128i bits) {  // of bfloat16
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
 }
+inline Floats widen(const BFloat16* p) { return widen_bits(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+
+// The first `count` elements at p, less than a vector holds, and 0 after them. Nothing behind them is touched. AVX2 has
+// masks for elements of 32 bits only: of 16 bits, it takes pairs, and the last one of an odd number on its own.
+inline __m256i first_of(int64_t count) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+inline __m256i read_bits(const void* p, int64_t count) {
+  __m256i bits = _mm256_maskload_epi32(static_cast<const int*>(p), first_of(count / 2));
+  if (count % 2 == 0) return bits;
+  const __m256i place = _mm256_xor_si256(first_of(count / 2), first_of(count / 2 + 1));
+  const __m256i last = _mm256_set1_epi32(static_cast<const uint16_t*>(p)[count - 1]);
+  return _mm256_or_si256(bits, _mm256_and_si256(place, last));
+}
+inline __m128i read_half(const void* p, int64_t count) { return _mm256_castsi256_si128(read_bits(p, count)); }
+inline Floats widen_some(const float* p, int64_t count) { return _mm256_maskload_ps(p, first_of(count)); }
+inline Floats widen_some(const Float16* p, int64_t count) { return _mm256_cvtph_ps(read_half(p, count)); }
+inline Floats widen_some(const BFloat16* p, int64_t count) { return widen_bits(read_half(p, count)); }
+inline void store_some(float* p, Floats a, int64_t count) { _mm256_maskstore_ps(p, first_of(count), a); }
 
 // The sums of the lanes of four vectors.
 inline __m128 sums(Floats a, Floats b, Floats c, Floats d) {
@@ -105,7 +132,8 @@ inline void store_sums_of_four_rows(const Floats (*sum)[4], float* y, int64_t st
 #error "needs a CPU with AVX2, FMA and F16C, or with AVX-512"
 #endif
 
-// Elements of dtype T, `kWidth` at a time. `dot` adds the products of two packs to float32 sums.
+// Elements of dtype T, `kWidth` at a time, or the first `count` of a pack and 0 after them. `dot` adds the products of
+// two packs to float32 sums.
 template <typename T>
 struct Packs {  // float32 and float16: as many elements as sums
   using Pack = Floats;
@@ -113,6 +141,7 @@ struct Packs {  // float32 and float16: as many elements as sums
   static constexpr int kRegisters = 1;
   static Pack read(const float* p) { return load(p); }
   static Pack read(const Float16* p) { return widen(p); }
+  static Pack read_some(const T* p, int64_t count) { return widen_some(p, count); }
   static Floats dot(Floats sum, Pack a, Pack b) { return multiply_add(a, b, sum); }
 };
 
@@ -124,6 +153,7 @@ struct Packs<BFloat16> {
   static constexpr int kWidth = 2 * kFloats;
   static constexpr int kRegisters = 1;
   static Pack read(const BFloat16* p) { return (Pack)_mm512_loadu_si512(p); }
+  static Pack read_some(const BFloat16* p, int64_t count) { return (Pack)read_bits(p, count); }
   static Floats dot(Floats sum, Pack a, Pack b) { return _mm512_dpbf16_ps(sum, a, b); }
 };
 
@@ -136,30 +166,25 @@ struct Packs<BFloat16> {  // pairs of elements, widened in place: the upper one 
   };
   static constexpr int kWidth = 2 * kFloats;
   static constexpr int kRegisters = 2;
-  static Pack read(const BFloat16* p) {
 #if defined(__AVX512F__)
-    __m512i bits = _mm512_loadu_si512(p);
+  static Pack read(const BFloat16* p) { return widen_pairs(_mm512_loadu_si512(p)); }
+  static Pack widen_pairs(__m512i bits) {
     return {_mm512_castsi512_ps(_mm512_slli_epi32(bits, 16)),
             _mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(0xFFFF0000)))};
+  }
 #else
-    __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  static Pack read(const BFloat16* p) { return widen_pairs(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+  static Pack widen_pairs(__m256i bits) {
     return {_mm256_castsi256_ps(_mm256_slli_epi32(bits, 16)),
             _mm256_castsi256_ps(_mm256_and_si256(bits, _mm256_set1_epi32(0xFFFF0000)))};
-#endif
   }
+#endif
+  static Pack read_some(const BFloat16* p, int64_t count) { return widen_pairs(read_bits(p, count)); }
   static Floats dot(Floats sum, Pack a, Pack b) {
     return multiply_add(a.lower, b.lower, multiply_add(a.upper, b.upper, sum));
   }
 };
 
 #endif
-
-// The `count` elements at p, the rest of the pack 0.
-template <typename T>
-inline typename Packs<T>::Pack read_some(const T* p, int64_t count) {
-  alignas(64) T padded[Packs<T>::kWidth] = {};
-  std::memcpy(padded, p, count * sizeof(T));
-  return Packs<T>::read(padded);
-}
 
 }  // namespace moejax

@@ -11,6 +11,7 @@ from moejax.serving.connection import connections, log_nothing, log_to
 from moejax.serving.engine import Engine
 from moejax.serving.settings import ServerSettings
 
+TICKS = 10  # of uvicorn's in a second
 CLOSE_SECONDS = 5  # for clients to read what was sent, after the engine gave up
 
 
@@ -42,10 +43,24 @@ def url(host: str, port: int) -> str:
     return f"http://{name}:{port}/"
 
 
-class Server(uvicorn.Server):
-    """Tells the engine when the end begins: uvicorn itself would wait for all answers, however long they are."""
+def tell_nobody(loading: bool) -> None:
+    """For a server whose start nobody watches."""
 
-    def __init__(self, app: FastAPI, engine: Engine, settings: ServerSettings, say: Callable[[str], None]) -> None:
+
+class Server(uvicorn.Server):
+    """Tells the engine when the end begins: uvicorn itself would wait for all answers, however long they are.
+
+    on_loading: told True every second while the engine loads and compiles, then False once.
+    """
+
+    def __init__(
+        self,
+        app: FastAPI,
+        engine: Engine,
+        settings: ServerSettings,
+        say: Callable[[str], None],
+        on_loading: Callable[[bool], None] = tell_nobody,
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -58,8 +73,12 @@ class Server(uvicorn.Server):
             )
         )
         self._engine, self._shutdown_seconds, self._say = engine, settings.shutdown_seconds, say
+        self._on_loading, self._loading = on_loading, True
 
     async def on_tick(self, counter: int) -> bool:
+        was_loading, self._loading = self._loading, self._engine.status == "loading"
+        if self._loading and counter % TICKS == 0 or was_loading and not self._loading:
+            self._on_loading(self._loading)
         if self.should_exit:
             self._engine.drain(self._shutdown_seconds)
             if running := self._engine.metrics.now_running():
@@ -75,9 +94,16 @@ class Server(uvicorn.Server):
 
 
 def serve(
-    app: FastAPI, engine: Engine, listening: socket.socket, settings: ServerSettings, say: Callable[[str], None]
+    app: FastAPI,
+    engine: Engine,
+    listening: socket.socket,
+    settings: ServerSettings,
+    say: Callable[[str], None],
+    on_loading: Callable[[bool], None] = tell_nobody,
 ) -> None:
     """Serves until SIGTERM or SIGINT; answers that are under way then have `settings.shutdown_seconds` to end.
+
+    on_loading: told True every second while the engine loads and compiles, then False once.
 
     Raises:
         Exception: what the engine failed with before it served anything.
@@ -88,7 +114,7 @@ def serve(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
     log_to(say, requests=settings.log_requests)
-    Server(app, engine, settings, say).run(sockets=[listening])
+    Server(app, engine, settings, say, on_loading).run(sockets=[listening])
     engine.stop()  # again, for uvicorn leaves out the end of the application after a second Ctrl-C
     if engine.error is not None and not engine.was_ready:
         raise engine.error

@@ -10,6 +10,7 @@ from moejax.bench import plots, published
 from moejax.bench.machine import describe_run, machine_line
 from moejax.bench.report import check_report, markdown, write_report
 from moejax.bench.report_tables import compare_table, table
+from moejax.bench.samples import ratio_text
 
 
 def samples(rate: float, ratio: float) -> dict[str, Any]:
@@ -81,6 +82,15 @@ def test_a_report_has_page_samples_and_plots(tmp_path: Path) -> None:
         assert f"({name})" in page
         drawn = (tmp_path / "new" / name).read_bytes()
         assert drawn.startswith(b"\x89PNG") and plots.digest(given).encode() in drawn
+
+
+def test_a_narrow_loss_does_not_look_like_a_draw() -> None:
+    assert [ratio_text(ratio) for ratio in (0.994, 0.9963, 0.99996, 1.0, 1.004)] == [
+        *("0.99", "0.996", "0.99996", "1.00", "1.00")
+    ]
+    given = comparison()
+    given["compare"]["works"][0]["results"][1]["decode"] = samples(125.0, 0.9963)
+    assert "**0.996**" in compare_table(given["compare"])
 
 
 def test_one_round_is_one() -> None:

@@ -108,6 +108,15 @@ def test_compare_runs_transformers_and_counts_meshes(call: Call, tiny: Tiny, tin
     assert [row["strategy"] for row in result["strategies"]["rows"]] == ["intra-expert", "inter-expert", "hybrid"]
 
 
+def test_counted_meshes_are_a_table_of_the_terminal(call: Call) -> None:
+    meshes = ("--peers", "none", "--mesh", "all", "--simulate-devices", "4", "--num-iters", "0")
+    outcome = call("bench", "compare", "--random", "186m", *meshes)
+    assert outcome.status == 0, outcome.err
+    assert "|" not in outcome.out and "collectives" in outcome.out
+    kinds = ("intra-expert", "inter-expert", "hybrid")
+    assert all(f"{kind}: data=1,expert=" in outcome.out for kind in kinds)
+
+
 def test_when_every_system_asked_for_fails_nothing_was_compared(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     def compared(plan: Plan, on_event: Callable[[str], None]) -> list[Standing]:
         assert list(plan.contenders) == ["moejax", "vllm"]

@@ -86,6 +86,11 @@ MISTAKES: list[tuple[tuple[str, ...], str]] = [
         "expert=2 or another divisor of 8",
     ),
     (
+        (*SHOW, "--mesh", "auto"),
+        "--mesh auto is for the devices that a command runs on, and mesh show runs on none; name a mesh, as in --mesh "
+        "expert=4,tensor=2 (moejax mesh compare ranks them)",
+    ),
+    (
         (*SHOW, "--mesh", "expert=4,tensor=2", "--devices", "4"),
         "mesh data=1,expert=4,tensor=2 has 8 devices, not --devices 4; change one of them",
     ),

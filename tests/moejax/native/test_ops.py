@@ -159,6 +159,8 @@ def test_expert_ffn_refuses_ids_of_no_expert(wrong: int) -> None:
 
 
 ATTENTION = [(1, 1, 1, 1, 1, 8, None), (2, 3, 2, 1, 40, 64, None), (2, 1, 5, 7, 16, 24, None), (2, 2, 4, 33, 64, 20, 9)]
+# Less than a pack, packs and a tail of every kind: one vector of values and less, after four vectors, an odd one.
+ATTENTION += [(1, 2, 2, 3, 20, h, None) for h in (7, 16, 40, 80)]
 
 
 @dtypes

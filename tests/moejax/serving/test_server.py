@@ -1,5 +1,6 @@
 """The end of the server, with answers or requests that never come to an end."""
 
+import asyncio
 import contextlib
 import socket
 import threading
@@ -85,3 +86,13 @@ def test_half_a_request_does_not_hold_up_the_end(capsys: pytest.CaptureFixture[s
     assert not running.is_alive()
     assert said[-1] == "a client that had sent only a part of its request was cut off"
     assert capsys.readouterr().err == ""
+
+
+def test_the_start_is_told_every_second_until_it_is_over() -> None:
+    engine, told = fake_engine(), []
+    server = Server(FastAPI(), engine, ServerSettings(), lambda line: None, told.append)
+    for status in ("loading", "ready"):
+        engine.status = status
+        for counter in range(21):
+            asyncio.run(server.on_tick(counter))
+    assert told == [True, True, True, False]
