@@ -66,6 +66,10 @@ MISTAKES: list[tuple[tuple[str, ...], str]] = [
     ((*EIGHT, "--json", "--format", "table"), "--json is --format json, got --format table as well; give one of them"),
     ((*EIGHT, "--plot", "a.gif"), "--plot must be a .png, .svg or .pdf file, got 'a.gif'"),
     (
+        (*EIGHT, "--json", "--plot", "/proc/x.png"),
+        "--plot /proc/x.png: cannot write in /proc (No such file or directory); name another file",
+    ),
+    (
         (*EIGHT, "--expert-load", "nowhere.json"),
         "nowhere.json: there is no such file; record one with: moejax decode CHECKPOINT --prompt TEXT "
         "--save-expert-load FILE (or give demo, the bundled checkpoint's)",
