@@ -15,6 +15,7 @@ MeshAxis = Literal["data", "expert", "tensor"]
 MeshAxes = tuple[MeshAxis, ...]
 
 MESH_AXES: MeshAxes = get_args(MeshAxis)  # in the order of the device array, the last one nearest to each other
+MAX_WRITTEN = 999_999_999  # devices along an axis that a text can ask for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +55,7 @@ class MeshConfig:
         sizes: dict[str, int] = {}
         for part in text.split(","):
             axis, equals, size = (word.strip() for word in part.partition("="))
-            if not equals or not re.fullmatch(r"[0-9]{1,9}", size):
+            if not equals or not re.fullmatch(r"[0-9]+", size):
                 raise ValueError(f'a mesh is written like "data=1,expert=4,tensor=2", got {text!r}')
             if axis not in MESH_AXES:
                 near = get_close_matches(axis, MESH_AXES, n=1)
@@ -62,6 +63,10 @@ class MeshConfig:
                 raise ValueError(f"mesh {text!r}: unknown axis {axis!r}, the axes are {', '.join(MESH_AXES)}{hint}")
             if axis in sizes:
                 raise ValueError(f"mesh {text!r} names the axis {axis!r} twice")
+            if len(size.lstrip("0")) > len(str(MAX_WRITTEN)):  # before int(), which refuses thousands of digits
+                raise ValueError(
+                    f"mesh axis {axis} must be at most {MAX_WRITTEN:,} devices, got {size:.40}; use fewer devices"
+                )
             sizes[axis] = int(size)
         return cls(**sizes)
 

@@ -11,6 +11,7 @@ from urllib.parse import SplitResult
 import numpy as np
 
 from moejax.bench.serving_request import Outcome, complete, split_url
+from moejax.bench.works import check_amount
 
 FIRST_ID = 10  # token ids below it tend to be special ones
 
@@ -62,9 +63,10 @@ class Load:
         if not self.request_rate > 0:
             raise ValueError(f"request_rate must be above 0, got {self.request_rate}")
         if self.vocab_size <= FIRST_ID:
-            raise ValueError(f"vocab_size must be more than {FIRST_ID}, got {self.vocab_size}")
+            raise ValueError(f"--vocab-size must be more than {FIRST_ID}, got {self.vocab_size}")
         if not self.timeout > 0:
             raise ValueError(f"timeout must be above 0, got {self.timeout}")
+        check_amount("--num-prompts", self.num_prompts, self.input_len)
 
     @property
     def url(self) -> SplitResult:

@@ -8,6 +8,9 @@ import numpy as np
 
 FIRST_TOKEN = 3  # ids below are special in most vocabularies: padding, beginning, end
 
+# Of one batch, or of all requests of a round. They are held as lists of Python integers: 2 GB at most.
+MAX_PROMPTS, MAX_PROMPT_TOKENS = 100_000, 50_000_000
+
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
@@ -68,19 +71,33 @@ def cross_product(batch_sizes: Sequence[int], input_lens: Sequence[int], output_
     ]
 
 
+def check_amount(name: str, count: int, input_len: int) -> None:
+    """Raises ValueError before they are made when `count` prompts, asked for with `name`, of `input_len` tokens at most
+    would not fit memory.
+    """
+    if count > MAX_PROMPTS:
+        raise ValueError(f"{name} must be at most {MAX_PROMPTS:,}, got {count}; use fewer")
+    if count * input_len > MAX_PROMPT_TOKENS:
+        raise ValueError(
+            f"{name} must leave at most {MAX_PROMPT_TOKENS:,} prompt tokens in all, got {count} x {input_len}; use "
+            "fewer or shorter prompts"
+        )
+
+
 def ragged_requests(
     count: int, input_lens: tuple[int, int], output_lens: tuple[int, int], vocab_size: int, seed: int = 0
 ) -> list[Request]:
     """`count` requests whose lengths are drawn evenly from the ranges given, ends included.
 
     Raises:
-        ValueError: for no request, or a range that is empty or begins below 1.
+        ValueError: for no request or too many, or a range that is empty or begins below 1.
     """
     if count < 1:
         raise ValueError(f"--num-prompts must be at least 1, got {count}")
     for flag, (low, high) in (("--input-len", input_lens), ("--output-len", output_lens)):
         if not 1 <= low <= high:
             raise ValueError(f"{flag} must be a range LOW-HIGH from 1 on, got {low}-{high}")
+    check_amount("--num-prompts", count, input_lens[1])
     rng = np.random.default_rng([seed, count])
     lowest = min(FIRST_TOKEN, vocab_size - 1)
     return [

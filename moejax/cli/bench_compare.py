@@ -98,14 +98,17 @@ def compare(
     from moejax.bench.source import resolve_source, source_name
     from moejax.bench.strategies import COUNTED, TIMED, count_strategies, meshes_of
     from moejax.bench.visible_devices import check_timed
-    from moejax.cli.bench_runs import check_length, works_of
+    from moejax.bench.works import check_amount
+    from moejax.cli.bench_runs import works_of
     from moejax.cli.facts import read_facts
     from moejax.dtypes import resolve_dtype
     from moejax.layout import resolve_split
 
     source = resolve_source(checkpoint, random)
-    works = works_of(batch_size, input_len, output_len, prefill_len)
-    check_length(source, max(work.input_len + work.output_len for work in works))
+    works = works_of(source, batch_size, input_len, output_len, prefill_len)
+    if num_prompts < 0:
+        raise ValueError(f"--num-prompts must be at least 0, which leaves them out, got {num_prompts}")
+    check_amount("--num-prompts", num_prompts, flags.RAGGED[1])
     if num_iters < (0 if mesh else 1):
         raise ValueError(f"--num-iters must be at least 1 (or 0 with --mesh, to count only), got {num_iters}")
     if threads is not None and threads < 1:

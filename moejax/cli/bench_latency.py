@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from moejax.cli import bench_options as flags
 from moejax.cli import console, options, startup
 from moejax.cli import devices as device_flags
-from moejax.cli.bench_runs import check_length, describe_model, load_timed, works_of, write_result
+from moejax.cli.bench_runs import describe_model, load_timed, works_of, write_result
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -41,8 +41,7 @@ def latency(
     from moejax.bench.source import resolve_source
 
     source = resolve_source(checkpoint, random)
-    works = works_of(batch_size, input_len, output_len, prefill_len)
-    check_length(source, max(work.input_len + work.output_len for work in works))
+    works = works_of(source, batch_size, input_len, output_len, prefill_len)
     if report is not None:
         from moejax.bench.report import check_report
 

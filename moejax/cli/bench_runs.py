@@ -13,21 +13,36 @@ if TYPE_CHECKING:
 
 
 def works_of(
-    batch_sizes: flags.Numbers, input_lens: flags.Numbers, output_lens: flags.Numbers, prefill_lens: flags.Numbers
+    source: str,
+    batch_sizes: flags.Numbers,
+    input_lens: flags.Numbers,
+    output_lens: flags.Numbers,
+    prefill_lens: flags.Numbers,
 ) -> "list[Work]":
     """Every combination, and one prompt of each prefill length with a single token after it.
 
     Raises:
-        ValueError: for a length below 1.
+        ValueError: for a size below 1, a length that the model has no positions for, or prompts that would not fit
+            memory, before JAX starts; for a model that does not exist.
     """
-    from moejax.bench.works import Work, cross_product
+    from moejax.bench.works import Work, check_amount, cross_product
 
+    works = cross_product(batch_sizes, input_lens, output_lens)
+    if prefill_lens and min(prefill_lens) < 1:
+        raise ValueError(f"--prefill-len must be at least 1, got {min(prefill_lens)}")
+    limit = check_length(source, max(input_lens) + max(output_lens))
+    if prefill_lens and max(prefill_lens) >= limit:
+        raise ValueError(
+            f"--prefill-len must be at most {limit - 1}, got {max(prefill_lens)}: the model has {limit} positions, and "
+            "one is the generated token's"
+        )
+    check_amount("--batch-size", max(batch_sizes), max(input_lens))
     alone = [Work(batch_size=1, input_len=length, output_len=1) for length in prefill_lens]
-    return list(dict.fromkeys(cross_product(batch_sizes, input_lens, output_lens) + alone))
+    return list(dict.fromkeys(works + alone))
 
 
-def check_length(source: str, longest: int) -> None:
-    """Raises ValueError before JAX starts when the model has no positions for this many tokens, or does not exist."""
+def check_length(source: str, longest: int) -> int:
+    """The model's positions; ValueError before JAX starts when they are fewer than `longest`, or there is no model."""
     from moejax.cli.facts import read_facts
 
     limit = read_facts(source, None).max_seq_len
@@ -36,6 +51,7 @@ def check_length(source: str, longest: int) -> None:
             f"prompt and output of {longest} tokens are more than the model's {limit} positions: lower --input-len or "
             "--output-len"
         )
+    return limit
 
 
 def check_real(devices: int) -> None:

@@ -1,5 +1,6 @@
 """`moejax bench serve`: load against a running OpenAI-compatible server."""
 
+import dataclasses
 import json as json_format
 import math
 from typing import Annotated
@@ -68,7 +69,7 @@ def serve(
 
     load = serving_load.Load(
         base_url=base_url,
-        model=_model_of(base_url, api_key) if model is None else model,
+        model=model or "",
         api_key=api_key,
         num_prompts=num_prompts,
         input_len=input_len,
@@ -82,6 +83,8 @@ def serve(
         seed=seed,
         timeout=timeout,
     )
+    if model is None:  # asked for last: a wrong flag is told without a server
+        load = dataclasses.replace(load, model=_model_of(base_url, api_key))
     requests = serving_load.plan(load)
     with console.progress(f"sending {num_prompts} requests", quiet=quiet):
         outcomes, duration = serving_load.run(load, requests)

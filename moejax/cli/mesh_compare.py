@@ -13,6 +13,7 @@ from moejax.planning.hardware import load_hardware
 from moejax.planning.ranking import check_objective
 
 FORMATS = ("table", "json")
+MAX_BATCH_SIZE = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +110,8 @@ def batch_sizes(text: str) -> list[int]:
         ValueError: for anything else.
     """
     words = [word.strip() for word in text.split(",")]
-    if not all(re.fullmatch(r"[0-9]{1,6}", word) and int(word) > 0 for word in words):
-        raise ValueError(f"--batch-size must be whole numbers of at least 1, as in 8 or 1,8,32, got {text!r}")
+    if not all(re.fullmatch(r"[0-9]{1,6}", word) and 0 < int(word) <= MAX_BATCH_SIZE for word in words):
+        raise ValueError(
+            f"--batch-size must be whole numbers from 1 to {MAX_BATCH_SIZE:,}, as in 8 or 1,8,32, got {text!r:.80}"
+        )
     return list(dict.fromkeys(map(int, words)))

@@ -79,6 +79,9 @@ def read_expert_load(source: str | Path) -> ExpertLoad:
         ValueError: for a file that is missing, or is no expert load, naming what is wrong in it.
     """
     path = DEMO_LOAD if str(source) == "demo" else Path(source)
+    if path.exists() and not path.is_file():
+        what = "a folder" if path.is_dir() else "a device or pipe"
+        raise ValueError(f"{path}: {what} is no file; give the file of an expert load, or record one with: {RECORD}")
     if not path.is_file():
         raise ValueError(
             f"{path}: there is no such file; record one with: {RECORD} (or give demo, the bundled checkpoint's)"

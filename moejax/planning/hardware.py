@@ -5,6 +5,7 @@ The files that come with moejax are in the folder `devices` beside this one; a u
 
 import json
 import math
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from typing import Any, Literal, get_args
 
 SHIPPED = Path(__file__).parent / "devices"
 _SMALLEST, _LARGEST = 1e-12, 1e24  # no device's figure lies outside: seconds, bytes, bytes and FLOP per second
+_ROWS = re.compile(r"[0-9]{1,24}")  # int() refuses thousands of digits with a message that names no file
 DTYPES = ("bfloat16", "float16", "float32")  # that a model can be computed in
 
 Operation = Literal["project", "experts", "attend_step", "attend_prompt"]
@@ -197,9 +199,14 @@ class _Reader:
 
     def _curve(self, key: str, value: Any) -> Curve:
         points = self._table(key, value)
-        if not points or not all(rows.isdecimal() and 0 < int(rows) <= _LARGEST for rows in points):
+        if not points or not all(_ROWS.fullmatch(rows) and int(rows) > 0 for rows in points):
             raise self._wrong(key, "FLOP/s by whole numbers of rows, as in { 1 = 2e10, 8 = 1e11 }", value)
-        return {int(rows): self._positive(f"{key}.{rows}", rate) for rows, rate in points.items()}
+        curve: dict[int, float] = {}
+        for rows, rate in points.items():
+            if int(rows) in curve:  # 1 and 01 are two keys of TOML
+                raise ValueError(f"{self.path}: {key} has the row count {int(rows)} twice; keep one of them")
+            curve[int(rows)] = self._positive(f"{key}.{rows}", rate)
+        return curve
 
     def _link(self, key: str, value: Any) -> Link:
         table = self._table(key, value)
@@ -253,7 +260,11 @@ class _Reader:
         return float(value)
 
     def _wrong(self, key: str, expected: str, value: Any) -> ValueError:
-        return ValueError(f"{self.path}: {key} must be {expected}, got {value!r:.80}; correct it there")
+        try:
+            got = f"{value!r:.80}"
+        except ValueError:  # Python writes no integer of thousands of digits; TOML reads one that is in hexadecimal
+            got = "a number of thousands of digits"
+        return ValueError(f"{self.path}: {key} must be {expected}, got {got}; correct it there")
 
 
 def _quoted(text: str) -> str:

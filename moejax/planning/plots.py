@@ -4,6 +4,7 @@ Needs matplotlib, which comes with the extra `bench`; nothing else here imports 
 """
 
 import math
+import tempfile
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -36,8 +37,16 @@ def check_plot(path: str) -> None:
         raise ValueError("--plot needs matplotlib; install it with: pip install 'moejax[bench]'")
     if Path(path).suffix.lower() not in (".png", ".svg", ".pdf"):
         raise ValueError(f"--plot must be a .png, .svg or .pdf file, got {path!r}")
-    if not Path(path).resolve().parent.is_dir():
+    folder = Path(path).resolve().parent
+    if not folder.is_dir():
         raise ValueError(f"--plot {path}: there is no such folder; make it first")
+    if Path(path).is_dir():
+        raise ValueError(f"--plot {path} is a folder; name a file")
+    try:
+        with tempfile.TemporaryFile(dir=folder):  # the permissions of a folder do not tell: none can write in /proc
+            pass
+    except OSError as error:
+        raise ValueError(f"--plot {path}: cannot write in {folder} ({error.strerror}); name another file") from error
 
 
 def draw(rows: Sequence[MeshRow], plan: Plan, title: str, path: Path) -> None:

@@ -48,4 +48,6 @@ class Workload:
 def default_lengths(config: ModelConfig, input_len: int | None, context: int | None) -> tuple[int, int]:
     """Prompt and context where they were not given: 512 and 2,048 tokens, or as many as the model has positions."""
     context = min(CONTEXT, config.max_position_embeddings) if context is None else context
-    return (min(INPUT_LEN, context or INPUT_LEN) if input_len is None else input_len), context
+    if input_len is None:  # a context below 0 is left for `Workload` to refuse, by its own name
+        input_len = min(INPUT_LEN, context) if context > 0 else INPUT_LEN
+    return input_len, context

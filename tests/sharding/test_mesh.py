@@ -19,6 +19,7 @@ from sharding import MESH_AXES, MeshConfig, mesh_config, mesh_shapes
         ("tensor=2,data=3", (3, 1, 2)),
         (" expert = 8 , tensor = 16 ", (1, 8, 16)),
         ("data=064", (64, 1, 1)),
+        ("data=0999999999", (999_999_999, 1, 1)),
     ],
 )
 def test_how_a_mesh_is_written(text: str, sizes: tuple[int, int, int]) -> None:
@@ -49,6 +50,14 @@ def test_axes_that_do_not_exist_or_come_twice(text: str, message: str) -> None:
         MeshConfig.parse(text)
     assert str(caught.value).endswith(message)
     assert repr(text) in str(caught.value)
+
+
+@pytest.mark.parametrize("size", ["1000000000", "1" + "0" * 5000], ids=len)
+def test_an_axis_longer_than_any_cluster(size: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        MeshConfig.parse(f"expert={size}")
+    said = f"mesh axis expert must be at most 999,999,999 devices, got {size[:40]}; use fewer devices"
+    assert str(caught.value) == said
 
 
 def test_any_type_of_integer_is_a_size() -> None:

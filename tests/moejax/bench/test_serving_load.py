@@ -225,6 +225,7 @@ def test_statistics_are_those_of_numpy() -> None:
     ("name", "value"),
     [
         ("num_prompts", 0),
+        ("num_prompts", 100_001),
         ("input_len", 0),
         ("output_len", 0),
         ("max_concurrency", 0),
@@ -238,5 +239,6 @@ def test_statistics_are_those_of_numpy() -> None:
     ],
 )
 def test_values_out_of_range_are_refused(name: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=rf"^{name} must be .*{str(value)[:4]}"):
+    named = rf"({name}|--{name.replace('_', '-')})"
+    with pytest.raises(ValueError, match=rf"^{named} must be .*{str(value)[:4]}"):
         load(**{name: value})

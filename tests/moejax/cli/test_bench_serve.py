@@ -56,9 +56,24 @@ def test_group_without_a_command_is_help(call: Call, arguments: tuple[str, ...])
     assert "  serve       Measure a running server under load." in outcome.out
 
 
-def test_wrong_values_are_named_as_flags(call: Call) -> None:
-    outcome = call("bench", "serve", "--model", "m", "--num-prompts", "0")
-    assert (outcome.status, outcome.err) == (2, "error: --num-prompts must be at least 1, got 0\n")
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("--num-prompts", "0", "must be at least 1, got 0"),
+        ("--num-prompts", "99999999999", "must be at most 100,000, got 99999999999; use fewer"),
+        ("--input-len", "0", "must be at least 1, got 0"),
+        ("--request-rate", "nan", "must be above 0, got nan"),
+        ("--request-rate", "0", "must be above 0, got 0.0"),
+        ("--range-ratio", "nan", "must be from 0 to below 1, got nan"),
+        ("--timeout", "0", "must be above 0, got 0.0"),
+        ("--vocab-size", "0", "must be more than 10, got 0"),
+    ],
+)
+def test_wrong_values_are_named_as_flags_before_a_server_is_asked(
+    call: Call, flag: str, value: str, message: str
+) -> None:
+    outcome = call("bench", "serve", "--base-url", "http://127.0.0.1:1", flag, value)
+    assert (outcome.status, outcome.err) == (2, f"error: {flag} {message}\n")
 
 
 def test_examples_use_flags_that_exist(call: Call) -> None:

@@ -43,13 +43,15 @@ MISTAKES: list[tuple[tuple[str, ...], str]] = [
         "hardware v100-32gb (NVIDIA V100 SXM2, 32 GB) does not compute in bfloat16; use --dtype float16 or float32",
     ),
     ((*EIGHT, "--dtype", "int8"), "unknown dtype 'int8': use bfloat16, float16, float32 or auto"),
-    ((*EIGHT, "-b", "1,0"), "--batch-size must be whole numbers of at least 1, as in 8 or 1,8,32, got '1,0'"),
-    ((*EIGHT, "-b", "many"), "--batch-size must be whole numbers of at least 1, as in 8 or 1,8,32, got 'many'"),
+    ((*EIGHT, "-b", "1,0"), "--batch-size must be whole numbers from 1 to 100,000, as in 8 or 1,8,32, got '1,0'"),
+    ((*EIGHT, "-b", "many"), "--batch-size must be whole numbers from 1 to 100,000, as in 8 or 1,8,32, got 'many'"),
+    ((*EIGHT, "-b", "100001"), "--batch-size must be whole numbers from 1 to 100,000, as in 8 or 1,8,32, got '100001'"),
     (
         (*EIGHT, "--input-len", "512", "--context", "100"),
         "--context 100 is shorter than --input-len 512: the cache holds the prompt too; make it longer, or 0 for the "
         "bound that weights alone set",
     ),
+    ((*EIGHT, "--context", "-1"), "--context must be a whole number of at least 0, got -1"),
     ((*EIGHT, "--context", "40000"), "--context 40000 is more than the model's 32768 positions; use a smaller one"),
     (
         (*EIGHT, "--objective", "speed"),
@@ -63,6 +65,10 @@ MISTAKES: list[tuple[tuple[str, ...], str]] = [
     ((*EIGHT, "--format", "xml"), "--format must be table or json, got 'xml'"),
     ((*EIGHT, "--json", "--format", "table"), "--json is --format json, got --format table as well; give one of them"),
     ((*EIGHT, "--plot", "a.gif"), "--plot must be a .png, .svg or .pdf file, got 'a.gif'"),
+    (
+        (*EIGHT, "--json", "--plot", "/proc/x.png"),
+        "--plot /proc/x.png: cannot write in /proc (No such file or directory); name another file",
+    ),
     (
         (*EIGHT, "--expert-load", "nowhere.json"),
         "nowhere.json: there is no such file; record one with: moejax decode CHECKPOINT --prompt TEXT "
@@ -89,6 +95,10 @@ MISTAKES: list[tuple[tuple[str, ...], str]] = [
         (*SHOW, "--mesh", "auto"),
         "--mesh auto is for the devices that a command runs on, and mesh show runs on none; name a mesh, as in --mesh "
         "expert=4,tensor=2 (moejax mesh compare ranks them)",
+    ),
+    (
+        (*SHOW, "--mesh", "data=1000000000"),
+        "mesh axis data must be at most 999,999,999 devices, got 1000000000; use fewer devices",
     ),
     (
         (*SHOW, "--mesh", "expert=4,tensor=2", "--devices", "4"),

@@ -96,6 +96,10 @@ def test_other_files_are_refused(tmp_path: Path, text: str, said: str) -> None:
     assert str(caught.value).startswith(f"{path}: ") and len(str(caught.value)) < 500
     with pytest.raises(ValueError, match="gone.json: there is no such file; record one with: moejax decode CHECKPOINT"):
         read_expert_load(tmp_path / "gone.json")
+    with pytest.raises(ValueError, match=f"^{tmp_path}: a folder is no file; give the file of an expert load"):
+        read_expert_load(tmp_path)
+    with pytest.raises(ValueError, match="^/dev/null: a device or pipe is no file; give the file of an expert load"):
+        read_expert_load("/dev/null")
 
 
 def test_the_demo_has_a_load_of_its_own() -> None:

@@ -87,6 +87,21 @@ def test_a_file_of_a_user(tmp_path: Path) -> None:
             SPEEDS.replace("{ 1 = 10", "{ 0 = 10") + "[link]",
             "speeds.float32.experts must be FLOP/s by whole numbers",
         ),
+        (
+            "[link]",
+            SPEEDS.replace("{ 1 = 10", f"{{ 1{'0' * 5000} = 10") + "[link]",
+            "speeds.float32.experts must be FLOP/s by whole numbers",
+        ),
+        (
+            "[link]",
+            SPEEDS.replace("{ 1 = 10.0", "{ 1 = 10.0, 01 = 11.0") + "[link]",
+            "speeds.float32.experts has the row count 1 twice; keep one of them",
+        ),
+        (
+            "memory_bytes = 1000",
+            f"memory_bytes = 0x{'f' * 5000}",
+            "memory_bytes must be at most 1e+24, got a number of thousands of digits",
+        ),
         ("[link]", SPEEDS.replace("10.0", "0") + "[link]", "speeds.float32.experts.1 must be a number above 0, got 0"),
         ("memory_bytes = 1000", "", "memory_bytes is missing; a hardware file needs it"),
         ("bandwidth = 2\n", "", "link.bandwidth is missing; a hardware file needs it"),
