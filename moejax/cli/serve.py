@@ -236,7 +236,7 @@ def serve(
             console.remark(line)
 
     def on_loading(loading: bool) -> None:
-        compiling = f"compiling, {loaded[0].programs.compiled} programs so far" if loaded else f"loading {checkpoint}"
+        compiling = f"compiling, programs so far: {loaded[0].programs.compiled}" if loaded else f"loading {checkpoint}"
         step(compiling if loading else "")
 
     page = server.url(host, listening.getsockname()[1])
