@@ -1,6 +1,7 @@
 """A server that answers completions as it is told, to measure the load generator against what is known."""
 
 import json
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -61,6 +62,13 @@ def steady(first: float, gap: float) -> Callable[[dict[str, Any], Say], None]:
     return answer
 
 
+class Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client may leave once it has read [DONE], before the end of the body is written: no fault of either."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 @contextmanager
 def serving(answer: Callable[[dict[str, Any], Say], None], *, status: int = 200, text: str = "") -> Iterator[Stub]:
     """A server on a free port of the loopback; with another `status` it answers `text` to every completion."""
@@ -102,7 +110,7 @@ def serving(answer: Callable[[dict[str, Any], Say], None], *, status: int = 200,
         def log_message(self, format: str, *args: Any) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = Server(("127.0.0.1", 0), Handler)
     stub.base_url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
