@@ -1,7 +1,7 @@
 """Two or more checkouts of moejax against one another, in processes that take turns: what a change gains.
 
-    git worktree add /tmp/before HEAD~1
-    python scripts/bench_checkouts.py --model 186m --rounds 4 /tmp/before .
+    git worktree add ../before HEAD~1
+    python scripts/bench_checkouts.py --model 186m --rounds 4 ../before .
 
 The same random bfloat16 weights in each. Medians, and how many times faster each is than the first one, round by round.
 """
