@@ -9,9 +9,9 @@ from convert.dtypes import FLOAT_DTYPES
 from convert.errors import CheckpointError
 from convert.fused import Fused, split_fused
 from convert.header import TensorInfo
-from convert.items import ArrayPlan, Item, Place, Slot, places
+from convert.items import ArrayPlan, Item, Place
 from convert.manifest import Manifest, read_manifest
-from convert.mapping import Ignore, Plan, Rule, plan
+from convert.mapping import Ignore, Plan, plan
 from convert.orbax_folder import OrbaxFolder
 from convert.orbax_target import OrbaxTarget
 from convert.safetensors_folder import SafetensorsFolder
@@ -33,9 +33,6 @@ __all__ = [
     "Ignore",
     "Plan",
     "Place",
-    "Rule",
-    "Slot",
-    "places",
     "plan",
     "split_fused",
     # converting

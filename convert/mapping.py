@@ -1,4 +1,4 @@
-"""Which tensor of a checkpoint becomes which array of a model, from a table of names; this module knows no model."""
+"""Which tensor of a checkpoint becomes which array of a model, by its names; this module knows no model."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -14,22 +14,6 @@ from convert.reading import source_dtype
 FIELD = re.compile(r"\{([a-z_]+)\}")
 # How a number is written: with leading zeros, two tensors could stand for the same layer.
 NUMBER = "0|[1-9][0-9]*"
-
-
-@dataclass(frozen=True)
-class Rule:
-    """The tensor called `pattern` in the checkpoint is the array at `path` of the model.
-
-    `{layer}` and other lowercase words in braces stand for a number, and must be the same words on both sides:
-    `Rule("model.layers.{layer}.input_layernorm.weight", "layers.{layer}.attention_norm")`.
-    """
-
-    pattern: str
-    path: str
-
-    def __post_init__(self) -> None:
-        if set(FIELD.findall(self.pattern)) != set(FIELD.findall(self.path)):
-            raise ValueError(f"{self.pattern!r} and {self.path!r} must have the same fields in braces")
 
 
 @dataclass(frozen=True)
@@ -49,23 +33,27 @@ class Plan:
 
 
 def plan(
-    rules: Sequence[Rule],
+    names: Mapping[str, Sequence[str]],
     ignores: Sequence[Ignore],
     tensors: Mapping[str, TensorInfo],
     expected: Mapping[str, tuple[int, ...]],
 ) -> Plan:
     """Assigns a tensor to every `expected` path (path -> shape), and an expected path or a reason to every tensor.
 
+    Args:
+        names: what the tensor of each path may be called; the first is the one that is missed.
+
     Raises:
         CheckpointError: when tensors are missing, left over, two for one path, of another shape, or no floats.
-        ValueError: when the table is at fault: no rule fills an expected path, or two rules disagree about a tensor.
+        ValueError: when the names are at fault: two paths have one.
     """
+    paths = _paths_of(names)
     sources: dict[str, str] = {}
     ignored: dict[str, str] = {}
     unexpected: list[str] = []
     for name, info in tensors.items():
-        path = _path_of(name, rules, expected)
-        if path is not None:
+        path = paths.get(name)
+        if path is not None and path in expected:
             if path in sources:
                 raise CheckpointError(
                     f"{info.file}: tensors {sources[path]!r} and {name!r} are both {path!r}; remove one of them"
@@ -75,7 +63,7 @@ def plan(
             ignored[name] = reason
         else:
             unexpected.append(name)
-    missing = [_source_of(path, rules) for path in expected if path not in sources]
+    missing = [names[path][0] for path in expected if path not in sources]
     _check_complete(tensors, missing, unexpected)
     sources = {path: sources[path] for path in expected}
     _check_shapes({path: tensors[name] for path, name in sources.items()}, expected)
@@ -103,25 +91,18 @@ def translate(name: str, source: str, target: str) -> str | None:
     return None if match is None else FIELD.sub(lambda field: match[field[1]], target)
 
 
-def _path_of(name: str, rules: Sequence[Rule], expected: Mapping[str, tuple[int, ...]]) -> str | None:
-    """The expected path that the rules give to the tensor `name`, or None."""
-    candidates = (translate(name, rule.pattern, rule.path) for rule in rules)
-    paths = {path for path in candidates if path is not None and path in expected}
-    if len(paths) > 1:
-        raise ValueError(f"tensor {name!r} is given to {listed(sorted(paths))}: two rules match it")
-    return paths.pop() if paths else None
+def _paths_of(names: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Path by name."""
+    paths: dict[str, str] = {}
+    for path, known in names.items():
+        for name in known:
+            if paths.setdefault(name, path) != path:
+                raise ValueError(f"tensor {name!r} is given to {listed(sorted((paths[name], path)))}")
+    return paths
 
 
 def _reason_to_ignore(name: str, ignores: Sequence[Ignore]) -> str | None:
     return next((ignore.reason for ignore in ignores if _compiled(ignore.pattern).fullmatch(name)), None)
-
-
-def _source_of(path: str, rules: Sequence[Rule]) -> str:
-    """The tensor that the first rule for `path` expects in the checkpoint."""
-    for rule in rules:
-        if (name := translate(path, rule.path, rule.pattern)) is not None:
-            return name
-    raise ValueError(f"no rule has the path {path!r}")
 
 
 def _check_complete(tensors: Mapping[str, TensorInfo], missing: Sequence[str], unexpected: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""A Mixtral folder, as Hugging Face has it or converted: which tensors it must hold, and what its side files say.
+"""A checkpoint's folder, as Hugging Face has it or converted: which tensors it must hold, what its side files say.
 
 Imports no JAX.
 """
@@ -9,6 +9,7 @@ import os
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from convert import (
@@ -21,8 +22,11 @@ from convert import (
     refuse_unfinished,
     split_fused,
 )
-from moejax.families.config import ModelConfig, from_hf, read_config_json
-from moejax.families.tensor_names import FUSED, HF_IGNORES, HF_RULES, PATH_RULES
+from moejax.families.config import ModelConfig
+from moejax.families.hf_config import read_config_json
+from moejax.families.table import family_of, from_hf
+from moejax.text.tokenizer import Tokenizer
+from moejax.weights.weight import LogicalTensor
 
 DEMO_FOLDER = Path(__file__).parent / "checkpoints" / "demo"
 
@@ -42,29 +46,40 @@ class Checkpoint:
     dtype: str
     eos_token_ids: tuple[int, ...]
 
-    def plan(self, expected: Mapping[str, tuple[int, ...]]) -> Plan:
-        """Which tensor fills which parameter path.
+    def plan(self, expected: Mapping[str, LogicalTensor]) -> Plan:
+        """Which tensor fills which path.
 
         Raises:
             CheckpointError: for a missing, unexpected or wrongly shaped tensor.
         """
-        if isinstance(self.tensors, OrbaxFolder):
-            return plan(PATH_RULES, (), self.tensors.tensors, expected)
-        return plan(HF_RULES, HF_IGNORES, self.tensors.tensors, expected)
+        shapes = {path: tensor.weight.shape for path, tensor in expected.items()}
+        if isinstance(self.tensors, OrbaxFolder):  # in a converted folder every array has our path
+            return plan({path: (path,) for path in expected}, (), self.tensors.tensors, shapes)
+        names = {path: tensor.names for path, tensor in expected.items()}
+        return plan(names, family_of(self.config).ignored, self.tensors.tensors, shapes)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer | None:
+        """Read when it is first asked for; None where the folder has none.
+
+        Raises:
+            ValueError: for files that are no tokenizer.
+        """
+        return Tokenizer.from_folder(self.folder)
 
 
 def open_checkpoint(source: str | Path) -> Checkpoint:
     """Opens the folder that `source` names ("demo" is the one in this package) and reads its side files.
 
     Raises:
-        ValueError: when there is no such folder, or it holds no Mixtral checkpoint that moejax can use.
+        ValueError: when there is no such folder, or it holds no checkpoint that moejax can use.
     """
     folder = _find_folder(source)
     refuse_unfinished(folder)
     path = folder / "config.json"
     raw = read_config_json(path)
     config = from_hf(raw, path)
-    tensors = open_tensors(folder)
+    tensors = open_tensors(folder, config)
     generation = folder / "generation_config.json"
     side = read_config_json(generation) if os.path.lexists(generation) else {}
     named = side.get("eos_token_id") is not None
@@ -78,7 +93,7 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
     )
 
 
-def open_tensors(folder: Path) -> SafetensorsFolder | OrbaxFolder:
+def open_tensors(folder: Path, config: ModelConfig) -> SafetensorsFolder | OrbaxFolder:
     """The tensors of a folder: converted, where its manifest says so, else Hugging Face's, each expert on its own.
 
     Raises:
@@ -90,7 +105,7 @@ def open_tensors(folder: Path) -> SafetensorsFolder | OrbaxFolder:
     if manifest is None and (folder / "weights").is_dir() and not any(folder.glob("*.safetensors")):
         raise CheckpointError(f"{folder} has weights/ but no manifest.json that moejax wrote; convert it again")
     tensors = SafetensorsFolder.open(folder)
-    return dataclasses.replace(tensors, tensors=split_fused(FUSED, tensors.tensors))
+    return dataclasses.replace(tensors, tensors=split_fused(family_of(config).fused, tensors.tensors))
 
 
 def _find_folder(source: str | Path) -> Path:

@@ -16,9 +16,9 @@ from convert import (
     Item,
     OrbaxFolder,
     OrbaxTarget,
+    Place,
     Report,
     SafetensorsTarget,
-    places,
     read_manifest,
     run,
 )
@@ -26,10 +26,11 @@ from convert.checksums import file_checksum
 from convert.conversion import OnProgress
 from convert.manifest import MANIFEST
 from moejax.checkpoint import Checkpoint, open_checkpoint
-from moejax.families.config import read_config_json
-from moejax.families.tensor_names import SLOTS, TABLE
+from moejax.families.hf_config import read_config_json
+from moejax.families.table import weights_of
 from moejax.measuring.logits import Comparison, compare_checkpoints
 from moejax.weights.dtypes import resolve_dtype
+from moejax.weights.weight import logical_tensors
 
 DEFAULT_SHARD_SIZE = "5GB"
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -122,9 +123,8 @@ def plan_conversion(checkpoint: Checkpoint, target: Path, *, dtype: str, shard_b
     Raises:
         ValueError: when the checkpoint's tensors are not those of its configuration, or for an option that has no use.
     """
-    from moejax.loading import expected_tensors  # here, because it imports JAX
-
-    plan = checkpoint.plan(expected_tensors(checkpoint.config))
+    expected = logical_tensors(weights_of(checkpoint.config))
+    plan = checkpoint.plan(expected)
     tensors = checkpoint.tensors.tensors
     from_orbax = checkpoint.tensors if isinstance(checkpoint.tensors, OrbaxFolder) else None
     to_orbax = from_orbax is None
@@ -132,7 +132,7 @@ def plan_conversion(checkpoint: Checkpoint, target: Path, *, dtype: str, shard_b
         raise ValueError(
             "shard_size is for conversions to Hugging Face's format; chunks of Orbax have a size of their own"
         )
-    names = {path: path for path in plan.sources} if to_orbax else hf_names(plan.sources)
+    names = {path: path if to_orbax else expected[path].names[0] for path in plan.sources}
     arrays = {
         path: ArrayPlan(
             source=name,
@@ -142,7 +142,10 @@ def plan_conversion(checkpoint: Checkpoint, target: Path, *, dtype: str, shard_b
         )
         for path, name in plan.sources.items()
     }
-    where = places(SLOTS, list(arrays))
+    where = {
+        path: Place(item=tensor.item, key=tensor.weight.key, split_axis=tensor.weight.split_axis)
+        for path, tensor in expected.items()
+    }
     grouped: dict[str, list[str]] = {}
     for path in arrays:
         grouped.setdefault(where[path].item, []).append(path)
@@ -178,15 +181,6 @@ def plan_conversion(checkpoint: Checkpoint, target: Path, *, dtype: str, shard_b
         checksums={name: entry.checksum for name, entry in from_orbax.manifest.arrays.items()} if from_orbax else {},
         moejax_version=moejax.__version__,
     )
-
-
-def hf_names(paths: Mapping[str, str]) -> dict[str, str]:
-    """Hugging Face's name of every path."""
-    from convert.mapping import translate
-
-    named = {path: name for path in paths for row in TABLE if (name := translate(path, row.path, row.hf)) is not None}
-    assert named.keys() == paths.keys(), "the table has every path of the model"
-    return named
 
 
 def side_files(folder: Path) -> dict[str, Path]:

@@ -1,66 +1,87 @@
 """From a checkpoint, or from nothing, to a model on the devices of a mesh."""
 
-import sys
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from jax.sharding import AbstractMesh, Mesh, NamedSharding
+from jax import Array
+from jax.sharding import NamedSharding
 
 from convert import TensorSource
 from moejax.checkpoint import Checkpoint, open_checkpoint
-from moejax.families.config import ModelConfig, named_config, sequence_limit
-from moejax.model.model import Mixtral
-from moejax.model.params import ParamTree, logical_tensors, merge, random_params
-from moejax.model.params import split as split_module
-from moejax.model.placement import param_placements, param_sharding
-from moejax.moe.experts import resolve_backend
+from moejax.families.config import ModelConfig, sequence_limit
+from moejax.families.table import named_config, weights_of
+from moejax.model.model import Transformer
+from moejax.model.structure import Structure, make_parallel, make_structure, mesh_devices
 from moejax.moe.parallel import Parallel
-from moejax.moe.split import Split, dispatch_name, make_rules, resolve_split
+from moejax.moe.split import Split, dispatch_name, resolve_split
+from moejax.ops.table import prepare_backend
 from moejax.planning.auto import AUTO, auto_split
 from moejax.runtime.agreement import check_same
 from moejax.runtime.programs import Programs
 from moejax.text.tokenizer import Tokenizer, missing_tokenizer_message
 from moejax.weights.dtypes import resolve_dtype
+from moejax.weights.layouts import Piece
+from moejax.weights.params import ParamTree
+from moejax.weights.random import random_piece
+from moejax.weights.weight import Weight, logical_tensors
 from sharding import MeshConfig, Placement, bytes_per_device, device_memory, mesh_config
+
+_logger = logging.getLogger(__name__)
+
+RANDOM = "random:"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Model:
     """A model on its devices, ready for `decode` and `logits`. Made by `load`.
 
-    config: its sizes.  tokenizer: None where there is none, for the reason in `no_tokenizer_reason`.
-    max_seq_len: most tokens of prompt and output together.  dtype: of weights, activations and cache.
-    expert_backend: how experts are computed.  eos_token_ids: tokens that end a text.
-    mesh: devices along each axis.  dispatch: how tokens reach their experts.
+    structure: what it is, without its numbers.  tokenizer: None where there is none, for the reason in
+    `no_tokenizer_reason`.
+    max_seq_len: most tokens of prompt and output together.  eos_token_ids: tokens that end a text.
     ignored: tensors of the checkpoint that were not used, with the reason.
     """
 
-    config: ModelConfig
+    structure: Structure
     tokenizer: Tokenizer | None
     no_tokenizer_reason: str | None
     max_seq_len: int
-    dtype: str
-    expert_backend: str
     eos_token_ids: tuple[int, ...]
     ignored: Mapping[str, str]
     params: ParamTree = field(repr=False)
-    graphdef: nnx.GraphDef[Any] = field(repr=False)
-    abstract: dict[str, nnx.Param[Any]] = field(repr=False)
-    parallel: Parallel = field(repr=False)
     programs: Programs = field(repr=False)
 
     @property
+    def config(self) -> ModelConfig:
+        """Its sizes."""
+        return self.structure.config
+
+    @property
+    def dtype(self) -> str:
+        """Of weights, activations and cache."""
+        return self.structure.dtype
+
+    @property
+    def expert_backend(self) -> str:
+        """How experts are computed."""
+        return self.structure.backend
+
+    @property
+    def parallel(self) -> Parallel:
+        return self.structure.parallel
+
+    @property
     def mesh(self) -> MeshConfig:
+        """Devices along each axis."""
         return self.parallel.rules.mesh
 
     @property
     def dispatch(self) -> str:
+        """How tokens reach their experts."""
         return self.parallel.dispatch
 
     @property
@@ -70,22 +91,22 @@ class Model:
 
     @property
     def expert_rows_shape(self) -> tuple[int, int, int]:
-        """[d, L, E]: groups of devices that together hold all experts, layers, experts."""
-        return self.parallel.rules.parts("groups"), self.config.num_layers, self.config.num_experts
+        """[d, L, P]: groups of devices that together hold all experts, MoE layers, places for experts."""
+        return self.parallel.rules.parts("groups"), len(self.config.moe_layers), self.structure.experts.num_places
 
     def placements(self) -> list[Placement]:
         """Where every parameter lives: its split, bytes per device, and what is repeated."""
-        return param_placements(self.abstract, self.parallel.rules)
+        return self.structure.placements()
 
-    def merged(self, params: ParamTree) -> Mixtral:
+    def merged(self, params: ParamTree) -> Transformer:
         """The module with `params` in it, for use inside a traced function."""
-        return merge(self.graphdef, self.abstract, params)
+        return self.structure.merged(params)
 
 
 def load(
-    source: str | Path,
+    source: str | Path | Checkpoint,
     *,
-    mesh: MeshConfig | str | None = None,
+    mesh: MeshConfig | str | Split | None = None,
     dtype: str = "bfloat16",
     max_seq_len: int | None = None,
     expert_backend: str = "auto",
@@ -96,16 +117,17 @@ def load(
 
     Args:
         source: "demo" (the checkpoint in this package), a Hugging Face folder (config.json and safetensors), a
-            converted folder, or "random:NAME" for random weights of a named configuration or of a config.json.
+            converted folder, or "random:NAME" for random weights of a named configuration or of a config.json. A
+            folder that is open already (`open_checkpoint`) is not opened again.
         mesh: devices along the axes data, expert and tensor, as in "expert=4,tensor=2" or a `MeshConfig`; None is one
-            device. "auto" is the split over all visible devices that `compare_meshes` ranks first; it says on stderr
-            which, and why.
+            device. "auto" is the split over all visible devices that `compare_meshes` ranks first; it logs which, and
+            why. A `Split` names the dispatch as well.
         dtype: "bfloat16", "float16" or "float32" (also "bf16", "fp16", "f32"), or "auto" for the checkpoint's own.
         max_seq_len: most tokens of prompt and output together; None is the model's own limit. It is a limit, nothing
             is allocated for it.
         expert_backend: "auto", "dense", "blocked", "native", "ragged", "pallas" or "tokamax".
         dispatch: how tokens reach the devices that own their experts: "replicated", "gather", "all_to_all", or "auto",
-            which says on stderr what it picked for a mesh of several devices, and why.
+            which logs what it picked for a mesh of several devices, and why.
         seed: of the random weights.
 
     Raises:
@@ -113,125 +135,108 @@ def load(
             or does not fit its devices, or that another process of this run was not given as well, in one line that
             says what to do. Weights are only read once all else was checked.
     """
-    if mesh != AUTO:
+    if mesh != AUTO and not isinstance(mesh, Split):
         mesh_config(mesh)
     if dispatch != "auto":
         dispatch_name(dispatch)
-    backend = resolve_backend(expert_backend, jax.default_backend())
+    backend = prepare_backend(expert_backend, jax.default_backend())
     checkpoint = None
-    if isinstance(source, str) and source.startswith("random:"):
-        config = named_config(source.removeprefix("random:"))
+    if isinstance(source, str) and source.startswith(RANDOM):
+        config = named_config(source.removeprefix(RANDOM))
         resolved_dtype = resolve_dtype(dtype, auto="bfloat16")
     else:
-        resolve_dtype(dtype, auto="float32")  # a wrong word is told before the folder is opened
-        checkpoint = open_checkpoint(source)
+        resolve_dtype(dtype, auto="float32")  # a wrong word is refused before the folder is opened
+        checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
         config = checkpoint.config
         resolved_dtype = resolve_dtype(dtype, auto=checkpoint.dtype)
     limit = sequence_limit(max_seq_len, config)
-    if mesh == AUTO:
+    if isinstance(mesh, Split):
+        split = mesh
+    elif mesh == AUTO:
         split = auto_split(config, resolved_dtype, limit, dispatch, jax.devices())
     else:
         split = resolve_split(config, mesh, dispatch)
-    parallel = _parallel(split, config)
-    graphdef, abstract = abstract_model(config, backend, resolved_dtype, parallel)
-    check_fits(param_placements(abstract, parallel.rules), parallel, resolved_dtype)
-    tokenizer = None if checkpoint is None else Tokenizer.from_folder(checkpoint.folder)
+    if split.remark and jax.process_index() == 0:
+        _logger.info("%s", split.remark)
+    structure = make_structure(
+        config, backend, resolved_dtype, make_parallel(config, split.mesh.build(), split.dispatch)
+    )
+    check_fits(structure)
     check_same(
         {
             "model configuration": config,
             "dtype": resolved_dtype,
-            "mesh": parallel.rules.mesh,
-            "dispatch": parallel.dispatch,
+            "mesh": split.mesh,
+            "dispatch": split.dispatch,
             "expert backend": backend,
             "max_seq_len": limit,
             "seed of random weights": seed,
         }
     )
-
-    sharding_of = param_sharding(abstract, parallel)
     if checkpoint is None:
-        params, ignored = random_params(abstract, config.num_experts, seed, sharding_of), {}
-        no_tokenizer_reason = f"{source} has random weights and no tokenizer: give token ids instead of text"
+        tokenizer, no_tokenizer_reason = None, random_tokenizer_message(str(source))
+        params, ignored = random_params(structure, seed), {}
     else:
-        params, ignored = read_params(checkpoint, abstract, sharding_of)
+        tokenizer = checkpoint.tokenizer
         no_tokenizer_reason = None if tokenizer else missing_tokenizer_message(checkpoint.folder)
+        params, ignored = read_params(checkpoint, structure)
     return Model(
-        config=config,
+        structure=structure,
         tokenizer=tokenizer,
         no_tokenizer_reason=no_tokenizer_reason,
         max_seq_len=limit,
-        dtype=resolved_dtype,
-        expert_backend=backend,
         eos_token_ids=() if checkpoint is None else checkpoint.eos_token_ids,
         ignored=ignored,
         params=params,
-        graphdef=graphdef,
-        abstract=abstract,
-        parallel=parallel,
-        programs=Programs(parallel.sharding()),
+        programs=Programs(structure.parallel.sharding()),
     )
 
 
-def make_parallel(config: ModelConfig, mesh: Mesh | AbstractMesh, dispatch: str) -> Parallel:
-    """How a model of this configuration runs on a mesh whose axes are those of `sharding.MESH_AXES`.
-
-    Raises:
-        ValueError: when the experts cannot be split over it, or for an unknown dispatch.
-    """
-    name = dispatch_name(dispatch)
-    return Parallel(mesh, make_rules(config, MeshConfig(**dict(mesh.shape)), name), name)
-
-
-def _parallel(split: Split, config: ModelConfig) -> Parallel:
-    """How the model runs on devices split so; says on stderr what was picked for whom asked for "auto"."""
-    parallel = make_parallel(config, split.mesh.build(), split.dispatch)
-    if split.remark and jax.process_index() == 0:
-        print(f"moejax: {split.remark}", file=sys.stderr)
-    return parallel
+def random_model(config: ModelConfig, split: Split, dtype: str, seed: int = 0) -> Model:
+    """A model of random weights, made on its devices; for one that has a name, `load("random:NAME")`."""
+    backend = prepare_backend("auto", jax.default_backend())
+    structure = make_structure(config, backend, dtype, make_parallel(config, split.mesh.build(), split.dispatch))
+    return Model(
+        structure=structure,
+        tokenizer=None,
+        no_tokenizer_reason="its weights are random",
+        max_seq_len=config.max_position_embeddings,
+        eos_token_ids=(),
+        ignored={},
+        params=random_params(structure, seed),
+        programs=Programs(structure.parallel.sharding()),
+    )
 
 
-def mesh_devices(mesh: Mesh | AbstractMesh) -> list[Any]:
-    """The devices of a mesh; an abstract one has none."""
-    return list(mesh.devices.flat) if isinstance(mesh, Mesh) else []
+def random_tokenizer_message(source: str) -> str:
+    """Why a model of random weights has no tokenizer."""
+    return f"{source} has random weights and no tokenizer: give token ids instead of text"
 
 
-def abstract_model(
-    config: ModelConfig, backend: str, dtype: str, parallel: Parallel
-) -> tuple[nnx.GraphDef[Any], dict[str, nnx.Param[Any]]]:
-    """The structure of a model and its parameters by path, without making an array."""
-    name = resolve_backend(backend, jax.default_backend())
-    return split_module(Mixtral(config, name, parallel, dtype=jnp.dtype(dtype)))
-
-
-def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Shapes of the tensors that a checkpoint of this model must hold, by path; the same for every layout and mesh."""
-    parallel = make_parallel(config, MeshConfig().abstract(), "replicated")
-    _, abstract = abstract_model(config, "dense", "float32", parallel)  # the layout with the fewest parameters
-    return {
-        tensor.path: tensor.shape
-        for path, variable in abstract.items()
-        for tensor in logical_tensors(path, variable.get_value().shape, config.num_experts)
-    }
-
-
-def check_fits(placements: list[Placement], parallel: Parallel, dtype: str) -> None:
+def check_fits(structure: Structure) -> None:
     """Raises ValueError when a device's part of the weights alone is more than its free memory."""
-    needed = bytes_per_device(placements)
-    memory = device_memory(mesh_devices(parallel.mesh))
+    needed = bytes_per_device(structure.placements())
+    mesh, dtype = structure.parallel.rules.mesh, structure.dtype
+    memory = device_memory(mesh_devices(structure.parallel.mesh))
     if needed > memory.free_bytes:
-        several = parallel.rules.mesh.size > 1
+        several = mesh.size > 1
         raise ValueError(
             f"the model needs {needed / 1e9:.1f} GB{' per device' if several else ''} for its {dtype} weights"
-            f"{f' on mesh {parallel.rules.mesh}' if several else ''}, but {memory.device} has "
+            f"{f' on mesh {mesh}' if several else ''}, but {memory.device} has "
             f"{memory.free_bytes / 1e9:.1f} GB free (of {memory.total_bytes / 1e9:.1f}); use "
             f"{'more devices along expert or tensor' if several else 'a device with more memory, or a mesh of several'}"
             + (", or dtype=bfloat16" if dtype == "float32" else "")
         )
 
 
-def read_params(
-    checkpoint: Checkpoint, abstract: dict[str, nnx.Param[Any]], sharding_of: Callable[[str], NamedSharding]
-) -> tuple[ParamTree, Mapping[str, str]]:
+def random_params(structure: Structure, seed: int) -> ParamTree:
+    """Random weights, made on the devices one array at a time."""
+    return structure.pack(
+        lambda weight, piece, held, array, where: random_piece(weight, piece, held, array.dtype, where, seed)
+    )
+
+
+def read_params(checkpoint: Checkpoint, structure: Structure) -> tuple[ParamTree, Mapping[str, str]]:
     """Reads every parameter onto its devices, one at a time, and names the tensors that were not used.
 
     Each part of a parameter that devices of this process hold is read once, and nothing else is.
@@ -239,41 +244,41 @@ def read_params(
     Raises:
         CheckpointError: for a missing, unexpected, wrongly shaped or damaged tensor, by name.
     """
-    num_experts = checkpoint.config.num_experts
-    leaves = {path: variable.get_value() for path, variable in abstract.items()}
-    wanted = {path: logical_tensors(path, leaf.shape, num_experts) for path, leaf in leaves.items()}
-    expected = {tensor.path: tensor.shape for tensors in wanted.values() for tensor in tensors}
-    plan = checkpoint.plan(expected)
-    params = {}
-    for path, leaf in leaves.items():
-        sources = [plan.sources[tensor.path] for tensor in wanted[path]]
-        stacked = wanted[path][0].entry is not None
-        parts = _Parts(checkpoint.tensors, sources, leaf.shape, leaf.dtype, stacked=stacked)
-        params[path] = jax.make_array_from_callback(leaf.shape, sharding_of(path), parts.read, dtype=leaf.dtype)
-    return params, plan.ignored
+    plan = checkpoint.plan(logical_tensors(weights_of(structure.config)))
+
+    def read(weight: Weight, piece: Piece, held: Sequence[int], array: Any, where: NamedSharding) -> Array:
+        sources = [plan.sources[tensor.path] for tensor in weight.tensors()]
+        entries = None if piece.places is None else [held[place] for place in piece.places]
+        parts = _Parts(checkpoint.tensors, sources, entries, array)
+        return jax.make_array_from_callback(array.shape, where, parts.read, dtype=array.dtype)
+
+    return structure.pack(read), plan.ignored
 
 
 class _Parts:
-    """The parts of one parameter, each read from the checkpoint when a device first asks for it."""
+    """The parts of one array, each read from the checkpoint when a device first asks for it.
 
-    def __init__(
-        self, tensors: TensorSource, sources: list[str], shape: tuple[int, ...], dtype: Any, *, stacked: bool
-    ) -> None:
-        self._tensors, self._sources, self._shape, self._dtype = tensors, sources, shape, dtype
-        self._stacked = stacked
+    entries: the source that each entry of the leading axis is read from, zeros past the last; None for a single tensor.
+    """
+
+    def __init__(self, tensors: TensorSource, sources: list[str], entries: list[int] | None, array: Any) -> None:
+        self._tensors, self._sources, self._entries, self._array = tensors, sources, entries, array
         self._read: dict[tuple[tuple[int, int], ...], np.ndarray] = {}
 
     def read(self, index: tuple[slice, ...] | None) -> np.ndarray:
         """The part at `index`, which has a slice for every axis."""
         assert index is not None, "a sharding gives every device an index"
-        bounds = tuple(part.indices(size)[:2] for part, size in zip(index, self._shape, strict=True))
+        bounds = tuple(part.indices(size)[:2] for part, size in zip(index, self._array.shape, strict=True))
         if bounds not in self._read:
-            host = np.empty([last - first for first, last in bounds], self._dtype)
+            host = np.empty([last - first for first, last in bounds], self._array.dtype)
             where = tuple(slice(*bound) for bound in bounds)
-            if self._stacked:
-                for entry, source in enumerate(self._sources[where[0]]):
-                    self._tensors.read_into(source, host[entry], where[1:])
-            else:
+            if self._entries is None:
                 self._tensors.read_into(self._sources[0], host, where)
+            else:
+                for part, entry in zip(host, self._entries[where[0]], strict=True):
+                    if entry < len(self._sources):
+                        self._tensors.read_into(self._sources[entry], part, where[1:])
+                    else:
+                        part[...] = 0
             self._read[bounds] = host
         return self._read[bounds]

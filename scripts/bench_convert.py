@@ -30,7 +30,8 @@ import numpy as np
 
 import moejax
 from convert import direct
-from moejax.families.config import ModelConfig, from_hf
+from moejax.families.config import ModelConfig
+from moejax.families.table import from_hf, parameters_of
 
 CONFIG: dict[str, Any] = {
     "architectures": ["MixtralForCausalLM"],
@@ -162,7 +163,7 @@ def drop_from_cache(folder: Path) -> None:
 
 def write_random_checkpoint(folder: Path, gigabytes: float, fields: Mapping[str, Any] = CONFIG) -> int:
     """A bfloat16 Mixtral of about this size in files of one layer, as transformers names them; returns its bytes."""
-    one, two = (2 * from_hf({**fields, "num_hidden_layers": layers}).num_parameters for layers in (1, 2))
+    one, two = (2 * parameters_of(from_hf({**fields, "num_hidden_layers": layers})).total for layers in (1, 2))
     layers = max(1, round((gigabytes * 1e9 - one) / (two - one)) + 1)
     config = {**fields, "num_hidden_layers": layers}
     folder.mkdir(parents=True)

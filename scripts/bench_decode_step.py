@@ -14,12 +14,12 @@ from jax import Array
 from moejax.decoding import steps
 from moejax.decoding.state import DecodeState, Features, empty_state
 from moejax.families.config import ModelConfig
-from moejax.loading import make_parallel
-from moejax.model.model import Mixtral
-from moejax.model.params import ParamTree, merge, random_params, split
+from moejax.loading import random_params
+from moejax.model.structure import PLACEMENT, make_parallel, make_structure
 from moejax.moe.parallel import Parallel
 from moejax.runtime.buckets import STEPS_PER_CALL
 from moejax.runtime.platform import current_device
+from moejax.weights.params import ParamTree
 from scripts.kernel_timing import Plan, Rates
 from sharding import MeshConfig
 
@@ -32,15 +32,15 @@ STEPPED = 5  # calls of the decode loop, the first of which compiles
 def decode_rows(plan: Plan, rates: Rates) -> None:
     """Steps of the compiled decode loop; the bytes are those of the weights and caches that a step has to read."""
     parallel = make_parallel(plan.config, MeshConfig().build(), "replicated")
-    graphdef, declared = split(Mixtral(plan.config, "pallas", parallel, dtype=jnp.bfloat16))
-    params = random_params(declared, plan.config.num_experts, 0, lambda path: parallel.sharding())
-    total = sum(leaf.nbytes for leaf in params.values())
+    structure = make_structure(plan.config, "pallas", "bfloat16", parallel)
+    params = random_params(structure, 0)
+    total = sum(value.nbytes for path, value in params.items() if path != PLACEMENT)
     print(f"\nwhole model, {total / 1e9:.1f} GB of random weights\n")
     print("| batch | tokens/s | ms a step | GB a step | of copy rate | of datasheet |")
     print("|---|---|---|---|---|---|")
 
     def generate(params: ParamTree, state: DecodeState, cancelled: Array, count: Array) -> Any:
-        return steps.generate(merge(graphdef, declared, params), Features(experts=True), state, cancelled, count)
+        return steps.generate(structure.merged(params), Features(experts=True), state, cancelled, count)
 
     program = jax.jit(generate, donate_argnums=1)
     for batch in plan.batches:

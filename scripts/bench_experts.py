@@ -18,16 +18,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from moejax.moe.experts import BACKENDS
 from moejax.ops.expert import Expert
 from moejax.ops.routing import Routing
+from moejax.ops.table import BACKENDS, prepare_backend
+from moejax.runtime.platform import current_device
+from moejax.weights.layouts import Separate
+from moejax.weights.storage import Plain
 
 EXPERTS, CHOSEN = 8, 2
-NAMES = [name for name, backend in BACKENDS.items() if backend.cannot() is None]
+NAMES = [name for name, backend in BACKENDS.items() if backend.cannot(current_device()) is None]
 LAYER_BYTES = 720e6  # weights that one program walks through
 CALLS = 3  # timed calls in a row
-
-Layers = list[Expert] | list[list[Expert]]
 
 
 def main() -> None:
@@ -37,6 +38,7 @@ def main() -> None:
         f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, jax {jax.__version__}: D={dim}, F={hidden}, bfloat16"
     )
     print(f"{'tokens':>8s}" + "".join(f"{name:>10s}" for name in NAMES) + "   milliseconds per layer")
+    prepare_backend("auto", jax.default_backend())
     stacked, separate = make_layers(dim, hidden)
     for tokens in args.tokens:
         programs = {name: compile_layers(name, tokens, dim, stacked, separate) for name in NAMES}
@@ -65,7 +67,7 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def make_layers(dim: int, hidden: int) -> tuple[list[Expert], list[list[Expert]]]:
+def make_layers(dim: int, hidden: int) -> tuple[list[Expert], list[Expert]]:
     """The same layers twice: stacked, and one array per expert."""
     count = max(1, min(16, int(LAYER_BYTES / (EXPERTS * 6 * dim * hidden))))
     rng = np.random.default_rng(0)
@@ -73,22 +75,30 @@ def make_layers(dim: int, hidden: int) -> tuple[list[Expert], list[list[Expert]]
     def matrices(*shape: int) -> Array:
         return jnp.asarray(rng.standard_normal((EXPERTS, *shape), np.float32) / shape[-1] ** 0.5, jnp.bfloat16)
 
-    stacked = [Expert(matrices(hidden, dim), matrices(hidden, dim), matrices(dim, hidden)) for _ in range(count)]
-    return stacked, [[Expert(*(part[e] for part in layer)) for e in range(EXPERTS)] for layer in stacked]
+    def plain(array: Array) -> Plain:
+        return Plain(array=array, axes=(None, None, None))
+
+    layers = [(matrices(hidden, dim), matrices(hidden, dim), matrices(dim, hidden)) for _ in range(count)]
+    stacked = [Expert(*map(plain, layer)) for layer in layers]
+    separate = [
+        Expert(*(Separate(parts=tuple(plain(part[e : e + 1]) for e in range(EXPERTS))) for part in layer))
+        for layer in layers
+    ]
+    return stacked, separate
 
 
 def compile_layers(
-    name: str, tokens: int, dim: int, stacked: list[Expert], separate: list[list[Expert]]
+    name: str, tokens: int, dim: int, stacked: list[Expert], separate: list[Expert]
 ) -> Callable[[], Array]:
     """A call that runs every layer once with backend `name`."""
     backend = next(b for known, b in BACKENDS.items() if known == name)
-    layers: Layers = stacked if backend.layout == "stacked" else separate
+    layers = stacked if backend.layout == "stacked" else separate
     rng = np.random.default_rng(tokens)
     experts = np.stack([rng.permutation(EXPERTS)[:CHOSEN] for _ in range(tokens)]).astype(np.int32)
     routing = Routing(jnp.asarray(experts), jnp.full((tokens, CHOSEN), 1 / CHOSEN, jnp.float32))
     x = jnp.asarray(rng.standard_normal((tokens, dim), np.float32), jnp.bfloat16)
 
-    def forward(layers: Layers, x: Array, routing: Routing) -> Array:
+    def forward(layers: list[Expert], x: Array, routing: Routing) -> Array:
         for layer in layers:
             x = x + backend.apply(layer, x, routing).astype(x.dtype)
         return x

@@ -28,15 +28,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from moejax.moe.experts import BACKENDS
-from moejax.ops.block_layout import block_layout
 from moejax.ops.expert import Expert
-from moejax.ops.kernels import KERNELS, Kernels, kernels
-from moejax.ops.routing import Routing, route
+from moejax.ops.reference import route
+from moejax.ops.routing import Routing
+from moejax.ops.table import BACKENDS
+from moejax.ops.triton.block_layout import block_layout
 from moejax.ops.triton.blocks import grouped_rows
 from moejax.ops.triton.few_tokens import MOST_TOKENS
+from moejax.ops.triton.kernels import KERNELS, Kernels, kernels
 from moejax.ops.xla.permutation import sort_by_expert
 from moejax.runtime.platform import current_device
+from moejax.weights.storage import Plain
 from scripts.bench_decode_step import decode_rows
 from scripts.kernel_timing import (
     FULL,
@@ -98,15 +100,25 @@ def parse_args() -> argparse.Namespace:
 
 def random_routing(plan: Plan, tokens: int, seed: int = 0) -> Routing:
     logits = normal(tokens, plan.config.num_experts, seed=seed, dtype="float32")
-    return route(logits, jnp.ones((tokens,), bool), plan.config.experts_per_token)
+    return route(logits, jnp.ones((tokens,), bool), plan.config.router)
 
 
 def random_layers(plan: Plan) -> list[Expert]:
     e, f, d = plan.config.num_experts, plan.config.expert_dim, plan.config.embed_dim
     return [
-        Expert(normal(e, f, d, seed=3 * i), normal(e, f, d, seed=3 * i + 1), normal(e, d, f, seed=3 * i + 2))
+        Expert(
+            *(
+                Plain(array=normal(e, *shape, seed=3 * i + j), axes=(None, None, None))
+                for j, shape in enumerate(((f, d), (f, d), (d, f)))
+            )
+        )
         for i in range(plan.layers)
     ]
+
+
+def matrices(expert: Expert) -> tuple[Array, ...]:
+    """gate, up and down as arrays."""
+    return tuple(value.numbers() for value in expert)
 
 
 def walk(one_layer: Callable[[Expert, Array, Routing], Array]) -> Callable[..., Array]:
@@ -130,17 +142,20 @@ def layer_cost(plan: Plan, routing: Routing) -> Cost:
 
 def route_rows(plan: Plan, implementation: Kernels, rates: Rates) -> None:
     """Many independent calls in one program: one call is shorter than the time to ask for it."""
-    e, a, calls = plan.config.num_experts, plan.config.experts_per_token, plan.route_calls
+    e, a, calls = plan.config.num_experts, plan.config.router.experts_per_token, plan.route_calls
+    policy = plan.config.router
     for tokens in (plan.few[0], plan.few[-1], plan.many[-1]):
         # Rounded, so that two experts are equal or clearly apart and every way of computing exp chooses the same.
         logits = [normal(tokens, e, seed=i).astype(jnp.float32) for i in range(calls)]
         valid = jnp.ones((tokens,), bool)
-        ours = compiled(lambda logits, valid: [implementation.route(one, valid, a) for one in logits], logits, valid)
+        ours = compiled(
+            lambda logits, valid: [implementation.route(one, valid, policy) for one in logits], logits, valid
+        )
 
         def xla(logits: list[Array], valid: Array) -> list[Any]:
-            return [(routing := route(one, valid, a), sort_by_expert(routing, e)) for one in logits]
+            return [(routing := route(one, valid, policy), sort_by_expert(routing, e)) for one in logits]
 
-        expected = [KERNELS["reference"].route(one, valid, a) for one in logits]
+        expected = [KERNELS["reference"].route(one, valid, policy) for one in logits]
         error = difference(ours(), expected)
         took, beside = (seconds(call, plan.rounds) / calls for call in (ours, compiled(xla, logits, valid)))
         print_row("route", tokens, took, Cost(tokens * (4 * e + 12 * a), 0), rates, beside, error)
@@ -151,13 +166,13 @@ def few_rows(plan: Plan, implementation: Kernels, rates: Rates) -> dict[int, flo
     experts, times = random_layers(plan), {}
 
     def ours(expert: Expert, x: Array, routing: Routing) -> Array:
-        return implementation.expert_ffn(*expert, x, routing.experts, routing.weights)
+        return implementation.expert_ffn(*matrices(expert), x, routing.experts, routing.weights)
 
     for tokens in plan.few:
         routing, x = random_routing(plan, tokens), normal(tokens, plan.config.embed_dim)
         error = difference(
             jax.jit(ours)(experts[0], x, routing),
-            jax.jit(KERNELS["reference"].expert_ffn)(*experts[0], x, routing.experts, routing.weights),
+            jax.jit(KERNELS["reference"].expert_ffn)(*matrices(experts[0]), x, routing.experts, routing.weights),
         )
         took, beside = (
             seconds(compiled(walk(apply), experts, x, routing), plan.rounds) / plan.layers
@@ -178,8 +193,8 @@ def many_rows(plan: Plan, implementation: Kernels, rates: Rates, suffix: str = "
         layout = block_layout(routing.experts, ranks, counts, grouped_rows(routing.experts.size // e))
         height = grouped_rows(routing.experts.size // e)
         rows = implementation.permute(x, layout.places, height * layout.block_experts.shape[0])
-        hidden = implementation.grouped_gate_up(rows, expert.gate, expert.up, layout.block_experts)
-        results = implementation.grouped_matmul(hidden, expert.down, layout.block_experts)
+        hidden = implementation.grouped_gate_up(rows, *matrices(expert)[:2], layout.block_experts)
+        results = implementation.grouped_matmul(hidden, matrices(expert)[2], layout.block_experts)
         return implementation.combine(results[None], layout.places, routing.weights)
 
     for tokens in plan.many:
@@ -200,8 +215,8 @@ def many_rows(plan: Plan, implementation: Kernels, rates: Rates, suffix: str = "
     block_experts = jnp.repeat(jnp.arange(e, dtype=jnp.int32), per_expert)
     places = height * e * per_expert
     for name, width, weights in (
-        ("grouped_gate_up", config.embed_dim, experts[0][:2]),
-        ("grouped_matmul", config.expert_dim, experts[0][2:]),
+        ("grouped_gate_up", config.embed_dim, matrices(experts[0])[:2]),
+        ("grouped_matmul", config.expert_dim, matrices(experts[0])[2:]),
     ):
         rows = normal(places, width)
         kernel, reference = getattr(implementation, name), getattr(KERNELS["reference"], name)

@@ -25,11 +25,13 @@ import jax.numpy as jnp
 from jax._src.pallas.triton import lowering as triton_lowering
 from jaxlib.mlir import ir
 
-from moejax.families.config import named_config
-from moejax.loading import make_parallel
-from moejax.model.params import merge, split
+from moejax.families.table import named_config, weights_of
+from moejax.model.structure import make_parallel
 from moejax.moe.layer import MoE
+from moejax.ops.table import make_ops
 from moejax.runtime.platform import A100, H100, Device, tracing_for
+from moejax.weights.params import merge, split
+from moejax.weights.weight import under
 from sharding import MeshConfig
 
 KERNEL_CALL = "__gpu$xla.gpu.triton"
@@ -105,11 +107,14 @@ def lower_moe_layer(tokens: int, device: Device, backend: Any = "pallas") -> Low
     """The mixture-of-experts layer of Mixtral 8x7B on so many tokens."""
     config = named_config("mixtral-8x7b")
     parallel = make_parallel(config, abstract_mesh(device), "replicated")
-    graphdef, declared = split(MoE(config, backend, parallel, dtype=jnp.bfloat16))
-    params = {path: abstract(variable.get_value()) for path, variable in declared.items()}
+    weights = under({weight.parameter: weight for weight in weights_of(config)}, "layers.0.moe")
+    places = config.num_experts
+    graphdef, declared = split(MoE(config, weights, make_ops(backend), parallel, places=places, dtype=jnp.bfloat16))
+    params = {path: variable.get_value() for path, variable in declared.items()}
+    table = jax.ShapeDtypeStruct((3, places), jnp.int32)
     x = jax.ShapeDtypeStruct((tokens, 1, config.embed_dim), jnp.bfloat16)
     valid = jax.ShapeDtypeStruct((tokens, 1), jnp.bool_)
-    return lower(lambda p, *args: merge(graphdef, declared, p)(*args), params, x, valid, device=device)
+    return lower(lambda p, *args: merge(graphdef, declared, p)(*args), params, x, valid, table, device=device)
 
 
 def _walk(operation: Any) -> Iterator[Any]:

@@ -1,13 +1,13 @@
 """The names of array axes that a mesh may split.
 
 `batch` has one entry per sequence; `groups` has one (or a share of the batch) per group of devices that together hold
-all experts.
+all experts. `mlp` is the hidden axis of experts, `hidden` that of a feed-forward network without experts.
 """
 
 from typing import Literal, get_args
 
 LogicalAxis = Literal[
-    "batch", "groups", "sequence", "vocab", "embed", "q_heads", "kv_heads", "head_dim", "experts", "mlp"
+    "batch", "groups", "sequence", "vocab", "embed", "q_heads", "kv_heads", "head_dim", "experts", "mlp", "hidden"
 ]
 LogicalAxes = tuple[LogicalAxis | None, ...]
 

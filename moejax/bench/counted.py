@@ -11,6 +11,10 @@ import numpy as np
 from jaxtyping import Int
 
 from moejax.families.config import ModelConfig
+from moejax.families.kv_cache import cache_elements_per_token
+from moejax.families.table import weights_of
+from moejax.weights.counts import DeviceShare, device_share
+from sharding import MeshConfig, Rules
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,14 +30,18 @@ class Counted:
         return self.weight_bytes + self.cache_bytes
 
 
+def _whole(config: ModelConfig) -> DeviceShare:
+    """What one device that holds everything holds of each part."""
+    return device_share(weights_of(config), Rules.of(MeshConfig()))
+
+
 def token_flops(config: ModelConfig, position: int) -> int:
     """FLOPs of one token at `position` (0 is the first): projections, router, chosen experts, attention, no head."""
-    attention = 2 * config.embed_dim * config.head_dim * (config.num_heads + config.num_kv_heads)
-    experts = config.experts_per_token * config.num_expert_parameters
-    router = config.embed_dim * config.num_experts
+    share = _whole(config)
+    products = share.flops("attention", 1) + share.flops("router", 1) + share.flops("mlp", 1)
     seen = min(position + 1, config.sliding_window or position + 1)
-    scores = 2 * config.num_heads * config.head_dim * seen  # queries with keys, weights with values
-    return 2 * config.num_layers * (attention + experts + router + scores)
+    scores = 4 * config.num_heads * config.head_dim * seen  # queries with keys, weights with values
+    return round(products + share.flops("experts", config.experts_per_token) + config.num_layers * scores)
 
 
 def head_flops(config: ModelConfig) -> int:
@@ -57,20 +65,21 @@ def decode_steps(
         first_position: of the token that the first step feeds, the same in all rows.
         routed: expert ids.  item_size: bytes of a weight and of a cache element.
     """
-    batch, steps = routed.shape[:2]
-    always = config.num_layers * config.embed_dim * (
-        2 * config.head_dim * (config.num_heads + config.num_kv_heads) + config.num_experts + 2
-    ) + config.embed_dim * (config.vocab_size + 1)  # attention, routers, norms; the head and its norm
+    batch, steps, layers = routed.shape[:3]
+    share = _whole(config)
+    head = config.embed_dim * (config.vocab_size + 1)  # and its norm; tied or not, the table is read
+    always = share.elements["attention"] + share.elements["router"] + share.elements["mlp"] + head
+    one_expert = share.elements["experts"] // max(1, layers)
     looked_up = batch * config.embed_dim  # rows of the embedding
     counted = []
     for step in range(steps):
-        distinct = sum(len(np.unique(routed[:, step, layer])) for layer in range(config.num_layers))
+        distinct = sum(len(np.unique(routed[:, step, layer])) for layer in range(layers))
         position = first_position + step
         seen = min(position + 1, config.sliding_window or position + 1)
         counted.append(
             Counted(
-                weight_bytes=item_size * (always + looked_up + distinct * config.num_expert_parameters),
-                cache_bytes=item_size * batch * seen * config.cache_elements_per_token,
+                weight_bytes=item_size * (always + looked_up + distinct * one_expert),
+                cache_bytes=item_size * batch * seen * cache_elements_per_token(config),
                 flops=batch * (token_flops(config, position) + head_flops(config)),
             )
         )

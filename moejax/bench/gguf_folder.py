@@ -16,6 +16,7 @@ import numpy as np
 from convert import CheckpointError, SafetensorsFolder
 from moejax.checkpoint import open_checkpoint
 from moejax.families.config import ModelConfig
+from moejax.families.table import weights_of
 
 ARCHITECTURE = "llama"
 _NUMPY = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype("f2"), "float32": np.dtype("f4")}
@@ -112,30 +113,40 @@ def _add_vocabulary(gguf: Any, writer: Any, size: int) -> None:
     writer.add_eos_token_id(min(2, size - 1))
 
 
+# llama.cpp's names by our paths, {0} being the layer; norms and routers are float32 there.
+_NAMES = {
+    "embed.table": "token_embd",
+    "attention_norm.scale": "blk.{0}.attn_norm",
+    "attention.q": "blk.{0}.attn_q",
+    "attention.k": "blk.{0}.attn_k",
+    "attention.v": "blk.{0}.attn_v",
+    "attention.o": "blk.{0}.attn_output",
+    "moe_norm.scale": "blk.{0}.ffn_norm",
+    "moe.router": "blk.{0}.ffn_gate_inp",
+    "moe.experts.gate": "blk.{0}.ffn_gate_exps",
+    "moe.experts.up": "blk.{0}.ffn_up_exps",
+    "moe.experts.down": "blk.{0}.ffn_down_exps",
+    "final_norm.scale": "output_norm",
+    "head.table": "output",
+}
+
+
 def _entries(config: ModelConfig, names: set[str], dtype: str) -> Iterator[Entry]:
-    d, f, e = config.embed_dim, config.expert_dim, config.num_experts
-    q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-
-    def one(name: str, source: str, *shape: int, dtype: str = dtype, heads: int | None = None) -> Entry:
-        return Entry(name=f"{name}.weight", shape=shape, dtype=dtype, sources=(f"{source}.weight",), heads=heads)
-
-    yield one("token_embd", "model.embed_tokens", config.vocab_size, d)
-    for layer in range(config.num_layers):
-        theirs, ours = f"blk.{layer}", f"model.layers.{layer}"
-        yield one(f"{theirs}.attn_norm", f"{ours}.input_layernorm", d, dtype="float32")
-        yield one(f"{theirs}.attn_q", f"{ours}.self_attn.q_proj", q, d, heads=config.num_heads)
-        yield one(f"{theirs}.attn_k", f"{ours}.self_attn.k_proj", kv, d, heads=config.num_kv_heads)
-        yield one(f"{theirs}.attn_v", f"{ours}.self_attn.v_proj", kv, d)
-        yield one(f"{theirs}.attn_output", f"{ours}.self_attn.o_proj", d, q)
-        yield one(f"{theirs}.ffn_norm", f"{ours}.post_attention_layernorm", d, dtype="float32")
-        block = "block_sparse_moe" if f"{ours}.block_sparse_moe.gate.weight" in names else "mlp"
-        yield one(f"{theirs}.ffn_gate_inp", f"{ours}.{block}.gate", e, d, dtype="float32")
-        for part, matrix, shape in (("gate", "w1", (f, d)), ("up", "w3", (f, d)), ("down", "w2", (d, f))):
-            sources = tuple(f"{ours}.block_sparse_moe.experts.{expert}.{matrix}.weight" for expert in range(e))
-            yield Entry(name=f"{theirs}.ffn_{part}_exps.weight", shape=(e, *shape), dtype=dtype, sources=sources)
-    yield one("output_norm", "model.norm", d, dtype="float32")
-    if not config.tie_embeddings:
-        yield one("output", "lm_head", config.vocab_size, d)
+    heads = {"attention.q": config.num_heads, "attention.k": config.num_kv_heads}
+    for weight in weights_of(config):
+        layer, path = "", weight.parameter
+        if path.startswith("layers."):
+            _, layer, path = path.split(".", 2)
+        if path not in _NAMES:
+            raise ValueError(f"{weight.path} has no place in GGUF's architecture {ARCHITECTURE}; leave llama.cpp out")
+        sources = tuple(next(name for name in tensor.names if name in names) for tensor in weight.tensors())
+        yield Entry(
+            name=f"{_NAMES[path].format(layer)}.weight",
+            shape=weight.shape if weight.experts is None else (weight.experts, *weight.shape),
+            dtype="float32" if len(weight.shape) == 1 or weight.part == "router" else dtype,
+            sources=sources,
+            heads=heads.get(path),
+        )
 
 
 def _read(tensors: SafetensorsFolder, entry: Entry, head_dim: int) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from moejax.families.config import NAMED_CONFIGS
+from moejax.families.table import named_configs
 
 RANDOM = "random:"
 
@@ -17,7 +17,7 @@ def resolve_source(checkpoint: str | None, random: str | None) -> str:
         given = "both" if checkpoint else "neither"
         raise ValueError(
             f"give a CHECKPOINT or --random MODEL, got {given}; MODEL is one of "
-            f"{', '.join(NAMED_CONFIGS)}, or the path of a config.json"
+            f"{', '.join(named_configs())}, or the path of a config.json"
         )
     return f"{RANDOM}{random}" if checkpoint is None else checkpoint
 

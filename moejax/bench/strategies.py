@@ -11,7 +11,8 @@ from moejax.bench.works import Work
 from moejax.families.config import ModelConfig
 from moejax.moe.split import Split, make_rules, resolve_split
 from moejax.planning.communication import Tokens, choice_collectives, forward_collectives
-from moejax.planning.routing import Routing
+from moejax.planning.footprint import device_weights, weight_bytes
+from moejax.planning.routing import RoutingModel
 from sharding import MeshConfig, Rules
 from sharding.collectives import wire_elements
 from sharding.collectives.collective import ITEM_SIZES
@@ -73,9 +74,7 @@ def count_strategies(
 
 def weight_elements(config: ModelConfig, rules: Rules) -> int:
     """Parameters that each device holds."""
-    table = config.vocab_size // rules.parts("vocab") * config.embed_dim
-    experts = config.num_layers * config.num_experts // rules.parts("experts") * _expert_elements(config, rules)
-    return (1 if config.tie_embeddings else 2) * table + experts + _layer_elements(config, rules)
+    return weight_bytes(config, rules, "float32") // ITEM_SIZES["float32"]
 
 
 def read_elements(config: ModelConfig, rules: Rules, tokens: int) -> float:
@@ -84,22 +83,11 @@ def read_elements(config: ModelConfig, rules: Rules, tokens: int) -> float:
     Its part of attention, norms, router and head, and the experts that are chosen: expected under uniform routing,
     where every A experts are equally likely (docs/performance-model.md).
     """
-    routing = Routing(config.num_experts, config.experts_per_token)
-    experts = config.num_layers * routing.experts_read(rules.parts("experts"), tokens) * _expert_elements(config, rules)
-    head = config.vocab_size // rules.parts("vocab") * config.embed_dim
-    return head + experts + _layer_elements(config, rules)
-
-
-def _expert_elements(config: ModelConfig, rules: Rules) -> int:
-    """Of one expert of a layer, on one device."""
-    return config.num_expert_parameters // rules.parts("mlp")
-
-
-def _layer_elements(config: ModelConfig, rules: Rules) -> int:
-    """Of everything but experts and tables, on one device: attention, norms and routers."""
-    d, h = config.embed_dim, config.head_dim
-    heads = config.num_heads // rules.parts("q_heads") + config.num_kv_heads // rules.parts("kv_heads")
-    return d + config.num_layers * (2 * d * h * heads + d * config.num_experts + 2 * d)
+    routing, share = RoutingModel(config.num_experts, config.experts_per_token), device_weights(config, rules)
+    experts = routing.experts_read(rules.parts("experts"), tokens) * share.elements["experts"]
+    table = config.vocab_size // rules.parts("vocab") * config.embed_dim
+    others = sum(share.elements[part] for part in ("attention", "router", "mlp"))
+    return table + config.embed_dim + experts + others
 
 
 def _count(config: ModelConfig, rules: Rules, split: Split, work: Work, dtype: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from moejax.cli import console, options
 from moejax.cli import devices as device_flags
 from moejax.cli.bench_compare_plan import hf_folder, make_plan, with_meshes
 from moejax.cli.bench_compare_table import show
+from moejax.families.table import parameters_of
 
 EXAMPLES = (
     "moejax bench compare path/to/hf-folder --peers transformers,transformers-compiled,llama.cpp",
@@ -129,8 +130,8 @@ def compare(
     result: dict[str, Any] = describe_run()
     result["model"] = {
         "name": source_name(source),
-        "parameters": config.num_parameters,
-        "active_parameters": config.num_active_parameters,
+        "parameters": parameters_of(config).total,
+        "active_parameters": parameters_of(config).active,
         "dtype": dtype,
     }
     if meshes:

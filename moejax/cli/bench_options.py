@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from moejax.cli.options import whole_number
-from moejax.families.config import NAMED_CONFIGS
+from moejax.families.table import named_configs
 
 WORK, MODEL, OUTPUT = "What is timed", "Model", "Results"
 
@@ -56,7 +56,7 @@ Random = Annotated[
         "--random",
         rich_help_panel=MODEL,
         metavar="MODEL",
-        help=f"Random weights instead of a CHECKPOINT: {', '.join(NAMED_CONFIGS)}, or the path of a config.json.",
+        help=f"Random weights instead of a CHECKPOINT: {', '.join(named_configs())}, or the path of a config.json.",
     ),
 ]
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from moejax.cli import bench_options as flags
 from moejax.cli import console
+from moejax.families.table import parameters_of
 
 if TYPE_CHECKING:
     from moejax import Model
@@ -111,8 +112,8 @@ def describe_model(model: "Model", source: str) -> dict[str, Any]:
 
     return {
         "name": source_name(source),
-        "parameters": model.config.num_parameters,
-        "active_parameters": model.config.num_active_parameters,
+        "parameters": parameters_of(model.config).total,
+        "active_parameters": parameters_of(model.config).active,
         "dtype": model.dtype,
         "expert_backend": model.expert_backend,
         "mesh": str(model.mesh),

@@ -137,12 +137,11 @@ def decode(
         from moejax.cli import output
 
         model = moejax.load(
-            checkpoint,
-            mesh=split.mesh,
+            facts.source,
+            mesh=split,
             dtype=dtype,
             max_seq_len=max_seq_len,
             expert_backend=expert_backend,
-            dispatch=split.dispatch,
             seed=model_seed or 0,
         )
     load_seconds = time.perf_counter() - began

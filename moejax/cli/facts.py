@@ -2,15 +2,21 @@
 
 from dataclasses import dataclass
 
-from moejax.checkpoint import open_checkpoint
+from moejax.checkpoint import Checkpoint, open_checkpoint
 from moejax.cli.options import RANDOM
-from moejax.families.config import ModelConfig, named_config, sequence_limit
+from moejax.families.config import ModelConfig, sequence_limit
+from moejax.families.table import named_config
 from moejax.text.tokenizer import Tokenizer, missing_tokenizer_message
 
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """The fields of a `Model` of the same names, as far as `moejax.decoding.requests` checks requests with them."""
+    """The fields of a `Model` of the same names, as far as `moejax.decoding.requests` checks requests with them.
+
+    source: what `moejax.load` is given: the name of random weights, or the checkpoint, which is then not opened twice.
+    """
+
+    source: str | Checkpoint
 
     config: ModelConfig
     tokenizer: Tokenizer | None
@@ -27,15 +33,17 @@ def read_facts(source: str, max_seq_len: int | None) -> Facts:
         ValueError: for a source or limit that it would refuse as well.
     """
     if source.startswith(RANDOM):
+        given: str | Checkpoint = source
         config = named_config(source.removeprefix(RANDOM))
         tokenizer, eos_token_ids, dtype = None, (), "bfloat16"
         reason = f"{source} has random weights and no tokenizer: use --token-ids"
     else:
-        checkpoint = open_checkpoint(source)
+        given = checkpoint = open_checkpoint(source)
         config, eos_token_ids, dtype = checkpoint.config, checkpoint.eos_token_ids, checkpoint.dtype
-        tokenizer = Tokenizer.from_folder(checkpoint.folder)
+        tokenizer = checkpoint.tokenizer
         reason = None if tokenizer else missing_tokenizer_message(checkpoint.folder)
     return Facts(
+        source=given,
         config=config,
         tokenizer=tokenizer,
         no_tokenizer_reason=reason,

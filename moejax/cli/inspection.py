@@ -2,17 +2,20 @@
 
 import dataclasses
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 from convert import SafetensorsFolder
 from moejax.checkpoint import Checkpoint, open_checkpoint
 from moejax.cli import startup
 from moejax.cli.options import RANDOM
-from moejax.families.config import ModelConfig, named_config
-from moejax.moe.split import Split
+from moejax.families.config import ModelConfig
+from moejax.families.kv_cache import cache_elements_per_token
+from moejax.families.table import named_config, parameters_of, weights_of
+from moejax.moe.split import Split, make_rules
 from moejax.planning.auto import asked_split, check_split
-from moejax.text.tokenizer import Tokenizer, missing_tokenizer_message
+from moejax.planning.footprint import weight_bytes
+from moejax.text.tokenizer import missing_tokenizer_message
+from moejax.weights.weight import logical_tensors
 
 _ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
@@ -39,15 +42,15 @@ def inspect(source: str, mesh: str | None, dispatch: str) -> dict[str, Any]:
     return {
         "source": source,
         "folder": None if checkpoint is None else str(checkpoint.folder.resolve()),
-        "family": "mixtral",
+        "family": config.family,
         "config": dataclasses.asdict(config),
         "parameters": {
-            "total": config.num_parameters,
-            "active": config.num_active_parameters,
-            "per_expert": config.num_expert_parameters,
+            "total": parameters_of(config).total,
+            "active": parameters_of(config).active,
+            "per_expert": parameters_of(config).per_expert,
         },
         "weights": None if checkpoint is None else _weights(checkpoint),
-        "tokenizer": None if checkpoint is None else _tokenizer(checkpoint.folder),
+        "tokenizer": None if checkpoint is None else _tokenizer(checkpoint),
         "eos_token_ids": [] if checkpoint is None else list(checkpoint.eos_token_ids),
         "mesh": dict(split.mesh.shape),
         "dispatch": split.dispatch,
@@ -74,15 +77,13 @@ def _weights(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _ignored(checkpoint: Checkpoint) -> dict[str, str]:
     """Tensors that loading does not use, with the reason; also finds missing and wrongly shaped ones."""
-    from moejax.loading import expected_tensors
-
-    return dict(checkpoint.plan(expected_tensors(checkpoint.config)).ignored)
+    return dict(checkpoint.plan(logical_tensors(weights_of(checkpoint.config))).ignored)
 
 
-def _tokenizer(folder: Path) -> dict[str, Any]:
-    tokenizer = Tokenizer.from_folder(folder)
+def _tokenizer(checkpoint: Checkpoint) -> dict[str, Any]:
+    tokenizer = checkpoint.tokenizer
     if tokenizer is None:
-        return {"missing": missing_tokenizer_message(folder)}
+        return {"missing": missing_tokenizer_message(checkpoint.folder)}
     return {
         "vocab_size": tokenizer.vocab_size,
         "bos_token": tokenizer.bos_token,
@@ -95,7 +96,7 @@ def _tokenizer(folder: Path) -> dict[str, Any]:
 def _device() -> dict[str, Any]:
     import jax
 
-    from moejax.moe.experts import resolve_backend
+    from moejax.ops.table import resolve_backend
     from sharding import device_memory
 
     memory = device_memory()
@@ -120,16 +121,10 @@ class _Share:
 
 
 def _share(config: ModelConfig, split: Split) -> _Share:
-    from moejax.loading import abstract_model, make_parallel
-    from moejax.model.placement import param_placements
-    from sharding import bytes_per_device
-
-    parallel = make_parallel(config, split.mesh.abstract(), split.dispatch)
-    _, abstract = abstract_model(config, "dense", "float32", parallel)
-    rules = parallel.rules
+    rules = make_rules(config, split.mesh, split.dispatch)
     return _Share(
-        weights=bytes_per_device(param_placements(abstract, rules)) // _ITEM_BYTES["float32"],
-        cache_per_token=config.cache_elements_per_token // rules.parts("kv_heads"),
+        weights=weight_bytes(config, rules, "float32") // _ITEM_BYTES["float32"],
+        cache_per_token=cache_elements_per_token(config) // rules.parts("kv_heads"),
         rows_apart=rules.parts("batch"),
     )
 

@@ -8,7 +8,7 @@ import typer
 from moejax.cli import console, options
 from moejax.cli.help import SETTINGS, Command, examples
 from moejax.cli.mesh_calibrate import CALIBRATE_EXAMPLES, calibrate
-from moejax.families.config import NAMED_CONFIGS
+from moejax.families.table import named_configs
 
 DOES_NOT_FIT = 1  # exit code
 
@@ -35,7 +35,7 @@ Model = Annotated[
     typer.Option(
         "--model",
         metavar="MODEL",
-        help=f"A named configuration ({', '.join(NAMED_CONFIGS)}), the path of a config.json, demo, or a checkpoint.",
+        help=f"A named configuration ({', '.join(named_configs())}), the path of a config.json, demo, or a checkpoint.",
     ),
 ]
 DeviceCount = Annotated[

@@ -10,13 +10,15 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from moejax.families.kv_cache import cache_placements
+from moejax.families.table import weights_of
 from moejax.moe.split import Split, make_rules, resolve_split
 from moejax.planning.calls import cache_slots
 from moejax.planning.models import model_config, stored_dtype
 from moejax.planning.units import BYTES, amount, common_unit, number
 from moejax.planning.workload import Workload, default_lengths
 from moejax.runtime.buckets import batch_bucket
-from moejax.weights.declarations import cache_placements, declared_placement, model_params
+from moejax.weights.counts import weight_placements
 from moejax.weights.dtypes import resolve_dtype
 from sharding import Placement, bytes_per_device
 
@@ -61,10 +63,7 @@ def placed(model: str, mesh: str, dispatch: str, *, dtype: str, batch_size: int,
         split=split,
         batch_size=batch_size,
         rows=rows,
-        params=[
-            declared_placement(path, one, workload.dtype, rules)
-            for path, one in model_params(config, "stacked", 1).items()
-        ],
+        params=weight_placements(weights_of(config), rules, workload.dtype),
         cache=cache_placements(config, rules, rows, cache_slots(workload), workload.dtype),
     )
 
@@ -106,7 +105,7 @@ def _alike(placements: list[Placement]) -> list[tuple[str, Placement, int]]:
     """Arrays with their layer's number left out: name, one of them, how many there are."""
     groups: dict[str, list[Placement]] = {}
     for one in placements:
-        name = re.sub(r"^(layers|cache)\.\d+\.", r"\1.*.", one.path).replace(".stacked.", ".")
+        name = re.sub(r"^(layers|cache)\.\d+\.", r"\1.*.", one.path)
         groups.setdefault(name, []).append(one)
     return [(name, group[0], len(group)) for name, group in groups.items()]
 

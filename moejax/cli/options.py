@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from moejax.families.config import NAMED_CONFIGS
+from moejax.families.table import named_configs
 
 # Panels of the help text. What has none stands in the first, beside --help.
 STOPPING, SAMPLING, REPORTS, MODEL = "Length and stopping", "Sampling", "Reports", "Model"
@@ -165,7 +165,7 @@ Checkpoint = Annotated[
         metavar="CHECKPOINT",
         help="demo, the folder of a Hugging Face Mixtral checkpoint or of a converted one, or random:NAME for random "
         "weights, "
-        f"with NAME one of {', '.join(NAMED_CONFIGS)}, or the path of a config.json.",
+        f"with NAME one of {', '.join(named_configs())}, or the path of a config.json.",
         show_default=False,
     ),
 ]

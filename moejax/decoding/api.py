@@ -183,7 +183,7 @@ def _stats(model: Model, rows: list[Row], batches: list[engine.Batch], call: lis
         prompt_tokens=len(rows[0].request.prompt),
         padded_rows=sum(timing.padded_rows for timing in timings),
         device_rows=_device_rows(model, np.sum([batch.expert_rows for batch in batches], axis=0)),
-        expert_rows=tuple(map(tuple, np.sum([batch.expert_rows for batch in call], axis=(0, 1)).tolist())),
+        expert_rows=_expert_rows(model, np.sum([batch.expert_rows for batch in call], axis=0)),
         generated_tokens=generated,
         ttft_seconds=timings[0].ttft,
         prefill_seconds=sum(timing.prefill for timing in timings),
@@ -194,11 +194,16 @@ def _stats(model: Model, rows: list[Row], batches: list[engine.Batch], call: lis
     )
 
 
-def _device_rows(model: Model, expert_rows: np.ndarray) -> tuple[int, ...]:
-    """Rows per device from rows per expert [d, L, E]; devices along `tensor` share the rows of their experts."""
+def _device_rows(model: Model, rows: np.ndarray) -> tuple[int, ...]:
+    """Rows per device from rows per place [d, L, P]; devices along `tensor` share the rows of their experts."""
     mesh = model.mesh
-    by_owner = expert_rows.sum(axis=1).reshape(mesh.data, mesh.expert, -1).sum(axis=-1)
+    by_owner = rows.sum(axis=1).reshape(mesh.data, mesh.expert, -1).sum(axis=-1)
     return tuple(np.repeat(by_owner.reshape(-1), mesh.tensor).tolist())
+
+
+def _expert_rows(model: Model, rows: np.ndarray) -> tuple[tuple[int, ...], ...]:
+    """Rows per expert [L][E] from rows per place [d, L, P]."""
+    return tuple(map(tuple, model.structure.experts.by_expert(rows).sum(axis=0).tolist()))
 
 
 def _result(

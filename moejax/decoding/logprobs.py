@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float, Int
 
-from moejax.model.model import Mixtral
+from moejax.model.model import Transformer
 
 POSITIONS_PER_BLOCK = 64  # prompt positions whose logits are in memory at once
 
@@ -40,7 +40,9 @@ def empty_scores(places: tuple[int, ...], best: int) -> TokenScores:
     return TokenScores(logprob=real, rank=whole, best_ids=best_ids, best_logprobs=best_logprobs)
 
 
-def score_hidden(model: Mixtral, hidden: Float[Array, "B T D"], targets: Int[Array, "B T"], best: int) -> TokenScores:
+def score_hidden(
+    model: Transformer, hidden: Float[Array, "B T D"], targets: Int[Array, "B T"], best: int
+) -> TokenScores:
     """Scores of `targets`, the tokens that follow each position, without all T x V logits at once."""
     b, t, d = hidden.shape
     block = min(t, POSITIONS_PER_BLOCK)

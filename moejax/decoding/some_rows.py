@@ -13,15 +13,15 @@ from jaxtyping import Bool, Int
 
 from moejax.decoding.state import DecodeState, Features, place_state
 from moejax.decoding.steps import Generated, generate
+from moejax.families.kv_cache import CACHE_AXES
 from moejax.model.cache import KVCache, take_rows
-from moejax.model.model import Mixtral
+from moejax.model.model import Transformer
 from moejax.moe.parallel import Parallel
 from moejax.runtime.buckets import STEPS_PER_CALL
-from moejax.weights.declarations import CACHE_AXES
 
 
 def generate_some(
-    model: Mixtral,
+    model: Transformer,
     features: Features,
     slots: int,
     state: DecodeState,

@@ -3,10 +3,10 @@
 `decode` feeds all prompts of a batch (`prefill`) and then gives each its row (`admit`). A server's rows come and go: it
 feeds parts of prompts straight into their rows (`extend`) between calls of `generate`, which is the same for both.
 
-Each is a pure function of a merged `Mixtral` and arrays, which live on the mesh as `place_state` and the model's rules
-say; what the host reads is whole on every device. Shapes: Bg rows of a prefill group, R rows being admitted, B rows of
-the decode state, T prompt tokens of one call, V vocabulary, L layers, A experts per token, d groups of devices that
-together hold all experts.
+Each is a pure function of a merged `Transformer` and arrays, which live on the mesh as `place_state` and the rules of
+the model say; what the host reads is whole on every device. Shapes: Bg rows of a prefill group, R rows being admitted,
+B rows of the decode state, T prompt tokens of one call, V vocabulary, L layers, A experts per token, d groups of
+devices that together hold all experts.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from moejax.decoding.sampling import best_tokens, choose, forbid_stops, penalize
 from moejax.decoding.state import DecodeState, Features, RowParams, place_state
 from moejax.families.config import ModelConfig
 from moejax.model.cache import KVCache, copy_rows, empty_cache, place_cache, put_rows, reading, take_rows
-from moejax.model.model import Mixtral
+from moejax.model.model import Transformer
 from moejax.moe.parallel import Parallel
 from moejax.runtime.buckets import STEPS_PER_CALL
 
@@ -67,7 +67,7 @@ class PromptReport:
 
 
 def prefill(
-    model: Mixtral,
+    model: Transformer,
     report_experts: bool,
     prompt_logprobs: int | None,
     cache: KVCache,
@@ -135,7 +135,7 @@ def admit(
 
 
 def extend(
-    model: Mixtral,
+    model: Transformer,
     features: Features,
     slots: int,
     state: DecodeState,
@@ -185,7 +185,7 @@ def extend(
 
 
 def generate(
-    model: Mixtral,
+    model: Transformer,
     features: Features,
     state: DecodeState,
     cancelled: Bool[Array, " B"],
@@ -198,7 +198,8 @@ def generate(
     """
     parallel, config = model.parallel, model.config
     state = dataclasses.replace(state, active=state.active & ~cancelled, cache=reading(state.cache, slots))
-    rows = jnp.zeros((parallel.rules.parts("groups"), config.num_layers, config.num_experts), jnp.int32)
+    layers, places = model.placement.get_value().shape[0], model.placement.get_value().shape[-1]
+    rows = jnp.zeros((parallel.rules.parts("groups"), layers, places), jnp.int32)
     nothing = Generated(
         outputs=_place_outputs(_no_output(config, features, state.token.shape[0]), parallel),
         taken=jnp.zeros((), jnp.int32),
@@ -224,17 +225,17 @@ def generate(
     return dataclasses.replace(state, cache=reading(state.cache, None)), parallel.constrain(generated)
 
 
-def full_logits(model: Mixtral, tokens: Int[Array, "B T"], length: Int[Array, " B"]) -> Float[Array, "B T V"]:
+def full_logits(model: Transformer, tokens: Int[Array, "B T"], length: Int[Array, " B"]) -> Float[Array, "B T V"]:
     """Logits at every position, teacher-forced."""
     batch, width = tokens.shape
-    dtype = model.embed.table[...].dtype
+    dtype = model.embed.table.get_value().numbers().dtype
     cache = empty_cache(model.config, batch, width, dtype, model.parallel)
     hidden, _, _ = model(tokens, jnp.zeros((batch,), jnp.int32), length, cache)
     return model.parallel.constrain(model.logits(hidden))
 
 
 def _step(
-    model: Mixtral, features: Features, state: DecodeState
+    model: Transformer, features: Features, state: DecodeState
 ) -> tuple[DecodeState, StepOutput, Int[Array, "d L E"]]:
     """Feeds each row's last token and generates its next one; the last result is what each expert computed."""
     hidden, cache, routed = model(state.token[:, None], state.position, state.active.astype(jnp.int32), state.cache)
@@ -301,7 +302,7 @@ def _choose_row_by_row(
 def _no_output(config: ModelConfig, features: Features, batch: int) -> StepOutput:
     """Room for the outputs of all steps of a call."""
     steps = (STEPS_PER_CALL, batch)
-    experts = jnp.zeros((*steps, config.num_layers, config.experts_per_token), jnp.int16)
+    experts = jnp.zeros((*steps, len(config.moe_layers), config.experts_per_token), jnp.int16)
     return StepOutput(
         token=jnp.zeros(steps, jnp.int32),
         scores=None if features.logprobs is None else empty_scores(steps, features.logprobs),

@@ -15,8 +15,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from moejax.families.config import ModelConfig
 from moejax.measuring.measured import check_real_devices, decode_seconds, prefill_seconds, random_model
 from moejax.measuring.speeds import engine_operations, measure_speeds
-from moejax.moe.experts import resolve_backend
 from moejax.moe.split import Split
+from moejax.ops.table import resolve_backend
 from moejax.planning.hardware import DTYPES, Hardware, Link
 from moejax.planning.routing import distinct_experts
 from moejax.planning.workload import Workload
@@ -127,7 +127,7 @@ def copy_bandwidth(device: Any) -> float:
 
 def matrix_rate(device: Any, dtype: str) -> float:
     """FLOP per second of a matrix product as the model computes them: operands of `dtype`, a float32 result."""
-    product = jax.jit(engine_operations().operations.project)
+    product = jax.jit(engine_operations().project)
     size = 512
     while True:
         x, weights = (jax.device_put(jnp.ones((size, size), dtype), device) for _ in range(2))

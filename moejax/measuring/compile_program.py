@@ -17,18 +17,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from moejax.decoding import steps
 from moejax.decoding.state import Features, empty_state
 from moejax.families.config import ModelConfig
-from moejax.loading import abstract_model, make_parallel
+from moejax.families.kv_cache import CACHE_AXES
 from moejax.measuring.compiled import DTYPE, Facts, Job, PhaseName
 from moejax.model.cache import KVCache, empty_cache
-from moejax.model.params import merge
-from moejax.model.placement import param_sharding
+from moejax.model.structure import PLACEMENT, make_parallel, make_structure
 from moejax.moe.parallel import Parallel
-from moejax.weights.declarations import CACHE_AXES
 from sharding import LogicalAxis, MeshConfig
 from sharding.collectives import compiled_collectives
 
@@ -65,7 +62,7 @@ class Program(NamedTuple):
     """
 
     function: Callable[..., Any]
-    weights: dict[str, jax.ShapeDtypeStruct]
+    weights: dict[str, Any]
     others: tuple[Any, ...]
     cache: KVCache
     donated: tuple[int, ...]
@@ -84,9 +81,12 @@ def compile_job(config: ModelConfig, job: Job, *, quick: bool = True) -> Facts:
     kv_bytes = _device_bytes(program.cache)
     return Facts(
         collectives=tuple(compiled_collectives(text, mesh.shape)),
-        weight_bytes=_device_bytes(program.weights),
+        weight_bytes=_device_bytes({path: one for path, one in program.weights.items() if path != PLACEMENT}),
         kv_bytes=kv_bytes,
-        other_bytes=_device_bytes(program.others) - _device_bytes(program.unread) - kv_bytes,
+        other_bytes=_device_bytes(program.weights[PLACEMENT])
+        + _device_bytes(program.others)
+        - _device_bytes(program.unread)
+        - kv_bytes,
         argument_bytes=memory.argument_size_in_bytes,
         temp_bytes=memory.temp_size_in_bytes,
     )
@@ -94,14 +94,14 @@ def compile_job(config: ModelConfig, job: Job, *, quick: bool = True) -> Facts:
 
 def decode_step(config: ModelConfig, parallel: Parallel, job: Job) -> Program:
     """The loop that generates a greedy token for each sequence per turn, as `decoding.engine` calls it."""
-    graphdef, abstract = abstract_model(config, "auto", DTYPE, parallel)
+    structure = make_structure(config, "auto", DTYPE, parallel)
     features = Features()
     state = jax.eval_shape(lambda: empty_state(config, features, job.rows, job.slots, DTYPE, parallel))
     cache = _placed(state.cache, parallel, *CACHE_AXES)
     state = dataclasses.replace(_placed(dataclasses.replace(state, cache=()), parallel), cache=cache)
     return Program(
-        function=lambda params, *args: steps.generate(merge(graphdef, abstract, params), features, *args),
-        weights=_weights(abstract, parallel),
+        function=lambda params, *args: steps.generate(structure.merged(params), features, *args),
+        weights=structure.shapes(),
         others=(state, _whole((job.rows,), jnp.bool_, parallel), _whole((), jnp.int32, parallel)),
         cache=cache,
         donated=(1,),
@@ -110,15 +110,15 @@ def decode_step(config: ModelConfig, parallel: Parallel, job: Job) -> Program:
 
 def prefill(config: ModelConfig, parallel: Parallel, job: Job) -> Program:
     """The feeding of a part of each prompt, as `decoding.engine` calls it."""
-    graphdef, abstract = abstract_model(config, "auto", DTYPE, parallel)
+    structure = make_structure(config, "auto", DTYPE, parallel)
     empty = jax.eval_shape(lambda: empty_cache(config, job.rows, job.slots, DTYPE, parallel))
     cache = _placed(empty, parallel, *CACHE_AXES)
     logits = _placed(jax.ShapeDtypeStruct((job.rows, config.vocab_size), jnp.float32), parallel, "batch", "vocab")
     tokens = _whole((job.rows, job.width), jnp.int32, parallel)
     start, lengths = _whole((), jnp.int32, parallel), _whole((job.rows,), jnp.int32, parallel)
     return Program(
-        function=lambda params, *args: steps.prefill(merge(graphdef, abstract, params), False, None, *args),
-        weights=_weights(abstract, parallel),
+        function=lambda params, *args: steps.prefill(structure.merged(params), False, None, *args),
+        weights=structure.shapes(),
         others=(cache, logits, tokens, tokens, start, lengths),
         cache=cache,
         donated=(1, 2),
@@ -130,14 +130,6 @@ _PHASES: dict[PhaseName, Callable[[ModelConfig, Parallel, Job], Program]] = {
     "decode": decode_step,
     "prefill": prefill,
 }
-
-
-def _weights(abstract: dict[str, nnx.Param[Any]], parallel: Parallel) -> dict[str, jax.ShapeDtypeStruct]:
-    sharding_of = param_sharding(abstract, parallel)
-    leaves = {path: variable.get_value() for path, variable in abstract.items()}
-    return {
-        path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding_of(path)) for path, leaf in leaves.items()
-    }
 
 
 def _placed(tree: Any, parallel: Parallel, *logical: LogicalAxis | None) -> Any:

@@ -252,7 +252,7 @@ def _check(config: ModelConfig, split: Split, jobs: Sequence[Job], facts: dict[J
 
 def _predicted_bytes(config: ModelConfig, rules: Rules, job: Job) -> dict[str, int]:
     return {
-        "weight_bytes": weight_bytes(config, rules, DTYPE).total,
+        "weight_bytes": weight_bytes(config, rules, DTYPE),
         "kv_bytes": cache_bytes(config, rules, job.rows, job.slots, DTYPE),
     }
 

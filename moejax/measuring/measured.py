@@ -16,18 +16,15 @@ from moejax.decoding import engine
 from moejax.decoding.requests import make_requests
 from moejax.decoding.rows import Row
 from moejax.decoding.sampling_params import SamplingParams
-from moejax.families.config import NAMED_CONFIGS, ModelConfig
-from moejax.loading import abstract_model, make_parallel
-from moejax.model.params import random_params
-from moejax.model.placement import param_sharding
-from moejax.moe.experts import resolve_backend
+from moejax.families.config import ModelConfig
+from moejax.families.table import named_configs
+from moejax.loading import random_model
 from moejax.moe.split import Split, make_rules
 from moejax.planning.checks import Measured
 from moejax.planning.compare import Plan, predict_split
 from moejax.planning.footprint import footprint
 from moejax.planning.rows import MeshRow
 from moejax.planning.workload import Workload
-from moejax.runtime.programs import Programs
 from sharding import DeviceMemory, device_memory
 
 ROOM = 0.9  # of the free memory, that a timed model may take
@@ -122,7 +119,7 @@ def measure_model(model: moejax.Model, plan: Plan, workload: Workload) -> Measur
 
 def is_random(source: str) -> bool:
     """Whether a model has no weights of its own."""
-    return source.removeprefix("random:") in NAMED_CONFIGS or source.endswith(".json") or source.startswith("random:")
+    return source.removeprefix("random:") in named_configs() or source.endswith(".json") or source.startswith("random:")
 
 
 def fitting_layers(config: ModelConfig, split: Split, workload: Workload, memory: DeviceMemory) -> int:
@@ -139,27 +136,6 @@ def fitting_layers(config: ModelConfig, split: Split, workload: Workload, memory
     raise ValueError(
         f"not even one layer fits {split.mesh}: {needed / 1e9:.1f} GB per device, but {memory.device} has "
         f"{free / 1e9:.1f} GB for it; measure a smaller model or batch"
-    )
-
-
-def random_model(config: ModelConfig, split: Split, dtype: str) -> moejax.Model:
-    """A model of random weights, made on its devices."""
-    parallel = make_parallel(config, split.mesh.build(), split.dispatch)
-    graphdef, abstract = abstract_model(config, "auto", dtype, parallel)
-    return moejax.Model(
-        config=config,
-        tokenizer=None,
-        no_tokenizer_reason="its weights are random",
-        max_seq_len=config.max_position_embeddings,
-        dtype=dtype,
-        expert_backend=resolve_backend("auto", jax.default_backend()),
-        eos_token_ids=(),
-        ignored={},
-        params=random_params(abstract, config.num_experts, 0, param_sharding(abstract, parallel)),
-        graphdef=graphdef,
-        abstract=abstract,
-        parallel=parallel,
-        programs=Programs(parallel.sharding()),
     )
 
 

@@ -14,10 +14,12 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from moejax.model.cache import LayerCache
-from moejax.moe.experts import BACKENDS, ExpertBackend, resolve_backend
 from moejax.ops.expert import Expert
 from moejax.ops.routing import Routing
+from moejax.ops.table import Ops, make_ops, prepare_backend
 from moejax.planning.hardware import Curve, Operation
+from moejax.weights.layouts import Separate
+from moejax.weights.storage import Plain
 
 RUNS = 5  # the shortest counts, since whatever else ran could only make it longer
 ENOUGH_SECONDS = 0.02  # that a run should take, so that starting it does not count
@@ -29,30 +31,30 @@ WIDTH, EXPERT_WIDTH, EXPERTS = 1024, 2048, 8
 KEY_HEADS, HEAD_WIDTH, SLOTS, PROMPT = 8, 128, 2048, 512
 
 
-def engine_operations() -> ExpertBackend:
+def engine_operations() -> Ops:
     """What the engine computes with on JAX's first device."""
-    return BACKENDS[resolve_backend("auto", jax.default_backend())]
+    return make_ops(prepare_backend("auto", jax.default_backend()))
 
 
 def measure_speeds(dtype: str) -> dict[Operation, Curve]:
     """FLOP per second of every operation, by rows."""
-    backend = engine_operations()
+    ops = engine_operations()
     return {
-        "project": project_speeds(backend, dtype),
-        "experts": experts_speeds(backend, dtype),
-        "attend_step": {group: attend_speed(backend, dtype, group, prompt=False) for group in GROUPS},
-        "attend_prompt": {group: attend_speed(backend, dtype, group, prompt=True) for group in GROUPS},
+        "project": project_speeds(ops, dtype),
+        "experts": experts_speeds(ops, dtype),
+        "attend_step": {group: attend_speed(ops, dtype, group, prompt=False) for group in GROUPS},
+        "attend_prompt": {group: attend_speed(ops, dtype, group, prompt=True) for group in GROUPS},
     }
 
 
-def project_speeds(backend: ExpertBackend, dtype: str) -> Curve:
+def project_speeds(ops: Ops, dtype: str) -> Curve:
     """Products with square weights, one after the other."""
     count = BYTES // (WIDTH * WIDTH * jnp.dtype(dtype).itemsize)
     weights = [_numbers((WIDTH, WIDTH), dtype, WIDTH) for _ in range(count)]
 
     def once(x: Array, weights: list[Array]) -> Array:
         for w in weights:
-            (y,) = backend.operations.project(x, w)
+            (y,) = ops.project(x, Plain(array=w, axes=(None, None)))
             x = y.astype(x.dtype)
         return x
 
@@ -64,15 +66,20 @@ def project_speeds(backend: ExpertBackend, dtype: str) -> Curve:
     return speeds
 
 
-def experts_speeds(backend: ExpertBackend, dtype: str) -> Curve:
+def experts_speeds(ops: Ops, dtype: str) -> Curve:
     """A layer of experts, each of which computes as many rows."""
     shapes = ((EXPERT_WIDTH, WIDTH), (EXPERT_WIDTH, WIDTH), (WIDTH, EXPERT_WIDTH))
-    experts: Any = [Expert(*(_numbers(shape, dtype, shape[1]) for shape in shapes)) for _ in range(EXPERTS)]
-    if backend.layout == "stacked":
-        experts = jax.tree.map(lambda *matrices: jnp.stack(matrices), *experts)
+    values = []
+    for shape in shapes:
+        matrices = [_numbers(shape, dtype, shape[1])[None] for _ in range(EXPERTS)]
+        if ops.layout == "stacked":
+            matrices = [jnp.concatenate(matrices)]
+        parts = tuple(Plain(array=matrix, axes=(None, None, None)) for matrix in matrices)
+        values.append(parts[0] if ops.layout == "stacked" else Separate(parts=parts))
+    experts = Expert(*values)
 
     def once(x: Array, arguments: tuple[Any, Routing]) -> Array:
-        return backend.apply(arguments[0], x, arguments[1]).astype(x.dtype)
+        return ops.experts(arguments[0], x, arguments[1]).astype(x.dtype)
 
     speeds = {}
     for rows in ROWS:
@@ -83,7 +90,7 @@ def experts_speeds(backend: ExpertBackend, dtype: str) -> Curve:
     return speeds
 
 
-def attend_speed(backend: ExpertBackend, dtype: str, group: int, *, prompt: bool) -> float:
+def attend_speed(ops: Ops, dtype: str, group: int, *, prompt: bool) -> float:
     """Attention of one query per sequence to a full cache, or of a whole prompt to itself."""
     slots, queries = (PROMPT, PROMPT) if prompt else (SLOTS, 1)
     each = 2 * KEY_HEADS * slots * HEAD_WIDTH * jnp.dtype(dtype).itemsize
@@ -93,7 +100,7 @@ def attend_speed(backend: ExpertBackend, dtype: str, group: int, *, prompt: bool
 
     def once(q: Array, cached: tuple[LayerCache, Array]) -> Array:
         cache, starts = cached
-        return backend.operations.attend(q, cache.keys(), cache.values(), starts, None).astype(q.dtype)
+        return ops.attend(q, cache.keys(), cache.values(), starts, None).astype(q.dtype)
 
     q = _numbers((batch, KEY_HEADS, group, queries, HEAD_WIDTH), dtype)
     seen = (slots + 1) / 2 if prompt else slots

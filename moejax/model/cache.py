@@ -3,21 +3,20 @@
 A token at position p of its sequence lives in slot p, so padding never moves anything and a row can be overwritten
 by the next request. Each head's keys are contiguous, which is the layout that a decode step reads fastest.
 
-16-bit caches are stored as their bits (uint16). XLA:CPU computes in float32 where it has no bfloat16 kernel, and for
-an update of a bfloat16 array that means converting the *whole array* to float32 and back at every step (measured:
-619 us against 0.3 us for one layer's keys, docs/decisions.md). Bits are moved, never converted.
+16-bit caches are stored as their bits (`ops/bits.py` has the reason).
 """
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 from jaxtyping import Float, Int, Shaped
 
 from moejax.families.config import ModelConfig
+from moejax.families.kv_cache import CACHE_AXES, cache_shape
 from moejax.moe.parallel import Parallel
-from moejax.weights.declarations import CACHE_AXES, cached
+from moejax.ops.bits import from_bits, stored_dtype
 
 
 @jax.tree_util.register_dataclass
@@ -39,18 +38,10 @@ class LayerCache:
         return self.k.shape[2]
 
     def keys(self) -> Float[Array, "B K S H"]:
-        return _from_bits(self.k[:, :, : self.read_slots], self.dtype)
+        return from_bits(self.k[:, :, : self.read_slots], self.dtype)
 
     def values(self) -> Float[Array, "B K S H"]:
-        return _from_bits(self.v[:, :, : self.read_slots], self.dtype)
-
-    def write(self, k: Float[Array, "B K T H"], v: Float[Array, "B K T H"], starts: Int[Array, " B"]) -> "LayerCache":
-        """Writes T new tokens into the slots from `starts` on, one start per row."""
-        return dataclasses.replace(
-            self,
-            k=_write_rows(self.k, _to_bits(k, self.dtype), starts),
-            v=_write_rows(self.v, _to_bits(v, self.dtype), starts),
-        )
+        return from_bits(self.v[:, :, : self.read_slots], self.dtype)
 
 
 KVCache = tuple[LayerCache, ...]
@@ -60,9 +51,9 @@ def empty_cache(
     config: ModelConfig, batch: int, length: int, dtype: jax.typing.DTypeLike, parallel: Parallel
 ) -> KVCache:
     """A cache of zeros with `length` slots for each of `batch` rows, where caches live."""
-    shape = cached(config, batch, length).shape
+    shape = cache_shape(config, batch, length)
     name = jnp.dtype(dtype).name
-    stored = _storage_dtype(name)
+    stored = stored_dtype(name)
     return place_cache(
         tuple(
             LayerCache(k=jnp.zeros(shape, stored), v=jnp.zeros(shape, stored), dtype=name)
@@ -120,20 +111,3 @@ def put_rows(target: KVCache, source: KVCache, rows: Int[Array, " B_source"]) ->
 def reading(cache: KVCache, slots: int | None) -> KVCache:
     """The same cache, of which attention reads only the first `slots` slots (None: all)."""
     return tuple(dataclasses.replace(layer, read_slots=slots) for layer in cache)
-
-
-def _write_rows(cache: Array, new: Array, starts: Array) -> Array:
-    return jax.vmap(lambda row, part, start: lax.dynamic_update_slice(row, part, (0, start, 0)))(cache, new, starts)
-
-
-def _storage_dtype(dtype: str) -> jax.typing.DTypeLike:
-    return jnp.uint16 if jnp.dtype(dtype).itemsize == 2 else dtype
-
-
-def _to_bits(x: Array, dtype: str) -> Array:
-    x = x.astype(dtype)
-    return x if _storage_dtype(dtype) == dtype else lax.bitcast_convert_type(x, jnp.uint16)
-
-
-def _from_bits(x: Array, dtype: str) -> Array:
-    return x if x.dtype == dtype else lax.bitcast_convert_type(x, jnp.dtype(dtype))

@@ -1,6 +1,8 @@
-"""The small layers: RMS norm and token embedding."""
+"""The small layers: RMS norm, token embedding, and a feed-forward network without experts."""
 
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,42 +10,31 @@ from flax import nnx
 from jax import Array, lax
 from jaxtyping import Float, Int
 
-from moejax.model.params import param
 from moejax.moe.parallel import Parallel
-from moejax.ops.operations import XLA, Operations
-from moejax.weights.declarations import embedding_table, norm_scale
+from moejax.ops.table import Ops
+from moejax.weights.params import param, value
+from moejax.weights.weight import Weight
 
 
 class RMSNorm(nnx.Module):
     """x / rms(x) * scale, in float32 (Zhang and Sennrich, arXiv:1910.07467)."""
 
-    def __init__(
-        self, dim: int, eps: float, parallel: Parallel, operations: Operations = XLA, *, dtype: jax.typing.DTypeLike
-    ) -> None:
-        self.eps, self.parallel, self.operations = eps, parallel, operations
-        self.scale = param(*norm_scale(dim), init=jax.nn.initializers.ones, dtype=dtype)
+    def __init__(self, scale: Weight, eps: float, parallel: Parallel, ops: Ops, *, dtype: jax.typing.DTypeLike) -> None:
+        self.eps, self.parallel, self.ops = eps, parallel, ops
+        self.scale = param(scale, dtype=dtype)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         rows = self.parallel.spec("batch")
-        normed = self.parallel.map(partial(self.operations.norm, eps=self.eps), (rows, self.parallel.spec()), rows)
-        return normed(x, self.scale[...])
+        normed = self.parallel.map(partial(self.ops.norm, eps=self.eps), (rows, self.parallel.spec()), rows)
+        return normed(x, value(self.scale).numbers())
 
 
 class Embedding(nnx.Module):
     """A table of V vectors: token ids to vectors, and (tied, or as the output head) vectors to logits."""
 
-    def __init__(
-        self,
-        vocab_size: int,
-        dim: int,
-        parallel: Parallel,
-        operations: Operations = XLA,
-        *,
-        dtype: jax.typing.DTypeLike,
-    ) -> None:
-        self.parallel, self.operations = parallel, operations
-        init = jax.nn.initializers.normal(dim**-0.5)
-        self.table = param(*embedding_table(vocab_size, dim), init=init, dtype=dtype)
+    def __init__(self, table: Weight, parallel: Parallel, ops: Ops, *, dtype: jax.typing.DTypeLike) -> None:
+        self.parallel, self.ops = parallel, ops
+        self.table = param(table, dtype=dtype)
 
     def encode(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         axes = self.parallel.axes("vocab")
@@ -56,12 +47,38 @@ class Embedding(nnx.Module):
             return lax.psum(jnp.where(here, table.at[places].get(mode="clip"), jnp.zeros((), table.dtype)), axes)
 
         rows = self.parallel.spec("batch")
-        return self.parallel.map(body, (self.parallel.spec("vocab"), rows), rows)(self.table[...], tokens)
+        table = value(self.table).numbers()
+        return self.parallel.map(body, (self.parallel.spec("vocab"), rows), rows)(table, tokens)
 
     def logits(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows V"]:
         """The last axis of the result is split as the vocabulary is."""
+        table = value(self.table)
         middle: tuple[None, ...] = (None,) * (x.ndim - 2)
-        in_specs = (self.parallel.spec("batch"), self.parallel.spec("vocab"))
+        in_specs = (self.parallel.spec("batch"), self.parallel.specs(table))
         out_specs = (self.parallel.spec("batch", *middle, "vocab"),)
-        (logits,) = self.parallel.map(self.operations.project, in_specs, out_specs)(x, self.table[...])
+        (logits,) = self.parallel.map(self.ops.project, in_specs, out_specs)(x, table)
         return logits
+
+
+class DenseMLP(nnx.Module):
+    """down(silu(gate x) * up x) on every token (SwiGLU, Shazeer, arXiv:2002.05202): a layer without experts.
+
+    Its hidden axis is split as far as the query heads could be; the parts are summed in the activations' dtype.
+    """
+
+    def __init__(
+        self, weights: Mapping[str, Weight], parallel: Parallel, ops: Ops, *, dtype: jax.typing.DTypeLike
+    ) -> None:
+        self.parallel, self.ops = parallel, ops
+        self.gate, self.up, self.down = (param(weights[name], dtype=dtype) for name in ("gate", "up", "down"))
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        gate, up, down = (value(one) for one in (self.gate, self.up, self.down))
+
+        def body(x: Float[Array, "Bl T D"], gate: Any, up: Any, down: Any) -> Float[Array, "Bl T D"]:
+            gated, upped = self.ops.project(x, gate, up)
+            (y,) = self.ops.project((jax.nn.silu(gated) * upped).astype(x.dtype), down)
+            return lax.psum(y.astype(x.dtype), self.parallel.axes("hidden"))
+
+        rows, specs = self.parallel.spec("batch"), self.parallel.specs
+        return self.parallel.map(body, (rows, specs(gate), specs(up), specs(down)), rows)(x, gate, up, down)

@@ -1,8 +1,10 @@
-"""Mixtral's forward pass (Jiang et al., arXiv:2401.04088), top to bottom.
+"""The forward pass of a mixture-of-experts decoder (Jiang et al., arXiv:2401.04088), top to bottom.
 
 Dimensions, everywhere: B batch, T query tokens, S cache length, D model width, N query heads, K key/value heads,
-H head width, E experts, A experts per token, F expert hidden width, V vocabulary, R = T x A rows, L layers.
+H head width, E experts, A experts per token, F expert hidden width, V vocabulary, R = T x A rows, L layers, P places.
 """
+
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -11,33 +13,45 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from moejax.families.config import ModelConfig
+from moejax.families.table import weights_of
 from moejax.model.attention import Attention
 from moejax.model.cache import KVCache, LayerCache
-from moejax.model.layers import Embedding, RMSNorm
+from moejax.model.layers import DenseMLP, Embedding, RMSNorm
 from moejax.model.rotary import Rotation, rotation
-from moejax.moe.experts import BACKENDS, BackendName
 from moejax.moe.layer import MoE, Routed
 from moejax.moe.parallel import Parallel
+from moejax.ops.table import Ops
+from moejax.weights.params import Tables, value
+from moejax.weights.weight import Weight, under
 
 
-class Mixtral(nnx.Module):
-    """A decoder of L layers, each attention and then a mixture of experts, both pre-normed and residual."""
+class Transformer(nnx.Module):
+    """A decoder of L layers, each attention and then a feed-forward part, both pre-normed and residual.
+
+    Which layers have experts, biases or further norms follows from the weights that its family declares.
+    """
 
     def __init__(
-        self, config: ModelConfig, backend: BackendName, parallel: Parallel, *, dtype: jax.typing.DTypeLike
+        self, config: ModelConfig, ops: Ops, parallel: Parallel, *, places: int, dtype: jax.typing.DTypeLike
     ) -> None:
+        weights = {weight.parameter: weight for weight in weights_of(config)}
         self.config, self.parallel = config, parallel
-        operations = BACKENDS[backend].operations
-        self.embed = Embedding(config.vocab_size, config.embed_dim, parallel, operations, dtype=dtype)
-        self.layers = nnx.List([Layer(config, backend, parallel, dtype=dtype) for _ in range(config.num_layers)])
-        self.final_norm = RMSNorm(config.embed_dim, config.norm_eps, parallel, operations, dtype=dtype)
+        self.embed = Embedding(weights["embed.table"], parallel, ops, dtype=dtype)
+        self.layers = nnx.List(
+            [
+                Layer(config, under(weights, f"layers.{layer}"), ops, parallel, places=places, dtype=dtype)
+                for layer in range(config.num_layers)
+            ]
+        )
+        self.final_norm = RMSNorm(weights["final_norm.scale"], config.norm_eps, parallel, ops, dtype=dtype)
         if not config.tie_embeddings:
-            self.head = Embedding(config.vocab_size, config.embed_dim, parallel, operations, dtype=dtype)
+            self.head = Embedding(weights["head.table"], parallel, ops, dtype=dtype)
+        self.placement = Tables(jax.ShapeDtypeStruct((len(config.moe_layers), 3, places), jnp.int32))
 
     def __call__(
         self, tokens: Int[Array, "B T"], starts: Int[Array, " B"], lengths: Int[Array, " B"], cache: KVCache
     ) -> tuple[Float[Array, "B T D"], KVCache, Routed]:
-        """Feeds T new tokens per row, at positions `starts` and on, the first `lengths` of which are real.
+        """Feeds T new tokens per sequence, at positions `starts` and on, the first `lengths` of which are real.
 
         Returns the normed hidden states (for `logits`), the cache with the new tokens in it, and where tokens went.
         """
@@ -47,15 +61,17 @@ class Mixtral(nnx.Module):
         valid = self.parallel.constrain(steps < lengths[:, None], "groups")
         positions = self.parallel.constrain(starts[:, None] + steps, "batch")
         angles = rotation(positions, self.config.head_dim, self.config.rope_theta)
+        tables = iter(value(self.placement))
         with jax.named_scope("embed"):
             x = self.embed.encode(tokens)
-        layer_caches, experts, rows = [], [], []
+        layer_caches, routed = [], []
         for layer, layer_cache in zip(self.layers, cache, strict=True):
-            x, layer_cache, routed = layer(x, angles, starts, valid, layer_cache)
+            table = next(tables) if layer.moe is not None else None
+            x, layer_cache, went = layer(x, angles, starts, valid, layer_cache, table)
             layer_caches.append(layer_cache)
-            experts.append(routed.experts)
-            rows.append(routed.rows)
-        return self.final_norm(x), tuple(layer_caches), Routed(jnp.stack(experts, axis=2), jnp.stack(rows, axis=1))
+            routed += [] if went is None else [went]
+        experts, rows = jnp.stack([r.experts for r in routed], axis=2), jnp.stack([r.rows for r in routed], axis=1)
+        return self.final_norm(x), tuple(layer_caches), Routed(experts, rows)
 
     def logits(self, hidden: Float[Array, "*rows D"]) -> Float[Array, "*rows V"]:
         """Next-token logits of normed hidden states, float32."""
@@ -64,23 +80,41 @@ class Mixtral(nnx.Module):
 
 
 class Layer(nnx.Module):
-    """x + attention(norm(x)), then x + moe(norm(x))."""
+    """x + attention(norm(x)), then x + moe(norm(x)), or in a dense layer x + mlp(norm(x))."""
 
     def __init__(
-        self, config: ModelConfig, backend: BackendName, parallel: Parallel, *, dtype: jax.typing.DTypeLike
+        self,
+        config: ModelConfig,
+        weights: Mapping[str, Weight],
+        ops: Ops,
+        parallel: Parallel,
+        *,
+        places: int,
+        dtype: jax.typing.DTypeLike,
     ) -> None:
-        operations = BACKENDS[backend].operations
-        self.attention_norm = RMSNorm(config.embed_dim, config.norm_eps, parallel, operations, dtype=dtype)
-        self.attention = Attention(config, parallel, operations, dtype=dtype)
-        self.moe_norm = RMSNorm(config.embed_dim, config.norm_eps, parallel, operations, dtype=dtype)
-        self.moe = MoE(config, backend, parallel, dtype=dtype)
+        attention, moe, mlp = (under(weights, name) for name in ("attention", "moe", "mlp"))
+        self.attention_norm = RMSNorm(weights["attention_norm.scale"], config.norm_eps, parallel, ops, dtype=dtype)
+        self.attention = Attention(config, attention, parallel, ops, dtype=dtype)
+        self.moe_norm = RMSNorm(weights["moe_norm.scale"], config.norm_eps, parallel, ops, dtype=dtype)
+        self.moe = MoE(config, moe, ops, parallel, places=places, dtype=dtype) if moe else None
+        self.mlp = DenseMLP(mlp, parallel, ops, dtype=dtype) if mlp else None
 
     def __call__(
-        self, x: Float[Array, "B T D"], angles: Rotation, starts: Array, valid: Array, cache: LayerCache
-    ) -> tuple[Float[Array, "B T D"], LayerCache, Routed]:
+        self,
+        x: Float[Array, "B T D"],
+        angles: Rotation,
+        starts: Array,
+        valid: Array,
+        cache: LayerCache,
+        table: Int[Array, "3 P"] | None,
+    ) -> tuple[Float[Array, "B T D"], LayerCache, Routed | None]:
         with jax.named_scope("attention"):
             attended, cache = self.attention(self.attention_norm(x), angles, starts, cache)
         x = x + attended
+        if self.mlp is not None:
+            with jax.named_scope("mlp"):
+                return x + self.mlp(self.moe_norm(x)), cache, None
+        assert self.moe is not None and table is not None, "a layer has experts or a network without"
         with jax.named_scope("moe"):
-            mixed, routed = self.moe(self.moe_norm(x), valid)
+            mixed, routed = self.moe(self.moe_norm(x), valid, table)
         return x + mixed, cache, routed

@@ -1,8 +1,8 @@
 """Dispatch `all_to_all`: each device along `expert` sends every token to just the devices that own its experts.
 
-Lossless with static shapes: a slot for every token and destination, so nothing can overflow, whatever the routing. A
+Lossless with static shapes: room for every token and destination, so nothing can overflow, whatever the routing. A
 destination combines its experts' results of a token before they return, so a token takes one row each way. Three
-all-to-alls over expert (tokens, routing, results), then an all-reduce over tensor.
+all-to-alls over expert (tokens, routing, results); what returns is summed over tensor.
 """
 
 import jax.numpy as jnp
@@ -14,11 +14,12 @@ from moejax.ops.routing import Routing
 
 
 def all_to_all(x: Float[Array, "Tl D"], valid: Bool[Array, " T"], group: ExpertGroup) -> Dispatched:
-    """On entry and on exit tokens are split over (data, expert) and whole over tensor; T = Tl x peers."""
+    """On entry and on exit tokens are split over (data, expert); T = Tl x peers. Partial over tensor."""
     routing = group.route(x, group.mine(valid))
+    placed = group.place(routing)
     owners = jnp.arange(group.peers)[:, None, None]
-    wanted = group.local(Routing(routing.experts[None], routing.weights[None]), owners)  # peers Tl A
-    has_expert = jnp.any(wanted.experts < group.local_experts, axis=-1, keepdims=True)
+    wanted = group.local(Routing(placed.experts[None], placed.weights[None]), owners)  # peers Tl A
+    has_expert = jnp.any(wanted.experts < group.local_places, axis=-1, keepdims=True)
     tokens = _exchange(jnp.where(has_expert, x[None], jnp.zeros((), x.dtype)), group)
     # Ids and weights travel as one array of bits: a collective costs its latency, however small it is.
     bits = jnp.concatenate([wanted.experts, lax.bitcast_convert_type(wanted.weights, jnp.int32)], axis=-1)
@@ -26,11 +27,11 @@ def all_to_all(x: Float[Array, "Tl D"], valid: Bool[Array, " T"], group: ExpertG
     local = Routing(ids, lax.bitcast_convert_type(weights, jnp.float32))
     part = group.compute(tokens, local).astype(x.dtype)
     returned = _exchange(part.reshape(group.peers, *x.shape), group).reshape(group.peers, *x.shape)
-    y = jnp.sum(returned.astype(jnp.float32), axis=0).astype(x.dtype)
-    return Dispatched(lax.psum(y, group.tensor), routing.experts, group.count(local))
+    y = jnp.sum(returned.astype(jnp.float32), axis=0)
+    return Dispatched(y, routing.experts, group.count(local))
 
 
-def _exchange(slots: Array, group: ExpertGroup) -> Array:
-    """Slot i goes to device i along `expert`; returns what came from every device, in their order, as rows [T, ...]."""
-    received = lax.all_to_all(slots, group.expert, split_axis=0, concat_axis=0)
-    return received.reshape(-1, *slots.shape[2:])
+def _exchange(outgoing: Array, group: ExpertGroup) -> Array:
+    """Part i goes to device i along `expert`; returns what came from every device, in their order, as rows [T, ...]."""
+    received = lax.all_to_all(outgoing, group.expert, split_axis=0, concat_axis=0)
+    return received.reshape(-1, *outgoing.shape[2:])

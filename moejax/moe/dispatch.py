@@ -1,4 +1,4 @@
-"""What every dispatch is given and gives back. Each is one file beside this one and a row in `layout.DISPATCHES`."""
+"""What every dispatch is given and gives back. Each is one file beside this one and a row in `split.DISPATCHES`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,52 +19,55 @@ class ExpertGroup:
     """The devices that together hold all experts, seen from one of them (inside `shard_map`).
 
     expert, tensor: the mesh axes that experts and their hidden axis are split over; () where they are whole.
-    peers: devices along `expert`.  local_experts: experts that this device holds (El = E / peers).
+    peers: devices along `expert`.  local_places: places for experts on this device (Pl = P / peers).
     route: the router, (x [T, D], valid [T]) -> Routing with the ids of all E experts.
-    compute: this device's experts, (x [T, D], routing with local ids) -> float32 [T, D], a part of the sum.
+    place: the same with the places of the experts [0, P) for their ids.
+    compute: this device's experts, (x [T, D], routing with local places) -> float32 [T, D], a part of the sum.
     """
 
     expert: MeshAxes
     tensor: MeshAxes
     peers: int
-    local_experts: int
+    local_places: int
     route: Callable[[Float[Array, "T D"], Bool[Array, " T"]], Routing]
+    place: Callable[[Routing], Routing]
     compute: Callable[[Float[Array, "T D"], Routing], Float[Array, "T D"]]
 
-    def local(self, routing: Routing, owner: Int[Array, "..."] | None = None) -> Routing:
-        """The same with ids that count the experts of device `owner` (None: this one) from 0.
+    def local(self, placed: Routing, owner: Int[Array, "..."] | None = None) -> Routing:
+        """The same with numbers that count the places of device `owner` (None: this one) from 0.
 
-        Places whose expert is another device's have id El and weight 0: routed to no expert here.
+        What is in another device's place gets number Pl and weight 0: routed to no expert here.
         """
         if owner is None and not self.expert:
-            return routing  # with all that its router found out besides
+            return placed  # with all that its router found out besides
         owner = lax.axis_index(self.expert) if owner is None else owner
-        ids = routing.experts - owner * self.local_experts
-        here = (ids >= 0) & (ids < self.local_experts)
-        return Routing(jnp.where(here, ids, self.local_experts), jnp.where(here, routing.weights, 0.0))
+        ids = placed.experts - owner * self.local_places
+        here = (ids >= 0) & (ids < self.local_places)
+        return Routing(jnp.where(here, ids, self.local_places), jnp.where(here, placed.weights, 0.0))
 
     def mine(self, x: Array) -> Array:
         """This device's share of rows [peers x T, ...] that lie in the order of the devices along `expert`."""
         return x.reshape(self.peers, -1, *x.shape[1:])[lax.axis_index(self.expert)]
 
-    def count(self, local: Routing) -> Int[Array, " El"]:
-        """Rows that each expert of this device computes."""
+    def count(self, local: Routing) -> Int[Array, " Pl"]:
+        """Rows that each place of this device computes."""
         if local.counts is not None:
             return local.counts
-        ids = jnp.arange(self.local_experts)[:, None]
+        ids = jnp.arange(self.local_places)[:, None]
         return jnp.sum(local.experts.reshape(1, -1) == ids, axis=1, dtype=jnp.int32)
 
 
 class Dispatched(NamedTuple):
-    """What one device has after an MoE layer.
+    """What one device has after its experts computed.
 
-    y: of its own tokens [Tl, D], in the dtype of x.  experts: that its own tokens chose [Tl, A], E where padding.
-    rows: that each of its experts computed [El].
+    partial: of its own tokens [Tl, D], still to be summed over the mesh axes that its row of `DISPATCHES` names
+    (`unreduced`): whoever called adds what else there is of the same tokens, and reduces once.
+    experts: that its own tokens chose [Tl, A], E where padding.  rows: that each of its places computed [Pl].
     """
 
-    y: Float[Array, "Tl D"]
+    partial: Float[Array, "Tl D"]
     experts: Int[Array, "Tl A"]
-    rows: Int[Array, " El"]
+    rows: Int[Array, " Pl"]
 
 
 class Body(Protocol):

@@ -1,74 +1,120 @@
 """The mixture-of-experts layer: route, then let the chosen experts compute, wherever they are."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
-from jax import Array
+from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
 from moejax.families.config import ModelConfig
-from moejax.model.params import fan_in_normal, param
 from moejax.moe.dispatch import Dispatched, ExpertGroup, dispatch_body
-from moejax.moe.experts import BACKENDS, BackendName, Experts
 from moejax.moe.parallel import Parallel
+from moejax.moe.placement import place
+from moejax.moe.split import DISPATCHES
+from moejax.ops.expert import Expert
 from moejax.ops.routing import Routing
-from moejax.weights.declarations import router_weights
+from moejax.ops.table import Ops
+from moejax.weights.params import param, value
+from moejax.weights.weight import Weight
 
 
 class Routed(NamedTuple):
-    """Where the tokens of one layer went; of the whole model, with an axis L before the last.
+    """Where the tokens of one layer went; of the whole model, with an axis L of its MoE layers before the last.
 
     experts: that each token chose [B, T, A], E where a token is padding.
-    rows: that each expert computed [d, E], for each of the d groups of devices that together hold all experts.
+    rows: that each place computed [d, P], for each of the d groups of devices that together hold all experts.
     """
 
     experts: Int[Array, "B T *L A"]
-    rows: Int[Array, "d *L E"]
+    rows: Int[Array, "d *L P"]
 
 
 class MoE(nnx.Module):
-    """Router [E, D] and E experts. Dropless: every valid token reaches all of its A experts."""
+    """Router [E, D] and E experts in P places. Dropless: every valid token reaches all of its A experts."""
 
     def __init__(
-        self, config: ModelConfig, backend: BackendName, parallel: Parallel, *, dtype: jax.typing.DTypeLike
+        self,
+        config: ModelConfig,
+        weights: Mapping[str, Weight],
+        ops: Ops,
+        parallel: Parallel,
+        *,
+        places: int,
+        dtype: jax.typing.DTypeLike,
     ) -> None:
-        self.experts_per_token, self.num_experts = config.experts_per_token, config.num_experts
-        self.parallel = parallel
-        self.router = param(*router_weights(config), init=fan_in_normal(config.embed_dim), dtype=dtype)
-        self.experts = Experts(config, backend, parallel.rules, dtype=dtype)
+        self.policy, self.num_experts, self.places = config.router, config.num_experts, places
+        self.parallel, self.ops = parallel, ops
+        self.router = param(weights["router"], dtype=dtype)
+        peers = parallel.rules.parts("experts")
+        self.experts = ExpertParams(
+            {name: weights[f"experts.{name}"] for name in Expert._fields}, ops, places, peers, dtype=dtype
+        )
 
-    def __call__(self, x: Float[Array, "B T D"], valid: Bool[Array, "B T"]) -> tuple[Float[Array, "B T D"], Routed]:
-        """The layer's output (0 for tokens that are not `valid`), and where tokens went."""
+    def __call__(
+        self, x: Float[Array, "B T D"], valid: Bool[Array, "B T"], table: Int[Array, "3 P"]
+    ) -> tuple[Float[Array, "B T D"], Routed]:
+        """The layer's output (0 for tokens that are not `valid`), and where tokens went.
+
+        table: which expert each place holds (`PhysicalExperts.tables`), whole on every device.
+        """
         parallel, dispatch = self.parallel, dispatch_body(self.parallel.dispatch)
-        backend = BACKENDS[self.experts.backend]
+        unreduced = sum((parallel.axes(logical) for logical in DISPATCHES[parallel.dispatch].unreduced), ())
+        peers = parallel.rules.parts("experts")
 
-        def body(x: Float[Array, "Bl T D"], valid: Bool[Array, "Bg T"], router: Array, experts: Any) -> Any:
-            """Bl rows of this device, Bg of its group; its part of each expert."""
+        def body(
+            x: Float[Array, "Bl T D"], valid: Bool[Array, "Bg T"], router: Any, experts: Expert, table: Array
+        ) -> Any:
+            """Bl sequences of this device, Bg of its group; its part of each expert."""
 
             def choose(tokens: Array, valid: Array) -> Routing:
                 with jax.named_scope("router"):
-                    (logits,) = backend.operations.project(tokens, router)
-                    return backend.route(logits, valid, self.experts_per_token)
+                    (logits,) = self.ops.project(tokens, router)
+                    return self.ops.route(logits, valid, self.policy)
 
             def compute(tokens: Array, local: Routing) -> Array:
                 with jax.named_scope("experts"):
-                    return self.experts.apply(experts, tokens, local)
+                    return self.ops.experts(experts, tokens, local)
 
             group = ExpertGroup(
                 expert=parallel.axes("experts"),
                 tensor=parallel.axes("mlp"),
-                peers=parallel.rules.parts("experts"),
-                local_experts=self.num_experts // parallel.rules.parts("experts"),
+                peers=peers,
+                local_places=self.places // peers,
                 route=choose,
+                place=lambda routing: place(routing, table, self.num_experts),
                 compute=compute,
             )
             b, t, d = x.shape
             result: Dispatched = dispatch(x.reshape(b * t, d), valid.reshape(-1), group)
-            return result.y.reshape(x.shape), result.experts.reshape(b, t, -1), result.rows[None]
+            # A shared expert would be added here: the parts of all that the layer computes are reduced together.
+            y = lax.psum(result.partial.astype(x.dtype), unreduced)
+            return y.reshape(x.shape), result.experts.reshape(b, t, -1), result.rows[None]
 
-        rows = parallel.spec("batch")
-        in_specs = (rows, parallel.spec("groups"), parallel.spec(), self.experts.specs(parallel))
+        rows, router, experts = parallel.spec("batch"), value(self.router), self.experts.values()
+        in_specs = (
+            rows,
+            parallel.spec("groups"),
+            parallel.specs(router),
+            parallel.specs(experts),
+            parallel.spec(),
+        )
         out_specs = (rows, rows, parallel.spec("groups", "experts"))
-        y, experts, counts = parallel.map(body, in_specs, out_specs)(x, valid, self.router[...], self.experts.weights())
-        return y, Routed(experts, counts)
+        y, chosen, counts = parallel.map(body, in_specs, out_specs)(x, valid, router, experts, table)
+        return y, Routed(chosen, counts)
+
+
+class ExpertParams(nnx.Module):
+    """The parameters of a layer's experts: gate, up and down of all of them, in the layout of the expert backend."""
+
+    def __init__(
+        self, weights: Mapping[str, Weight], ops: Ops, places: int, peers: int, *, dtype: jax.typing.DTypeLike
+    ) -> None:
+        self.gate, self.up, self.down = (
+            param(weights[name], dtype=dtype, layout=ops.layout, places=places, peers=peers) for name in Expert._fields
+        )
+
+    def values(self) -> Expert:
+        """The values, for `Ops.experts` on each device."""
+        return Expert(value(self.gate), value(self.up), value(self.down))

@@ -35,6 +35,14 @@ class Parallel:
         """Where an array with these logical axes lives."""
         return NamedSharding(self.mesh, self.spec(*logical))
 
+    def specs(self, value: Any) -> Any:
+        """The specifications of the arrays of a weight's value (or of a tree of values), in their places."""
+
+        def of_one(one: Any) -> Any:
+            return one.per_array(lambda _, axes: self.spec(*axes))
+
+        return jax.tree.map(of_one, value, is_leaf=lambda one: hasattr(one, "per_array"))
+
     def constrain(self, tree: Any, *logical: LogicalAxis | None) -> Any:
         """The same arrays, living where arrays with these logical axes do.
 

@@ -3,15 +3,14 @@
 No token moves. One all-reduce over (expert, tensor) per layer: 2 (G - 1) / G of the tokens.
 """
 
-from jax import Array, lax
+from jax import Array
 from jaxtyping import Bool, Float
 
 from moejax.moe.dispatch import Dispatched, ExpertGroup
 
 
 def replicated(x: Float[Array, "T D"], valid: Bool[Array, " T"], group: ExpertGroup) -> Dispatched:
-    """On entry and on exit tokens are whole over (expert, tensor) and split over data."""
+    """On entry tokens are whole over (expert, tensor) and split over data; so is the partial sum on exit."""
     routing = group.route(x, valid)
-    local = group.local(routing)
-    part = group.compute(x, local).astype(x.dtype)
-    return Dispatched(lax.psum(part, group.expert + group.tensor), routing.experts, group.count(local))
+    local = group.local(group.place(routing))
+    return Dispatched(group.compute(x, local), routing.experts, group.count(local))

@@ -11,7 +11,8 @@ from difflib import get_close_matches
 from typing import Literal, get_args
 
 from moejax.families.config import ModelConfig
-from sharding import LogicalAxis, MeshAxes, MeshAxis, MeshConfig, Rules, mesh_config
+from moejax.weights.counts import num_places
+from sharding import LogicalAxis, MeshAxes, MeshConfig, Rules, mesh_config
 from sharding.collectives import CollectiveKind
 
 DispatchName = Literal["replicated", "gather", "all_to_all"]
@@ -40,12 +41,14 @@ class Dispatch:
     dense: what query heads, key/value heads and the vocabulary may be split over. Query heads and vocabulary take the
         first that divides them, key/value heads the one of most devices among those within the query heads' axes.
     body: "module:function", what one device does with its tokens in an MoE layer (see `moejax.moe.dispatch.Body`).
-    transfers: the collectives of the body, by which it is predicted and checked.
+    unreduced: the logical axes over whose mesh axes the body leaves its partial sums to be summed.
+    transfers: the collectives of the layer, by which it is predicted and checked.
     """
 
     tokens: MeshAxes
     dense: tuple[MeshAxes, ...]
     body: str
+    unreduced: tuple[LogicalAxis, ...]
     transfers: tuple[Transfer, ...]
 
 
@@ -54,12 +57,14 @@ DISPATCHES: dict[DispatchName, Dispatch] = {
         tokens=("data",),
         dense=(("expert", "tensor"), ("tensor",), ("expert",)),
         body="moejax.moe.replicated:replicated",
+        unreduced=("experts", "mlp"),
         transfers=(Transfer(kind="all-reduce", over=("experts", "mlp"), tokens="group"),),
     ),
     "gather": Dispatch(
         tokens=("data", "expert"),
         dense=(("tensor",),),
         body="moejax.moe.gather:gather",
+        unreduced=("mlp",),
         transfers=(
             Transfer(kind="all-gather", over=("experts",), tokens="group"),
             Transfer(kind="reduce-scatter", over=("experts",), tokens="group"),
@@ -70,6 +75,7 @@ DISPATCHES: dict[DispatchName, Dispatch] = {
         tokens=("data", "expert"),
         dense=(("tensor",),),
         body="moejax.moe.all_to_all:all_to_all",
+        unreduced=("mlp",),
         transfers=(
             Transfer(kind="all-to-all", over=("experts",), tokens="group"),
             Transfer(kind="all-to-all", over=("experts",), tokens="group", routing=True),
@@ -88,15 +94,12 @@ def make_rules(config: ModelConfig, mesh: MeshConfig, dispatch: DispatchName) ->
     repeats the cache least and costs no exchange.
 
     Raises:
-        ValueError: when the experts or their hidden axis do not divide, naming axis, size and mesh.
+        ValueError: when there are fewer experts than devices along `expert`, or their hidden axis does not divide,
+            naming axis, size and mesh.
     """
     row = DISPATCHES[dispatch]
-    for what, size, axis in _uneven(config, mesh):
-        divisor = next(i for i in range(mesh.shape[axis], 0, -1) if size % i == 0)
-        raise ValueError(
-            f"the {what} is {size}, which does not divide over mesh axis {axis} = {mesh.shape[axis]} of {mesh}; "
-            f"use {axis}={divisor} or another divisor of {size}"
-        )
+    if problems := _uneven(config, mesh):
+        raise ValueError(problems[0])
     queries = _first_that_divides(config.num_heads, mesh, row.dense)
     within = [axes for axes in row.dense if set(axes) <= set(queries)]
     keys = _first_that_divides(config.num_kv_heads, mesh, sorted(within, key=mesh.extent, reverse=True))
@@ -107,6 +110,7 @@ def make_rules(config: ModelConfig, mesh: MeshConfig, dispatch: DispatchName) ->
         experts=("expert",),
         mlp=("tensor",),
         vocab=_first_that_divides(config.vocab_size, mesh, row.dense),
+        hidden=_first_that_divides(config.dense_dim or 0, mesh, row.dense),
         q_heads=keys + _without(queries, keys),
         kv_heads=keys,
     )
@@ -154,8 +158,20 @@ def resolve_split(config: ModelConfig, mesh: MeshConfig | str | None, dispatch: 
     shape = mesh_config(mesh)
     name, reason = choose_dispatch(config, shape) if dispatch == "auto" else (dispatch_name(dispatch), None)
     make_rules(config, shape, name)
-    remark = f"dispatch {name} on mesh {shape}: {reason}" if reason and shape.size > 1 else None
-    return Split(mesh=shape, dispatch=name, remark=remark)
+    remarks = [f"dispatch {name} on mesh {shape}: {reason}"] if reason and shape.size > 1 else []
+    remarks += [padding] if (padding := padding_remark(config, shape)) else []
+    return Split(mesh=shape, dispatch=name, remark="; ".join(remarks) or None)
+
+
+def padding_remark(config: ModelConfig, mesh: MeshConfig) -> str | None:
+    """What is left empty where the experts do not divide over `expert`; None where nothing is."""
+    places = num_places(config.num_experts, mesh.expert)
+    if places == config.num_experts:
+        return None
+    return (
+        f"{config.num_experts} experts do not divide over expert = {mesh.expert}, so each layer has {places} places "
+        f"for them and {places - config.num_experts} stay empty"
+    )
 
 
 def can_split(config: ModelConfig, mesh: MeshConfig) -> bool:
@@ -185,10 +201,18 @@ def _without(axes: MeshAxes, others: MeshAxes) -> MeshAxes:
     return tuple(axis for axis in axes if axis not in others)
 
 
-def _uneven(config: ModelConfig, mesh: MeshConfig) -> list[tuple[str, int, MeshAxis]]:
-    """What has to divide over a mesh axis and does not: its name, its size, the axis."""
-    required: list[tuple[str, int, MeshAxis]] = [
-        ("number of experts", config.num_experts, "expert"),
-        ("experts' hidden axis (expert_dim)", config.expert_dim, "tensor"),
-    ]
-    return [(what, size, axis) for what, size, axis in required if size % mesh.shape[axis]]
+def _uneven(config: ModelConfig, mesh: MeshConfig) -> list[str]:
+    """Why a mesh cannot split a model, one sentence each. Experts need not divide: places are left empty."""
+    found = []
+    if config.num_experts < mesh.expert:
+        found.append(
+            f"the number of experts is {config.num_experts}, fewer than the devices along mesh axis expert = "
+            f"{mesh.expert} of {mesh}; use expert={config.num_experts} or less"
+        )
+    if config.expert_dim % mesh.tensor:
+        divisor = next(i for i in range(mesh.tensor, 0, -1) if config.expert_dim % i == 0)
+        found.append(
+            f"the experts' hidden axis (expert_dim) is {config.expert_dim}, which does not divide over mesh axis "
+            f"tensor = {mesh.tensor} of {mesh}; use tensor={divisor} or another divisor of {config.expert_dim}"
+        )
+    return found

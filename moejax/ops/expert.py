@@ -1,23 +1,14 @@
-"""The three matrices of an expert."""
+"""The three matrices of the experts of a layer."""
 
-from typing import NamedTuple
-
-import jax
-from jax import Array
-from jaxtyping import Float
-
-from moejax.ops.operations import linear
+from typing import Any, NamedTuple
 
 
 class Expert(NamedTuple):
-    """One expert's weights, or those of E experts with a leading axis E."""
+    """What a device holds of a layer's experts: values (`weights.storage`) of gate and up [E, F, D], down [E, D, F].
 
-    gate: Float[Array, "*E F D"]
-    up: Float[Array, "*E F D"]
-    down: Float[Array, "*E D F"]
+    E counts the places of this device, in the layout that the expert backend asks for.
+    """
 
-
-def feed_forward(expert: Expert, x: Float[Array, "rows D"]) -> Float[Array, "rows D"]:
-    """down(silu(gate x) * up x) of one expert; float32 result (SwiGLU, Shazeer, arXiv:2002.05202)."""
-    hidden = jax.nn.silu(linear(x, expert.gate)) * linear(x, expert.up)
-    return linear(hidden.astype(x.dtype), expert.down)
+    gate: Any
+    up: Any
+    down: Any

@@ -1,74 +1,76 @@
-"""The kernels' specification, in plain jax.numpy. Every other implementation has these signatures and these results.
+"""The specification of every operation, in plain jax.numpy: the same results but for the order of sums.
 
-Dimensions as everywhere, and P places of expert-sorted rows, S partial sums of a row, X the width of a row.
+Implementations may take weights in another layout and caches as bits; what they compute is this.
 """
 
-from typing import NamedTuple
+import math
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
+from moejax.families.config import RouterPolicy
+from moejax.ops.routing import Routing
+
 PRECISE = lax.Precision.HIGHEST  # float32 products in float32, not TF32
 
 
-class Routes(NamedTuple):
-    """Where each token goes. A token that is not valid has id E in every place, weight 0 and rank 0.
+def project(x: Float[Array, "*rows I"], *weights: Float[Array, "O I"]) -> tuple[Float[Array, "*rows O"], ...]:
+    """x w^T for each weight; float32."""
+    return tuple(
+        lax.dot_general(x, w, (((x.ndim - 1,), (1,)), ((), ())), precision=PRECISE, preferred_element_type=jnp.float32)
+        for w in weights
+    )
 
-    experts: int32 [T, A], best first, ties to the lower id.  weights: float32 [T, A], summing to 1 per token.
-    ranks: int32 [T, A], how many rows before this one chose the same expert.  counts: int32 [E], rows per expert.
+
+def norm(x: Float[Array, "*rows D"], scale: Float[Array, " D"], eps: float) -> Float[Array, "*rows D"]:
+    """x / rms(x) * scale, in float32 and then in the dtype of x (Zhang and Sennrich, arXiv:1910.07467)."""
+    x32 = x.astype(jnp.float32)
+    inverse_rms = lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
+    return (x32 * inverse_rms * scale.astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
+
+
+def rotate(
+    x: Float[Array, "B T N H"], cos: Float[Array, "B T H/2"], sin: Float[Array, "B T H/2"]
+) -> Float[Array, "B T N H"]:
+    """Rotates the pairs (i, i + H/2) of every head (Su et al., arXiv:2104.09864); float32."""
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    cos, sin = cos[:, :, None, :], sin[:, :, None, :]
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def attend(
+    q: Float[Array, "B K G T H"],
+    k: Float[Array, "B K S H"],
+    v: Float[Array, "B K S H"],
+    starts: Int[Array, " B"],
+    window: int | None,
+) -> Float[Array, "B K G T H"]:
+    """Softmax attention of T queries per sequence, at positions `starts` and on; float32.
+
+    A query sees the positions up to its own, the last `window` of them. What is in the others does not matter.
     """
+    scores = jnp.einsum("bkgth,bksh->bkgts", *(a.astype(jnp.float32) for a in (q, k)), precision=PRECISE)
+    positions = starts[:, None] + jnp.arange(q.shape[3])[None, :]
+    distance = positions[:, :, None] - jnp.arange(k.shape[2])[None, None, :]  # B T S
+    seen = (distance >= 0) & (distance < (window or k.shape[2] + q.shape[3]))
+    scores = jnp.where(seen[:, None, None], scores / math.sqrt(q.shape[-1]), -jnp.inf)
+    values = jnp.where(seen.any(axis=1)[:, None, :, None], v.astype(jnp.float32), 0.0)  # 0 times NaN is NaN
+    return jnp.einsum("bkgts,bksh->bkgth", jax.nn.softmax(scores, axis=-1), values, precision=PRECISE)
 
-    experts: Int[Array, "T A"]
-    weights: Float[Array, "T A"]
-    ranks: Int[Array, "T A"]
-    counts: Int[Array, " E"]
 
+def route(logits: Float[Array, "T E"], valid: Bool[Array, " T"], policy: RouterPolicy) -> Routing:
+    """Top-k routing by softmax over all experts (Jiang et al., arXiv:2401.04088, section 2.1); all in float32.
 
-def route(logits: Float[Array, "T E"], valid: Bool[Array, " T"], experts_per_token: int) -> Routes:
-    """Softmax over all experts, the best `experts_per_token` of them, renormalised to sum to 1; all in float32.
-
-    A row of logits whose softmax is NaN (one that holds NaN or infinity) gets NaN weights and experts 0, 1, ...
+    A token whose softmax is NaN (its logits hold NaN or infinity) gets NaN weights and experts 0, 1, ...
     """
-    num_experts = logits.shape[1]
     probabilities = jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
-    weights, experts = lax.top_k(probabilities, experts_per_token)
-    weights = weights / weights.sum(axis=-1, keepdims=True)
-    experts = jnp.where(valid[:, None], experts, num_experts)
-    weights = jnp.where(valid[:, None], weights, 0.0)
-    return Routes(experts, weights, *rank_rows(experts, num_experts))
-
-
-def rank_rows(experts: Int[Array, "T A"], num_experts: int) -> tuple[Int[Array, "T A"], Int[Array, " E"]]:
-    """Each row's rank among the rows of its expert, in token order, and how many rows each expert has.
-
-    The A experts of a token are different, or `num_experts` for none (rank 0, counted nowhere).
-    """
-    chosen = (experts[..., None] == jnp.arange(num_experts)[None, None, :]).astype(jnp.int32)  # T A E
-    per_token = chosen.sum(axis=1)
-    earlier = jnp.cumsum(per_token, axis=0) - per_token
-    return jnp.sum(chosen * earlier[:, None, :], axis=-1), per_token.sum(axis=0)
-
-
-def permute(x: Float[Array, "T X"], places: Int[Array, "T A"], num_places: int) -> Float[Array, "P X"]:
-    """Row `places[t, a]` of the result is x[t], for every t and a; a place of `num_places` is none.
-
-    No two rows share a place. What is in the other rows is not specified, NaN included; here it is 0.
-    """
-    rows = jnp.repeat(x, places.shape[1], axis=0)
-    return jnp.zeros((num_places, x.shape[1]), x.dtype).at[places.reshape(-1)].set(rows, mode="drop")
-
-
-def combine(
-    rows: Float[Array, "S P X"], places: Int[Array, "T A"], weights: Float[Array, "T A"]
-) -> Float[Array, "T X"]:
-    """Each token's weighted sum of its A rows, every row a sum of S parts; float32. A place of P counts as 0.
-
-    The order of the sum is fixed: the same arguments give the same bits.
-    """
-    parts = rows.at[:, places].get(mode="fill", fill_value=0).astype(jnp.float32)  # S T A X
-    return jnp.sum(parts.sum(axis=0) * weights[..., None], axis=1)
+    weights, experts = lax.top_k(probabilities, policy.experts_per_token)
+    if policy.renormalise:
+        weights = weights / weights.sum(axis=-1, keepdims=True)
+    valid = valid[:, None]
+    return Routing(jnp.where(valid, experts, logits.shape[1]), jnp.where(valid, weights * policy.scale, 0.0))
 
 
 def expert_ffn(
@@ -79,46 +81,16 @@ def expert_ffn(
     experts: Int[Array, "T A"],
     weights: Float[Array, "T A"],
 ) -> Float[Array, "T D"]:
-    """Weighted sum of down(silu(gate x) * up x) over each token's A experts; float32. Expert E is none.
+    """Weighted sum of down(silu(gate x) * up x) over each token's A experts (SwiGLU, Shazeer, arXiv:2002.05202).
 
-    Weights of experts that nobody chose are not read, and tokens do not mix: NaN in one reaches no other.
+    The result is float32, the hidden values are rounded to the dtype of x. Expert E is none. Weights of experts that
+    nobody chose are not read, and tokens do not mix: NaN in one reaches no other.
     """
     total = jnp.zeros(x.shape, jnp.float32)
     for e in range(gate.shape[0]):
-        hidden = _product(x, gate[e])
-        hidden = (jax.nn.silu(hidden) * _product(x, up[e])).astype(x.dtype)
+        gated, upped = project(x, gate[e], up[e])
+        (result,) = project((jax.nn.silu(gated) * upped).astype(x.dtype), down[e])
         chosen = experts == e
         weight = jnp.sum(jnp.where(chosen, weights, 0.0), axis=1, keepdims=True)
-        total += jnp.where(chosen.any(axis=1)[:, None], weight * _product(hidden, down[e]), 0.0)
+        total += jnp.where(chosen.any(axis=1)[:, None], weight * result, 0.0)
     return total
-
-
-def grouped_matmul(
-    rows: Float[Array, "P I"], w: Float[Array, "E O I"], block_experts: Int[Array, " blocks"]
-) -> Float[Array, "P O"]:
-    """rows w[e]^T for each block of P / blocks rows, e its expert; float32.
-
-    What is in blocks of expert E (none) is not specified; here it is 0. Rows do not mix.
-    """
-    blocks = rows.reshape(block_experts.shape[0], -1, rows.shape[1])
-    product = jnp.zeros((*blocks.shape[:2], w.shape[1]), jnp.float32)
-    for e in range(w.shape[0]):
-        product = jnp.where((block_experts == e)[:, None, None], _product(blocks, w[e]), product)
-    return product.reshape(rows.shape[0], -1)
-
-
-def grouped_gate_up(
-    rows: Float[Array, "P D"],
-    gate: Float[Array, "E F D"],
-    up: Float[Array, "E F D"],
-    block_experts: Int[Array, " blocks"],
-) -> Float[Array, "P F"]:
-    """silu(rows gate[e]^T) * (rows up[e]^T), as `grouped_matmul`; in the dtype of `rows`."""
-    hidden = jax.nn.silu(grouped_matmul(rows, gate, block_experts)) * grouped_matmul(rows, up, block_experts)
-    return hidden.astype(rows.dtype)
-
-
-def _product(x: Float[Array, "*rows I"], w: Float[Array, "O I"]) -> Float[Array, "*rows O"]:
-    return lax.dot_general(
-        x, w, (((x.ndim - 1,), (1,)), ((), ())), precision=PRECISE, preferred_element_type=jnp.float32
-    )

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from moejax.families.config import ModelConfig
 from moejax.moe.split import DISPATCHES, DispatchName
+from moejax.weights.counts import num_places
 from sharding import MESH_AXES, MeshAxes, Rules
 from sharding.collectives import Collective, CollectiveKind
 
@@ -52,6 +53,11 @@ def moe_collectives(
     return found
 
 
+def dense_collectives(config: ModelConfig, rules: Rules, tokens: Tokens, dtype: str) -> list[Collective]:
+    """Of a layer's feed-forward network without experts: the parts of its hidden axis are summed."""
+    return _between(rules, "mlp", "all-reduce", rules["hidden"], tokens.own(rules) * config.embed_dim, dtype)
+
+
 def choice_collectives(rules: Rules, tokens: Tokens) -> list[Collective]:
     """Of choosing the next token of each row greedily: best logits and tokens of each part of the vocabulary, then the
     tokens of all rows.
@@ -68,9 +74,15 @@ def forward_collectives(
     config: ModelConfig, rules: Rules, dispatch: DispatchName, tokens: Tokens, dtype: str
 ) -> list[Collective]:
     """Of the embedding and all layers, in the order in which they run."""
-    layer = attention_collectives(config, rules, tokens, dtype)
-    layer += moe_collectives(config, rules, dispatch, tokens, dtype)
-    return embedding_collectives(config, rules, tokens, dtype) + config.num_layers * layer
+    attention = attention_collectives(config, rules, tokens, dtype)
+    moe, dense = (
+        moe_collectives(config, rules, dispatch, tokens, dtype),
+        dense_collectives(config, rules, tokens, dtype),
+    )
+    found = embedding_collectives(config, rules, tokens, dtype)
+    for layer in range(config.num_layers):
+        found += attention + (dense if layer in config.dense_layers else moe)
+    return found
 
 
 def step_collectives(
@@ -83,7 +95,7 @@ def step_collectives(
 
 def report_collectives(config: ModelConfig, rules: Rules) -> list[Collective]:
     """Of telling the host how many rows each expert of each layer computed: once per call, whatever it fed."""
-    counters = config.num_layers * config.num_experts
+    counters = len(config.moe_layers) * num_places(config.num_experts, rules.parts("experts"))
     return [
         *_between(rules, "", "all-gather", rules["experts"], counters, "int32"),
         *_between(rules, "", "all-gather", rules["groups"], rules.parts("groups") * counters, "int32"),

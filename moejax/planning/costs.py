@@ -13,11 +13,12 @@ from moejax.families.config import ModelConfig
 from moejax.moe.split import DispatchName
 from moejax.planning.calls import Call, decode_call, prefill_calls
 from moejax.planning.communication import Tokens, choice_collectives, forward_collectives
-from moejax.planning.footprint import cache_bytes, weight_bytes
+from moejax.planning.footprint import cache_bytes, device_weights
 from moejax.planning.hardware import Hardware, Link
-from moejax.planning.routing import Routing
+from moejax.planning.routing import RoutingModel
 from moejax.planning.rows import Phase
 from moejax.planning.workload import Workload
+from moejax.weights.counts import FLOPS_PER_ELEMENT
 from sharding import MESH_AXES, MeshConfig, Rules
 from sharding.collectives import Collective, wire_elements
 from sharding.collectives.collective import ITEM_SIZES
@@ -34,7 +35,7 @@ class Setting:
     rules: Rules
     dispatch: DispatchName
     hardware: Hardware
-    routing: Routing
+    routing: RoutingModel
     ragged: bool = False
 
 
@@ -101,28 +102,32 @@ def _work(setting: Setting, call: Call, dtype: str, read: float, rows: float) ->
     own_rows, item = call.own_rows(rules), ITEM_SIZES[dtype]
     own = own_rows * call.width
     routed = own if setting.dispatch == "all_to_all" else call.rows // rules.parts("groups") * call.width
-    weights = weight_bytes(config, rules, dtype)
+    share = device_weights(config, rules)
     query_heads, key_heads = config.num_heads // rules.parts("q_heads"), config.num_kv_heads // rules.parts("kv_heads")
-    queries, keys = query_heads * config.head_dim, key_heads * config.head_dim
-    projections = 2 * own * d * (2 * queries + 2 * keys) + 2 * routed * d * config.num_experts
-    scores = 4 * own * queries * call.visited
-    vocabulary = config.vocab_size // rules.parts("vocab")
+    scores = 4 * own * query_heads * config.head_dim * call.visited
+    table = share.elements["embed"] if config.tie_embeddings else share.multiplied["head"]
     speed = partial(setting.hardware.speed, dtype)
     attend = "attend_step" if call.width == 1 else "attend_prompt"
     return {
-        "attention": Work(layers * weights.attention, layers * projections, speed("project", own)),
+        "attention": Work(
+            (share.elements["attention"] + share.elements["router"] + share.elements["mlp"]) * item,
+            share.flops("attention", own) + share.flops("router", routed) + share.flops("mlp", own),
+            speed("project", own),
+        ),
         "cache": Work(
             cache_bytes(config, rules, call.rows, call.slots, dtype),
             layers * scores,
             speed(attend, query_heads / key_heads),
         ),
         "experts": Work(
-            layers * read * weights.one_expert,
-            layers * rows * 6 * d * config.expert_dim / rules.parts("mlp"),
+            read * share.elements["experts"] * item,
+            share.flops("experts", rows),
             speed("experts", rows / read),
         ),
         "head": Work(
-            weights.head + weights.norm + own * d * item, 2 * own_rows * d * vocabulary, speed("project", own_rows)
+            (table + d + own * d) * item,  # the last norm, and a row of the embedding for each token
+            FLOPS_PER_ELEMENT * own_rows * table,
+            speed("project", own_rows),
         ),
     }
 

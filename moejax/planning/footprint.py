@@ -1,64 +1,35 @@
 """What each device holds: weights, cache and, as an estimate, what a call needs besides. Imports no JAX."""
 
-from dataclasses import dataclass
 from functools import lru_cache
 
 from moejax.families.config import ModelConfig
+from moejax.families.kv_cache import cache_placements
+from moejax.families.table import weights_of
 from moejax.planning.calls import Call, cache_slots, decode_call, prefill_cache_shape, prefill_calls
 from moejax.planning.rows import Footprint
 from moejax.planning.workload import Workload
-from moejax.weights.declarations import cached, declared_placement, layer_params, outer_params
-from sharding import Rules
+from moejax.weights.counts import DeviceShare, device_share, num_places
+from sharding import Rules, bytes_per_device
 from sharding.collectives.collective import ITEM_SIZES
 
 
-@dataclass(frozen=True, kw_only=True)
-class WeightBytes:
-    """Bytes of the parameters that one device holds.
-
-    attention: of a layer, with its norms and router.  expert: of a layer, all experts that the device holds a part of.
-    one_expert: its part of one.  embed, head: the tables; one and the same where they are tied.  norm: the last.
-    """
-
-    attention: int
-    expert: int
-    one_expert: int
-    embed: int
-    head: int
-    norm: int
-    layers: int
-    tied: bool
-
-    @property
-    def total(self) -> int:
-        return self.layers * (self.attention + self.expert) + self.embed + self.norm + (0 if self.tied else self.head)
-
-
 @lru_cache(maxsize=4096)
-def weight_bytes(config: ModelConfig, rules: Rules, dtype: str) -> WeightBytes:
-    """Bytes of one device's parameters: every layer is like the first."""
-    layer = {
-        path: declared_placement(path, one, dtype, rules).bytes_per_device
-        for path, one in layer_params(config, "stacked", 1)
-    }
-    outer = {path: declared_placement(path, one, dtype, rules).bytes_per_device for path, one in outer_params(config)}
-    expert = sum(size for path, size in layer.items() if ".experts." in path)
-    return WeightBytes(
-        attention=sum(layer.values()) - expert,
-        expert=expert,
-        one_expert=expert * rules.parts("experts") // config.num_experts,
-        embed=outer["embed.table"],
-        head=outer["embed.table" if config.tie_embeddings else "head.table"],
-        norm=outer["final_norm.scale"],
-        layers=config.num_layers,
-        tied=config.tie_embeddings,
-    )
+def device_weights(config: ModelConfig, rules: Rules) -> DeviceShare:
+    """What one device holds of each part of a model, in elements."""
+    return device_share(weights_of(config), rules)
+
+
+def weight_bytes(config: ModelConfig, rules: Rules, dtype: str) -> int:
+    """Bytes of the parameters that one device holds, empty places for experts included."""
+    share, parts = device_weights(config, rules), rules.parts("experts")
+    places = num_places(config.num_experts, parts) // parts
+    held = sum(count * (places if part == "experts" else 1) for part, count in share.elements.items())
+    return held * ITEM_SIZES[dtype]
 
 
 def cache_bytes(config: ModelConfig, rules: Rules, rows: int, slots: int, dtype: str) -> int:
     """Bytes of one device's keys and values of all layers."""
-    one = declared_placement("cache", cached(config, rows, slots), dtype, rules)
-    return 2 * config.num_layers * one.bytes_per_device
+    return bytes_per_device(cache_placements(config, rules, rows, slots, dtype))
 
 
 def footprint(config: ModelConfig, rules: Rules, workload: Workload) -> Footprint:
@@ -70,7 +41,7 @@ def footprint(config: ModelConfig, rules: Rules, workload: Workload) -> Footprin
     prefill += cache_bytes(config, rules, prompts, length, workload.dtype)
     decode = activation_bytes(config, rules, decode_call(workload, rules), workload.dtype)
     return Footprint(
-        weights=weight_bytes(config, rules, workload.dtype).total,
+        weights=weight_bytes(config, rules, workload.dtype),
         kv=cache_bytes(config, rules, rows, cache_slots(workload), workload.dtype),
         activations=max(prefill, decode),
     )

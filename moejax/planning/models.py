@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-from moejax.families.config import NAMED_CONFIGS, ModelConfig, did_you_mean, named_config
+from moejax.checkpoint import open_checkpoint
+from moejax.families.config import ModelConfig
+from moejax.families.table import did_you_mean, named_config, named_configs
 from moejax.planning.expert_load import RECORD, ExpertLoad, read_expert_load
 
 
@@ -13,15 +15,13 @@ def model_config(model: str | Path) -> ModelConfig:
         ValueError: for anything else, listing what there is.
     """
     name = str(model).removeprefix("random:")
-    if name in NAMED_CONFIGS or name.endswith(".json"):
+    if name in named_configs() or name.endswith(".json"):
         return named_config(name)
     if name == "demo" or Path(name).is_dir():
-        from moejax.checkpoint import open_checkpoint  # here, because it imports numpy
-
         return open_checkpoint(name).config
     raise ValueError(
-        f"unknown model {name!r}: the known ones are {', '.join(NAMED_CONFIGS)} and demo, or give the path of a "
-        f"config.json or of a checkpoint's folder{did_you_mean(name, [*NAMED_CONFIGS, 'demo'])}"
+        f"unknown model {name!r}: the known ones are {', '.join(named_configs())} and demo, or give the path of a "
+        f"config.json or of a checkpoint's folder{did_you_mean(name, [*named_configs(), 'demo'])}"
     )
 
 
@@ -32,10 +32,8 @@ def stored_dtype(model: str | Path) -> str:
         ValueError: as `model_config`.
     """
     name = str(model).removeprefix("random:")
-    if name in NAMED_CONFIGS or name.endswith(".json"):
+    if name in named_configs() or name.endswith(".json"):
         return "bfloat16"
-    from moejax.checkpoint import open_checkpoint  # here, because it imports numpy
-
     return open_checkpoint(name).dtype
 
 

@@ -128,7 +128,7 @@ class Scheduler:
         output, rows = self.slots.feed(parts)
         now = time.perf_counter()
         self.feed_seconds = now - began
-        self.metrics.add_expert_rows(rows)
+        self.metrics.add_expert_rows(self.slots.by_expert(rows))
         for place, part in enumerate(parts):
             if part.source == part.slot:
                 left = len(part.row.request.prompt) - part.start
@@ -172,7 +172,7 @@ class Scheduler:
         places = {place: call.rows[slot] for place, slot in enumerate(call.slots) if slot in call.rows}
         ended = any(_may_have_ended(row, tokens[:, place]) for place, row in places.items())
         following = None if self._parts or ended or not undisturbed() else self.start(ahead=taken)
-        self.metrics.add_expert_rows(np.asarray(generated.rows))
+        self.metrics.add_expert_rows(self.slots.by_expert(np.asarray(generated.rows)))
         for place, row in places.items():
             scores = None
             if outputs.scores is not None and row.request.params.logprobs is not None:

@@ -5,13 +5,11 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import jax
-
+from moejax.families.kv_cache import cache_placements
 from moejax.loading import Model
-from moejax.moe.experts import BACKENDS, resolve_backend
+from moejax.ops.table import make_ops
 from moejax.runtime import buckets
 from moejax.serving.settings import EngineSettings
-from moejax.weights.declarations import cache_placements
 from sharding import bytes_per_device, device_memory
 
 MIN_READ_LENGTH = 256  # a step that reads fewer slots is no faster
@@ -93,7 +91,6 @@ def make_shapes(model: Model, settings: EngineSettings) -> Shapes:
     parts = model.parallel.rules.parts("batch")
     chunk = settings.prefill_chunk
     short = max(16, chunk // 4)
-    backend = resolve_backend(model.expert_backend, jax.default_backend())
     return Shapes(
         batch=-(-settings.max_batch // parts) * parts,
         # In whole chunks: a chunk that reached past the end would be written further left.
@@ -102,7 +99,7 @@ def make_shapes(model: Model, settings: EngineSettings) -> Shapes:
         short=short,
         groups=(buckets.batch_bucket(1, parts), buckets.batch_bucket(max(1, chunk // short), parts)),
         splits=parts,
-        reads_all=BACKENDS[backend].operations.reads_all,
+        reads_all=make_ops(model.structure.backend).reads_all,
     )
 
 

@@ -91,6 +91,10 @@ class Slots:
         """Ends what generates in a slot; the next call of `generate` no longer steps it."""
         self.rows[slot] = None
 
+    def by_expert(self, rows: np.ndarray) -> np.ndarray:
+        """Rows per expert [d, L, E] from rows per place [d, L, P]."""
+        return self.model.structure.experts.by_expert(rows)
+
     def is_short(self, part: Part) -> bool:
         """Whether a part is a whole prompt that may be fed together with others."""
         return len(part.row.request.prompt) <= self.shapes.short

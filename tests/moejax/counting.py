@@ -81,6 +81,8 @@ def _execute(eqn: Any, inputs: list[_Value], counts: Counts) -> list[_Value]:
             _count_product(params["dimension_numbers"], inputs, counts)
     if any(hasattr(option, "eqns") or hasattr(option, "jaxpr") for option in params.values()):
         raise NotImplementedError(f"{eqn.primitive.name} holds operations that would not be counted")
+    if eqn.primitive.name in ("squeeze", "reshape") and inputs[0].name is not None:  # another view of a named array
+        return [_Value(eqn.primitive.bind(inputs[0].array, **eqn.params), inputs[0].name)]
     counts.read |= {value.name for value in inputs if value.name is not None}
     result = eqn.primitive.bind(*(value.array for value in inputs), **params)
     return [_Value(array) for array in (result if eqn.primitive.multiple_results else [result])]

@@ -10,9 +10,9 @@ import numpy as np
 
 import moejax
 from moejax.decoding.state import Features, empty_state
+from moejax.families.kv_cache import cache_placements
 from moejax.planning.communication import Tokens, by_phase, forward_collectives, report_collectives, step_collectives
 from moejax.planning.footprint import cache_bytes, weight_bytes
-from moejax.weights.declarations import cache_placements
 from sharding import bytes_per_device
 from sharding.collectives import collectives_table, compiled_collectives
 
@@ -51,9 +51,10 @@ def check_memory(model: moejax.Model) -> None:
     weights = bytes_per_device(model.placements())
     cache = bytes_per_device(cache_placements(model.config, model.parallel.rules, size, length, model.dtype))
     rules = model.parallel.rules
-    assert weights == weight_bytes(model.config, rules, model.dtype).total, "what a comparison predicts"
+    assert weights == weight_bytes(model.config, rules, model.dtype), "what a comparison predicts"
+    tables, rows = model.params["placement"].nbytes, row_bytes(model, features, size)
     assert cache == cache_bytes(model.config, rules, size, length, model.dtype)
-    assert step.memory_analysis().argument_size_in_bytes == weights + cache + row_bytes(model, features, size)
+    assert step.memory_analysis().argument_size_in_bytes == weights + cache + tables + rows
 
 
 def row_bytes(model: moejax.Model, features: Features, size: int) -> int:

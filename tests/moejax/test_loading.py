@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import moejax
+from moejax.families.table import parameters_of
 from tests.convert.checkpoint_files import INDEX, SINGLE, write_index, write_sharded, write_single
 from tests.moejax.loading_folder import CONFIG, GATE, LAYER, W1, Tensors, refusal, small_tensors, write
 
@@ -68,8 +69,9 @@ def test_transformers_folders_single_and_sharded(tmp_path: Path) -> None:
     sharded, single = (moejax.load(tmp_path / name, dtype="float32") for name in ("sharded", "single"))
     assert sharded.config == single.config
     assert sharded.params.keys() == single.params.keys()
-    for path, array in single.params.items():
-        np.testing.assert_array_equal(sharded.params[path], array)
+    values, others = (one.structure.unpack(one.params) for one in (single, sharded))
+    for path, array in values.items():
+        np.testing.assert_array_equal(others[path], array)
     assert single.ignored == sharded.ignored == {}
 
 
@@ -81,12 +83,13 @@ def test_arrays_do_not_depend_on_the_files(tmp_path: Path, tensors: Tensors) -> 
         file.write(b"\xff" * size)
         file.truncate(0)
     (tmp_path / SINGLE).unlink()
+    values = model.structure.unpack(model.params)
     for name, path in PATHS.items():
-        np.testing.assert_array_equal(model.params[path], tensors[name])
+        np.testing.assert_array_equal(values[path], tensors[name])
 
 
 def test_parameters_are_on_the_first_device(tmp_path: Path, tensors: Tensors) -> None:
-    for array in moejax.load(write(tmp_path, tensors)).params.values():
+    for array in jax.tree.leaves(moejax.load(write(tmp_path, tensors)).params):
         assert isinstance(array, jax.Array) and array.devices() == {jax.devices()[0]}
 
 
@@ -99,7 +102,11 @@ def test_demo_is_a_name() -> None:
     assert model.tokenizer is not None and model.no_tokenizer_reason is None
     assert model.dtype == "bfloat16" and model.max_seq_len == model.config.max_position_embeddings
     assert model.ignored == {} and len(model.eos_token_ids) == 1
-    assert sum(array.size for array in model.params.values()) == model.config.num_parameters
+    assert size_of(model) == parameters_of(model.config).total
+
+
+def size_of(model: moejax.Model) -> int:
+    return sum(array.size for array in model.structure.unpack(model.params).values())
 
 
 # --- dtypes ---
@@ -114,9 +121,10 @@ def test_every_word_for_a_dtype(tmp_path: Path, tensors: Tensors, word: str, dty
     """All weights have it, rounded from the file's float32 to nearest."""
     model = moejax.load(write(tmp_path, tensors), dtype=word)
     assert model.dtype == dtype
+    values = model.structure.unpack(model.params)
     for name, path in PATHS.items():
-        assert model.params[path].dtype == jnp.dtype(dtype)
-        np.testing.assert_array_equal(np.asarray(model.params[path]), tensors[name].astype(jnp.dtype(dtype)))
+        assert values[path].dtype == jnp.dtype(dtype)
+        np.testing.assert_array_equal(np.asarray(values[path]), tensors[name].astype(jnp.dtype(dtype)))
 
 
 def test_the_default_is_bfloat16(tmp_path: Path, tensors: Tensors) -> None:
@@ -128,7 +136,7 @@ def test_auto_is_the_dtype_of_most_bytes(tmp_path: Path, tensors: Tensors, store
     mixed = {name: array if "norm" in name else array.astype(stored) for name, array in tensors.items()}
     model = moejax.load(write(tmp_path, mixed), dtype="auto")
     assert model.dtype == np.dtype(stored).name
-    np.testing.assert_array_equal(np.asarray(model.params["embed.table"]), mixed["model.embed_tokens.weight"])
+    np.testing.assert_array_equal(np.asarray(model.params["embed.table"].array), mixed["model.embed_tokens.weight"])
 
 
 @pytest.mark.parametrize("stored", [ml_dtypes.bfloat16, np.float16])
@@ -230,7 +238,7 @@ def test_a_tied_model_has_no_head(tmp_path: Path, tensors: Tensors) -> None:
     tied = {name: array for name, array in tensors.items() if name != "lm_head.weight"}
     model = moejax.load(write(tmp_path, tied, tie_word_embeddings=True), dtype="float32")
     assert "head.table" not in model.params and model.ignored == {}
-    assert sum(array.size for array in model.params.values()) == model.config.num_parameters
+    assert size_of(model) == parameters_of(model.config).total
     # With the embedding as a head of its own, the same model.
     (tmp_path / "untied").mkdir()
     head = {"lm_head.weight": tensors["model.embed_tokens.weight"]}

@@ -13,7 +13,6 @@ from safetensors.numpy import save_file
 import moejax
 from moejax import loading
 from moejax.checkpoint import Checkpoint, open_checkpoint
-from moejax.model.params import logical_tensors
 from sharding import MeshConfig
 from tests.moejax.decoding.tiny_checkpoint import BASE, random_weights
 
@@ -52,11 +51,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[Checkpoint]:
 
 def logical_values(model: moejax.Model) -> dict[str, np.ndarray]:
     """Weights as a checkpoint names them, whatever the layout."""
-    values = {}
-    for path, array in model.params.items():
-        for tensor in logical_tensors(path, array.shape, model.config.num_experts):
-            values[tensor.path] = np.asarray(array if tensor.entry is None else array[tensor.entry])
-    return values
+    return {path: np.asarray(array) for path, array in model.structure.unpack(model.params).items()}
 
 
 def assert_same(got: moejax.Model, expected: moejax.Model) -> None:
@@ -76,9 +71,10 @@ def test_weights_are_those_of_one_device_and_are_read_once(
     assert opened[-1].tensors.read_bytes.total == opened[-1].tensors.total_bytes
     assert_same(model, moejax.load(folder, dtype="float32"))
     for one in model.placements():
-        shards = model.params[one.path].addressable_shards
-        assert len(shards) == 8
-        assert {shard.data.shape for shard in shards} == {one.local_shape}
+        arrays = jax.tree.leaves(model.params[one.path])
+        assert all(len(array.addressable_shards) == 8 for array in arrays)
+        held = sum(array.addressable_shards[0].data.nbytes for array in arrays)
+        assert held == one.bytes_per_device
 
 
 @meshes

@@ -11,11 +11,10 @@ import pytest
 
 from moejax.decoding import steps
 from moejax.decoding.state import Features, empty_state
-from moejax.families.config import NAMED_CONFIGS, ModelConfig
-from moejax.loading import abstract_model, make_parallel
+from moejax.families.config import ModelConfig
+from moejax.families.table import named_configs
 from moejax.model.cache import empty_cache
-from moejax.model.params import merge
-from moejax.model.placement import param_sharding
+from moejax.model.structure import make_parallel, make_structure
 from moejax.moe.parallel import Parallel
 from moejax.moe.split import DISPATCHES, DispatchName
 from moejax.planning.communication import Tokens, choice_collectives, forward_collectives
@@ -54,13 +53,9 @@ def lowered(
     """The text of a program over the whole model on an abstract mesh: no device and no array is made."""
     shape = MeshConfig.parse(mesh) if isinstance(mesh, str) else mesh
     parallel = make_parallel(config, shape.abstract(), dispatch)
-    graphdef, abstract = abstract_model(config, "blocked", "bfloat16", parallel)
-    sharding_of = param_sharding(abstract, parallel)
-    leaves = {path: variable.get_value() for path, variable in abstract.items()}
-    params = {
-        path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding_of(path)) for path, leaf in leaves.items()
-    }
-    function = jax.jit(lambda params, *args: program(merge(graphdef, abstract, params), *args))
+    structure = make_structure(config, "blocked", "bfloat16", parallel)
+    params = structure.shapes()
+    function = jax.jit(lambda params, *args: program(structure.merged(params), *args))
     traced = function.trace(params, *arguments(parallel))
     return traced.lower(lowering_platforms=("cpu",)).as_text(debug_info=True), parallel
 
@@ -106,12 +101,12 @@ def test_collectives_of_a_bfloat16_step(mesh: MeshConfig, dispatch: DispatchName
 
 @pytest.mark.parametrize(("name", "mesh", "dispatch"), FULL_SIZES)
 def test_full_size_decode_step(name: str, mesh: str, dispatch: DispatchName) -> None:
-    check_step(NAMED_CONFIGS[name], mesh, dispatch, rows=16)
+    check_step(named_configs()[name], mesh, dispatch, rows=16)
 
 
 @pytest.mark.parametrize(("name", "mesh", "dispatch"), FULL_SIZES[1:4])
 def test_full_size_prefill(name: str, mesh: str, dispatch: DispatchName) -> None:
-    config = NAMED_CONFIGS[name]
+    config = named_configs()[name]
     text, parallel = prefill(config, mesh, dispatch, rows=16, length=512)
     tokens = Tokens(rows=16, length=512)
     found = by_phase(lowered_collectives(text, parallel.rules.mesh.shape))

@@ -11,9 +11,8 @@ import pytest
 from moejax.decoding import steps
 from moejax.decoding.state import Features, empty_state
 from moejax.families.config import ModelConfig
-from moejax.loading import abstract_model
 from moejax.model.cache import empty_cache
-from moejax.model.params import merge
+from moejax.model.structure import make_structure
 from moejax.moe.parallel import Parallel
 from tests.moejax.meshes import on_mesh
 
@@ -39,18 +38,18 @@ def body_alone(body: Callable[..., Any], **options: Any) -> Callable[..., Any]:
 
 def arguments_and_programs(parallel: Parallel) -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
     """`generate` and `prefill` as the engine calls them."""
-    graphdef, abstract = abstract_model(CONFIG, "blocked", "bfloat16", parallel)
-    params = {path: variable.get_value() for path, variable in abstract.items()}
+    structure = make_structure(CONFIG, "blocked", "bfloat16", parallel)
+    params = structure.shapes()
     features = Features()
 
     def shape(*sizes: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(sizes, dtype)
 
     def generate(params: Any, *args: Any) -> Any:
-        return steps.generate(merge(graphdef, abstract, params), features, *args)
+        return steps.generate(structure.merged(params), features, *args)
 
     def prefill(params: Any, *args: Any) -> Any:
-        return steps.prefill(merge(graphdef, abstract, params), False, None, *args)
+        return steps.prefill(structure.merged(params), False, None, *args)
 
     state = jax.eval_shape(lambda: empty_state(CONFIG, features, ROWS, LENGTH, "bfloat16", parallel))
     cache = jax.eval_shape(lambda: empty_cache(CONFIG, ROWS, WIDTH, "bfloat16", parallel))

@@ -54,10 +54,7 @@ def built_library(flags: tuple[str, ...] = FLAGS) -> Path:
         NativeError: on another kind of machine, without a compiler, when compiling fails, or when nothing can be
             written where libraries are kept.
     """
-    features = cpu_features()
-    if missing := [feature for feature in NEEDED_FEATURES if feature not in features]:
-        raise NativeError(f"needs an x86-64 CPU with {', '.join(NEEDED_FEATURES)}; this one lacks {', '.join(missing)}")
-    compiler = find_compiler()
+    features, compiler = check_machine()
     key = _hash(
         source_hash().encode(),
         version("jaxlib").encode(),
@@ -75,6 +72,18 @@ def built_library(flags: tuple[str, ...] = FLAGS) -> Path:
             "written"
         ) from error
     return library
+
+
+def check_machine() -> tuple[frozenset[str], list[str]]:
+    """The CPU's features and a compiler's command, the two things that the kernels need. Starts nothing.
+
+    Raises:
+        NativeError: where one of them is missing.
+    """
+    features = cpu_features()
+    if missing := [feature for feature in NEEDED_FEATURES if feature not in features]:
+        raise NativeError(f"needs an x86-64 CPU with {', '.join(NEEDED_FEATURES)}; this one lacks {', '.join(missing)}")
+    return features, find_compiler()
 
 
 def cpu_features() -> frozenset[str]:

@@ -9,19 +9,14 @@
 
 namespace moejax {
 
-template <typename T>
-struct Expert {
-  const T *gate, *up, *down;  // [F, D], [F, D], [D, F]
-};
-
 // tokens T of D elements, each with `chosen` A of E experts: ids [T, A], E being none, and weights [T, A].
 template <typename T>
 struct ExpertsCall {
-  int64_t tokens, depth, hidden_depth, chosen;
+  int64_t tokens, depth, hidden_depth, chosen, experts;
   const T* x;
   const int32_t* ids;
   const float* weights;
-  std::vector<Expert<T>> experts;
+  const T *gate, *up, *down;  // [E, F, D], [E, F, D], [E, D, F]
   T* hidden;       // [R, F], workspace: rows sorted by expert, R = T A
   float* results;  // [R, D], workspace
   float* y;        // [T, D]
@@ -57,15 +52,15 @@ inline Sorted sort_rows(const int32_t* ids, int64_t tokens, int64_t chosen, int6
   return sorted;
 }
 
-// hidden [rows, F] at outputs `first` to `first` + `outputs` of one expert, for the rows x[r].
+// hidden [rows, F] at outputs `first` to `first` + `outputs` of one expert, gate_w and up_w [F, D], for the rows x[r].
 template <typename T>
-void gate_up(const Expert<T>& expert, const T* const* x, int64_t rows, int64_t depth, int64_t first, int64_t outputs,
-             T* hidden, int64_t stride) {
+void gate_up(const T* gate_w, const T* up_w, const T* const* x, int64_t rows, int64_t depth, int64_t first,
+             int64_t outputs, T* hidden, int64_t stride) {
   alignas(64) float gate[kRowBlock * 64], up[kRowBlock * 64];
   for (int64_t r = 0; r < rows; r += kRowBlock) {
     int64_t count = std::min(kRowBlock, rows - r);
-    product(x + r, count, expert.gate + first * depth, outputs, depth, gate, outputs);
-    product(x + r, count, expert.up + first * depth, outputs, depth, up, outputs);
+    product(x + r, count, gate_w + first * depth, outputs, depth, gate, outputs);
+    product(x + r, count, up_w + first * depth, outputs, depth, up, outputs);
     for (int64_t i = 0; i < count; i++) {
       gated(gate + i * outputs, up + i * outputs, outputs, hidden + (r + i) * stride + first);
     }
@@ -90,7 +85,7 @@ void combine(const ExpertsCall<T>& call, const Sorted& sorted, int64_t first, in
 template <typename T>
 void run_experts(xla::ffi::ThreadPool& pool, const ExpertsCall<T>& call) {
   const int64_t d = call.depth, f = call.hidden_depth;
-  const Sorted sorted = sort_rows(call.ids, call.tokens, call.chosen, call.experts.size());
+  const Sorted sorted = sort_rows(call.ids, call.tokens, call.chosen, call.experts);
   const int64_t used = sorted.used.size(), rows = sorted.tokens.size();
   std::vector<const T*> x(rows), hidden(rows);
   for (int64_t place = 0; place < rows; place++) {
@@ -105,14 +100,15 @@ void run_experts(xla::ffi::ThreadPool& pool, const ExpertsCall<T>& call) {
     if (phase == 0) {
       const int64_t index = task / f_tasks, first = task % f_tasks * f_width;
       const int64_t start = sorted.starts[index], count = sorted.starts[index + 1] - start;
-      gate_up(call.experts[sorted.used[index]], x.data() + start, count, d, first, std::min(f_width, f - first),
+      const int64_t weights = sorted.used[index] * f * d;
+      gate_up(call.gate + weights, call.up + weights, x.data() + start, count, d, first, std::min(f_width, f - first),
               call.hidden + start * f, f);
       return;
     }
     const int64_t first = task * d_width, outputs = std::min(d_width, d - first);
     for (int64_t index = 0; index < used; index++) {
       const int64_t start = sorted.starts[index], count = sorted.starts[index + 1] - start;
-      product(hidden.data() + start, count, call.experts[sorted.used[index]].down + first * f, outputs, f,
+      product(hidden.data() + start, count, call.down + sorted.used[index] * d * f + first * f, outputs, f,
               call.results + start * d + first, d);
     }
     combine(call, sorted, first, outputs);

@@ -48,12 +48,12 @@ ffi::Error linear_call(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::RemainingArg
   });
 }
 
-// x [T, D], ids [T, A], weights [T, A], then gate, up and down of E experts -> float32 [T, D], and two workspaces.
+// x [T, D], ids [T, A], weights [T, A], gate and up [E, F, D], down [E, D, F] -> float32 [T, D], and two workspaces.
 ffi::Error experts_call(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::BufferR2<ffi::S32> ids,
-                        ffi::BufferR2<ffi::F32> weights, ffi::RemainingArgs matrices,
+                        ffi::BufferR2<ffi::F32> weights, ffi::AnyBuffer gate, ffi::AnyBuffer up, ffi::AnyBuffer down,
                         ffi::Result<ffi::BufferR2<ffi::F32>> y, ffi::Result<ffi::AnyBuffer> hidden,
                         ffi::Result<ffi::BufferR2<ffi::F32>> results) {
-  const int32_t experts = matrices.size() / 3;
+  const int32_t experts = gate.dimensions()[0];
   for (size_t row = 0; row < ids.element_count(); row++) {
     if (ids.typed_data()[row] < 0 || ids.typed_data()[row] > experts) {
       return ffi::Error::InvalidArgument("got expert id " + std::to_string(ids.typed_data()[row]) + ", expected 0 to " +
@@ -63,20 +63,11 @@ ffi::Error experts_call(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::BufferR2<ff
   return with_dtype(x.element_type(), [&](auto zero) -> ffi::Error {
     using T = decltype(zero);
     ExpertsCall<T> call{x.dimensions()[0],    x.dimensions()[1],
-                        hidden->dimensions()[1], ids.dimensions()[1],
+                        hidden->dimensions()[1], ids.dimensions()[1], experts,
                         elements<T>(x),       ids.typed_data(),
-                        weights.typed_data(), {},
+                        weights.typed_data(), elements<T>(gate), elements<T>(up), elements<T>(down),
                         static_cast<T*>(hidden->untyped_data()),
                         results->typed_data(), y->typed_data()};
-    for (int32_t e = 0; e < experts; e++) {
-      const T* matrix[3];
-      for (int i = 0; i < 3; i++) {
-        auto buffer = matrices.get<ffi::AnyBuffer>(3 * e + i);
-        if (!buffer.has_value()) return buffer.error();
-        matrix[i] = elements<T>(*buffer);
-      }
-      call.experts.push_back({matrix[0], matrix[1], matrix[2]});
-    }
     run_experts(pool, call);
     return ffi::Error::Success();
   });
@@ -111,10 +102,11 @@ ffi::Error norm_call(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer scal
 
 // logits [T, E] and valid [T] -> ids [T, A] and weights [T, A].
 ffi::Error route_call(ffi::BufferR2<ffi::F32> logits, ffi::BufferR1<ffi::PRED> valid,
-                      ffi::Result<ffi::BufferR2<ffi::S32>> ids, ffi::Result<ffi::BufferR2<ffi::F32>> weights) {
+                      ffi::Result<ffi::BufferR2<ffi::S32>> ids, ffi::Result<ffi::BufferR2<ffi::F32>> weights,
+                      bool renormalise, float scale) {
   FlushDenormals flush;
   route(logits.typed_data(), valid.typed_data(), logits.dimensions()[0], logits.dimensions()[1], ids->dimensions()[1],
-        ids->typed_data(), weights->typed_data());
+        renormalise, scale, ids->typed_data(), weights->typed_data());
   return ffi::Error::Success();
 }
 
@@ -162,7 +154,9 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(moejax_experts, moejax::experts_call,
                                   .Arg<ffi::AnyBuffer>()
                                   .Arg<ffi::BufferR2<ffi::S32>>()
                                   .Arg<ffi::BufferR2<ffi::F32>>()
-                                  .RemainingArgs()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Arg<ffi::AnyBuffer>()
                                   .Ret<ffi::BufferR2<ffi::F32>>()
                                   .Ret<ffi::AnyBuffer>()
                                   .Ret<ffi::BufferR2<ffi::F32>>());
@@ -190,7 +184,9 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(moejax_route, moejax::route_call,
                                   .Arg<ffi::BufferR2<ffi::F32>>()
                                   .Arg<ffi::BufferR1<ffi::PRED>>()
                                   .Ret<ffi::BufferR2<ffi::S32>>()
-                                  .Ret<ffi::BufferR2<ffi::F32>>());
+                                  .Ret<ffi::BufferR2<ffi::F32>>()
+                                  .Attr<bool>("renormalise")
+                                  .Attr<float>("scale"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(moejax_rotate, moejax::rotate_call,
                               ffi::Ffi::Bind()

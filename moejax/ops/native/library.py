@@ -1,4 +1,4 @@
-"""The compiled kernels in this process: loaded and named to XLA when they are first needed."""
+"""The compiled kernels in this process: named to XLA when a model is loaded or a program needs them."""
 
 import ctypes
 import functools
@@ -8,8 +8,8 @@ from pathlib import Path
 
 import jax
 
-from moejax.ops.native.build import NativeError, built_library, source_hash
-from moejax.runtime.platform import current_device
+from moejax.ops.native.build import NativeError, built_library, check_machine, source_hash
+from moejax.runtime.platform import Device
 
 KERNELS = ("linear", "experts", "attend", "norm", "route", "rotate")
 
@@ -30,13 +30,12 @@ def targets() -> dict[str, str]:
     return loaded
 
 
-def cannot_run() -> str | None:
-    """Why the current device cannot run the kernels, or None. Compiles them where that was not done before."""
-    device = current_device()
+def cannot(device: Device) -> str | None:
+    """Why a device cannot run the kernels, as far as that shows without compiling them, or None."""
     if device.platform != "cpu":
         return f"needs a CPU, this is {device.kind} ({device.platform})"
     try:
-        targets()
+        check_machine()
     except NativeError as error:
         return str(error)
     return None

@@ -42,8 +42,8 @@ void rms_norm(xla::ffi::ThreadPool& pool, const T* x, const T* scale, int64_t ro
 
 // The best `chosen` of E probabilities for each token, ties to the lower id, and their share of their sum. A token that
 // is not valid gets id E and weight 0.
-inline void route(const float* logits, const bool* valid, int64_t tokens, int64_t experts, int64_t chosen, int32_t* ids,
-                  float* weights) {
+inline void route(const float* logits, const bool* valid, int64_t tokens, int64_t experts, int64_t chosen,
+                  bool renormalise, float scale, int32_t* ids, float* weights) {
   std::vector<float> probability(experts);
   std::vector<bool> taken(experts);
   for (int64_t t = 0; t < tokens; t++, logits += experts, ids += chosen, weights += chosen) {
@@ -65,7 +65,7 @@ inline void route(const float* logits, const bool* valid, int64_t tokens, int64_
       ids[a] = static_cast<int32_t>(next);
       best += weights[a] = probability[next];
     }
-    for (int64_t a = 0; a < chosen; a++) weights[a] /= best;
+    for (int64_t a = 0; a < chosen; a++) weights[a] = (renormalise ? weights[a] / best : weights[a]) * scale;
   }
 }
 

@@ -9,18 +9,19 @@ from jax import Array
 from jax.experimental import pallas as pl
 from jaxtyping import Bool, Float, Int
 
-from moejax.ops.reference import Routes
+from moejax.families.config import RouterPolicy
+from moejax.ops.routing import Routing
 from moejax.ops.triton.blocks import RouteBlock, route_block
 from moejax.ops.triton.launch import Out, launch, load, store, within
 
 
 def route(
-    logits: Float[Array, "T E"], valid: Bool[Array, " T"], experts_per_token: int, *, interpret: bool = False
-) -> Routes:
+    logits: Float[Array, "T E"], valid: Bool[Array, " T"], policy: RouterPolicy, *, interpret: bool = False
+) -> Routing:
     """`reference.route` in one launch for few tokens, two for many."""
-    (t, e), a = logits.shape, experts_per_token
+    (t, e), a = logits.shape, policy.experts_per_token
     if t == 0:
-        return Routes(
+        return Routing(
             jnp.zeros((0, a), jnp.int32),
             jnp.zeros((0, a), jnp.float32),
             jnp.zeros((0, a), jnp.int32),
@@ -55,7 +56,8 @@ def route(
             best.append(weight)
             norm += weight
         for place in range(a):
-            weight = jnp.where(keep, best[place] / norm, 0.0)
+            weight = best[place] / norm if policy.renormalise else best[place]
+            weight = jnp.where(keep, weight if policy.scale == 1 else weight * policy.scale, 0.0)
             store(experts_ref, (tokens, jnp.full_like(tokens, place)), chosen[place], tokens < t)
             store(weights_ref, (tokens, jnp.full_like(tokens, place)), weight, tokens < t)
         _write_ranks(ranks_ref, counts_ref, tokens, chosen, block, t, e)
@@ -69,7 +71,7 @@ def route(
         warps=block.warps,
         interpret=interpret,
     )
-    return Routes(experts, weights, *_add_earlier_blocks(experts, ranks, counts, block, interpret))
+    return Routing(experts, weights, *_add_earlier_blocks(experts, ranks, counts, block, interpret))
 
 
 def rank_rows(

@@ -13,6 +13,7 @@ from jax import Array, lax
 from jaxtyping import Float, Int
 
 from moejax.runtime.platform import smallest_product
+from moejax.weights.storage import precision_of
 
 QUERY_BLOCK = 128
 KEY_BLOCK = 128
@@ -41,10 +42,10 @@ def attend_one(
     group = q.shape[2]
     padding = max(0, smallest_product(k.dtype) - group)  # one query head per key/value head is a product of one row
     q_BKGH = jnp.pad(q[:, :, :, 0], ((0, 0), (0, 0), (0, padding), (0, 0)))
-    scores = jnp.einsum("bkgh,bksh->bkgs", q_BKGH, k, preferred_element_type=jnp.float32) / math.sqrt(q.shape[-1])
+    scores = _product("bkgh,bksh->bkgs", q_BKGH, k) / math.sqrt(q.shape[-1])
     visible = _visible(positions[:, None], jnp.arange(k.shape[2])[None, :], window)  # B 1 S
     weights = jax.nn.softmax(jnp.where(visible[:, None], scores, _MASKED), axis=-1).astype(v.dtype)
-    y = jnp.einsum("bkgs,bksh->bkgh", weights, v, preferred_element_type=jnp.float32)
+    y = _product("bkgs,bksh->bkgh", weights, v)
     return y[:, :, :group, None]
 
 
@@ -71,12 +72,12 @@ def attend_blocks(
             total, denominator, peak = carry
             k_block = lax.dynamic_slice_in_dim(k, index * key_block, key_block, axis=2)
             v_block = lax.dynamic_slice_in_dim(v, index * key_block, key_block, axis=2)
-            scores = jnp.einsum("bkgqh,bksh->bkgqs", q_block, k_block, preferred_element_type=jnp.float32) * scale
+            scores = _product("bkgqh,bksh->bkgqs", q_block, k_block) * scale
             slots = index * key_block + jnp.arange(key_block)
             scores = jnp.where(_visible(positions, slots[None, :], window)[:, None, None], scores, _MASKED)
             new_peak = jnp.maximum(peak, jnp.max(scores, axis=-1, keepdims=True))
             weights, shrink = jnp.exp(scores - new_peak), jnp.exp(peak - new_peak)
-            part = jnp.einsum("bkgqs,bksh->bkgqh", weights.astype(v.dtype), v_block, preferred_element_type=jnp.float32)
+            part = _product("bkgqs,bksh->bkgqh", weights.astype(v.dtype), v_block)
             return total * shrink + part, denominator * shrink + weights.sum(-1, keepdims=True), new_peak
 
         first = jnp.zeros((), jnp.int32)
@@ -92,6 +93,10 @@ def attend_blocks(
         return one_query_block(jnp.zeros((), jnp.int32))
     blocks = lax.map(one_query_block, jnp.arange(t // query_block))  # blocks B K G Q H
     return jnp.moveaxis(blocks, 0, 3).reshape(q.shape)
+
+
+def _product(equation: str, a: Array, b: Array) -> Array:
+    return jnp.einsum(equation, a, b, precision=precision_of(b.dtype), preferred_element_type=jnp.float32)
 
 
 def _visible(queries: Int[Array, "B Q"], slots: Int[Array, "1 S"], window: int | None) -> Array:

@@ -1,18 +1,19 @@
-"""Backend `blocked`: each expert loops over blocks of its own rows, as many as it has.
+"""Expert backend `blocked`: each expert loops over blocks of its own rows, as many as it has.
 
 The trip count is a run-time value, so an expert nobody chose is neither read nor computed. Each expert's matrices
-are arrays of their own: XLA:CPU would copy all of a stacked array before the loop (docs/decisions.md).
+are arrays of their own (layout `separate`): XLA:CPU would copy all of a stacked array before the loop, and one expert
+of it in every turn of a loop that indexes it (docs/decisions.md).
 """
 
-from collections.abc import Sequence
-
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float
 
-from moejax.ops.expert import Expert, feed_forward
+from moejax.ops.expert import Expert
 from moejax.ops.routing import Routing
 from moejax.ops.xla.permutation import combine, sort_by_expert
+from moejax.weights.storage import linear
 
 MAX_BLOCK = 128
 
@@ -30,20 +31,26 @@ def block_rows(rows: int, num_experts: int) -> int:
     return min(MAX_BLOCK, 1 << (wanted - 1).bit_length())
 
 
-def blocked(experts: Sequence[Expert], x: Float[Array, "T D"], routing: Routing) -> Float[Array, "T D"]:
+def blocked(experts: Expert, x: Float[Array, "T D"], routing: Routing) -> Float[Array, "T D"]:
     """Weighted sum of the chosen experts' results for every token; float32 result."""
-    block = block_rows(routing.experts.size, len(experts))
-    permutation = sort_by_expert(routing, len(experts))
+    # One device's part of layout `separate`: an array [1, ...] per place.
+    matrices = [[lax.squeeze(part.numbers(), (0,)) for part in value.parts] for value in experts]
+    count = len(matrices[0])
+    block = block_rows(routing.experts.size, count)
+    permutation = sort_by_expert(routing, count)
     rows = jnp.pad(x[permutation.order // routing.experts.shape[1]], ((0, block), (0, 0)))
     results = jnp.zeros(rows.shape, jnp.float32)
-    for index, expert in enumerate(experts):
-        start, count = permutation.starts[index], permutation.counts[index]
+    for index, (gate, up, down) in enumerate(zip(*matrices, strict=True)):
+        start, mine = permutation.starts[index], permutation.counts[index]
 
-        def one_block(i: Array, results: Array, expert: Expert = expert, start: Array = start) -> Array:
+        def one_block(
+            i: Array, results: Array, gate: Array = gate, up: Array = up, down: Array = down, start: Array = start
+        ) -> Array:
             # A last block that is not full computes rows of the next expert too, which that expert overwrites.
             first = start + i * block
-            y = feed_forward(expert, lax.dynamic_slice_in_dim(rows, first, block))
-            return lax.dynamic_update_slice_in_dim(results, y, first, axis=0)
+            some = lax.dynamic_slice_in_dim(rows, first, block)
+            hidden = (jax.nn.silu(linear(some, gate)) * linear(some, up)).astype(x.dtype)
+            return lax.dynamic_update_slice_in_dim(results, linear(hidden, down), first, axis=0)
 
-        results = lax.fori_loop(0, (count + block - 1) // block, one_block, results)
+        results = lax.fori_loop(0, (mine + block - 1) // block, one_block, results)
     return combine(results[: routing.experts.size], permutation, routing)

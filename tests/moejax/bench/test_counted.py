@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from moejax.bench.counted import decode_steps, head_flops, mean, prefill_flops, token_flops
-from moejax.families.config import NAMED_CONFIGS
+from moejax.families.table import named_configs, parameters_of
 
-MIXTRAL = NAMED_CONFIGS["mixtral-8x7b"]
+MIXTRAL = named_configs()["mixtral-8x7b"]
 GB = 10**9
 
 
@@ -28,7 +28,7 @@ def test_a_step_of_mixtral_reads_what_its_weights_weigh(batch: int, experts: int
 def test_weights_read_are_the_active_parameters_without_the_unread_embedding() -> None:
     (step,) = decode_steps(MIXTRAL, 0, routed(1, 2), 2)
     unread = (MIXTRAL.vocab_size - 1) * MIXTRAL.embed_dim
-    assert step.weight_bytes == 2 * (MIXTRAL.num_active_parameters - unread)
+    assert step.weight_bytes == 2 * (parameters_of(MIXTRAL).active - unread)
 
 
 def test_cache_grows_with_the_position_up_to_the_window() -> None:
@@ -43,7 +43,7 @@ def test_cache_grows_with_the_position_up_to_the_window() -> None:
 
 def test_a_tokens_flops_are_two_for_each_parameter_that_it_meets_and_its_attention() -> None:
     norms = MIXTRAL.embed_dim * (2 * MIXTRAL.num_layers + 1)
-    products = MIXTRAL.num_active_parameters - MIXTRAL.vocab_size * MIXTRAL.embed_dim - norms
+    products = parameters_of(MIXTRAL).active - MIXTRAL.vocab_size * MIXTRAL.embed_dim - norms
     attention = 4 * MIXTRAL.num_layers * MIXTRAL.num_heads * MIXTRAL.head_dim
     assert token_flops(MIXTRAL, 0) + head_flops(MIXTRAL) == 2 * products + attention
     assert token_flops(MIXTRAL, 7) - token_flops(MIXTRAL, 0) == 7 * attention

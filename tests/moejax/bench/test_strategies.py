@@ -4,13 +4,12 @@ import pytest
 
 from moejax.bench.strategies import count_strategies, meshes_of, strategy_name, weight_elements
 from moejax.bench.works import Work
-from moejax.families.config import NAMED_CONFIGS
-from moejax.loading import abstract_model, make_parallel
-from moejax.model.placement import param_placements
+from moejax.families.table import named_configs, parameters_of
+from moejax.model.structure import make_parallel, make_structure
 from moejax.moe.split import make_rules
 from sharding import MeshConfig, bytes_per_device
 
-MIXTRAL = NAMED_CONFIGS["mixtral-8x7b"]
+MIXTRAL = named_configs()["mixtral-8x7b"]
 WORK = Work(batch_size=8, input_len=16, output_len=2)
 
 
@@ -20,8 +19,8 @@ def test_weights_per_device_are_those_that_the_model_declares(mesh: str, dispatc
     config = MeshConfig.parse(mesh)
     rules = make_rules(MIXTRAL, config, dispatch)  # pyright: ignore[reportArgumentType]
     parallel = make_parallel(MIXTRAL, config.abstract(), dispatch)
-    _, abstract = abstract_model(MIXTRAL, "blocked", "bfloat16", parallel)
-    assert 2 * weight_elements(MIXTRAL, rules) == bytes_per_device(param_placements(abstract, parallel.rules))
+    placements = make_structure(MIXTRAL, "blocked", "bfloat16", parallel).placements()
+    assert 2 * weight_elements(MIXTRAL, rules) == bytes_per_device(placements)
 
 
 def test_intra_and_inter_expert_move_the_same_when_replicated() -> None:
@@ -41,7 +40,7 @@ def test_what_the_busiest_device_reads_is_what_sets_the_strategies_apart() -> No
     one = Work(batch_size=1, input_len=16, output_len=2)
     intra, inter, hybrid = count_strategies(MIXTRAL, meshes_of(["all"], 4), [one], "bfloat16", "replicated")
     read = [row["works"][0]["decode_step"]["weight_bytes_read"] for row in (intra, inter, hybrid)]
-    expert = 2 * MIXTRAL.num_layers * MIXTRAL.num_expert_parameters
+    expert = 2 * MIXTRAL.num_layers * parameters_of(MIXTRAL).per_expert
     assert read[1] - read[0] == pytest.approx((8 / 7 - 2 / 4) * expert)
     assert read[2] - read[0] == pytest.approx((10 / 7 / 2 - 2 / 4) * expert)
     everything = count_strategies(

@@ -12,8 +12,8 @@ from moejax.cli.info import EXAMPLES as INFO_EXAMPLES
 from moejax.cli.mesh import COMPARE_EXAMPLES, SHOW_EXAMPLES
 from moejax.cli.serve import EXAMPLES as SERVE_EXAMPLES
 from moejax.decoding.sampling_params import PARAMETER_NAMES
-from moejax.families.config import NAMED_CONFIGS
-from moejax.moe.experts import BackendName
+from moejax.families.table import named_configs
+from moejax.ops.table import BackendName
 from tests.moejax.cli.conftest import Call
 
 # Sampling parameters whose flag is not simply their name.
@@ -58,7 +58,7 @@ def test_list_of_commands_is_not_cut(call: Call, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("command", ["decode", "info"])
 def test_help_of_the_checkpoint_names_the_named_models(call: Call, command: str) -> None:
     text = " ".join(call(command, "--help").out.split())
-    assert f"random:NAME for random weights, with NAME one of {', '.join(NAMED_CONFIGS)}, or the path of a" in text
+    assert f"random:NAME for random weights, with NAME one of {', '.join(named_configs())}, or the path of a" in text
 
 
 @pytest.mark.parametrize(("command", "heading"), [("decode", "Argument"), ("convert", "Arguments")])

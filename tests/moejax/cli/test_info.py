@@ -16,7 +16,7 @@ import sharding
 from moejax.checkpoint import open_checkpoint
 from moejax.cli import console
 from moejax.cli.info_tables import count, size
-from moejax.families.config import NAMED_CONFIGS
+from moejax.families.table import named_configs, parameters_of
 from sharding import DeviceMemory
 from tests.moejax.cli.conftest import Call
 from tests.moejax.decoding.tiny_checkpoint import Tiny
@@ -61,7 +61,7 @@ def test_json_describes_the_demo_checkpoint(call: Call) -> None:
 
 def test_what_fits_follows_from_the_devices_memory(call: Call, memory: DeviceMemory) -> None:
     fit = found(call, "random:mixtral-8x7b")["fit"]
-    weights = NAMED_CONFIGS["mixtral-8x7b"].num_parameters * 2
+    weights = parameters_of(named_configs()["mixtral-8x7b"]).total * 2
     assert fit["bfloat16"] == {
         "weight_bytes": weights,
         "cache_bytes_per_token": 128 * 1024,  # 2 x 32 layers x 8 heads x 128 x 2 bytes

@@ -11,7 +11,8 @@ import pytest
 
 from moejax import compare_meshes
 from moejax.cli import console
-from moejax.families.config import NAMED_CONFIGS
+from moejax.families.kv_cache import cache_elements_per_token
+from moejax.families.table import named_configs, parameters_of
 from tests.moejax.cli.conftest import Call
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -290,12 +291,12 @@ def test_a_comparison_of_64_devices_is_fast_and_needs_no_jax() -> None:
 def test_show_lists_every_array_and_its_bytes(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = (*SHOW, "--mesh", "expert=4,tensor=2", "--devices", "8", "--batch-size", "16", "--dispatch", "gather")
     found = json.loads(call(*arguments, "--json").out)
-    config = NAMED_CONFIGS["mixtral-8x7b"]
+    config = named_configs()["mixtral-8x7b"]
     params = [one for one in found["arrays"] if not one["path"].startswith("cache")]
-    assert sum(one["bytes_total"] for one in params) == 2 * config.num_parameters
+    assert sum(one["bytes_total"] for one in params) == 2 * parameters_of(config).total
     assert sum(one["bytes_per_device"] for one in params) == found["weight_bytes_per_device"]
     cache = sum(one["bytes_total"] for one in found["arrays"] if one["path"].startswith("cache"))
-    assert cache == 16 * 2048 * 2 * config.cache_elements_per_token and found["cache_rows"] == 16
+    assert cache == 16 * 2048 * 2 * cache_elements_per_token(config) and found["cache_rows"] == 16
     monkeypatch.setattr(console, "PIPED_WIDTH", 80)
     out = call(*arguments).out
     assert max(map(len, out.splitlines())) <= 80

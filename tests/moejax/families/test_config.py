@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from moejax.families.config import NAMED_CONFIGS, ModelConfig, from_hf, named_config
+from moejax.families.config import ModelConfig
+from moejax.families.kv_cache import cache_elements_per_token
+from moejax.families.table import from_hf, named_config, named_configs, parameters_of
 
 SIZES = {
     "model_type": "mixtral",
@@ -86,7 +88,7 @@ V5 = {key: value for key, value in V4.items() if key not in ("rope_theta", "torc
 
 @pytest.mark.parametrize("raw", [V4, V5], ids=["v4", "v5"])
 def test_both_spellings_of_mixtral_8x7b(raw: dict[str, Any]) -> None:
-    assert from_hf(raw) == NAMED_CONFIGS["mixtral-8x7b"]
+    assert from_hf(raw) == named_configs()["mixtral-8x7b"]
 
 
 @pytest.mark.parametrize(
@@ -321,19 +323,19 @@ def test_counts_of_a_small_model() -> None:
     embed_and_head, final_norm = 2 * 96 * 32, 32
     attention = 2 * (4 * 8) * 32 + 2 * (2 * 8) * 32
     norms, router, expert = 2 * 32, 4 * 32, 3 * 32 * 24
-    assert EXPECTED.num_expert_parameters == expert
-    assert EXPECTED.num_parameters == embed_and_head + final_norm + 2 * (attention + norms + router + 4 * expert)
-    assert EXPECTED.num_active_parameters == EXPECTED.num_parameters - 2 * 2 * expert
-    assert EXPECTED.cache_elements_per_token == 2 * 2 * 2 * 8
-    assert replace(EXPECTED, tie_embeddings=True).num_parameters == EXPECTED.num_parameters - 96 * 32
+    assert parameters_of(EXPECTED).per_expert == expert
+    assert parameters_of(EXPECTED).total == embed_and_head + final_norm + 2 * (attention + norms + router + 4 * expert)
+    assert parameters_of(EXPECTED).active == parameters_of(EXPECTED).total - 2 * 2 * expert
+    assert cache_elements_per_token(EXPECTED) == 2 * 2 * 2 * 8
+    assert parameters_of(replace(EXPECTED, tie_embeddings=True)).total == parameters_of(EXPECTED).total - 96 * 32
 
 
 def test_counts_of_the_published_models() -> None:
     """46.7 B (12.9 B active) and 141 B (39 B active), say https://mistral.ai/news/mixtral-of-experts and -8x22b."""
-    small, large = NAMED_CONFIGS["mixtral-8x7b"], NAMED_CONFIGS["mixtral-8x22b"]
-    assert (small.num_parameters, round(small.num_active_parameters / 1e9, 1)) == (46_702_792_704, 12.9)
-    assert (large.num_parameters, round(large.num_active_parameters / 1e9, 1)) == (140_620_634_112, 39.2)
-    assert 2 * small.cache_elements_per_token == 128 * 1024  # bytes in bfloat16
+    small, large = named_configs()["mixtral-8x7b"], named_configs()["mixtral-8x22b"]
+    assert (parameters_of(small).total, round(parameters_of(small).active / 1e9, 1)) == (46_702_792_704, 12.9)
+    assert (parameters_of(large).total, round(parameters_of(large).active / 1e9, 1)) == (140_620_634_112, 39.2)
+    assert 2 * cache_elements_per_token(small) == 128 * 1024  # bytes in bfloat16
 
 
 # --- names ---
@@ -341,14 +343,14 @@ def test_counts_of_the_published_models() -> None:
 
 @pytest.mark.parametrize("name", ["mixtral-8x7b", "mixtral-8x22b", "186m", "742m"])
 def test_named_config(name: str) -> None:
-    assert named_config(name) == NAMED_CONFIGS[name]
+    assert named_config(name) == named_configs()[name]
 
 
 def test_the_small_models_have_the_size_in_their_name() -> None:
     """In millions; the smaller one is called by what it has without its head."""
-    small, large = NAMED_CONFIGS["186m"], NAMED_CONFIGS["742m"]
+    small, large = named_configs()["186m"], named_configs()["742m"]
     head = small.vocab_size * small.embed_dim
-    assert ((small.num_parameters - head) // 10**6, large.num_parameters // 10**6) == (186, 742)
+    assert ((parameters_of(small).total - head) // 10**6, parameters_of(large).total // 10**6) == (186, 742)
 
 
 @pytest.mark.parametrize(
@@ -368,7 +370,7 @@ def test_an_unknown_name_lists_the_known_and_the_nearest(name: str, hint: str) -
     with pytest.raises(ValueError) as caught:
         named_config(name)
     assert str(caught.value) == (
-        f"unknown model {name!r}: the known names are {', '.join(NAMED_CONFIGS)}, or the path of a config.json{hint}"
+        f"unknown model {name!r}: the known names are {', '.join(named_configs())}, or the path of a config.json{hint}"
     )
 
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from moejax.families.config import named_config, read_config_json
+from moejax.families.hf_config import read_config_json
+from moejax.families.table import named_config
 
 
 def test_a_missing_file() -> None:

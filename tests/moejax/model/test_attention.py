@@ -14,9 +14,9 @@ from jax import Array
 
 from moejax.decoding import steps
 from moejax.families.config import ModelConfig
-from moejax.loading import abstract_model
+from moejax.families.kv_cache import cache_elements_per_token
 from moejax.model.cache import empty_cache
-from moejax.model.params import merge
+from moejax.model.structure import make_structure
 from moejax.ops.xla import attend
 from moejax.ops.xla.attend import attend_blocks, attend_one
 from tests.moejax.counting import count
@@ -236,13 +236,13 @@ ONE_DEVICE = on_mesh(MANY_HEADS)
 
 def compiled_prefill(tokens: int, slots: int) -> Prefill:
     """Compiles, without running it, the program that feeds one prompt."""
-    graphdef, abstract = abstract_model(MANY_HEADS, "blocked", "bfloat16", ONE_DEVICE)
+    structure = make_structure(MANY_HEADS, "blocked", "bfloat16", ONE_DEVICE)
     shape = jax.ShapeDtypeStruct
     program = jax.jit(
-        lambda params, *args: steps.prefill(merge(graphdef, abstract, params), False, None, *args),
+        lambda params, *args: steps.prefill(structure.merged(params), False, None, *args),
         donate_argnums=(1, 2),
     ).lower(
-        {path: variable.get_value() for path, variable in abstract.items()},
+        structure.shapes(),
         jax.eval_shape(lambda: empty_cache(MANY_HEADS, 1, slots, "bfloat16", ONE_DEVICE)),
         shape((1, MANY_HEADS.vocab_size), jnp.float32),
         shape((1, tokens), jnp.int32),
@@ -279,5 +279,5 @@ def test_memory_of_prefill_is_far_below_a_matrix_of_scores(prefills: list[Prefil
 def test_memory_of_one_part_hardly_depends_on_the_whole(prefills: list[Prefill]) -> None:
     """A prompt longer than one call feeds is fed in parts: a cache twice as long takes at most its own bytes more."""
     part = compiled_prefill(2048, 4096)
-    cache_bytes = 4096 * MANY_HEADS.cache_elements_per_token * 2
+    cache_bytes = 4096 * cache_elements_per_token(MANY_HEADS) * 2
     assert part.temp_bytes <= prefills[-1].temp_bytes + cache_bytes

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from moejax.families.config import ModelConfig
+from moejax.families.kv_cache import CACHE_AXES
 from moejax.model.attention import Attention
 from moejax.model.cache import KVCache, empty_cache
-from moejax.model.params import merge, split
 from moejax.model.rotary import rotation
 from moejax.moe.parallel import Parallel
-from moejax.weights.declarations import CACHE_AXES
-from tests.moejax.meshes import made_params, on_mesh
+from moejax.ops.table import make_ops
+from moejax.weights.params import merge, split
+from tests.moejax.meshes import layer_weights, made_params, on_mesh
 
 B, T, S, D, H = 8, 6, 12, 24, 4
 PROMPTS = np.array([6, 1, 3, 6, 2, 5, 4, 6], np.int32)  # lengths; decoding goes on from there
@@ -79,8 +80,10 @@ def run(n: int, k: int, mesh: str | None, dispatch: str, window: int | None) -> 
     """Feeds prompts of different lengths, then token after token, each row at a position of its own."""
     config = config_of(n, k, window)
     parallel = on_mesh(config, mesh, dispatch)
-    graphdef, abstract = split(Attention(config, parallel, dtype="float32"))
-    params = made_params(abstract, config, 0, parallel)
+    graphdef, abstract = split(
+        Attention(config, layer_weights(config, "attention"), parallel, make_ops("dense"), dtype="float32")
+    )
+    params = made_params(abstract, 0, parallel, "dense")
 
     @jax.jit
     def attend(params: Any, x: jax.Array, starts: jax.Array, cache: KVCache) -> tuple[jax.Array, KVCache]:

@@ -1,5 +1,7 @@
 """The key/value cache: what is written where, and that writing moves bits only."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,8 +11,9 @@ from hypothesis import strategies as st
 from jax import Array, lax
 
 from moejax.families.config import ModelConfig
+from moejax.families.kv_cache import CACHE_AXES, cache_elements_per_token
 from moejax.model.cache import KVCache, LayerCache, copy_rows, empty_cache
-from moejax.weights.declarations import CACHE_AXES
+from moejax.ops.xla.rotate import rotate_into_cache
 from sharding import check_logical_axes
 from tests.moejax.compiled import made
 from tests.moejax.meshes import on_mesh
@@ -42,11 +45,22 @@ def filled(batch: int, length: int, dtype: str = "float32", seed: int = 0) -> KV
     """A cache with random numbers in every slot, other ones in each layer."""
     shape, starts = (batch, K, length, H), jnp.zeros((batch,), jnp.int32)
     return tuple(
-        layer.write(
-            jnp.asarray(normal(*shape, seed=seed + 2 * i)), jnp.asarray(normal(*shape, seed=seed + 2 * i + 1)), starts
+        write(
+            layer,
+            jnp.asarray(normal(*shape, seed=seed + 2 * i)),
+            jnp.asarray(normal(*shape, seed=seed + 2 * i + 1)),
+            starts,
         )
         for i, layer in enumerate(empty_cache(CONFIG, batch, length, dtype, ONE_DEVICE))
     )
+
+
+def write(layer: LayerCache, k: Array, v: Array, starts: Array) -> LayerCache:
+    """What attention does with new keys [B, K, T, H], without rotating them."""
+    flat = [x.swapaxes(1, 2).astype(jnp.float32) for x in (k, v)]
+    cos, sin = (jnp.full((*flat[0].shape[:2], flat[0].shape[3] // 2), value, jnp.float32) for value in (1.0, 0.0))
+    _, keys, values = rotate_into_cache(flat[0], flat[0], flat[1], cos, sin, starts, layer.k, layer.v, layer.dtype)
+    return replace(layer, k=keys, v=values)
 
 
 @dtypes
@@ -70,7 +84,7 @@ def test_axes_name_the_arrays() -> None:
 
 def test_one_token_takes_as_many_elements_as_the_config_says() -> None:
     cache = empty_cache(CONFIG, 3, 10, "bfloat16", ONE_DEVICE)
-    assert sum(array.size for array in jax.tree.leaves(cache)) == 3 * 10 * CONFIG.cache_elements_per_token
+    assert sum(array.size for array in jax.tree.leaves(cache)) == 3 * 10 * cache_elements_per_token(CONFIG)
 
 
 @dtypes
@@ -80,7 +94,7 @@ def test_what_is_stored_is_16_bits_wide_when_the_dtype_is(dtype: str) -> None:
     assert layer.k.dtype.itemsize == jnp.dtype(dtype).itemsize
 
 
-run_write = jax.jit(lambda layer, k, v, starts: layer.write(k, v, starts))
+run_write = jax.jit(lambda layer, k, v, starts: write(layer, k, v, starts))
 
 
 @settings(max_examples=40, deadline=None)
@@ -173,7 +187,7 @@ def looped_write(layer: LayerCache) -> LayerCache:
     def step(carry: tuple[Array, LayerCache]) -> tuple[Array, LayerCache]:
         i, layer = carry
         token = jnp.broadcast_to(i.astype(jnp.float32), (LOOPED[0], LOOPED[1], 1, LOOPED[3]))
-        return i + 1, layer.write(token, -token, jnp.broadcast_to(i, (LOOPED[0],)))
+        return i + 1, write(layer, token, -token, jnp.broadcast_to(i, (LOOPED[0],)))
 
     return lax.while_loop(lambda carry: carry[0] < 20, step, (jnp.zeros((), jnp.int32), layer))[1]
 
@@ -197,6 +211,6 @@ def test_write_in_a_loop_converts_and_copies_no_cache(dtype: str) -> None:
 
 def test_a_cache_of_bfloat16_instead_of_bits_would_be_converted(monkeypatch: pytest.MonkeyPatch) -> None:
     """The trap that the bits avoid is still there: XLA:CPU converts all of the cache to float32 and back."""
-    monkeypatch.setattr("moejax.model.cache._storage_dtype", lambda dtype: jnp.dtype(dtype))
+    monkeypatch.setattr("moejax.ops.bits.stored_dtype", lambda dtype: jnp.dtype(dtype))
     found = whole_caches_made("bfloat16")
     assert found.count("f32") >= 2 and found.count("bf16") >= 2

@@ -6,15 +6,19 @@ import numpy as np
 import pytest
 from jax import Array
 
-from moejax.families.config import NAMED_CONFIGS
+from moejax.families.table import named_configs
 from moejax.model.layers import Embedding, RMSNorm
-from moejax.model.params import merge, split
-from moejax.model.rotary import rotate, rotation
-from moejax.ops.operations import linear
+from moejax.model.rotary import Rotation, rotation
+from moejax.ops import reference
+from moejax.ops.table import make_ops
 from moejax.runtime.platform import smallest_product
+from moejax.weights.params import merge, split
+from moejax.weights.storage import Plain, linear
+from moejax.weights.weight import Ones, Weight
+from sharding import LogicalAxes
 from tests.moejax.meshes import on_mesh
 
-ONE_DEVICE = on_mesh(NAMED_CONFIGS["mixtral-8x7b"])
+ONE_DEVICE = on_mesh(named_configs()["mixtral-8x7b"])
 FLOAT32_RTOL = 2e-6  # a dozen roundings of 6e-8
 
 
@@ -55,8 +59,17 @@ def test_a_product_has_the_fewest_rows_that_the_platform_runs_fast(dtype: str, r
     np.testing.assert_allclose(got, exact, rtol=0, atol=1e-5)
 
 
+def weight(shape: tuple[int, ...], axes: LogicalAxes) -> Weight:
+    return Weight(path="w", shape=shape, axes=axes, init=Ones(), names=("w",), item="w", key="w", part="head")
+
+
+def rotate(x: Array, angles: Rotation) -> Array:
+    return reference.rotate(x, *angles)
+
+
 def norm_with(scale: Array, eps: float) -> RMSNorm:
-    return merge(*split(RMSNorm(scale.shape[0], eps, ONE_DEVICE, dtype=scale.dtype)), {"scale": scale})
+    norm = RMSNorm(weight(scale.shape, ("embed",)), eps, ONE_DEVICE, make_ops("dense"), dtype=scale.dtype)
+    return merge(*split(norm), {"scale": Plain(array=scale, axes=("embed",))})
 
 
 @pytest.mark.parametrize("eps", [1e-5, 0.1])
@@ -122,9 +135,9 @@ def test_rotation_is_float32_for_16_bit_heads() -> None:
 
 
 def embedding_of(table: np.ndarray, dtype: str) -> Embedding:
-    return merge(
-        *split(Embedding(table.shape[0], table.shape[1], ONE_DEVICE, dtype=dtype)), {"table": jnp.asarray(table, dtype)}
-    )
+    axes: LogicalAxes = ("vocab", "embed")
+    embedding = Embedding(weight(table.shape, axes), ONE_DEVICE, make_ops("dense"), dtype=dtype)
+    return merge(*split(embedding), {"table": Plain(array=jnp.asarray(table, dtype), axes=axes)})
 
 
 def test_embedding_looks_up_rows_and_scores_them() -> None:

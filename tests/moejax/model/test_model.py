@@ -16,17 +16,21 @@ from jax import Array
 import moejax
 from moejax.decoding import steps
 from moejax.decoding.state import DecodeState, Features, empty_state
-from moejax.families.config import NAMED_CONFIGS, named_config
-from moejax.loading import abstract_model
+from moejax.families.table import named_config, named_configs, parameters_of
+from moejax.loading import random_params
 from moejax.model.cache import empty_cache
-from moejax.model.params import merge
-from moejax.moe.experts import BACKENDS, ExpertBackend
+from moejax.model.structure import make_structure
 from moejax.ops.expert import Expert
 from moejax.ops.routing import Routing
+from moejax.ops.table import BACKENDS, ExpertBackend
 from moejax.ops.xla.blocked import blocked
 from moejax.runtime.programs import Programs
+from moejax.weights import random
+from moejax.weights.layouts import Separate
+from moejax.weights.params import declared_values
 from tests.moejax.compiled import PASS_ON, host_operations, instructions, weight_copies
-from tests.moejax.meshes import made_params, on_mesh
+from tests.moejax.meshes import on_mesh
+from tests.moejax.moe.oracle import plain
 
 # Only F has the factor 7, so an array whose size is a multiple of F * D holds expert weights.
 RAW = {
@@ -153,7 +157,8 @@ def test_stacked_weights_would_be_copied(config_file: Path, monkeypatch: pytest.
     """The tests above see it: the same loops over slices of one [E, ...] array, which XLA:CPU copies first."""
 
     def sliced(experts: Expert, x: Array, routing: Routing) -> Array:
-        return blocked([Expert(*(matrix[e] for matrix in experts)) for e in range(EXPERTS)], x, routing)
+        sliced = (tuple(plain(value.array[e : e + 1]) for e in range(EXPERTS)) for value in experts)
+        return blocked(Expert(*(Separate(parts=parts) for parts in sliced)), x, routing)
 
     monkeypatch.setitem(BACKENDS, "ragged", ExpertBackend(layout="stacked", apply=sliced))
     model = moejax.load(f"random:{config_file}", dtype="bfloat16", expert_backend="ragged")
@@ -200,14 +205,14 @@ FULL_SIZES = {"mixtral-8x7b": 46_702_792_704, "mixtral-8x22b": 140_620_634_112}
 @pytest.mark.parametrize("name", FULL_SIZES)
 def test_full_size_declares_every_parameter(name: str, backend: str) -> None:
     """The sum over all arrays equals the formula written out, the config's count and the published number."""
-    c = NAMED_CONFIGS[name]
+    c = named_configs()[name]
     attention = 2 * c.embed_dim * c.num_heads * c.head_dim + 2 * c.embed_dim * c.num_kv_heads * c.head_dim
     experts = c.num_experts * 3 * c.embed_dim * c.expert_dim
     layer = attention + experts + c.num_experts * c.embed_dim + 2 * c.embed_dim
     total = 2 * c.vocab_size * c.embed_dim + c.num_layers * layer + c.embed_dim
-    _, abstract = abstract_model(c, backend, "bfloat16", on_mesh(c))
-    leaves = [variable.get_value() for variable in abstract.values()]
-    assert sum(leaf.size for leaf in leaves) == total == c.num_parameters == FULL_SIZES[name]
+    structure = make_structure(c, backend, "bfloat16", on_mesh(c))
+    leaves = jax.tree.leaves(declared_values(structure.abstract))
+    assert sum(leaf.size for leaf in leaves) == total == parameters_of(c).total == FULL_SIZES[name]
     assert {leaf.dtype for leaf in leaves} == {jnp.dtype("bfloat16")}
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves)
 
@@ -215,13 +220,13 @@ def test_full_size_declares_every_parameter(name: str, backend: str) -> None:
 @pytest.mark.parametrize(("name", "backend"), [("mixtral-8x7b", "blocked"), ("mixtral-8x22b", "dense")])
 def test_full_size_lowers(name: str, backend: str) -> None:
     """A decode step of 2 rows x 4,096 slots, and a prefill of 2,048 tokens, from shapes alone."""
-    config, shape = NAMED_CONFIGS[name], jax.ShapeDtypeStruct
+    config, shape = named_configs()[name], jax.ShapeDtypeStruct
     parallel = on_mesh(config)
-    graphdef, abstract = abstract_model(config, backend, "bfloat16", parallel)
-    params = {path: variable.get_value() for path, variable in abstract.items()}
+    structure = make_structure(config, backend, "bfloat16", parallel)
+    params = structure.shapes()
     features = Features(sample=True, filter=True)
     state = jax.eval_shape(lambda: empty_state(config, features, 2, 4096, "bfloat16", parallel))
-    decode = jax.jit(lambda params, *args: steps.generate(merge(graphdef, abstract, params), features, *args))
+    decode = jax.jit(lambda params, *args: steps.generate(structure.merged(params), features, *args))
     lowered = decode.lower(params, state, shape((2,), bool), shape((), jnp.int32))
     new_state, generated = lowered.out_info
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), new_state) == jax.tree.map(
@@ -231,7 +236,7 @@ def test_full_size_lowers(name: str, backend: str) -> None:
     assert generated.rows.shape == (1, config.num_layers, config.num_experts)
 
     cache = jax.eval_shape(lambda: empty_cache(config, 1, 2048, "bfloat16", parallel))
-    prefill = jax.jit(lambda params, *args: steps.prefill(merge(graphdef, abstract, params), False, None, *args))
+    prefill = jax.jit(lambda params, *args: steps.prefill(structure.merged(params), False, None, *args))
     tokens, logits = shape((1, 2048), jnp.int32), shape((1, config.vocab_size), jnp.float32)
     lowered = prefill.lower(params, cache, logits, tokens, tokens, shape((), jnp.int32), shape((1,), jnp.int32))
     new_cache, new_logits, _, _ = lowered.out_info
@@ -246,12 +251,16 @@ def random_model(config_file: Path, **options: Any) -> moejax.Model:
     return moejax.load(f"random:{config_file}", **options)
 
 
+def logical(model: moejax.Model) -> dict[str, Array]:
+    return model.structure.unpack(model.params)
+
+
 def as_bits(array: Array) -> np.ndarray:
     return np.asarray(array).view(f"u{array.dtype.itemsize}")
 
 
 def test_random_weights_are_those_of_their_seed(config_file: Path) -> None:
-    first, again, other = (random_model(config_file, seed=seed).params for seed in (5, 5, 6))
+    first, again, other = (logical(random_model(config_file, seed=seed)) for seed in (5, 5, 6))
     assert first.keys() == again.keys() == other.keys()
     for path, array in first.items():
         np.testing.assert_array_equal(as_bits(array), as_bits(again[path]))
@@ -260,7 +269,7 @@ def test_random_weights_are_those_of_their_seed(config_file: Path) -> None:
 
 
 def test_every_random_array_is_another_one(config_file: Path) -> None:
-    params = random_model(config_file).params
+    params = logical(random_model(config_file))
     first = {path: as_bits(array).ravel()[:16].tobytes() for path, array in params.items() if "norm" not in path}
     assert len(set(first.values())) == len(first)
 
@@ -268,7 +277,7 @@ def test_every_random_array_is_another_one(config_file: Path) -> None:
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_random_weights_have_the_dtype_and_keep_the_scale(config_file: Path, dtype: str) -> None:
     """Deviation 1 / sqrt(inputs), so activations neither vanish nor grow; norms are 1."""
-    params = random_model(config_file, dtype=dtype).params
+    params = logical(random_model(config_file, dtype=dtype))
     for path, array in params.items():
         assert array.dtype == jnp.dtype(dtype)
         values = np.asarray(array).astype(np.float64)
@@ -295,10 +304,8 @@ def largest_from_host(function: Callable[..., Any], *args: Any) -> int:
 
 
 def test_random_weights_are_made_on_the_device(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each is the result of a compiled function that is given a key and a hash per expert, and nothing else."""
+    """Each is the result of a compiled function that is given a key, and a hash and a flag per expert."""
     config = named_config(str(config_file))
-    parallel = on_mesh(config)
-    _, abstract = abstract_model(config, "blocked", "bfloat16", parallel)
     jit, made = jax.jit, []
 
     def recording_jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
@@ -310,8 +317,12 @@ def test_random_weights_are_made_on_the_device(config_file: Path, monkeypatch: p
         return call
 
     monkeypatch.setattr(jax, "jit", recording_jit)
-    params = made_params(abstract, config, 0, parallel)
-    assert [id(array) for array in params.values()] == [id(array) for array in made]
+    random._maker.cache_clear()
+    params = random_params(make_structure(config, "blocked", "bfloat16", on_mesh(config)), 0)
+    del params["placement"]
+    arrays = [array for value in params.values() for array in jax.tree.leaves(value)]
+    assert sorted(map(id, arrays)) == sorted(map(id, made))
+    random._maker.cache_clear()
 
 
 def test_a_copy_from_or_to_the_host_would_be_found() -> None:

@@ -7,11 +7,18 @@ import numpy as np
 
 from moejax.ops.expert import Expert
 from moejax.ops.routing import Routing
+from moejax.weights.layouts import Separate
+from moejax.weights.storage import Plain
+
+
+def plain(array: jnp.ndarray) -> Plain:
+    """A weight's value that holds these numbers, whole on every device."""
+    return Plain(array=array, axes=(None,) * array.ndim)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layer:
-    """Weights of E experts, each gate and up [F, D] and down [D, F]."""
+    """Matrices of E experts, each gate and up [F, D] and down [D, F]."""
 
     experts: list[Expert]
 
@@ -20,9 +27,12 @@ class Layer:
         """The same weights with a leading axis E."""
         return Expert(*(jnp.stack(matrices) for matrices in zip(*self.experts, strict=True)))
 
-    def laid_out(self, layout: str) -> Expert | list[Expert]:
-        """As a backend with this layout wants them."""
-        return self.stacked if layout == "stacked" else self.experts
+    def laid_out(self, layout: str) -> Expert:
+        """The values of weights that a backend with this layout is given on one device."""
+        if layout == "stacked":
+            return Expert(*map(plain, self.stacked))
+        matrices = zip(*self.experts, strict=True)
+        return Expert(*(Separate(parts=tuple(plain(one[None]) for one in each)) for each in matrices))
 
 
 def random_layer(num_experts: int, d: int, f: int, dtype: str = "float32", seed: int = 0) -> Layer:

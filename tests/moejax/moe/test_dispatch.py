@@ -1,8 +1,9 @@
 """Every dispatch on meshes of simulated devices, against the loop over single tokens."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +11,15 @@ import numpy as np
 import pytest
 
 from moejax.families.config import ModelConfig
-from moejax.model.params import logical_tensors, merge, split
-from moejax.moe.experts import BackendName
-from moejax.moe.layer import MoE, Routed
+from moejax.moe.layer import Routed
 from moejax.moe.split import DISPATCHES
 from moejax.ops.routing import Routing
-from tests.moejax.meshes import on_mesh
+from moejax.ops.table import BackendName, make_ops
+from moejax.ops.triton.kernels import KERNELS
+from moejax.weights.layouts import pack
+from moejax.weights.params import merge, split
+from moejax.weights.placement import PhysicalExperts
+from tests.moejax.meshes import moe_module, on_mesh
 from tests.moejax.moe.oracle import Layer, moe_loop, random_layer, route_loop
 
 E, D, F = 8, 8, 12
@@ -40,8 +44,20 @@ HYBRID = "data=2,expert=2,tensor=2"
 dispatches = pytest.mark.parametrize("dispatch", list(DISPATCHES))
 
 
+class Program(NamedTuple):
+    """One layer on a mesh. run: (router, layer, x, valid, what the places hold).  compiled: how often it was."""
+
+    run: Callable[..., tuple[jax.Array, Routed]]
+    compiled: Callable[[], int]
+
+    def __call__(self, *args: Any) -> tuple[jax.Array, Routed]:
+        return self.run(*args)
+
+
 @cache
-def program(mesh: str, dispatch: str, backend: BackendName, experts_per_token: int) -> Callable[..., Any]:
+def program(
+    mesh: str, dispatch: str, backend: BackendName, experts_per_token: int, places: int | None = None
+) -> Program:
     """Compiled: (router [E, D], layer, x, valid) -> (y, routed); the arguments are placed as the model places them."""
     config = ModelConfig(
         vocab_size=8,
@@ -56,28 +72,38 @@ def program(mesh: str, dispatch: str, backend: BackendName, experts_per_token: i
         max_position_embeddings=8,
     )
     parallel = on_mesh(config, mesh, dispatch)
-    graphdef, abstract = split(MoE(config, backend, parallel, dtype="float32"))
+    graphdef, abstract = split(moe_module(config, backend, parallel, dtype="float32", places=places))
 
     @jax.jit
-    def layer_on_mesh(params: Any, x: jax.Array, valid: jax.Array) -> tuple[jax.Array, Routed]:
-        return merge(graphdef, abstract, params)(parallel.constrain(x, "batch"), valid)
+    def layer_on_mesh(params: Any, x: jax.Array, valid: jax.Array, table: jax.Array) -> tuple[jax.Array, Routed]:
+        return merge(graphdef, abstract, params)(parallel.constrain(x, "batch"), valid, table)
 
-    def run(router: np.ndarray, layer: Layer, x: np.ndarray, valid: np.ndarray) -> tuple[jax.Array, Routed]:
+    def run(
+        router: np.ndarray, layer: Layer, x: np.ndarray, valid: np.ndarray, held: tuple[int, ...] | None = None
+    ) -> tuple[jax.Array, Routed]:
+        total = abstract["experts.gate"].get_value().shape[0]
+        experts = PhysicalExperts(E, (held,)) if held else PhysicalExperts.in_order(1, E, total)
         params = {}
         for path, variable in abstract.items():
-            shape, axes = variable.get_value().shape, variable.get_metadata("out_sharding")
-            whole = router if path == "router" else experts_of(layer, path, shape)
-            params[path] = jax.device_put(whole, parallel.sharding(*axes))
-        return layer_on_mesh(params, x, valid)
+            weight, value = variable.get_metadata("weight"), variable.get_value()
 
-    return run
+            def one(piece: Any, array: Any, axes: Any, path: str = path) -> jax.Array:
+                whole = router if path == "router" else experts_of(layer, path, piece, experts.held[0])
+                return jax.device_put(whole, parallel.sharding(*axes))
+
+            params[path] = pack(weight, value, make_ops(backend).layout, total, parallel.rules.parts("experts"), one)
+        return layer_on_mesh(params, x, valid, experts.tables()[0])
+
+    compiled: Any = layer_on_mesh
+    return Program(run, lambda: compiled._cache_size())
 
 
-def experts_of(layer: Layer, path: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The parameter at `path`, made of the matrices of single experts that a checkpoint would name for it."""
-    tensors = logical_tensors(f"moe.{path}", shape, E)
-    ids = [int(tensor.path.split(".")[2]) for tensor in tensors]
-    return np.stack([np.asarray(getattr(layer.experts[i], path.rsplit(".", 1)[1])) for i in ids])
+def experts_of(layer: Layer, path: str, piece: Any, held: tuple[int, ...]) -> np.ndarray:
+    """The matrices of the experts in the places of an array, zeros where there is none."""
+    name = path.rsplit(".", 1)[1]
+    matrices = [np.asarray(getattr(one, name)) for one in layer.experts]
+    matrices.append(np.zeros_like(matrices[0]))
+    return np.stack([matrices[held[place]] for place in piece.places])
 
 
 # --- what tokens choose: small integers, so that logits are exact and ties are ties ---
@@ -167,7 +193,7 @@ def test_other_backends(mesh: str, dispatch: str, backend: BackendName) -> None:
 @pytest.mark.parametrize(("dispatch", "most"), [("replicated", 64), ("all_to_all", 2)], ids=["decode", "prefill"])
 def test_kernels_on_local_experts(dispatch: str, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Interpreted, on four devices that each hold halves of four experts: local ids count from 0, and 4 is none."""
-    monkeypatch.setattr("moejax.ops.pallas.MOST_TOKENS", most)
+    monkeypatch.setitem(KERNELS, "interpret", replace(KERNELS["interpret"], most_tokens=most))
     program.cache_clear()
     for case in CASES:
         check("expert=2,tensor=2", dispatch, "pallas", 2, case)
@@ -207,3 +233,53 @@ def test_cases_are_what_they_are_called() -> None:
     logits = np.sort(x.reshape(-1, D) @ router.T, axis=1)
     assert (logits[:, -2] == logits[:, -3]).any(), "no tie at the last place that is chosen"
     assert (np.bincount(np.argmax(x.reshape(-1, D) @ router.T, axis=1), minlength=E) > 0).sum() >= 5
+
+
+# Where experts are: in another order, some of them twice, empty places between them; E is none.
+PLACEMENTS = {
+    "in order": tuple(range(E)) + (E,) * 4,
+    "reversed": (E, *reversed(range(E)), E, E, E),
+    "one expert five times": (3, 0, 3, 1, 2, 3, 4, 5, 3, 6, 7, 3),
+    "two experts three times": (7, 0, 1, 7, 2, 3, 0, 4, 5, 0, 6, 7),
+}
+
+
+@dispatches
+@pytest.mark.parametrize("backend", ["blocked", "dense", "native"])
+@pytest.mark.parametrize("mesh", ["expert=1", "expert=4,tensor=2", "data=2,expert=2,tensor=2"])
+def test_where_experts_are_changes_nothing_and_compiles_nothing(mesh: str, dispatch: str, backend: BackendName) -> None:
+    """Experts permuted and replicated over 12 places: one program, the output of the experts in order."""
+    run = program(mesh, dispatch, backend, 2, 12)
+    for case in ("random", "all tokens on one expert in the middle", "padding"):
+        router, x, valid = CASES[case]
+        layer = random_layer(E, D, F)
+        expected, plain = program(mesh, dispatch, backend, 2)(router, layer, x, valid)
+        for held in PLACEMENTS.values():
+            y, routed = run(router, layer, x, valid, held)
+            np.testing.assert_allclose(y, expected, rtol=0, atol=FLOAT32_ATOL)
+            np.testing.assert_array_equal(routed.experts, plain.experts)
+            by_expert = PhysicalExperts(E, (held,)).by_expert(np.asarray(routed.rows)[:, None])
+            np.testing.assert_array_equal(by_expert[:, 0], plain.rows)
+    assert run.compiled() == 1
+
+
+def test_replicas_share_the_rows_of_their_expert() -> None:
+    router, x, valid = CASES["all tokens on one expert in the middle"]
+    held = PLACEMENTS["one expert five times"]
+    _, routed = program("expert=4", "replicated", "blocked", 2, 12)(router, random_layer(E, D, F), x, valid, held)
+    rows = np.asarray(routed.rows)[0][[place for place, expert in enumerate(held) if expert == 3]]
+    assert rows.sum() == ROWS * T and rows.max() - rows.min() <= 1
+
+
+@dispatches
+@pytest.mark.parametrize("mesh", ["expert=3", "expert=6"])
+def test_experts_that_do_not_divide_are_padded_with_empty_places(mesh: str, dispatch: str) -> None:
+    for case in CASES:
+        router, x, valid = CASES[case]
+        layer, rows = random_layer(E, D, F), 6 if dispatch != "replicated" else ROWS
+        x, valid = x[:rows], valid[:rows]
+        expected, plain = program("expert=1", dispatch, "blocked", 2)(router, layer, x, valid)
+        y, routed = program(mesh, dispatch, "blocked", 2)(router, layer, x, valid)
+        np.testing.assert_allclose(y, expected, rtol=0, atol=FLOAT32_ATOL)
+        assert not np.asarray(routed.rows)[:, E:].any()
+        np.testing.assert_array_equal(np.asarray(routed.rows)[:, :E], plain.rows)

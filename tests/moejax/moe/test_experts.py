@@ -1,7 +1,7 @@
 """Which backend is taken, and the layer around it."""
 
 from dataclasses import replace
-from typing import get_args
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from moejax.families.config import ModelConfig
-from moejax.model.params import ParamTree, merge, split
-from moejax.moe.experts import BACKENDS, BackendName, resolve_backend
-from moejax.moe.layer import MoE
 from moejax.ops.expert import Expert
-from tests.moejax.meshes import made_params, on_mesh
+from moejax.ops.table import BACKENDS, BackendName, resolve_backend
+from moejax.weights.layouts import Separate
+from moejax.weights.params import ParamTree, merge, split
+from moejax.weights.placement import PhysicalExperts
+from tests.moejax.meshes import made_params, moe_module, on_mesh
 from tests.moejax.moe.oracle import Layer, moe_loop, route_loop
 from tests.moejax.ops.runnable import RUNNABLE
 
@@ -57,30 +58,30 @@ def test_every_name_has_a_backend() -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_layout_declares_the_parameters(backend: BackendName) -> None:
-    """The same weights, as an array of all experts or one per expert that a device holds."""
-    _, abstract = split(MoE(CONFIG, backend, on_mesh(CONFIG), dtype=jnp.float32))
-    shapes = {path: variable.get_value().shape for path, variable in abstract.items()}
-    axes = {path: variable.get_metadata("out_sharding") for path, variable in abstract.items()}
-    assert shapes.pop("router") == (5, 8)
-    if BACKENDS[backend].layout == "stacked":
-        assert shapes == {
-            "experts.stacked.gate": (5, 12, 8),
-            "experts.stacked.up": (5, 12, 8),
-            "experts.stacked.down": (5, 8, 12),
-        }
-        assert axes["experts.stacked.gate"] == ("experts", "mlp", "embed")
-        assert axes["experts.stacked.down"] == ("experts", "embed", "mlp")
-    else:
-        assert len(shapes) == 3 * 5
-        assert {shapes[f"experts.slots.{e}.gate"] for e in range(5)} == {(1, 12, 8)}
-        assert {shapes[f"experts.slots.{e}.down"] for e in range(5)} == {(1, 8, 12)}
-        assert axes["experts.slots.0.up"] == ("experts", "mlp", "embed")
+    """As many parameters whatever the number of experts; as one array of all, or one per expert of a device."""
+    for config in (CONFIG, replace(CONFIG, num_experts=64)):
+        _, abstract = split(moe_module(config, backend, on_mesh(config), dtype=jnp.float32))
+        assert set(abstract) == {"router", "experts.gate", "experts.up", "experts.down"}
+        e = config.num_experts
+        shapes = {path: variable.get_value().shape for path, variable in abstract.items()}
+        assert (shapes["router"], shapes["experts.gate"], shapes["experts.down"]) == ((e, 8), (e, 12, 8), (e, 8, 12))
+        gate, arrays = abstract["experts.gate"].get_value(), []
+        gate.per_array(lambda array, axes, arrays=arrays: arrays.append((array.shape, axes)))
+        if BACKENDS[backend].layout == "stacked":
+            assert arrays == [((e, 12, 8), ("experts", "mlp", "embed"))]
+        else:
+            assert arrays == [((1, 12, 8), ("experts", "mlp", "embed"))] * e
 
 
 def layer_of(params: ParamTree) -> Layer:
-    if "experts.stacked.gate" in params:
-        return Layer(experts=[Expert(*(params[f"experts.stacked.{m}"][e] for m in Expert._fields)) for e in range(5)])
-    return Layer(experts=[Expert(*(params[f"experts.slots.{e}.{m}"][0] for m in Expert._fields)) for e in range(5)])
+    def matrices(value: Any) -> list[Any]:
+        return [part.array[0] for part in value.parts] if isinstance(value, Separate) else list(value.array)
+
+    by_name = (matrices(params[f"experts.{name}"]) for name in Expert._fields)
+    return Layer(experts=[Expert(*one) for one in zip(*by_name, strict=True)])
+
+
+TABLE = PhysicalExperts.in_order(1, 5, 5).tables()[0]
 
 
 @pytest.mark.parametrize("backend", RUNNABLE)
@@ -89,14 +90,14 @@ def test_layer_equals_loop(backend: BackendName, experts_per_token: int) -> None
     """Router and experts together, [B, T, D] with padding: it contributes 0 and is reported as expert E."""
     config = replace(CONFIG, experts_per_token=experts_per_token)
     parallel = on_mesh(config)
-    graphdef, abstract = split(MoE(config, backend, parallel, dtype=jnp.float32))
-    params = made_params(abstract, config, 3, parallel)
+    graphdef, abstract = split(moe_module(config, backend, parallel, dtype=jnp.float32))
+    params = made_params(abstract, 3, parallel, backend)
     x = np.random.default_rng(0).standard_normal((2, 3, 8)).astype(np.float32)
     valid = np.array([[True, True, False], [True, True, True]])
-    got, (experts, rows) = jax.jit(lambda params, x, valid: merge(graphdef, abstract, params)(x, valid))(
+    got, (experts, rows) = jax.jit(lambda params, x, valid: merge(graphdef, abstract, params)(x, valid, TABLE))(
         params, x, valid
     )
-    logits = x.reshape(6, 8).astype(np.float64) @ np.asarray(params["router"]).astype(np.float64).T
+    logits = x.reshape(6, 8).astype(np.float64) @ np.asarray(params["router"].array).astype(np.float64).T
     routing = route_loop(logits, valid.reshape(-1), experts_per_token)
     np.testing.assert_array_equal(experts, np.asarray(routing.experts).reshape(2, 3, -1))
     assert (np.asarray(experts)[0, 2] == 5).all()
@@ -109,10 +110,10 @@ def test_layer_equals_loop(backend: BackendName, experts_per_token: int) -> None
 
 def test_output_has_the_dtype_of_the_input() -> None:
     parallel = on_mesh(CONFIG)
-    graphdef, abstract = split(MoE(CONFIG, "blocked", parallel, dtype=jnp.bfloat16))
-    params = made_params(abstract, CONFIG, 0, parallel)
+    graphdef, abstract = split(moe_module(CONFIG, "blocked", parallel, dtype=jnp.bfloat16))
+    params = made_params(abstract, 0, parallel, "blocked")
     x, valid = jnp.zeros((2, 3, 8), jnp.bfloat16), jnp.ones((2, 3), bool)
-    out, (experts, rows) = jax.eval_shape(lambda x, valid: merge(graphdef, abstract, params)(x, valid), x, valid)
+    out, (experts, rows) = jax.eval_shape(lambda x, valid: merge(graphdef, abstract, params)(x, valid, TABLE), x, valid)
     assert out.dtype == jnp.bfloat16 and out.shape == (2, 3, 8)
     assert experts.dtype == jnp.int32 and experts.shape == (2, 3, 2)
     assert rows.dtype == jnp.int32 and rows.shape == (1, 5)

@@ -9,11 +9,12 @@ from typing import get_args
 
 import pytest
 
-from moejax.families.config import NAMED_CONFIGS, ModelConfig
-from moejax.loading import abstract_model, make_parallel
-from moejax.model.placement import param_placements
+from moejax.families.config import ModelConfig
+from moejax.families.kv_cache import cache_placements
+from moejax.families.table import named_configs, parameters_of
+from moejax.model.structure import make_parallel, make_structure
 from moejax.moe.split import DISPATCHES, DispatchName, choose_dispatch, dispatch_name, make_rules
-from moejax.weights.declarations import cache_placements
+from moejax.weights.counts import num_places
 from sharding import LogicalAxis, MeshAxes, MeshConfig, Rules
 
 NAMES: tuple[DispatchName, ...] = get_args(DispatchName)
@@ -60,9 +61,9 @@ def cases(count: int, seed: int) -> Iterator[tuple[ModelConfig, MeshConfig, Disp
 
 def refusal(config: ModelConfig, mesh: MeshConfig) -> str | None:
     """The beginning of the message with which a model must be refused; None where it divides."""
-    if config.num_experts % mesh.expert:
+    if config.num_experts < mesh.expert:
         return (
-            f"the number of experts is {config.num_experts}, which does not divide over mesh axis expert = "
+            f"the number of experts is {config.num_experts}, fewer than the devices along mesh axis expert = "
             f"{mesh.expert} of {mesh}; use expert="
         )
     if config.expert_dim % mesh.tensor:
@@ -103,11 +104,11 @@ def test_every_array_of_a_model_that_is_not_refused_divides() -> None:
             continue
         checked += 1
         parallel = make_parallel(config, mesh.abstract(), dispatch)
-        _, abstract = abstract_model(config, "blocked" if checked % 2 else "dense", "float32", parallel)
+        structure = make_structure(config, "blocked" if checked % 2 else "dense", "float32", parallel)
         rows = 2 * parallel.rules.parts("batch")
-        placements = param_placements(abstract, parallel.rules)
+        placements = structure.placements()
         placements += cache_placements(config, parallel.rules, rows, 16, "bfloat16")
-        assert len(placements) == len(abstract) + 2 * config.num_layers
+        assert len(placements) == len(structure.abstract) - 1 + 2 * config.num_layers
         for one in placements:
             shape = parallel.sharding(*one.axes).shard_shape(one.shape)
             assert one.local_shape == shape
@@ -117,7 +118,10 @@ def test_every_array_of_a_model_that_is_not_refused_divides() -> None:
                 if axis in ("q_heads", "kv_heads") and not one.path.startswith("cache"):
                     assert size % config.head_dim == 0, f"{one.path}: a head is split"
         weights = sum(one.bytes_total for one in placements if not one.path.startswith("cache"))
-        assert weights == 4 * config.num_parameters
+        empty = num_places(config.num_experts, mesh.expert) - config.num_experts
+        assert weights == 4 * (
+            parameters_of(config).total + config.num_layers * empty * parameters_of(config).per_expert
+        )
     assert checked > 80
 
 
@@ -125,8 +129,9 @@ def test_expert_weights_are_never_copied_within_a_group() -> None:
     for config, mesh, dispatch in cases(400, seed=2):
         if not refusal(config, mesh):
             rules = make_rules(config, mesh, dispatch)
-            assert rules.local_shape(("experts", "mlp", "embed"), (config.num_experts, config.expert_dim, 16)) == (
-                config.num_experts // mesh.expert,
+            whole = num_places(config.num_experts, mesh.expert), config.expert_dim, 16
+            assert rules.local_shape(("experts", "mlp", "embed"), whole) == (
+                -(-config.num_experts // mesh.expert),
                 config.expert_dim // mesh.tensor,
                 16,
             )
@@ -236,7 +241,7 @@ def test_no_other_split_repeats_the_cache_less() -> None:
             if {axis for axis in axes if mesh.shape[axis] > 1} <= set(rules["q_heads"]):
                 if config.num_kv_heads % mesh.extent(axes) == 0:
                     assert mesh.extent(axes) <= rules.parts("kv_heads")
-    rules = make_rules(NAMED_CONFIGS["mixtral-8x7b"], MeshConfig(expert=8, tensor=2), "replicated")
+    rules = make_rules(named_configs()["mixtral-8x7b"], MeshConfig(expert=8, tensor=2), "replicated")
     assert (rules["q_heads"], rules["kv_heads"]) == (("expert", "tensor"), ("expert",))
 
 
@@ -269,7 +274,7 @@ def test_what_auto_stands_for() -> None:
 
 
 def test_mixtral_is_replicated_on_every_mesh_that_shares_its_heads() -> None:
-    for config in NAMED_CONFIGS.values():
+    for config in named_configs().values():
         assert choose_dispatch(config, MeshConfig(expert=8))[0] == "replicated"
         assert choose_dispatch(config, MeshConfig(expert=8, tensor=14))[0] == "gather"
 

@@ -1,7 +1,7 @@
 """The expert backends that this machine can run, by interpretation where they are kernels."""
 
-from moejax.moe.experts import BACKENDS, BackendName
-from moejax.ops.kernels import KERNELS
+from moejax.ops.table import BACKENDS, BackendName
+from moejax.ops.triton.kernels import KERNELS
 from moejax.runtime.platform import current_device
 
 # `tokamax` is the only one that may be missing: its package is optional. Where it is installed, it is tested as well.

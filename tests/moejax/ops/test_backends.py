@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from jax import Array
 
-from moejax.moe.experts import BACKENDS, BackendName
 from moejax.ops.routing import Routing
+from moejax.ops.table import BACKENDS, BackendName
 from moejax.ops.xla.blocked import block_rows
 from tests.moejax.moe.oracle import Layer, moe_loop, random_layer, route_loop
 from tests.moejax.ops.runnable import RUNNABLE

@@ -24,8 +24,11 @@ run = jax.jit(blocked)
 
 
 def executed(layer: Layer, x: np.ndarray, routing: Routing) -> Counts:
-    names = {f"{e}.{name}": matrix for e, one in enumerate(layer.experts) for name, matrix in one._asdict().items()}
-    return count(blocked, layer.experts, jnp.asarray(x), routing, names=names)
+    values = layer.laid_out("separate")
+    names = {
+        f"{e}.{name}": part.array for name, value in values._asdict().items() for e, part in enumerate(value.parts)
+    }
+    return count(blocked, values, jnp.asarray(x), routing, names=names)
 
 
 def tokens(t: int) -> np.ndarray:
@@ -79,7 +82,7 @@ def test_padding_of_work_is_less_than_a_block_per_expert(experts: list[int]) -> 
 
 def test_counting_notices_a_backend_that_computes_every_expert() -> None:
     experts, layer = [0, 0, 2], random_layer(4, D, F)
-    counts = count(dense, layer.stacked, jnp.asarray(tokens(3)), assigned(experts, 4))
+    counts = count(dense, layer.laid_out("stacked"), jnp.asarray(tokens(3)), assigned(experts, 4))
     assert counts.flops >= FLOPS_PER_ROW * len(experts) * 4
 
 
@@ -94,14 +97,15 @@ def test_experts_that_nobody_chose_may_hold_nan(chosen: set[int], seed: int) -> 
     routing = route_loop(logits, np.ones(9, bool), 2)
     assert set(np.asarray(routing.experts).ravel().tolist()) <= chosen
     x = tokens(9)
-    got = run([one if e in chosen else unread for e, one in enumerate(layer.experts)], jnp.asarray(x), routing)
+    poisoned = Layer(experts=[one if e in chosen else unread for e, one in enumerate(layer.experts)])
+    got = run(poisoned.laid_out("separate"), jnp.asarray(x), routing)
     np.testing.assert_allclose(got, moe_loop(layer, x, routing), rtol=0, atol=FLOAT32_ATOL)
 
 
 def test_an_expert_that_somebody_chose_does_count() -> None:
     layer = random_layer(3, D, F)
     broken = [*layer.experts[:2], Expert(*(jnp.full_like(matrix, jnp.nan) for matrix in layer.experts[2]))]
-    got = np.asarray(run(broken, jnp.asarray(tokens(2)), assigned([0, 2], 3)))
+    got = np.asarray(run(Layer(experts=broken).laid_out("separate"), jnp.asarray(tokens(2)), assigned([0, 2], 3)))
     assert np.isfinite(got[0]).all() and np.isnan(got[1]).all()
 
 

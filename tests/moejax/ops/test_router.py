@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from moejax.ops.routing import route
+from moejax.families.config import RouterPolicy
+from moejax.ops.reference import route
 from tests.moejax.moe.oracle import route_loop
 
 # Softmax of at most 16 logits in float32: a few roundings of 6e-8 each.
@@ -16,7 +17,7 @@ WEIGHTS_ATOL = 1e-6
 
 SHAPES = [(1, 1, 1), (1, 8, 2), (3, 5, 2), (6, 4, 4), (7, 16, 4)]  # T E A
 
-run = jax.jit(route, static_argnums=2)
+run = jax.jit(lambda logits, valid, a: route(logits, valid, RouterPolicy(experts_per_token=a)), static_argnums=2)
 
 
 @pytest.mark.parametrize(("t", "e", "a"), SHAPES)

@@ -8,7 +8,8 @@ from collections import Counter
 import pytest
 
 from moejax import compare_meshes
-from moejax.families.config import named_config
+from moejax.families.kv_cache import cache_placements
+from moejax.families.table import named_config, parameters_of, weights_of
 from moejax.moe.split import DISPATCHES, make_rules
 from moejax.planning.communication import Tokens, choice_collectives, forward_collectives
 from moejax.planning.costs import link_of
@@ -21,7 +22,7 @@ from moejax.planning.rows import OBJECTIVES, Objective
 from moejax.planning.workload import Workload
 from moejax.runtime.buckets import MAX_SERVED_ROWS
 from moejax.serving.settings import EngineSettings
-from moejax.weights.declarations import cache_placements, declared_placement, model_params
+from moejax.weights.counts import weight_placements
 from sharding import MeshConfig, bytes_per_device, mesh_shapes
 
 CONFIG = named_config("mixtral-8x7b")
@@ -60,8 +61,7 @@ def test_counts_are_those_of_the_report_and_of_the_closed_forms(mesh: str, dispa
     assert row.footprint and row.decode and row.prefill
     rules = make_rules(CONFIG, shape, row.split.dispatch)
     padded = -(-4 // rules.parts("batch")) * rules.parts("batch")
-    params = [declared_placement(p, one, "bfloat16", rules) for p, one in model_params(CONFIG, "stacked", 1).items()]
-    assert row.footprint.weights == bytes_per_device(params)
+    assert row.footprint.weights == bytes_per_device(weight_placements(weights_of(CONFIG), rules, "bfloat16"))
     assert row.footprint.kv == bytes_per_device(cache_placements(CONFIG, rules, padded, 3072, "bfloat16"))
     step = Tokens(rows=padded, length=1)
     expected = forward_collectives(CONFIG, rules, row.split.dispatch, step, "bfloat16")
@@ -98,7 +98,7 @@ def test_a_phase_adds_up() -> None:
 def test_flops_are_two_per_parameter_that_a_token_uses() -> None:
     """At batch 1 on one device, beside attention over the cache and the embedding, which is looked up."""
     (row,) = compare_meshes(CONFIG, 1, "h200", batch_size=1, context=0)
-    used = CONFIG.num_active_parameters - CONFIG.vocab_size * CONFIG.embed_dim - 65 * CONFIG.embed_dim  # norms scale
+    used = parameters_of(CONFIG).active - CONFIG.vocab_size * CONFIG.embed_dim - 65 * CONFIG.embed_dim  # norms scale
     assert row.decode and row.decode.flops == pytest.approx(2 * used, rel=1e-9)
 
 

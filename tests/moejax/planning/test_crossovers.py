@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from moejax.families.config import named_config
+from moejax.families.table import named_config
 from moejax.moe.split import Split
 from moejax.planning.compare import compare_meshes, make_plan, predict_split
 from moejax.planning.crossovers import Curve, batch_crossovers, curve

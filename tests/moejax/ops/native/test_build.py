@@ -13,12 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moejax.moe.experts import BACKENDS, _log_second_choice, resolve_backend
-from moejax.ops import native
-from moejax.ops.native import build, library, ops, reference
+from moejax.ops import reference
+from moejax.ops.native import build, library, ops
 from moejax.ops.native.build import NativeError, built_library, is_whole
-from moejax.ops.operations import XLA
-from moejax.runtime.platform import A100, tracing_for
+from moejax.ops.table import BACKENDS, _log_second_choice, prepare_backend, resolve_backend
+from moejax.runtime.platform import A100, current_device, tracing_for
 from tests.moejax.moe.oracle import random_layer
 
 # A compiler in three lines: writes to the file after -o, slowly, and counts its runs in a file beside itself.
@@ -47,7 +46,7 @@ def runs(folder: Path) -> int:
 
 def test_this_machine_runs_the_kernels() -> None:
     """Every test of `native` rests on it."""
-    assert native.cannot_run() is None
+    assert library.cannot(current_device()) is None
     assert resolve_backend("auto", "cpu") == "native"
 
 
@@ -155,7 +154,7 @@ def test_other_machines_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert refusal() == "needs an x86-64 CPU with avx2, fma, f16c; this one lacks fma, f16c"
     monkeypatch.undo()
     with tracing_for(A100):
-        assert native.cannot_run() == "needs a CPU, this is NVIDIA A100-SXM4-80GB (gpu)"
+        assert library.cannot(current_device()) == "needs a CPU, this is NVIDIA A100-SXM4-80GB (gpu)"
 
 
 def test_a_library_that_cannot_be_loaded(folder: Path) -> None:
@@ -167,15 +166,15 @@ def test_auto_says_why_it_takes_blocked(monkeypatch: pytest.MonkeyPatch, caplog:
     monkeypatch.setattr(library, "_load_once", lambda: NativeError("needs a C++ compiler, none is here"))
     _log_second_choice.cache_clear()
     with caplog.at_level(logging.WARNING):
-        assert [resolve_backend("auto", "cpu") for _ in range(2)] == ["blocked", "blocked"]
+        assert [prepare_backend("auto", "cpu") for _ in range(2)] == ["blocked", "blocked"]
     assert [record.getMessage() for record in caplog.records] == [
         "expert backend 'auto' takes 'blocked', which is slower than 'native': needs a C++ compiler, none is here"
     ]
     with pytest.raises(ValueError) as caught:
-        resolve_backend("native", "cpu")
+        prepare_backend("native", "cpu")
     expected = "expert backend 'native': needs a C++ compiler, none is here; use expert_backend='auto'"
     assert str(caught.value) == expected
-    assert BACKENDS["blocked"].cannot() is None
+    assert BACKENDS["blocked"].cannot(current_device()) is None
 
 
 def test_targets_carry_the_hash_of_the_sources() -> None:
@@ -200,13 +199,13 @@ def test_the_path_without_avx512(
     layer = random_layer(3, 45, 70, dtype)
     x, ids = jnp.asarray(rng.standard_normal((17, 45)), dtype), jnp.asarray(rng.integers(0, 4, (17, 2)), jnp.int32)
     weights = jnp.asarray(rng.random((17, 2)), jnp.float32)
-    got = jax.jit(lambda *args: ops.expert_ffn(*args))(layer.experts, x, ids, weights)
-    expected = jax.jit(reference.expert_ffn)(layer.experts, x, ids, weights)
+    got = jax.jit(lambda *args: ops.expert_ffn(*args))(*layer.stacked, x, ids, weights)
+    expected = jax.jit(reference.expert_ffn)(*layer.stacked, x, ids, weights)
     np.testing.assert_allclose(got, expected, rtol=0, atol={"float32": 5e-6, "bfloat16": 5e-3, "float16": 1e-3}[dtype])
     scale = jnp.asarray(rng.standard_normal(45), dtype)
     got = jax.jit(lambda x, scale: ops.rms_norm(x, scale, 1e-5))(x, scale).astype(jnp.float32)
     rtol = {"float32": 2e-6, "bfloat16": 2**-7, "float16": 2**-10}[dtype]  # a unit of the last bit
-    np.testing.assert_allclose(got, XLA.norm(x, scale, eps=1e-5).astype(jnp.float32), rtol=rtol, atol=1e-7)
+    np.testing.assert_allclose(got, reference.norm(x, scale, eps=1e-5).astype(jnp.float32), rtol=rtol, atol=1e-7)
     q, keys = (jnp.asarray(rng.standard_normal(shape), dtype) for shape in ((2, 2, 3, 5, 20), (2, 2, 16, 20)))
     arguments = (q, keys, -keys, jnp.asarray([3, 9], jnp.int32))
     got = jax.jit(lambda *args: ops.attend(*args, window=6))(*arguments)

@@ -12,8 +12,8 @@ import pytest
 import moejax
 from moejax.loading import Model
 from moejax.model.cache import empty_cache
-from moejax.model.params import ParamTree
 from moejax.ops.native.build import source_hash
+from moejax.weights.params import ParamTree
 
 PROMPTS = ["A list is", "The import statement combines two operations; it searches for the named module, then", "x"]
 

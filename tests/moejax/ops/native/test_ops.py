@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from jax import Array
 
+from moejax.ops import reference
 from moejax.ops.expert import Expert
-from moejax.ops.native import ops, reference
+from moejax.ops.native import ops
 from moejax.ops.routing import Routing
 from tests.moejax.moe.oracle import Layer, moe_loop, random_layer
 
@@ -51,7 +52,7 @@ def test_linear(dtype: str, rows: int, depth: int, outputs: int) -> None:
     assert [y.shape for y in got] == [(rows, outputs), (rows, outputs + 2)] and got[0].dtype == jnp.float32
     for y, w in zip(got, (first, second), strict=True):
         np.testing.assert_allclose(y, float64(x) @ float64(w).T, rtol=0, atol=1e-5 * depth**0.5)
-    for y, expected in zip(got, jax.jit(reference.linear)(x, first, second), strict=True):
+    for y, expected in zip(got, jax.jit(reference.project)(x, first, second), strict=True):
         np.testing.assert_allclose(y, expected, rtol=0, atol=1e-5 * depth**0.5)
 
 
@@ -102,9 +103,9 @@ def routing(tokens: int, chosen: int, experts: int, kind: str) -> Routing:
 def test_expert_ffn(dtype: str, tokens: int, chosen: int, experts: int, kind: str) -> None:
     layer, x = random_layer(experts, 37, 53, dtype), normal((tokens, 37), dtype)
     routed = routing(tokens, chosen, experts, kind)
-    got = expert_ffn(layer.experts, x, routed.experts, routed.weights)
+    got = expert_ffn(*layer.stacked, x, routed.experts, routed.weights)
     assert got.dtype == jnp.float32
-    expected = jax.jit(reference.expert_ffn)(layer.experts, x, routed.experts, routed.weights)
+    expected = jax.jit(reference.expert_ffn)(*layer.stacked, x, routed.experts, routed.weights)
     np.testing.assert_allclose(got, expected, rtol=0, atol=HIDDEN_ATOL[dtype])
     if dtype == "float32":
         np.testing.assert_allclose(got, moe_loop(layer, np.asarray(x), routed), rtol=0, atol=FLOAT32_ATOL)
@@ -112,7 +113,7 @@ def test_expert_ffn(dtype: str, tokens: int, chosen: int, experts: int, kind: st
 
 def test_expert_ffn_of_no_tokens() -> None:
     routed = routing(0, 2, 3, "one expert")
-    got = expert_ffn(random_layer(3, 8, 12).experts, normal((0, 8), "float32"), routed.experts, routed.weights)
+    got = expert_ffn(*random_layer(3, 8, 12).stacked, normal((0, 8), "float32"), routed.experts, routed.weights)
     assert got.shape == (0, 8)
 
 
@@ -121,10 +122,10 @@ def test_expert_ffn_of_a_token_has_the_same_bits_in_any_company(dtype: str) -> N
     """Large enough for several threads. Every token is compared, so with experts that have 1 to 80 rows."""
     layer, x = random_layer(3, 200, 130, dtype), normal((80, 200), dtype)
     routed = routing(80, 2, 3, "mixed")
-    together = expert_ffn(layer.experts, x, routed.experts, routed.weights)
+    together = expert_ffn(*layer.stacked, x, routed.experts, routed.weights)
     for first, count in ((0, 1), (1, 1), (2, 7), (9, 71)):
         some = slice(first, first + count)
-        part = expert_ffn(layer.experts, x[some], routed.experts[some], routed.weights[some])
+        part = expert_ffn(*layer.stacked, x[some], routed.experts[some], routed.weights[some])
         same_bits(part, together[some])
 
 
@@ -132,7 +133,9 @@ def test_expert_ffn_reads_no_expert_that_nobody_chose() -> None:
     layer = random_layer(4, 16, 24)
     poisoned = [Expert(*(jnp.full(m.shape, jnp.nan) for m in e)) if i != 2 else e for i, e in enumerate(layer.experts)]
     x, ids, weights = normal((5, 16), "float32"), jnp.full((5, 1), 2, jnp.int32), jnp.ones((5, 1))
-    same_bits(expert_ffn(poisoned, x, ids, weights), expert_ffn(layer.experts, x, ids, weights))
+    same_bits(
+        expert_ffn(*Layer(experts=poisoned).stacked, x, ids, weights), expert_ffn(*layer.stacked, x, ids, weights)
+    )
 
 
 @pytest.mark.parametrize("where", ["token", "weight", "expert"])
@@ -146,7 +149,7 @@ def test_expert_ffn_spreads_nan_no_further_than_it_must(where: str) -> None:
         weights[1] = np.nan
     else:
         experts[1] = Expert(experts[1].gate, experts[1].up.at[5, 5].set(jnp.nan), experts[1].down)
-    y = np.array(expert_ffn(experts, jnp.asarray(x), ids, jnp.asarray(weights)))
+    y = np.array(expert_ffn(*Layer(experts=experts).stacked, jnp.asarray(x), ids, jnp.asarray(weights)))
     assert np.isnan(y).any(axis=1).tolist() == [False, True, False, False, where == "expert", False]
     np.testing.assert_array_equal(y[5], np.zeros(16))
 
@@ -155,7 +158,7 @@ def test_expert_ffn_spreads_nan_no_further_than_it_must(where: str) -> None:
 def test_expert_ffn_refuses_ids_of_no_expert(wrong: int) -> None:
     ids = jnp.asarray([[0], [wrong]], jnp.int32)
     with pytest.raises(jax.errors.JaxRuntimeError, match=f"got expert id {wrong}, expected 0 to 4"):
-        expert_ffn(random_layer(4, 8, 8).experts, normal((2, 8), "float32"), ids, jnp.ones((2, 1))).block_until_ready()
+        expert_ffn(*random_layer(4, 8, 8).stacked, normal((2, 8), "float32"), ids, jnp.ones((2, 1))).block_until_ready()
 
 
 ATTENTION = [(1, 1, 1, 1, 1, 8, None), (2, 3, 2, 1, 40, 64, None), (2, 1, 5, 7, 16, 24, None), (2, 2, 4, 33, 64, 20, 9)]
@@ -201,8 +204,6 @@ def test_operands_that_do_not_fit_are_refused_while_tracing() -> None:
     with pytest.raises(TypeError, match=r"got rows \(2, 8\) and weights \(3, 7\)"):
         linear(x, w[:, :7])
     with pytest.raises(TypeError, match="expected"):
-        expert_ffn([(w, w, w)], x, jnp.zeros((2, 1), jnp.int32), jnp.ones((2, 1)))
+        expert_ffn(w[None], w[None], w[None], x, jnp.zeros((2, 1), jnp.int32), jnp.ones((2, 1)))
     with pytest.raises(TypeError, match="for 2 tokens"):
-        expert_ffn(
-            Layer(experts=random_layer(2, 8, 4).experts).experts, x, jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1))
-        )
+        expert_ffn(*random_layer(2, 8, 4).stacked, x, jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1)))

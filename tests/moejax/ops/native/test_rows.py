@@ -1,17 +1,20 @@
 """The kernels that work row by row: norm, routing, and rotary embeddings on the way into the cache."""
 
+from dataclasses import replace
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import Array
 
+from moejax.families.config import RouterPolicy
 from moejax.model.cache import LayerCache
-from moejax.model.rotary import rotation
-from moejax.ops.native import ops
-from moejax.ops.native_experts import native_route
-from moejax.ops.operations import NATIVE, XLA
-from moejax.ops.routing import route
+from moejax.model.rotary import Rotation, rotation
+from moejax.ops import reference
+from moejax.ops.native import model_ops, ops
+from moejax.ops.xla import rotate
 
 DTYPES = ("float32", "bfloat16", "float16")
 # Half a unit of the last bit: 24, 8 and 11 bits; float32 also has a dozen roundings before it.
@@ -19,7 +22,17 @@ RTOL = {"float32": 2e-6, "bfloat16": 2**-8, "float16": 2**-11}
 WEIGHT_ATOL = 1e-6  # of probabilities: quotients of sums of exponentials, each to 2e-7
 
 dtypes = pytest.mark.parametrize("dtype", DTYPES)
-norm = jax.jit(NATIVE.norm, static_argnames="eps")
+norm = jax.jit(model_ops.norm, static_argnames="eps")
+
+
+def into_cache(function: Any) -> Any:
+    """The operation on a layer's cache."""
+
+    def run(q: Array, k: Array, v: Array, angles: Rotation, starts: Array, cache: LayerCache) -> Any:
+        rotated, keys, values = function(q, k, v, *angles, starts, cache.k, cache.v, cache.dtype)
+        return rotated, replace(cache, k=keys, v=values)
+
+    return run
 
 
 def normal(shape: tuple[int, ...], dtype: str = "float32", seed: int = 0) -> Array:
@@ -48,18 +61,20 @@ def test_rms_norm_of_a_row_has_the_same_bits_in_any_company() -> None:
 
 
 @pytest.mark.parametrize(("tokens", "experts", "chosen"), [(1, 1, 1), (1, 8, 2), (40, 8, 2), (5, 64, 6), (3, 4, 4)])
-def test_route(tokens: int, experts: int, chosen: int) -> None:
+@pytest.mark.parametrize(("renormalise", "scale"), [(True, 1.0), (False, 1.0), (True, 2.5), (False, 0.5)])
+def test_route(tokens: int, experts: int, chosen: int, renormalise: bool, scale: float) -> None:
     logits = jnp.round(2 * normal((tokens, experts))) / 2  # with many ties
     valid = jnp.arange(tokens) % 3 != 1
-    got = jax.jit(native_route, static_argnums=2)(logits, valid, chosen)
-    expected = jax.jit(route, static_argnums=2)(logits, valid, chosen)
+    policy = RouterPolicy(experts_per_token=chosen, renormalise=renormalise, scale=scale)
+    got = jax.jit(ops.route, static_argnums=2)(logits, valid, policy)
+    expected = jax.jit(reference.route, static_argnums=2)(logits, valid, policy)
     np.testing.assert_array_equal(got.experts, expected.experts)
     np.testing.assert_allclose(got.weights, expected.weights, rtol=0, atol=WEIGHT_ATOL)
 
 
 def test_route_spreads_nan_to_its_own_token_and_chooses_different_experts() -> None:
     logits = normal((3, 5)).at[1, 2].set(jnp.nan)
-    got = jax.jit(native_route, static_argnums=2)(logits, jnp.ones(3, bool), 3)
+    got = jax.jit(ops.route, static_argnums=2)(logits, jnp.ones(3, bool), RouterPolicy(experts_per_token=3))
     assert np.isnan(got.weights[1]).all() and np.isfinite(np.delete(np.array(got.weights), 1, axis=0)).all()
     assert sorted(set(np.array(got.experts[1]).tolist())) == sorted(np.array(got.experts[1]).tolist())
     assert ((np.array(got.experts) >= 0) & (np.array(got.experts) < 5)).all()
@@ -74,8 +89,8 @@ def test_rotate_into_cache(dtype: str, b: int, t: int, n: int, k: int, h: int) -
     angles = rotation(starts[:, None] + jnp.arange(t)[None], h, 1e4)
     stored = "float32" if dtype == "float32" else "uint16"
     cache = LayerCache(k=jnp.ones((b, k, 20, h), stored), v=jnp.ones((b, k, 20, h), stored), dtype=dtype)
-    got_q, got = jax.jit(NATIVE.rotate_into_cache)(q, keys, values, angles, starts, cache)
-    expected_q, expected = jax.jit(XLA.rotate_into_cache)(q, keys, values, angles, starts, cache)
+    got_q, got = jax.jit(into_cache(ops.rotate_into_cache))(q, keys, values, angles, starts, cache)
+    expected_q, expected = jax.jit(into_cache(rotate.rotate_into_cache))(q, keys, values, angles, starts, cache)
     assert got_q.dtype == dtype and got.dtype == dtype
     pairs = ((got_q, expected_q), (got.keys(), expected.keys()), (got.values(), expected.values()))
     for one, other in pairs:
@@ -90,7 +105,11 @@ def test_caches_are_written_in_place() -> None:
     )
     q, keys, starts = normal((2, 1, 4, 16)), normal((2, 1, 2, 16)), jnp.zeros(2, jnp.int32)
     angles = rotation(starts[:, None], 16, 1e4)
-    program = jax.jit(NATIVE.rotate_into_cache, donate_argnums=5).lower(q, keys, keys, angles, starts, cache).compile()
+    program = (
+        jax.jit(into_cache(ops.rotate_into_cache), donate_argnums=5)
+        .lower(q, keys, keys, angles, starts, cache)
+        .compile()
+    )
     text = program.as_text()
     assert text is not None and "moejax_rotate" in text and "u16[2,2,64,16]{3,2,1,0} copy" not in text
 
@@ -99,9 +118,9 @@ def test_operands_that_do_not_fit_are_refused_while_tracing() -> None:
     with pytest.raises(TypeError, match=r"rms_norm got rows \(2, 8\) and a scale \(7,\)"):
         ops.rms_norm(normal((2, 8)), normal((7,)), 1e-5)
     with pytest.raises(TypeError, match=r"route got logits float32 \(2, 4\), valid \(2,\) and 5 per token"):
-        ops.route(normal((2, 4)), jnp.ones(2, bool), 5)
+        ops.route(normal((2, 4)), jnp.ones(2, bool), RouterPolicy(experts_per_token=5))
     q, keys, cache, starts = normal((2, 3, 4, 8)), normal((2, 3, 2, 8)), normal((2, 2, 2, 8)), jnp.zeros(2, jnp.int32)
     with pytest.raises(TypeError, match="rotate_into_cache got q"):
         ops.rotate_into_cache(q, keys, keys[:, :2], keys[..., 0, :4], keys[..., 0, :4], starts, cache, cache, "float32")
-    with pytest.raises(ValueError, match="got 3 tokens of width 8 for 2 slots"):
+    with pytest.raises(ValueError, match="got 3 tokens of width 8 for 2 positions"):
         ops.rotate_into_cache(q, keys, keys, keys[..., 0, :4], keys[..., 0, :4], starts, cache, cache, "float32")

@@ -3,6 +3,8 @@
 `tokamax` is among them where its package is installed, by its path for XLA.
 """
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,23 +12,27 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from moejax.families.config import ModelConfig
+from moejax.loading import random_params
 from moejax.model.cache import empty_cache
-from moejax.model.model import Mixtral
-from moejax.model.params import merge, split
-from moejax.moe.experts import BACKENDS, BackendName
+from moejax.model.structure import Structure, make_structure
+from moejax.moe.parallel import Parallel
 from moejax.ops.expert import Expert
-from moejax.ops.pallas import pallas, pallas_route
-from moejax.ops.routing import Routing, route
+from moejax.ops.reference import route
+from moejax.ops.routing import Routing
+from moejax.ops.table import BACKENDS, BackendName, make_ops
+from moejax.ops.triton.experts import pallas, pallas_route
 from moejax.ops.triton.few_tokens import MOST_TOKENS
-from moejax.runtime.platform import H100
+from moejax.ops.triton.kernels import KERNELS
+from moejax.runtime.platform import H100, tracing_for
 from scripts.lowered_kernels import abstract, abstract_mesh, lower
 from sharding import MeshConfig
-from tests.moejax.meshes import made_params, on_mesh
+from tests.moejax.meshes import on_mesh
+from tests.moejax.moe.oracle import plain
 from tests.moejax.ops.runnable import KERNEL_BACKENDS
-from tests.moejax.ops.triton.cases import FLOAT32_ATOL, normal
+from tests.moejax.ops.triton.cases import FLOAT32_ATOL, normal, top
 
 E, A, D, F = 4, 2, 8, 12
-EXPERTS = Expert(normal(E, F, D), normal(E, F, D, seed=1), normal(E, D, F))
+EXPERTS = Expert(plain(normal(E, F, D)), plain(normal(E, F, D, seed=1)), plain(normal(E, D, F)))
 
 
 @pytest.mark.parametrize("backend", KERNEL_BACKENDS)
@@ -34,7 +40,7 @@ EXPERTS = Expert(normal(E, F, D), normal(E, F, D, seed=1), normal(E, D, F))
 @pytest.mark.parametrize("ranked", [True, False])
 def test_equals_dense_around_the_crossover(backend: BackendName, t: int, ranked: bool) -> None:
     """With the ranks and counts that the router knows, and without, as a dispatch leaves them."""
-    routing = pallas_route(normal(t, E), jnp.arange(t) % 7 > 0, A)
+    routing = pallas_route(normal(t, E), jnp.arange(t) % 7 > 0, top(A))
     if not ranked:
         routing = Routing(routing.experts, routing.weights)
     x = normal(t, D)
@@ -46,18 +52,21 @@ def test_equals_dense_around_the_crossover(backend: BackendName, t: int, ranked:
 def test_same_bits_every_time() -> None:
     """Sums have one order: no atomics."""
     t = MOST_TOKENS + 1
-    x, routing = normal(t, D), pallas_route(normal(t, E), jnp.ones(t, bool), A)
+    x, routing = normal(t, D), pallas_route(normal(t, E), jnp.ones(t, bool), top(A))
     run = jax.jit(pallas)
     np.testing.assert_array_equal(run(EXPERTS, x, routing), run(EXPERTS, x, routing))
 
 
 def test_route_of_the_backend_is_the_routers() -> None:
     logits, valid = normal(9, E), jnp.arange(9) != 4
-    got, expected = pallas_route(logits, valid, A), route(logits, valid, A)
+    got, expected = (
+        pallas_route(logits, valid, top(A)),
+        route(logits, valid, top(A)),
+    )
     np.testing.assert_array_equal(got.experts, expected.experts)
     np.testing.assert_allclose(got.weights, expected.weights, rtol=0, atol=FLOAT32_ATOL)
     assert got.ranks is not None and got.counts is not None and expected.ranks is None
-    assert BACKENDS["pallas"].route is pallas_route and BACKENDS["dense"].route is route
+    assert make_ops("pallas").route is pallas_route and make_ops("dense").route is route
 
 
 @pytest.mark.parametrize("backend", KERNEL_BACKENDS)
@@ -79,13 +88,14 @@ def test_a_whole_model_has_the_logits_of_dense(
         max_position_embeddings=32,
     )
     parallel, results = on_mesh(config), []
-    monkeypatch.setattr("moejax.ops.pallas.MOST_TOKENS", most)
+    for name in ("interpret", "interpret_tokamax"):
+        monkeypatch.setitem(KERNELS, name, replace(KERNELS[name], most_tokens=most))
     for name in (backend, "dense"):
-        graphdef, declared = split(Mixtral(config, name, parallel, dtype=jnp.float32))
-        params = made_params(declared, config, 0, parallel)
+        structure = interpretable_structure(config, name, parallel)
+        params = random_params(structure, 0)
 
-        def run(params, tokens, lengths, graphdef=graphdef, declared=declared):
-            model = merge(graphdef, declared, params)
+        def run(params, tokens, lengths, structure=structure):
+            model = structure.merged(params)
             cache = empty_cache(config, 2, 8, "float32", parallel)
             hidden, cache, _ = model(tokens, jnp.zeros_like(lengths), lengths, cache)
             step, _, routed = model(tokens[:, :1], lengths, jnp.ones_like(lengths), cache)
@@ -99,10 +109,16 @@ def test_a_whole_model_has_the_logits_of_dense(
     np.testing.assert_array_equal(routed.rows, dense_routed.rows)
 
 
+def interpretable_structure(config: ModelConfig, backend: BackendName, parallel: Parallel) -> Structure:
+    """Of a backend that loading would refuse here: on a CPU its kernels are only interpreted."""
+    with tracing_for(H100):
+        return make_structure(config, backend, "float32", parallel)
+
+
 def local_layer(experts: Expert, x: jax.Array, logits: jax.Array) -> jax.Array:
     """Experts sharded over `expert` [El, F, D], tokens and logits replicated; the result is summed over the axis."""
-    routing = pallas_route(logits, jnp.ones(x.shape[0], bool), A)
-    local = experts.gate.shape[0]
+    routing = pallas_route(logits, jnp.ones(x.shape[0], bool), top(A))
+    local = experts.gate.array.shape[0]
     first = jax.lax.axis_index("expert") * local
     mine = (routing.experts >= first) & (routing.experts < first + local)
     here = Routing(jnp.where(mine, routing.experts - first, local), jnp.where(mine, routing.weights, 0.0))
@@ -116,7 +132,7 @@ def test_inside_shard_map(t: int) -> None:
     specs = (PartitionSpec("expert"), PartitionSpec(), PartitionSpec())
     x, logits = normal(t, D), normal(t, E)
     run = jax.shard_map(local_layer, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False)
-    expected = BACKENDS["dense"].apply(EXPERTS, x, route(logits, jnp.ones(t, bool), A))
+    expected = BACKENDS["dense"].apply(EXPERTS, x, route(logits, jnp.ones(t, bool), top(A)))
     np.testing.assert_allclose(jax.jit(run)(EXPERTS, x, logits), expected, rtol=0, atol=FLOAT32_ATOL)
 
 

@@ -7,9 +7,9 @@ from typing import get_args
 import jax
 import pytest
 
-from moejax.moe.experts import resolve_backend
-from moejax.ops import kernels as dispatch
-from moejax.ops.kernels import KERNELS, KernelsName, kernels
+from moejax.ops.table import resolve_backend
+from moejax.ops.triton import kernels as dispatch
+from moejax.ops.triton.kernels import KERNELS, KernelsName, kernels
 from moejax.runtime.platform import A100, H100, Device, current_device, tracing_for
 
 V100 = Device(platform="gpu", kind="Tesla V100-SXM2-16GB", capability=(7, 0))

@@ -13,7 +13,7 @@ from jax.experimental import pallas as pl
 from moejax.ops.triton import few_tokens
 from moejax.ops.triton.few_tokens import MOST_TOKENS, expert_ffn
 from moejax.ops.triton.launch import Out, launch
-from tests.moejax.ops.triton.cases import FLOAT32_ATOL, REFERENCE, interpreted, normal, poisoned, routings
+from tests.moejax.ops.triton.cases import FLOAT32_ATOL, REFERENCE, interpreted, normal, poisoned, routings, top
 
 # T E A D F: one token; more rows than experts and fewer; sizes that divide into no block; T at the edge of a tile.
 SHAPES = [(1, 8, 2, 40, 36), (2, 16, 4, 16, 24), (5, 3, 1, 33, 70), (17, 8, 2, 8, 12)]
@@ -43,7 +43,7 @@ def test_equals_reference(t: int, e: int, a: int, d: int, f: int, data: st.DataO
 @pytest.mark.parametrize(("t", "dtype"), [(1, "bfloat16"), (3, "bfloat16"), (3, "float16")])
 def test_narrow_dtypes(t: int, dtype: str) -> None:
     weights, x = weights_of(4, 16, 24, dtype), normal(t, 16, dtype=dtype)
-    routes = REFERENCE.route(normal(t, 4), jnp.ones(t, bool), 2)
+    routes = REFERENCE.route(normal(t, 4), jnp.ones(t, bool), top(2))
     got = interpreted("expert_ffn")(*weights, x, routes.experts, routes.weights)
     expected = REFERENCE.expert_ffn(*weights, x, routes.experts, routes.weights)
     np.testing.assert_allclose(got, expected, rtol=0, atol=BFLOAT16_ATOL)

@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moejax.moe.experts import BACKENDS
 from moejax.ops.expert import Expert
-from moejax.ops.kernels import KERNELS
-from moejax.ops.pallas import pallas_route
+from moejax.ops.table import BACKENDS
+from moejax.ops.triton.experts import pallas_route
+from moejax.ops.triton.kernels import KERNELS
 from moejax.runtime.platform import current_device
 from tests.moejax.moe.oracle import Layer, moe_loop, route_loop
+from tests.moejax.ops.triton.cases import top
 
 pytestmark = pytest.mark.gpu
 
@@ -73,7 +74,7 @@ def test_layer_equals_float64(t: int, e: int, a: int, d: int, f: int, dtype: str
     used = np.isin(np.arange(e), np.asarray(routing.experts))
     layer = Layer(experts=[Expert(matrix(f, d, u), matrix(f, d, u), matrix(d, f, u)) for u in used])
     poison_free_memory()
-    ours = jax.jit(lambda logits, valid: pallas_route(logits, valid, a))(logits, valid)
+    ours = jax.jit(lambda logits, valid: pallas_route(logits, valid, top(a)))(logits, valid)
     np.testing.assert_array_equal(ours.experts, routing.experts)
     np.testing.assert_allclose(ours.weights, routing.weights, rtol=0, atol=1e-5)
     run = jax.jit(BACKENDS["pallas"].apply)
@@ -89,8 +90,8 @@ def test_route_and_ranks(t: int, e: int, a: int, rng: np.random.Generator) -> No
     logits[rng.random(t) < 0.1] = np.nan
     valid = rng.random(t) < 0.9
     poison_free_memory()
-    got = jax.jit(lambda logits, valid: KERNELS["triton"].route(logits, valid, a))(logits, valid)
-    expected = KERNELS["reference"].route(jnp.asarray(logits), jnp.asarray(valid), a)
+    got = jax.jit(lambda logits, valid: KERNELS["triton"].route(logits, valid, top(a)))(logits, valid)
+    expected = KERNELS["reference"].route(jnp.asarray(logits), jnp.asarray(valid), top(a))
     for name in ("experts", "ranks", "counts"):
         np.testing.assert_array_equal(getattr(got, name), getattr(expected, name), err_msg=name)
     np.testing.assert_allclose(got.weights, expected.weights, rtol=0, atol=1e-5)

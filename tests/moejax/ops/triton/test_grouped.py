@@ -12,19 +12,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moejax.ops import grouped_tokamax
-from moejax.ops.block_layout import block_layout
-from moejax.ops.kernels import KERNELS, Kernels
-from moejax.ops.reference import PRECISE, Routes
-from moejax.ops.triton import grouped
+from moejax.ops.reference import PRECISE
+from moejax.ops.routing import Routing
+from moejax.ops.triton import grouped, grouped_tokamax
+from moejax.ops.triton.block_layout import block_layout
+from moejax.ops.triton.kernels import KERNELS, Kernels
 from moejax.runtime.platform import H100, tracing_for
-from tests.moejax.ops.triton.cases import FLOAT32_ATOL, REFERENCE, interpreted, normal, poisoned, routings
+from tests.moejax.ops.triton.cases import FLOAT32_ATOL, REFERENCE, interpreted, normal, poisoned, routings, top
 
 BLOCK = 4
 
 
-def layer(run: Any, weights: tuple, x: jax.Array, routes: Routes, block: int = BLOCK) -> jax.Array:
+def layer(run: Any, weights: tuple, x: jax.Array, routes: Routing, block: int = BLOCK) -> jax.Array:
     """All of an expert layer by its pieces; `run(name)` is a kernel."""
+    assert routes.ranks is not None and routes.counts is not None
     layout = block_layout(routes.experts, routes.ranks, routes.counts, block)
     # NaN in all places that hold no row: nothing of them may reach a token.
     rows = jnp.full((block * layout.block_experts.shape[0], x.shape[1]), jnp.nan, x.dtype)
@@ -49,7 +50,7 @@ def test_equals_reference(t: int, e: int, a: int, d: int, f: int, data: st.DataO
 def test_rows_around_the_edge_of_a_block(count: int) -> None:
     """`count` of 2 BLOCK rows on expert 0, the others on expert 2."""
     experts = jnp.where(jnp.arange(2 * BLOCK) < count, 0, 2)[:, None].astype(jnp.int32)
-    routes = Routes(experts, jnp.ones(experts.shape), *REFERENCE.rank_rows(experts, 3))
+    routes = Routing(experts, jnp.ones(experts.shape), *REFERENCE.rank_rows(experts, 3))
     weights, x = (normal(3, 12, 8), normal(3, 12, 8, seed=1), normal(3, 8, 12)), normal(2 * BLOCK, 8)
     expected = REFERENCE.expert_ffn(*weights, x, routes.experts, routes.weights)
     np.testing.assert_allclose(layer(interpreted, weights, x, routes), expected, rtol=0, atol=FLOAT32_ATOL)
@@ -114,8 +115,9 @@ def test_tokamax_gets_the_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in = StandIn()
     monkeypatch.setitem(sys.modules, grouped_tokamax.PACKAGE, stand_in)
     tokamax: Kernels = KERNELS["tokamax"]
-    routes = REFERENCE.route(normal(9, 4), jnp.ones(9, bool), 2)
+    routes = REFERENCE.route(normal(9, 4), jnp.ones(9, bool), top(2))
     weights, x = (normal(4, 12, 8), normal(4, 12, 8, seed=1), normal(4, 8, 12)), normal(9, 8)
+    assert routes.ranks is not None and routes.counts is not None
     layout = block_layout(routes.experts, routes.ranks, routes.counts, BLOCK)
     rows = REFERENCE.permute(x, layout.places, BLOCK * layout.block_experts.shape[0])
     hidden = tokamax.grouped_gate_up(rows, weights[0], weights[1], layout.block_experts)

@@ -6,19 +6,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moejax.ops.block_layout import block_layout, most_blocks
-from moejax.ops.reference import Routes
+from moejax.ops.routing import Routing
+from moejax.ops.triton.block_layout import BlockLayout, block_layout, most_blocks
 from tests.moejax.ops.triton.cases import FLOAT32_ATOL, REFERENCE, interpreted, normal, routings
 
 WIDTH = 12  # no power of two
 BLOCK = 4
 
 
-def routes_of(experts: list[int], num_experts: int) -> Routes:
+def layout_of(routes: Routing, block: int) -> BlockLayout:
+    assert routes.ranks is not None and routes.counts is not None
+    return block_layout(routes.experts, routes.ranks, routes.counts, block)
+
+
+def routes_of(experts: list[int], num_experts: int) -> Routing:
     """One expert for each token."""
     ids = jnp.asarray(experts, jnp.int32)[:, None]
     weights = (ids < num_experts).astype(jnp.float32)
-    return Routes(ids, weights, *REFERENCE.rank_rows(ids, num_experts))
+    return Routing(ids, weights, *REFERENCE.rank_rows(ids, num_experts))
 
 
 @pytest.mark.parametrize(("t", "e", "a"), [(1, 8, 2), (9, 5, 2), (17, 3, 1)])
@@ -27,7 +32,7 @@ def routes_of(experts: list[int], num_experts: int) -> Routes:
 def test_layout_keeps_experts_apart(t: int, e: int, a: int, data: st.DataObject) -> None:
     """Every row has a place of its own in a block of its expert, in token order; blocks in use come first, sorted."""
     routes = data.draw(routings(t, e, a))
-    layout = block_layout(routes.experts, routes.ranks, routes.counts, BLOCK)
+    layout = layout_of(routes, BLOCK)
     experts, places = np.asarray(routes.experts).ravel(), np.asarray(layout.places).ravel()
     blocks = np.asarray(layout.block_experts)
     assert (places[experts == e] == BLOCK * len(blocks)).all()
@@ -56,7 +61,7 @@ def test_most_blocks_are_enough_and_can_be_needed(count: int) -> None:
 def test_permute_and_combine(t: int, e: int, a: int, data: st.DataObject) -> None:
     """Rows arrive at their places; what is in the places between is not looked at, even if it is NaN."""
     routes = data.draw(routings(t, e, a))
-    layout = block_layout(routes.experts, routes.ranks, routes.counts, BLOCK)
+    layout = layout_of(routes, BLOCK)
     places = BLOCK * layout.block_experts.shape[0]
     x = normal(t, WIDTH)
     rows = interpreted("permute", places)(x, layout.places)

@@ -7,17 +7,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from moejax.ops.reference import Routes
+from moejax.ops.routing import Routing
 from moejax.ops.triton.blocks import route_block
 from tests.moejax.moe.oracle import route_loop
-from tests.moejax.ops.triton.cases import FLOAT32_ATOL, REFERENCE, interpreted, routings
+from tests.moejax.ops.triton.cases import FLOAT32_ATOL, REFERENCE, interpreted, routings, top
 
 # T E A: one token, a power of two and its neighbours, small and large E that are none, the largest E, every A.
 SHAPES = [(1, 2, 1), (1, 8, 2), (8, 3, 2), (17, 5, 4), (5, 127, 4), (9, 128, 2)]
 SEVERAL_BLOCKS = (300, 8, 2)
 
 
-def check(got: Routes, expected: Routes) -> None:
+def check(got: Routing, expected: Routing) -> None:
     for name in ("experts", "ranks", "counts"):
         np.testing.assert_array_equal(getattr(got, name), getattr(expected, name), err_msg=name)
         assert getattr(got, name).dtype == jnp.int32
@@ -33,16 +33,23 @@ def test_route_equals_reference(t: int, e: int, a: int, data: st.DataObject) -> 
     odd = st.sampled_from([np.nan, np.inf, -np.inf, 300.0, -300.0])
     logits = data.draw(arrays(np.float32, (t, e), elements=st.integers(-2, 2).map(float) | odd, fill=st.just(0.0)))
     valid = data.draw(arrays(bool, (t,)))
-    check(interpreted("route", a)(logits, valid), REFERENCE.route(jnp.asarray(logits), jnp.asarray(valid), a))
+    check(
+        interpreted("route", top(a))(logits, valid),
+        REFERENCE.route(jnp.asarray(logits), jnp.asarray(valid), top(a)),
+    )
 
 
 @pytest.mark.parametrize(("t", "e", "a"), SHAPES)
 def test_reference_equals_loop(t: int, e: int, a: int) -> None:
     logits = np.random.default_rng(t).integers(-2, 3, (t, e)).astype(np.float32)
     valid = np.arange(t) % 3 != 1
-    got, expected = REFERENCE.route(jnp.asarray(logits), jnp.asarray(valid), a), route_loop(logits, valid, a)
+    got, expected = (
+        REFERENCE.route(jnp.asarray(logits), jnp.asarray(valid), top(a)),
+        route_loop(logits, valid, a),
+    )
     np.testing.assert_array_equal(got.experts, expected.experts)
     np.testing.assert_allclose(got.weights, expected.weights, rtol=0, atol=FLOAT32_ATOL)
+    assert got.ranks is not None
     seen = [0] * e
     for token in range(t):
         for place, expert in enumerate(np.asarray(got.experts[token])):
@@ -58,7 +65,10 @@ def test_several_blocks() -> None:
     rng = np.random.default_rng(0)
     logits = jnp.asarray(rng.integers(-3, 4, (t, e)), jnp.float32)
     valid = jnp.asarray(rng.random(t) < 0.9)
-    check(interpreted("route", a)(logits, valid), REFERENCE.route(logits, valid, a))
+    check(
+        interpreted("route", top(a))(logits, valid),
+        REFERENCE.route(logits, valid, top(a)),
+    )
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf])
@@ -75,13 +85,16 @@ def test_a_broken_row_has_nan_weights_and_valid_experts(broken: float) -> None:
 def test_bfloat16_logits(t: int, e: int, a: int) -> None:
     """Rounded to 8 bits, so that 60 of them have ties."""
     logits = jnp.asarray(np.random.default_rng(0).standard_normal((t, e)), jnp.bfloat16)
-    check(interpreted("route", a)(logits, np.ones(t, bool)), REFERENCE.route(logits, jnp.ones(t, bool), a))
+    check(
+        interpreted("route", top(a))(logits, np.ones(t, bool)),
+        REFERENCE.route(logits, jnp.ones(t, bool), top(a)),
+    )
 
 
 def test_no_tokens() -> None:
     check(
-        interpreted("route", 2)(jnp.zeros((0, 8)), jnp.zeros((0,), bool)),
-        REFERENCE.route(jnp.zeros((0, 8)), jnp.zeros((0,), bool), 2),
+        interpreted("route", top(2))(jnp.zeros((0, 8)), jnp.zeros((0,), bool)),
+        REFERENCE.route(jnp.zeros((0, 8)), jnp.zeros((0,), bool), top(2)),
     )
 
 
@@ -90,7 +103,7 @@ def test_no_tokens() -> None:
 @given(data=st.data())
 def test_rank_rows_equals_reference(t: int, e: int, a: int, data: st.DataObject) -> None:
     """Ranks of rows that a dispatch has renumbered: only expert ids are given."""
-    routes = data.draw(routings(t, e, a)) if t else REFERENCE.route(jnp.zeros((0, e)), jnp.zeros((0,), bool), a)
+    routes = data.draw(routings(t, e, a)) if t else REFERENCE.route(jnp.zeros((0, e)), jnp.zeros((0,), bool), top(a))
     ranks, counts = interpreted("rank_rows", e)(routes.experts)
     np.testing.assert_array_equal(ranks, routes.ranks)
     np.testing.assert_array_equal(counts, routes.counts)
@@ -99,7 +112,7 @@ def test_rank_rows_equals_reference(t: int, e: int, a: int, data: st.DataObject)
 def test_rank_rows_of_several_blocks() -> None:
     t, e, a = SEVERAL_BLOCKS
     logits = jnp.asarray(np.random.default_rng(1).standard_normal((t, e)), jnp.float32)
-    routes = REFERENCE.route(logits, jnp.arange(t) % 5 > 0, a)
+    routes = REFERENCE.route(logits, jnp.arange(t) % 5 > 0, top(a))
     ranks, counts = interpreted("rank_rows", e)(routes.experts)
     np.testing.assert_array_equal(ranks, routes.ranks)
     np.testing.assert_array_equal(counts, routes.counts)

@@ -1,7 +1,6 @@
-"""The table of implementations, and how one is chosen.
+"""The table of GPU kernels: the steps that `route` and `experts` are made of on a GPU, and how a set is chosen.
 
-Adding one: a module or folder beside `triton/` whose functions have the signatures of `reference`, a row in `KERNELS`,
-its name in `KernelsName`.
+Adding one: a module whose functions have the signatures of `reference`, a row in `KERNELS`, its name in `KernelsName`.
 """
 
 import functools
@@ -12,8 +11,10 @@ from typing import Literal
 
 from jax import Array
 
-from moejax.ops import grouped_tokamax, reference
-from moejax.ops.triton import few_tokens, grouped, permute, route
+from moejax.ops import reference as operations
+from moejax.ops.routing import Routing
+from moejax.ops.triton import few_tokens, grouped, grouped_tokamax, permute, reference, route
+from moejax.ops.triton.blocks import grouped_rows
 from moejax.runtime.platform import Device, current_device
 
 KernelsName = Literal["triton", "tokamax", "interpret", "interpret_tokamax", "reference"]
@@ -27,9 +28,11 @@ class Kernels:
     """One implementation of every kernel; signatures and results are those of `reference`.
 
     cannot: why it does not run on a device, or None.
+    most_tokens: up to how many tokens `expert_ffn` takes; more are sorted for the grouped products.
+    block_rows: rows of a block of the grouped products, from the mean number of rows per expert.
     """
 
-    route: Callable[..., reference.Routes]
+    route: Callable[..., Routing]
     rank_rows: Callable[..., tuple[Array, Array]]
     permute: Callable[..., Array]
     combine: Callable[..., Array]
@@ -37,6 +40,8 @@ class Kernels:
     grouped_gate_up: Callable[..., Array]
     grouped_matmul: Callable[..., Array]
     cannot: Callable[[Device], str | None]
+    most_tokens: int = few_tokens.MOST_TOKENS
+    block_rows: Callable[[int], int] = grouped_rows
 
 
 def _triton_cannot(device: Device) -> str | None:
@@ -101,7 +106,7 @@ KERNELS: dict[KernelsName, Kernels] = {
         rank_rows=reference.rank_rows,
         permute=reference.permute,
         combine=reference.combine,
-        expert_ffn=reference.expert_ffn,
+        expert_ffn=operations.expert_ffn,
         grouped_gate_up=reference.grouped_gate_up,
         grouped_matmul=reference.grouped_matmul,
         cannot=_always,

@@ -1,0 +1,147 @@
+"""A model without its numbers: what there is before weights are read, and all that compiling it needs."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
+
+from moejax.families.config import ModelConfig
+from moejax.families.table import weights_of
+from moejax.model.model import Transformer
+from moejax.moe.parallel import Parallel
+from moejax.moe.split import dispatch_name, make_rules
+from moejax.ops.table import BackendName, backend_name, make_ops, resolve_backend
+from moejax.weights.counts import num_places, weight_placements
+from moejax.weights.layouts import Piece, pack, unpack
+from moejax.weights.params import ParamTree, declared_values, merge, split
+from moejax.weights.placement import PhysicalExperts
+from moejax.weights.weight import Weight
+from sharding import LogicalAxes, MeshConfig, Placement
+
+PLACEMENT = "placement"  # the entry of a parameter tree that says which expert each place holds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Structure:
+    """A model without its numbers: its modules, how it runs on a mesh, and where its experts are.
+
+    abstract: its parameters by path, without arrays.  experts: what each place of every MoE layer holds.
+    """
+
+    config: ModelConfig
+    backend: BackendName
+    dtype: str
+    parallel: Parallel
+    experts: PhysicalExperts
+    graphdef: nnx.GraphDef[Any] = field(repr=False)
+    abstract: dict[str, nnx.Variable[Any]] = field(repr=False)
+
+    def merged(self, params: ParamTree) -> Transformer:
+        """The module with `params` in it, for use inside a traced function."""
+        return merge(self.graphdef, self.abstract, params)
+
+    def placements(self) -> list[Placement]:
+        """Where every parameter lives: its split, bytes per device, and what is repeated."""
+        return weight_placements(weights_of(self.config), self.parallel.rules, self.dtype)
+
+    def shapes(self) -> ParamTree:
+        """Shape, dtype and place of every array, for programs that are compiled without numbers."""
+
+        def whole(array: Any, axes: LogicalAxes) -> Any:
+            return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=self.parallel.sharding(*axes))
+
+        tables = self.abstract[PLACEMENT].get_value()
+        shapes: ParamTree = {path: value.per_array(whole) for path, value in declared_values(self.abstract).items()}
+        return shapes | {PLACEMENT: whole(tables, (None,) * len(tables.shape))}
+
+    def pack(self, make: Callable[[Weight, Piece, Sequence[int], Any, NamedSharding], Array]) -> ParamTree:
+        """The parameters: `make(weight, piece, what the places hold, declared array, where it lives)` gives each array.
+
+        The experts' tables are part of it.
+        """
+        values, params = declared_values(self.abstract), {}
+        peers, layout = self.parallel.rules.parts("experts"), make_ops(self.backend).layout
+        for weight in weights_of(self.config):
+            held = self.held(weight)
+
+            def one(piece: Piece, array: Any, axes: LogicalAxes, weight: Weight = weight, held: Any = held) -> Array:
+                return make(weight, piece, held, array, self.parallel.sharding(*axes))
+
+            params[weight.parameter] = pack(
+                weight, values[weight.parameter], layout, self.experts.num_places, peers, one
+            )
+        return params | {PLACEMENT: self.tables(self.experts)}
+
+    def unpack(self, params: ParamTree) -> dict[str, Array]:
+        """The logical tensors of all parameters, by path."""
+        peers, layout = self.parallel.rules.parts("experts"), make_ops(self.backend).layout
+        found: dict[str, Array] = {}
+        for weight in weights_of(self.config):
+            found |= unpack(weight, params[weight.parameter], layout, self.held(weight), peers)
+        return found
+
+    def held(self, weight: Weight) -> tuple[int, ...]:
+        """The expert in each place of a weight's layer; () for a weight that is no expert's."""
+        if weight.experts is None:
+            return ()
+        layer = int(weight.path.split(".")[1])
+        return self.experts.held[self.config.moe_layers.index(layer)]
+
+    def tables(self, experts: PhysicalExperts) -> Array:
+        """What a program is given of where experts are, whole on every device."""
+        tables = experts.tables()
+        return jax.make_array_from_callback(tables.shape, self.parallel.sharding(), lambda index: tables[index])
+
+
+def make_parallel(config: ModelConfig, mesh: Mesh | AbstractMesh, dispatch: str) -> Parallel:
+    """How a model of this configuration runs on a mesh whose axes are those of `sharding.MESH_AXES`.
+
+    Raises:
+        ValueError: when the model cannot be split over it, or for an unknown dispatch.
+    """
+    name = dispatch_name(dispatch)
+    return Parallel(mesh, make_rules(config, MeshConfig(**dict(mesh.shape)), name), name)
+
+
+def mesh_devices(mesh: Mesh | AbstractMesh) -> list[Any]:
+    """The devices of a mesh; an abstract one has none."""
+    return list(mesh.devices.flat) if isinstance(mesh, Mesh) else []
+
+
+def make_structure(
+    config: ModelConfig, backend: str, dtype: str, parallel: Parallel, *, experts: PhysicalExperts | None = None
+) -> Structure:
+    """A model without its numbers; no array is made.
+
+    Args:
+        backend: how experts are computed; whether it can run here is not asked but for "auto".
+        experts: what each place of the MoE layers holds; None for the experts in order, and empty places after them
+            where they do not divide over the devices.
+
+    Raises:
+        ValueError: for an unknown backend, or places that do not divide over the devices.
+    """
+    name = resolve_backend(backend, jax.default_backend()) if backend == "auto" else backend_name(backend)
+    peers, layers = parallel.rules.parts("experts"), len(config.moe_layers)
+    held = experts or PhysicalExperts.in_order(layers, config.num_experts, num_places(config.num_experts, peers))
+    if held.num_places % peers or len(held.held) != layers:
+        raise ValueError(
+            f"{held.num_places} places in {len(held.held)} layers do not suit {layers} MoE layers on {peers} devices "
+            "along expert: give each layer as many, a multiple of the devices"
+        )
+    module = Transformer(config, make_ops(name), parallel, places=held.num_places, dtype=jnp.dtype(dtype))
+    graphdef, abstract = split(module)
+    return Structure(
+        config=config,
+        backend=name,
+        dtype=jnp.dtype(dtype).name,
+        parallel=parallel,
+        experts=held,
+        graphdef=graphdef,
+        abstract=abstract,
+    )

@@ -1,0 +1,72 @@
+"""Routing and experts on a GPU: kernels that read only the weights of chosen experts (docs/kernels.md).
+
+Few tokens (decode) take the kernels that read every chosen weight once; more tokens (prefill) are sorted by expert into
+blocks for a grouped product, which may be another package's (tokamax).
+"""
+
+from typing import Literal
+
+from jax import Array
+from jaxtyping import Bool, Float
+
+from moejax.families.config import RouterPolicy
+from moejax.ops.expert import Expert
+from moejax.ops.routing import Routing
+from moejax.ops.triton.block_layout import block_layout
+from moejax.ops.triton.kernels import KERNELS, Kernels, KernelsName, kernels
+from moejax.runtime.platform import Device, current_device
+
+ProductsName = Literal["triton", "tokamax"]
+# What they are on a CPU, in tests: there these backends are refused when a model is loaded.
+_INTERPRETED: dict[ProductsName, KernelsName] = {"triton": "interpret", "tokamax": "interpret_tokamax"}
+
+
+def pallas(experts: Expert, x: Float[Array, "T D"], routing: Routing) -> Float[Array, "T D"]:
+    """Weighted sum of the chosen experts' results for every token; float32 result.
+
+    Raises:
+        NotImplementedError: on a GPU that the kernels do not support, naming it.
+    """
+    return _weighted_sum(_implementation("triton"), experts, x, routing)
+
+
+def tokamax(experts: Expert, x: Float[Array, "T D"], routing: Routing) -> Float[Array, "T D"]:
+    """`pallas` with the grouped products of the package tokamax where there are many tokens.
+
+    Raises:
+        NotImplementedError: on a GPU that the kernels do not support, naming it, and where tokamax is not installed.
+    """
+    return _weighted_sum(_implementation("tokamax"), experts, x, routing)
+
+
+def _weighted_sum(
+    implementation: Kernels, experts: Expert, x: Float[Array, "T D"], routing: Routing
+) -> Float[Array, "T D"]:
+    gate, up, down = (value.numbers() for value in experts)
+    if x.shape[0] <= implementation.most_tokens:
+        return implementation.expert_ffn(gate, up, down, x, routing.experts, routing.weights)
+    places = gate.shape[0]
+    ranks, counts = routing.ranks, routing.counts
+    if ranks is None or counts is None:
+        ranks, counts = implementation.rank_rows(routing.experts, places)
+    block = implementation.block_rows(routing.experts.size // places)
+    layout = block_layout(routing.experts, ranks, counts, block)
+    rows = implementation.permute(x, layout.places, block * layout.block_experts.shape[0])
+    hidden = implementation.grouped_gate_up(rows, gate, up, layout.block_experts)
+    results = implementation.grouped_matmul(hidden, down, layout.block_experts)
+    return implementation.combine(results[None], layout.places, routing.weights)
+
+
+def pallas_route(logits: Float[Array, "T E"], valid: Bool[Array, " T"], policy: RouterPolicy) -> Routing:
+    """`reference.route` as a kernel, without a sort; its result carries ranks and counts."""
+    return _implementation("triton").route(logits, valid, policy)
+
+
+def cannot(device: Device, name: ProductsName = "triton") -> str | None:
+    """Why a device cannot run these kernels, or None."""
+    reason = KERNELS[name].cannot(device)
+    return None if reason is None else f"kernels {name!r} cannot run here: it {reason}"
+
+
+def _implementation(name: ProductsName) -> Kernels:
+    return kernels(_INTERPRETED[name] if current_device().platform == "cpu" else name)

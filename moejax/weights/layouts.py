@@ -1,0 +1,124 @@
+"""How the experts of a layer are packed into arrays, for what computes them and for a mesh.
+
+`pack` makes a weight's value of logical tensors, `unpack` gives the logical tensors back; between them loading, export
+and resharding need to know nothing of a layout. The number of weights per layer does not depend on that of experts.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import jax
+from jax import Array
+
+from moejax.weights.storage import STORAGES, Plain, StorageName
+from moejax.weights.weight import Weight
+from sharding import LogicalAxes
+
+LayoutName = Literal["stacked", "separate"]
+
+
+class Piece(NamedTuple):
+    """One array of a layout.
+
+    shape, axes: of the whole array.  places: those that its leading axis goes through; None for a weight that is one
+    tensor and has no such axis.
+    """
+
+    shape: tuple[int, ...]
+    axes: LogicalAxes
+    places: tuple[int, ...] | None
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Separate:
+    """The experts of a layer as values of their own: entry j is the j-th place of each device, [peers, ...]."""
+
+    parts: tuple[Any, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return len(self.parts) * self.parts[0].shape[0], *self.parts[0].shape[1:]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in self.parts)
+
+    def per_array(self, make: Callable[[Any, LogicalAxes], Any]) -> "Separate":
+        return Separate(parts=tuple(part.per_array(make) for part in self.parts))
+
+
+def _stacked(weight: Weight, places: int, peers: int) -> list[Piece]:
+    """One array [P, ...], which kernels index themselves."""
+    return [Piece((places, *weight.shape), ("experts", *weight.axes), tuple(range(places)))]
+
+
+def _separate(weight: Weight, places: int, peers: int) -> list[Piece]:
+    """An array [peers, ...] per place of a device: XLA:CPU copies a whole stack before a loop over parts of it."""
+    each = places // peers
+    return [
+        Piece((peers, *weight.shape), ("experts", *weight.axes), tuple(range(place, places, each)))
+        for place in range(each)
+    ]
+
+
+LAYOUTS: dict[LayoutName, Callable[[Weight, int, int], list[Piece]]] = {"stacked": _stacked, "separate": _separate}
+
+
+def pieces(weight: Weight, layout: LayoutName, places: int, peers: int) -> list[Piece]:
+    """The arrays of a weight; `places` for experts on `peers` devices."""
+    if weight.experts is None:
+        return [Piece(weight.shape, weight.axes, None)]
+    return LAYOUTS[layout](weight, places, peers)
+
+
+def declare(
+    weight: Weight,
+    layout: LayoutName,
+    places: int,
+    peers: int,
+    dtype: jax.typing.DTypeLike,
+    storage: StorageName = "plain",
+) -> Plain | Separate:
+    """A weight's value without numbers: shapes and dtypes of its arrays."""
+    kind = STORAGES[storage]
+    found = tuple(kind.declare(piece.shape, piece.axes, dtype) for piece in pieces(weight, layout, places, peers))
+    return Separate(parts=found) if weight.experts is not None and layout == "separate" else found[0]
+
+
+def pack(
+    weight: Weight,
+    declared: Plain | Separate,
+    layout: LayoutName,
+    places: int,
+    peers: int,
+    make: Callable[[Piece, Any, LogicalAxes], Array],
+) -> Any:
+    """A weight's value: `make(piece, declared array, its axes)` gives the numbers of each array."""
+    parts = tuple(
+        part.per_array(lambda array, axes, piece=piece: make(piece, array, axes))
+        for piece, part in zip(pieces(weight, layout, places, peers), _parts(declared), strict=True)
+    )
+    return Separate(parts=parts) if isinstance(declared, Separate) else parts[0]
+
+
+def unpack(weight: Weight, value: Any, layout: LayoutName, held: Sequence[int], peers: int) -> Mapping[str, Array]:
+    """The logical tensors of a weight's value, by path; of an expert in several places the first.
+
+    held: the expert in each place.
+    """
+    tensors = list(weight.tensors())
+    found: dict[str, Array] = {}
+    for piece, part in zip(pieces(weight, layout, len(held), peers), _parts(value), strict=True):
+        numbers = part.numbers()
+        if piece.places is None:
+            return {tensors[0].path: numbers}
+        for entry, place in enumerate(piece.places):
+            if held[place] < len(tensors):
+                found.setdefault(tensors[held[place]].path, numbers[entry])
+    return {tensor.path: found[tensor.path] for tensor in tensors}
+
+
+def _parts(value: Any) -> tuple[Any, ...]:
+    return value.parts if isinstance(value, Separate) else (value,)

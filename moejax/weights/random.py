@@ -1,0 +1,64 @@
+"""Random weights, made on their devices."""
+
+import zlib
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import NamedSharding
+
+from moejax.weights.layouts import Piece
+from moejax.weights.weight import Initialiser, Normal, Ones, Weight
+
+
+def random_piece(
+    weight: Weight, piece: Piece, held: Sequence[int], dtype: jax.typing.DTypeLike, sharding: NamedSharding, seed: int
+) -> Array:
+    """One array of a weight. Arrays that are alike share one compilation.
+
+    Each logical tensor has a random key of its own, by its path, so the weights depend on the seed and not on layout,
+    mesh or order. Empty places hold zeros.
+
+    Args:
+        held: the expert in each place of the weight's layer.
+    """
+    paths = [tensor.path for tensor in weight.tensors()]
+    if piece.places is None:
+        chosen, used = [paths[0]], [True]
+    else:
+        experts = [held[place] for place in piece.places]
+        used = [expert < len(paths) for expert in experts]
+        chosen = [paths[expert] if there else "" for expert, there in zip(experts, used, strict=True)]
+    names = np.array([zlib.crc32(path.encode()) for path in chosen], np.uint32)
+    make = _maker(weight.init, weight.shape, jnp.dtype(dtype).name, piece.places is not None, sharding)
+    return make(np.asarray(jax.random.key_data(jax.random.key(seed))), names, np.array(used))
+
+
+@lru_cache(maxsize=256)
+def _maker(
+    init: Initialiser, shape: tuple[int, ...], dtype: str, stacked: bool, sharding: NamedSharding
+) -> Callable[..., Array]:
+    return jax.jit(partial(_make, init=init, shape=shape, dtype=dtype, stacked=stacked), out_shardings=sharding)
+
+
+def _make(
+    root: Array, names: Array, used: Array, *, init: Initialiser, shape: tuple[int, ...], dtype: str, stacked: bool
+) -> Array:
+    """The tensors whose names have these hashes, stacked, or the only one."""
+
+    def one(name: Array, there: Array) -> Array:
+        made = _numbers(init, jax.random.fold_in(jax.random.wrap_key_data(root), name), shape, dtype)
+        return jnp.where(there, made, jnp.zeros((), dtype))
+
+    made = jax.vmap(one)(names, used)
+    return made if stacked else made[0]
+
+
+def _numbers(init: Initialiser, key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+    if isinstance(init, Normal):
+        return jax.nn.initializers.normal(init.deviation)(key, shape, dtype)
+    return jnp.full(shape, 1 if isinstance(init, Ones) else 0, dtype)
