@@ -23,6 +23,11 @@ ROOT = Path(__file__).resolve().parents[1]
 # From the bottom up: a file may import its own layer and those before it.
 LAYERS = ("sharding", "convert", "moejax", "scripts", "tests")
 PACKAGES = ("sharding", "convert", "moejax")
+# Inside moejax, from the top down: a folder (or a file beside them) imports from itself and from those below it.
+FLOORS = (
+    *("cli", "serving", "bench", "conversion", "measuring", "decoding", "loading", "planning", "checkpoint"),
+    *("model", "moe", "ops", "families", "weights", "text", "runtime"),
+)
 MAX_LINES = 400
 # Needed by `moejax serve` alone: what these files import may be in the extra `serve`.
 SERVING = Path("moejax/serving")
@@ -37,7 +42,7 @@ REFERENCE_FILES = (
 )
 # What extras bring, imported when it is asked for, after a check that it is there; absl comes with tokamax.
 OPTIONAL = {
-    "absl": ("moejax/ops/grouped_tokamax.py",),
+    "absl": ("moejax/ops/triton/grouped_tokamax.py",),
     "matplotlib": ("moejax/bench", "moejax/planning/plots.py"),
     "gguf": ("moejax/bench",),
     "llama_cpp": ("moejax/bench",),
@@ -107,6 +112,22 @@ def import_cycles(root: Path) -> list[str]:
     except CycleError as error:
         return [" is imported by ".join(error.args[1])]
     return []
+
+
+def climbing_imports(root: Path) -> list[str]:
+    """Imports from a folder above, in functions as well."""
+    found = []
+    for path in sources(root, ("moejax",)):
+        floor = path.relative_to(root / "moejax").parts[0].removesuffix(".py")
+        if floor not in FLOORS:
+            if not floor.startswith("__"):
+                found.append(f"{path.relative_to(root)}:1: {floor} has no place in FLOORS")
+            continue
+        for line, module in imports(path):
+            target = module.split(".")[1] if module.startswith("moejax.") else floor
+            if target in FLOORS and FLOORS.index(target) < FLOORS.index(floor):
+                found.append(f"{path.relative_to(root)}:{line}: {floor} must not import {module}, which is above it")
+    return found
 
 
 def dotted_name(path: Path) -> str:
@@ -193,11 +214,13 @@ def distribution(requirement: str) -> str:
 BROKEN: list[tuple[Callable[[Path], list[str]], str, str, str]] = [
     (back_edges, "sharding/a.py", "import numpy\nfrom moejax.families.config import ModelConfig", "sharding/a.py:2"),
     (back_edges, "convert/deep/a.py", "def f():\n    import moejax.model.model as m", "convert/deep/a.py:2"),
-    (back_edges, "moejax/a.py", "import importlib\nimportlib.import_module('scripts.train')", "moejax/a.py:2"),
+    (back_edges, "moejax/cli/a.py", "import importlib\nimportlib.import_module('scripts.train')", "moejax/cli/a.py:2"),
     (back_edges, "scripts/a.py", "from tests import oracle", "scripts/a.py:1"),
-    (import_cycles, "sharding/mesh.py", "import moejax.good", "moejax.good is imported by sharding.mesh"),
+    (import_cycles, "sharding/mesh.py", "import moejax.cli.good", "moejax.cli.good is imported by sharding.mesh"),
+    (climbing_imports, "moejax/ops/a.py", "def f():\n    from moejax.model import model", "moejax/ops/a.py:2"),
+    (climbing_imports, "moejax/other/a.py", "", "moejax/other/a.py:1: other has no place"),
     (optax_imports, "tests/a.py", "import optax.losses", "tests/a.py:1"),
-    (reference_imports, "moejax/a.py", "def f():\n    from transformers import AutoModel", "moejax/a.py:2"),
+    (reference_imports, "moejax/cli/a.py", "def f():\n    from transformers import AutoModel", "moejax/cli/a.py:2"),
     (undeclared_imports, "convert/a.py", "import os\nimport pytest", "convert/a.py:2"),
     (undeclared_imports, "moejax/cli/a.py", "import fastapi", "moejax/cli/a.py:1"),
     (undeclared_imports, "moejax/cli/a.py", "import_module('matplotlib')", "moejax/cli/a.py:1"),
@@ -214,7 +237,10 @@ def test_rule_names_the_line_that_breaks_it(
     tmp_path: Path, rule: Callable[[Path], list[str]], path: str, source: str, complaint: str
 ) -> None:
     (tmp_path / "pyproject.toml").write_text('[project]\ndependencies = ["numpy>=2", "jax[cuda12]>=0.10"]\n')
-    for name, text in {"moejax/good.py": "import convert\nimport jax\nfrom sharding import mesh", path: source}.items():
+    for name, text in {
+        "moejax/cli/good.py": "import convert\nimport jax\nfrom sharding import mesh",
+        path: source,
+    }.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     (found,) = rule(tmp_path)

@@ -70,7 +70,7 @@ class Attention(nnx.Module):
         w, (b, t, _) = weights, x.shape
         projected = self.ops.project(x, w.q, w.k, w.v)
         q, k, v = (
-            (y if bias is None else y + bias.numbers().astype(y.dtype)).reshape(b, t, -1, self.head_dim)
+            (y if bias is None else y + bias.numbers().astype(y.dtype)[None, None, :]).reshape(b, t, -1, self.head_dim)
             for y, bias in zip(projected, (w.q_bias, w.k_bias, w.v_bias), strict=True)
         )
         q, k = (

@@ -11,6 +11,7 @@ import functools
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 from jax import Array
@@ -114,7 +115,9 @@ class Ops:
         return self.chosen["attend"] == "xla"
 
 
-def make_ops(backend: BackendName, **implementations: ImplementationName) -> Ops:
+def make_ops(
+    backend: BackendName, implementations: Mapping[Operation, ImplementationName] = MappingProxyType({})
+) -> Ops:
     """The operations of a model whose experts `backend` computes.
 
     Args:
@@ -126,12 +129,10 @@ def make_ops(backend: BackendName, **implementations: ImplementationName) -> Ops
     row = BACKENDS[backend]
     chosen: dict[Operation, ImplementationName] = {}
     for operation, known in OPS.items():
-        chosen[operation] = next((name for name in row.implementations if name in known), "xla")
-    for operation, known in OPS.items():
-        if operation in implementations and implementations[operation] not in known:
-            asked = implementations[operation]
+        asked = implementations.get(operation)
+        if asked is not None and asked not in known:
             raise ValueError(f"{asked!r} does not have the operation {operation!r}; it is in {', '.join(known)}")
-        chosen[operation] = implementations.get(operation, chosen[operation])
+        chosen[operation] = asked or next((name for name in row.implementations if name in known), "xla")
     functions: dict[str, Any] = {operation: OPS[operation][name] for operation, name in chosen.items()}
     return Ops(**functions, experts=row.apply, layout=row.layout, chosen=chosen)
 

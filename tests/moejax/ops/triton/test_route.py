@@ -75,7 +75,7 @@ def test_several_blocks() -> None:
 def test_a_broken_row_has_nan_weights_and_valid_experts(broken: float) -> None:
     logits = np.zeros((3, 5), np.float32)
     logits[1, 3] = broken
-    routes = interpreted("route", 2)(logits, np.ones(3, bool))
+    routes = interpreted("route", top(2))(logits, np.ones(3, bool))
     assert np.isnan(routes.weights[1]).all() and not np.isnan(routes.weights[jnp.array([0, 2])]).any()
     np.testing.assert_array_equal(routes.experts, [[0, 1]] * 3)
     np.testing.assert_array_equal(routes.counts, [3, 3, 0, 0, 0])
