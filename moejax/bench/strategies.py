@@ -11,7 +11,7 @@ from moejax.bench.works import Work
 from moejax.communication import Tokens, choice_collectives, forward_collectives
 from moejax.config import ModelConfig
 from moejax.layout import Split, make_rules, resolve_split
-from moejax.planning.routing import Routing
+from moejax.planning.routing import RoutingModel
 from sharding import MeshConfig, Rules
 from sharding.collectives import wire_elements
 from sharding.collectives.collective import ITEM_SIZES
@@ -84,7 +84,7 @@ def read_elements(config: ModelConfig, rules: Rules, tokens: int) -> float:
     Its part of attention, norms, router and head, and the experts that are chosen: expected under uniform routing,
     where every A experts are equally likely (docs/performance-model.md).
     """
-    routing = Routing(config.num_experts, config.experts_per_token)
+    routing = RoutingModel(config.num_experts, config.experts_per_token)
     experts = config.num_layers * routing.experts_read(rules.parts("experts"), tokens) * _expert_elements(config, rules)
     head = config.vocab_size // rules.parts("vocab") * config.embed_dim
     return head + experts + _layer_elements(config, rules)

@@ -15,7 +15,7 @@ from moejax.planning.hardware import Hardware, load_hardware
 from moejax.planning.models import expert_shares, model_config, stored_dtype
 from moejax.planning.ranking import check_objective, ranked
 from moejax.planning.reasons import with_reasons
-from moejax.planning.routing import Routing
+from moejax.planning.routing import RoutingModel
 from moejax.planning.rows import MeshRow
 from moejax.planning.splits import EVERY_DISPATCH, splits
 from moejax.planning.units import BYTES, amount
@@ -30,7 +30,7 @@ class Plan:
 
     config: ModelConfig
     hardware: Hardware
-    routing: Routing
+    routing: RoutingModel
     usable: float = USABLE
 
     @property
@@ -110,7 +110,7 @@ def make_plan(
     config = model if isinstance(model, ModelConfig) else model_config(model)
     kind = hardware if isinstance(hardware, Hardware) else load_hardware(hardware)
     shares = None if expert_load is None else expert_shares(expert_load, config)
-    routing = Routing(config.num_experts, config.experts_per_token, shares)
+    routing = RoutingModel(config.num_experts, config.experts_per_token, shares)
     return Plan(config=config, hardware=kind, routing=routing, usable=float(usable_fraction))
 
 

@@ -15,7 +15,7 @@ from moejax.layout import DispatchName
 from moejax.planning.calls import Call, decode_call, prefill_calls
 from moejax.planning.footprint import cache_bytes, weight_bytes
 from moejax.planning.hardware import Hardware, Link
-from moejax.planning.routing import Routing
+from moejax.planning.routing import RoutingModel
 from moejax.planning.rows import Phase
 from moejax.planning.workload import Workload
 from sharding import MESH_AXES, MeshConfig, Rules
@@ -34,7 +34,7 @@ class Setting:
     rules: Rules
     dispatch: DispatchName
     hardware: Hardware
-    routing: Routing
+    routing: RoutingModel
     ragged: bool = False
 
 

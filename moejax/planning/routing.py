@@ -1,53 +1,76 @@
-"""What routing makes of T tokens: experts that are read, rows that are computed, on the busiest of the devices.
+"""What routing makes of T tokens: experts that are read and rows that are computed on the busiest of the devices.
 
-A token chooses A of E experts; tokens choose independently. Uniform routing: every A experts are equally likely.
-A recorded load: as likely as the maximum-entropy distribution over sets of A experts under which each expert is chosen
-as often as was recorded (conditional Poisson sampling; Chen, Dempster and Liu, Biometrika 81 (1994) 457-469).
-The E experts lie on `parts` devices, E / parts neighbouring ones on each. docs/performance-model.md derives all of it.
+A token chooses A of E experts, tokens independently of each other; the experts lie on `parts` devices, neighbouring
+ones together. What a device has on average is a closed form; by how much the busiest one exceeds that is the mean of
+seeded samples. The standard error of a result is below 0.5% of it (docs/performance-model.md).
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
+from typing import NamedTuple
 
-MOST_LISTED = 12  # experts up to which all 2^E sets of them are listed
-MOST_COUNTED = 100  # rows on a device up to which their distribution is computed; above, they are taken as normal
+import numpy as np
+from jaxtyping import Bool, Float, Int
 
-Weights = tuple[float, ...]  # of a layer's experts; the odds of a set of A are the products of its members' weights
+TOKENS = 2**18  # whose choices are drawn, of all layers together; 2,048 samples of LONGEST tokens
+FEWEST = 2**12  # of one layer
+LONGEST = 128  # tokens of a sample; more of them are put together from drawn samples
+MOST_SAMPLES = 2**15  # of all layers together
+FEWEST_LONG, MOST_LONG = 2**6, 2**11  # samples of more than LONGEST tokens, of all layers together
+ORDERS = 2**20  # experts in all random orders together
+
+Shares = tuple[float, ...]  # of a layer: the probability that a token chooses each expert; they sum to A
 
 
 @dataclass(frozen=True)
-class Routing:
+class RoutingModel:
     """How tokens of a model choose their experts.
 
     shares: per layer, the probability that a token chooses each expert, summing to A; None where routing is uniform.
+    seed: of the samples; the same one gives the same results everywhere.
     """
 
     num_experts: int
     experts_per_token: int
-    shares: tuple[tuple[float, ...], ...] | None = None
+    shares: tuple[Shares, ...] | None = None
+    seed: int = 0
 
     def experts_read(self, parts: int, tokens: int) -> float:
         """Distinct experts that the busiest device reads, expected, mean over layers."""
-        if self.shares is None:
-            return uniform_busiest_read(self.num_experts, self.experts_per_token, parts, tokens)
-        read = [busiest_read(layer, self.experts_per_token, parts, tokens) for layer in self.shares]
-        return sum(read) / len(read)
+        each = -(-self.num_experts // parts)
+        if each == 1 or self.experts_per_token == self.num_experts:
+            return float(each)
+        mean = sum(sum(1 - (1 - share) ** tokens for share in layer) for layer in self._layers) / len(self._layers)
+        if parts == 1:
+            return mean
+        if tokens == 1 and self.shares is None:
+            return _one_token_read(self.num_experts, self.experts_per_token, parts)
+        return min(float(each), mean / parts + self._excess(parts, tokens)[0])
 
     def busiest_rows(self, parts: int, tokens: int) -> float:
         """Rows (token and expert) that the busiest device computes, expected, mean over layers."""
-        if self.shares is None:
-            return _layer_rows(None, self.num_experts, self.experts_per_token, parts, tokens)
-        rows = [_layer_rows(layer, self.num_experts, self.experts_per_token, parts, tokens) for layer in self.shares]
-        return sum(rows) / len(rows)
+        if self.experts_per_token == self.num_experts:
+            return float(tokens * -(-self.num_experts // parts))
+        if tokens == 1:
+            return self.experts_read(parts, 1)
+        if parts == 1:
+            return float(tokens * self.experts_per_token)
+        return tokens * self.experts_per_token / parts + self._excess(parts, tokens)[1]
 
     def load_imbalance(self, parts: int) -> float:
         """Rows of the busiest device over the mean in the long run, mean over layers."""
         if self.shares is None:
             return 1.0
-        mean = self.experts_per_token / parts
-        return sum(max(_per_device(layer, parts)) for layer in self.shares) / len(self.shares) / mean
+        busiest = _per_device(np.array(self.shares), parts).max(axis=-1)
+        return float(busiest.mean()) * parts / self.experts_per_token
+
+    @property
+    def _layers(self) -> tuple[Shares, ...]:
+        return self.shares or ((self.experts_per_token / self.num_experts,) * self.num_experts,)
+
+    def _excess(self, parts: int, tokens: int) -> tuple[float, float]:
+        return _excess(_Drawn(self._layers, self.experts_per_token, self.seed), parts, tokens)
 
 
 def distinct_experts(num_experts: int, experts_per_token: int, tokens: int) -> float:
@@ -55,196 +78,109 @@ def distinct_experts(num_experts: int, experts_per_token: int, tokens: int) -> f
     return num_experts * (1 - (1 - experts_per_token / num_experts) ** tokens)
 
 
-@lru_cache(maxsize=4096)
-def uniform_busiest_read(num_experts: int, experts_per_token: int, parts: int, tokens: int) -> float:
-    """Distinct experts on the busiest device under uniform routing, expected, exactly.
+def draw_choices(
+    layers: tuple[Shares, ...], experts_per_token: int, tokens: int, rng: np.random.Generator
+) -> Int[np.ndarray, "layers tokens A"]:
+    """Experts that `tokens` tokens of each layer choose, A different ones each.
 
-    All sets of n experts are equally likely to be the ones chosen. How likely is n: by inclusion and exclusion, from
-    the probability (C(m, A) / C(E, A))^T that all tokens stay within m given experts. Of n chosen, no device has more
-    than c in as many ways as the n-th coefficient of (sum_{j <= c} C(E/parts, j) x^j)^parts, out of C(E, n).
+    Systematic sampling in random order (Hartley and Rao, Ann. Math. Stat. 33, 1962, 350-374): with the experts side by
+    side, each as wide as its share, those at u, u + 1, ..., u + A - 1 for a random u below 1 are chosen. So each is
+    chosen with exactly its share, and with equal shares every A experts are equally likely.
     """
-    each, most = num_experts // parts, min(num_experts, experts_per_token * tokens)
-    number = _number_chosen(num_experts, experts_per_token, tokens)
-    expected = 0.0
-    for largest in range(each):  # E[max] = sum over c >= 0 of P(max > c)
-        ways = _power([math.comb(each, j) for j in range(largest + 1)], parts)
-        at_most = sum(
-            number[n] * (ways[n] / math.comb(num_experts, n) if n < len(ways) else 0.0) for n in range(most + 1)
+    num_experts = len(layers[0])
+    orders = min(tokens, max(LONGEST, ORDERS // num_experts // len(layers)))  # then they are used again
+    order = rng.random((len(layers), orders, num_experts), np.float32).argsort(axis=2)
+    ends = np.take_along_axis(np.array(layers)[:, None], order, axis=2).cumsum(axis=2)
+    ends *= experts_per_token / ends[:, :, -1:]
+    line = np.arange(len(layers) * orders).reshape(len(layers), orders, 1)  # one after the other: a single search
+    flat = (ends + line * experts_per_token).reshape(-1)
+    line = line[:, np.arange(tokens) % orders]
+    at = (line * experts_per_token + rng.random((len(layers), tokens, 1))) + np.arange(experts_per_token)
+    place = np.minimum(np.searchsorted(flat, at, side="right"), (line + 1) * num_experts - 1)
+    return order.reshape(-1)[place]
+
+
+class _Drawn(NamedTuple):
+    """What random choices are drawn from: shares of each layer, experts per token, seed."""
+
+    layers: tuple[Shares, ...]
+    experts_per_token: int
+    seed: int
+
+
+@lru_cache(maxsize=8)
+def _choices(drawn: _Drawn) -> Int[np.ndarray, "layers tokens A"]:
+    tokens = max(FEWEST, TOKENS // len(drawn.layers))
+    return draw_choices(drawn.layers, drawn.experts_per_token, tokens, np.random.default_rng(drawn.seed))
+
+
+@lru_cache(maxsize=8)
+def _samples(drawn: _Drawn, tokens: int) -> Int[np.ndarray, "layers samples E"]:
+    """Rows of each expert in samples of so many tokens, at most LONGEST."""
+    choices, num_experts = _choices(drawn), len(drawn.layers[0])
+    samples = min(choices.shape[1] // tokens, MOST_SAMPLES // len(drawn.layers) + 1)
+    used = choices[:, : samples * tokens].reshape(len(choices) * samples, -1)
+    bins = used + np.arange(len(used))[:, None] * num_experts
+    counts = np.bincount(bins.reshape(-1), minlength=len(used) * num_experts)
+    return counts.astype(np.int32).reshape(len(choices), samples, num_experts)
+
+
+@lru_cache(maxsize=8)
+def _long_samples(
+    drawn: _Drawn, tokens: int
+) -> tuple[Float[np.ndarray, "layers samples E"], Bool[np.ndarray, "layers samples E"]]:
+    """Rows of each expert, and whether it has any, in samples that are sums of shorter ones drawn with replacement.
+
+    Their deviation from the mean of the shorter ones is added to the expected rows, so that what these happen to prefer
+    is not multiplied. Around their own mean they deviate less than around the expected one: the factor `widened`.
+    """
+    times = -(-tokens // LONGEST)
+    short = tokens // times
+    counts = _samples(drawn, short).astype(np.float32)
+    number = counts.shape[1]
+    rng = np.random.default_rng([drawn.seed, tokens])
+    samples = 1 + min(MOST_LONG, FEWEST_LONG + 8 * TOKENS // tokens) // len(counts)  # rows of more tokens differ less
+    picks = rng.integers(number, size=(len(counts), samples, times))
+    rows = counts[np.arange(len(counts))[:, None, None], picks].sum(axis=2)
+    widened = math.sqrt(tokens / (times * short) * number / (number - 1))
+    expected = tokens * np.array(drawn.layers)[:, None]
+    return expected + (rows - times * counts.mean(axis=1, keepdims=True)) * widened, rows > 0
+
+
+@lru_cache(maxsize=4096)
+def _excess(drawn: _Drawn, parts: int, tokens: int) -> tuple[float, float]:
+    """Experts read and rows computed, of the busiest device beyond the mean device."""
+    if tokens <= LONGEST:
+        rows = _samples(drawn, tokens)
+        read = rows > 0
+    else:
+        rows, read = _long_samples(drawn, tokens)
+    read, rows = _per_device(read, parts), _per_device(rows, parts)
+    return float((read.max(-1) - read.mean(-1)).mean()), float((rows.max(-1) - rows.mean(-1)).mean())
+
+
+def _per_device(of_experts: np.ndarray, parts: int) -> np.ndarray:
+    """Sums over the experts of each device [..., E] -> [..., parts]; the last devices may have fewer, or none."""
+    each = -(-of_experts.shape[-1] // parts)
+    starts = range(0, of_experts.shape[-1], each)
+    held = np.add.reduceat(of_experts, starts, axis=-1, dtype=np.result_type(of_experts, np.int32))
+    return np.concatenate([held, np.zeros((*held.shape[:-1], parts - len(starts)), held.dtype)], axis=-1)
+
+
+def _one_token_read(num_experts: int, experts_per_token: int, parts: int) -> float:
+    """Experts that one token under uniform routing reads on the busiest device, exactly.
+
+    That no device has more than c of them has as many ways as the A-th coefficient of the product over devices of
+    sum_{j <= c} C(experts of it, j) x^j.
+    """
+    each, expected = -(-num_experts // parts), 0.0
+    held = [max(0, min(each, num_experts - first)) for first in range(0, parts * each, each)]
+    for most in range(min(each, experts_per_token)):  # E[max] = sum over c >= 0 of P(max > c)
+        ways = reduce(
+            lambda product, one: np.convolve(product, one)[: experts_per_token + 1],
+            [[float(math.comb(count, j)) for j in range(min(count, most) + 1)] for count in held],
+            np.ones(1),
         )
-        expected += 1.0 - at_most
+        found = float(ways[experts_per_token]) if len(ways) > experts_per_token else 0.0
+        expected += 1.0 - found / math.comb(num_experts, experts_per_token)
     return expected
-
-
-def busiest_read(shares: tuple[float, ...], experts_per_token: int, parts: int, tokens: int) -> float:
-    """Distinct experts on the busiest device where a token chooses expert i with probability `shares[i]`.
-
-    Exact for the maximum-entropy distribution, over all sets of experts, up to MOST_LISTED of them. Beyond, experts are
-    taken to be read independently of each other, each as likely as it is: 1 - (1 - share)^T.
-    """
-    if len(shares) <= MOST_LISTED:
-        return _listed_read(shares, experts_per_token, parts, tokens)
-    read = [1 - (1 - share) ** tokens for share in shares]
-    each = len(shares) // parts
-    expected, below = 0.0, [_poisson_binomial(read[i * each : (i + 1) * each]) for i in range(parts)]
-    for largest in range(each):
-        expected += 1.0 - math.prod(sum(device[: largest + 1]) for device in below)
-    return expected
-
-
-@lru_cache(maxsize=4096)
-def _listed_read(shares: tuple[float, ...], experts_per_token: int, parts: int, tokens: int) -> float:
-    import numpy as np
-
-    weights = inclusion_weights(shares, experts_per_token)
-    members = np.arange(2 ** len(shares))[:, None] >> np.arange(len(shares))[None, :] & 1
-    within = _symmetric_sums(weights, experts_per_token) ** tokens  # that all tokens stay within each set
-    exactly = within.copy()
-    for expert in range(len(shares)):  # Moebius inversion: that the experts read are exactly this set
-        halves = exactly.reshape(-1, 2, 2**expert)
-        halves[:, 1] -= halves[:, 0]
-    busiest = members.reshape(-1, parts, len(shares) // parts).sum(axis=2).max(axis=1)
-    return float(exactly @ busiest)
-
-
-@lru_cache(maxsize=4096)
-def inclusion_weights(shares: tuple[float, ...], experts_per_token: int) -> Weights:
-    """Weights under which a set of A experts, drawn with odds that are their product, has each with its share.
-
-    By the iteration w_i <- share_i / (probability of i / w_i), which converges to the unique solution.
-    """
-    floor, ceiling = 1e-9, 1 - 1e-9  # an expert never or always chosen: no finite weight has it so
-    wanted = [min(ceiling, max(floor, share)) for share in shares]
-    scale = experts_per_token / sum(wanted)
-    wanted = [min(ceiling, share * scale) for share in wanted]
-    weights = [share / (1 - share) for share in wanted]
-    for _ in range(1000):
-        total = _elementary(weights, experts_per_token)
-        without = [_elementary(weights[:i] + weights[i + 1 :], experts_per_token - 1) for i in range(len(weights))]
-        found = [w * rest / total for w, rest in zip(weights, without, strict=True)]
-        weights = [w * share / now for w, share, now in zip(weights, wanted, found, strict=True)]
-        if max(abs(share - now) for share, now in zip(wanted, found, strict=True)) < 1e-10:
-            break
-    return tuple(weights)
-
-
-@lru_cache(maxsize=4096)
-def _layer_rows(
-    shares: tuple[float, ...] | None, num_experts: int, experts_per_token: int, parts: int, tokens: int
-) -> float:
-    """Rows on the busiest device: exact for one or two experts per token (`busiest_rows`).
-
-    For more, those of as many pairs with the same means, variances and covariances; one token's are the experts
-    that it reads. Devices with many rows, and a load in which nearly every token chooses the same expert: as normal
-    variables, with a device's mean T s, s the sum of its shares, and the variance T s (1 - s / A) (E - A) / (E - 1) of
-    a hypergeometric count. Rows of devices add up to T A, so they vary against each other: taken out of that sum,
-    independent variables have parts / (parts - 1) times the variance.
-    """
-    if parts == 1 or experts_per_token == num_experts:
-        return tokens * experts_per_token / parts
-    if tokens == 1 and experts_per_token > 2:
-        if shares is None:
-            return uniform_busiest_read(num_experts, experts_per_token, parts, 1)
-        return busiest_read(shares, experts_per_token, parts, 1)
-    from moejax.planning.busiest_rows import expected_largest, largest_of_normals  # here, because it imports numpy
-
-    device = _per_device(shares, parts) if shares else [experts_per_token / parts] * parts
-    if tokens * max(device) <= MOST_COUNTED:
-        weights = _device_weights(shares, num_experts, experts_per_token, parts)
-        most = tokens * min(experts_per_token, num_experts // parts)
-        if (exact := expected_largest(weights, tokens * experts_per_token)) is not None:
-            return min(float(most), exact)
-    spread = (num_experts - experts_per_token) / (num_experts - 1) * parts / (parts - 1)
-    means = [tokens * share for share in device]
-    deviations = [
-        math.sqrt(max(0.0, mean * (1 - share / experts_per_token)) * spread)
-        for mean, share in zip(means, device, strict=True)
-    ]
-    return largest_of_normals(means, deviations)
-
-
-def _device_weights(
-    shares: tuple[float, ...] | None, num_experts: int, experts_per_token: int, parts: int
-) -> tuple[tuple[float, float], ...]:
-    """For each device, the sum of its experts' weights, and of their squares, where all weights add up to 1."""
-    if experts_per_token == 2:
-        weights = inclusion_weights(shares, 2) if shares else (1.0,) * num_experts
-        total = sum(weights)
-        squares = _per_device([(weight / total) ** 2 for weight in weights], parts)
-        return tuple(zip(_per_device([weight / total for weight in weights], parts), squares, strict=True))
-    # q is the sum of squares that gives pairs the spread (E - A) / (E - 1) of A experts: 1 / E' with E' equal experts,
-    # (E' - 2) / (E' - 1) = (E - A) / (E - 1). One expert per token: 0.
-    spread = (num_experts - experts_per_token) / (num_experts - 1)
-    q = (1 - spread) / (2 - spread)
-    device = _per_device(shares, parts) if shares else [experts_per_token / parts] * parts
-    return tuple((share / experts_per_token, q * share / experts_per_token) for share in device)
-
-
-@lru_cache(maxsize=4096)
-def _number_chosen(num_experts: int, experts_per_token: int, tokens: int) -> list[float]:
-    """Probability that T tokens choose exactly n distinct experts, for n from 0 to E.
-
-    Step by step over tokens where they are few (sums of alternating signs lose digits), else the limit: all experts.
-    """
-    every = math.comb(num_experts, experts_per_token)
-    now = [1.0] + [0.0] * num_experts
-    for _ in range(tokens):
-        after = [0.0] * (num_experts + 1)
-        for n, probability in enumerate(now):
-            if probability < 1e-300:
-                continue
-            for new in range(min(experts_per_token, num_experts - n) + 1):
-                ways = math.comb(num_experts - n, new) * math.comb(n, experts_per_token - new)
-                after[n + new] += probability * ways / every
-        now = after
-        if 1.0 - now[num_experts] < 1e-15:
-            break
-    return now
-
-
-def _power(polynomial: list[int], exponent: int) -> list[int]:
-    result = [1]
-    for _ in range(exponent):
-        product = [0] * (len(result) + len(polynomial) - 1)
-        for i, a in enumerate(result):
-            for j, b in enumerate(polynomial):
-                product[i + j] += a * b
-        result = product
-    return result
-
-
-def _elementary(weights: Sequence[float], degree: int) -> float:
-    """The elementary symmetric polynomial of this degree."""
-    sums = [1.0] + [0.0] * degree
-    for weight in weights:
-        for k in range(degree, 0, -1):
-            sums[k] += weight * sums[k - 1]
-    return sums[degree]
-
-
-def _symmetric_sums(weights: Weights, degree: int):  # -> float64 [2^E]
-    """For each set of experts, the probability that a token's A experts are all in it."""
-    import numpy as np
-
-    sums = np.zeros((degree + 1, 1))
-    sums[0] = 1.0
-    for weight in weights:  # the sets that have this expert follow those that do not
-        having = sums.copy()
-        having[1:] += weight * sums[:-1]
-        sums = np.concatenate([sums, having], axis=1)
-    return sums[degree] / sums[degree, -1]
-
-
-def _poisson_binomial(probabilities: Sequence[float]) -> list[float]:
-    """How likely each number of successes of independent trials is."""
-    counts = [1.0]
-    for p in probabilities:
-        counts = [
-            (counts[i] * (1 - p) if i < len(counts) else 0.0) + (counts[i - 1] * p if i else 0.0)
-            for i in range(len(counts) + 1)
-        ]
-    return counts
-
-
-def _per_device(shares: Sequence[float], parts: int) -> list[float]:
-    each = len(shares) // parts
-    return [sum(shares[i * each : (i + 1) * each]) for i in range(parts)]
