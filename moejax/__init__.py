@@ -15,7 +15,6 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from convert import CheckpointError as CheckpointError
-    from moejax.config import ModelConfig as ModelConfig
     from moejax.conversion import ConversionReport as ConversionReport
     from moejax.conversion import convert as convert
     from moejax.decoding.api import decode as decode
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from moejax.decoding.results import Output as Output
     from moejax.decoding.results import Stats as Stats
     from moejax.decoding.sampling_params import SamplingParams as SamplingParams
+    from moejax.families.config import ModelConfig as ModelConfig
     from moejax.loading import Model as Model
     from moejax.loading import load as load
     from moejax.planning.compare import compare_meshes as compare_meshes
@@ -36,7 +36,7 @@ _HOME = {
     # models
     "load": "moejax.loading",
     "Model": "moejax.loading",
-    "ModelConfig": "moejax.config",
+    "ModelConfig": "moejax.families.config",
     "MeshConfig": "sharding",
     "CheckpointError": "convert",
     # splits over devices

@@ -21,8 +21,8 @@ from convert import (
     refuse_unfinished,
     split_fused,
 )
-from moejax.config import ModelConfig, from_hf, read_config_json
-from moejax.tensor_names import FUSED, HF_IGNORES, HF_RULES, PATH_RULES
+from moejax.families.config import ModelConfig, from_hf, read_config_json
+from moejax.families.tensor_names import FUSED, HF_IGNORES, HF_RULES, PATH_RULES
 
 DEMO_FOLDER = Path(__file__).parent / "checkpoints" / "demo"
 

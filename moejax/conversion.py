@@ -26,10 +26,10 @@ from convert.checksums import file_checksum
 from convert.conversion import OnProgress
 from convert.manifest import MANIFEST
 from moejax.checkpoint import Checkpoint, open_checkpoint
-from moejax.config import read_config_json
-from moejax.dtypes import resolve_dtype
-from moejax.tensor_names import SLOTS, TABLE
-from moejax.verification.logits import Comparison, compare_checkpoints
+from moejax.families.config import read_config_json
+from moejax.families.tensor_names import SLOTS, TABLE
+from moejax.measuring.logits import Comparison, compare_checkpoints
+from moejax.weights.dtypes import resolve_dtype
 
 DEFAULT_SHARD_SIZE = "5GB"
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}

@@ -13,20 +13,20 @@ from flax import nnx
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from convert import TensorSource
-from moejax.agreement import check_same
 from moejax.checkpoint import Checkpoint, open_checkpoint
-from moejax.config import ModelConfig, named_config, sequence_limit
-from moejax.decoding.programs import Programs
-from moejax.dtypes import resolve_dtype
-from moejax.layout import Split, dispatch_name, make_rules, resolve_split
-from moejax.model import Mixtral
-from moejax.moe import resolve_backend
-from moejax.parallel import Parallel
-from moejax.params import ParamTree, logical_tensors, merge, random_params
-from moejax.params import split as split_module
-from moejax.placement import param_placements, param_sharding
+from moejax.families.config import ModelConfig, named_config, sequence_limit
+from moejax.model.model import Mixtral
+from moejax.model.params import ParamTree, logical_tensors, merge, random_params
+from moejax.model.params import split as split_module
+from moejax.model.placement import param_placements, param_sharding
+from moejax.moe.experts import resolve_backend
+from moejax.moe.parallel import Parallel
+from moejax.moe.split import Split, dispatch_name, make_rules, resolve_split
 from moejax.planning.auto import AUTO, auto_split
-from moejax.tokenizer import Tokenizer, missing_tokenizer_message
+from moejax.runtime.agreement import check_same
+from moejax.runtime.programs import Programs
+from moejax.text.tokenizer import Tokenizer, missing_tokenizer_message
+from moejax.weights.dtypes import resolve_dtype
 from sharding import MeshConfig, Placement, bytes_per_device, device_memory, mesh_config
 
 

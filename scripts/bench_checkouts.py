@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 from moejax.bench.random_folder import write_random_folder
-from moejax.config import named_config
+from moejax.families.config import named_config
 
 WORKS = ("decode:1:128:48", "decode:8:128:32", "decode:16:128:32", "prefill:1:512:1")
 # What each checkout runs: only names that all of them have.

@@ -30,7 +30,7 @@ import numpy as np
 
 import moejax
 from convert import direct
-from moejax.config import ModelConfig, from_hf
+from moejax.families.config import ModelConfig, from_hf
 
 CONFIG: dict[str, Any] = {
     "architectures": ["MixtralForCausalLM"],

@@ -11,15 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from moejax.config import ModelConfig
 from moejax.decoding import steps
-from moejax.decoding.buckets import STEPS_PER_CALL
 from moejax.decoding.state import DecodeState, Features, empty_state
+from moejax.families.config import ModelConfig
 from moejax.loading import make_parallel
-from moejax.model import Mixtral
-from moejax.parallel import Parallel
-from moejax.params import ParamTree, merge, random_params, split
-from moejax.platform import current_device
+from moejax.model.model import Mixtral
+from moejax.model.params import ParamTree, merge, random_params, split
+from moejax.moe.parallel import Parallel
+from moejax.runtime.buckets import STEPS_PER_CALL
+from moejax.runtime.platform import current_device
 from scripts.kernel_timing import Plan, Rates
 from sharding import MeshConfig
 

@@ -18,8 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from moejax.moe import BACKENDS, Routing
-from moejax.moe.weights import Expert
+from moejax.moe.experts import BACKENDS
+from moejax.ops.expert import Expert
+from moejax.ops.routing import Routing
 
 EXPERTS, CHOSEN = 8, 2
 NAMES = [name for name, backend in BACKENDS.items() if backend.cannot() is None]

@@ -28,14 +28,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from moejax.kernels import KERNELS, Kernels, block_layout, kernels
-from moejax.kernels.triton.blocks import grouped_rows
-from moejax.kernels.triton.few_tokens import MOST_TOKENS
-from moejax.moe import BACKENDS, Routing
-from moejax.moe.permutation import sort_by_expert
-from moejax.moe.router import route
-from moejax.moe.weights import Expert
-from moejax.platform import current_device
+from moejax.moe.experts import BACKENDS
+from moejax.ops.block_layout import block_layout
+from moejax.ops.expert import Expert
+from moejax.ops.kernels import KERNELS, Kernels, kernels
+from moejax.ops.routing import Routing, route
+from moejax.ops.triton.blocks import grouped_rows
+from moejax.ops.triton.few_tokens import MOST_TOKENS
+from moejax.ops.xla.permutation import sort_by_expert
+from moejax.runtime.platform import current_device
 from scripts.bench_decode_step import decode_rows
 from scripts.kernel_timing import (
     FULL,
@@ -84,7 +85,7 @@ def crossover(few: dict[int, float], many: dict[int, float]) -> str:
     below = max((tokens for tokens in few if tokens < ahead), default=1)
     return (
         f"crossover: the grouped products are the faster ones from {ahead} tokens on; set MOST_TOKENS = {below} in "
-        f"moejax/kernels/triton/few_tokens.py (it is {MOST_TOKENS})"
+        f"moejax/ops/triton/few_tokens.py (it is {MOST_TOKENS})"
     )
 
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
 
-from moejax.config import ModelConfig
-from moejax.layout import DispatchName, make_rules
+from moejax.families.config import ModelConfig
+from moejax.moe.split import DispatchName, make_rules
 from sharding import LogicalAxis, MeshAxes, MeshConfig, Rules
 
 CONFIG = ModelConfig(

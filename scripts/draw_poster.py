@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from moejax.bench.samples import ratio_text
-from moejax.layout import DISPATCHES
 from moejax.moe.experts import BACKENDS
+from moejax.moe.split import DISPATCHES
 from scripts.draw_parallelism import FAINT, HELD, HOME, INK, PANEL, box, svg, text
 
 WIDTH, MARGIN = 1180, 28

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from moejax.config import ModelConfig, named_config
+from moejax.families.config import ModelConfig, named_config
 
 # Two bfloat16 results of one float32 sum in different order, hidden values rounded in between; outputs are of order 1.
 TOLERANCE = 0.05

@@ -25,11 +25,11 @@ import jax.numpy as jnp
 from jax._src.pallas.triton import lowering as triton_lowering
 from jaxlib.mlir import ir
 
-from moejax.config import named_config
+from moejax.families.config import named_config
 from moejax.loading import make_parallel
-from moejax.moe import MoE
-from moejax.params import merge, split
-from moejax.platform import A100, H100, Device, tracing_for
+from moejax.model.params import merge, split
+from moejax.moe.layer import MoE
+from moejax.runtime.platform import A100, H100, Device, tracing_for
 from sharding import MeshConfig
 
 KERNEL_CALL = "__gpu$xla.gpu.triton"

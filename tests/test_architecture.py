@@ -31,13 +31,13 @@ REFERENCE_ONLY = {"torch", "transformers"}
 # But for `moejax verify --reference`, the peers of `moejax bench compare` and the baseline of `moejax serve`, which do
 # without where they are missing, or say what to install.
 REFERENCE_FILES = (
-    Path("moejax/verification/reference.py"),
+    Path("moejax/measuring/reference.py"),
     Path("moejax/bench/peers"),
     Path("moejax/serving/baseline_transformers.py"),
 )
 # What extras bring, imported when it is asked for, after a check that it is there; absl comes with tokamax.
 OPTIONAL = {
-    "absl": ("moejax/kernels/grouped_tokamax.py",),
+    "absl": ("moejax/ops/grouped_tokamax.py",),
     "matplotlib": ("moejax/bench", "moejax/planning/plots.py"),
     "gguf": ("moejax/bench",),
     "llama_cpp": ("moejax/bench",),
@@ -191,8 +191,8 @@ def distribution(requirement: str) -> str:
 
 
 BROKEN: list[tuple[Callable[[Path], list[str]], str, str, str]] = [
-    (back_edges, "sharding/a.py", "import numpy\nfrom moejax.config import ModelConfig", "sharding/a.py:2"),
-    (back_edges, "convert/deep/a.py", "def f():\n    import moejax.model as m", "convert/deep/a.py:2"),
+    (back_edges, "sharding/a.py", "import numpy\nfrom moejax.families.config import ModelConfig", "sharding/a.py:2"),
+    (back_edges, "convert/deep/a.py", "def f():\n    import moejax.model.model as m", "convert/deep/a.py:2"),
     (back_edges, "moejax/a.py", "import importlib\nimportlib.import_module('scripts.train')", "moejax/a.py:2"),
     (back_edges, "scripts/a.py", "from tests import oracle", "scripts/a.py:1"),
     (import_cycles, "sharding/mesh.py", "import moejax.good", "moejax.good is imported by sharding.mesh"),

@@ -76,7 +76,9 @@ def test_wheel_holds_every_source_of_the_three_packages_and_nothing_else(wheel: 
     sources = {str(path.relative_to(ROOT)) for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
     assert {name for name in names if name.endswith(".py")} == sources
     kernels = {
-        f"moejax/native/{path.name}" for path in (ROOT / "moejax/native").iterdir() if path.suffix in (".cc", ".h")
+        f"moejax/ops/native/{path.name}"
+        for path in (ROOT / "moejax/ops/native").iterdir()
+        if path.suffix in (".cc", ".h")
     }
     assert {name for name in names if name.endswith((".cc", ".h"))} == kernels and len(kernels) > 3
     assert {name.partition("/")[0] for name in names} == set(PACKAGES)

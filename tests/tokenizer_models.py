@@ -7,7 +7,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from moejax.tokenizer import Tokenizer as LoadedTokenizer
+from moejax.text.tokenizer import Tokenizer as LoadedTokenizer
 
 BOS, EOS = "<s>", "</s>"
 CORPUS = ["the import statement", "a list is a list", "é € 😀 日本 naïve café €5 😀😀"] * 4

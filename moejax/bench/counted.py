@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int
 
-from moejax.config import ModelConfig
+from moejax.families.config import ModelConfig
 
 
 @dataclass(frozen=True, kw_only=True)

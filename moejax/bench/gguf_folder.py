@@ -15,7 +15,7 @@ import numpy as np
 
 from convert import CheckpointError, SafetensorsFolder
 from moejax.checkpoint import open_checkpoint
-from moejax.config import ModelConfig
+from moejax.families.config import ModelConfig
 
 ARCHITECTURE = "llama"
 _NUMPY = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype("f2"), "float32": np.dtype("f4")}

@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 
-from moejax.config import ModelConfig
+from moejax.families.config import ModelConfig
 
 STD = 0.02  # transformers' initializer_range
 _DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.float32}

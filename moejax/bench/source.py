@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from moejax.config import NAMED_CONFIGS
+from moejax.families.config import NAMED_CONFIGS
 
 RANDOM = "random:"
 

@@ -1,6 +1,6 @@
 """The same model split in different ways, counted: what each device holds, and what it sends per token. No JAX.
 
-Closed forms of `moejax.communication`, which the tests compare with the collectives that XLA compiled on every mesh.
+Closed forms of `planning.communication`, which the tests compare with the collectives that XLA compiled on every mesh.
 """
 
 from collections.abc import Sequence
@@ -8,9 +8,9 @@ from fractions import Fraction
 from typing import Any
 
 from moejax.bench.works import Work
-from moejax.communication import Tokens, choice_collectives, forward_collectives
-from moejax.config import ModelConfig
-from moejax.layout import Split, make_rules, resolve_split
+from moejax.families.config import ModelConfig
+from moejax.moe.split import Split, make_rules, resolve_split
+from moejax.planning.communication import Tokens, choice_collectives, forward_collectives
 from moejax.planning.routing import RoutingModel
 from sharding import MeshConfig, Rules
 from sharding.collectives import wire_elements

@@ -101,8 +101,8 @@ def compare(
     from moejax.bench.works import check_amount
     from moejax.cli.bench_runs import works_of
     from moejax.cli.facts import read_facts
-    from moejax.dtypes import resolve_dtype
-    from moejax.layout import resolve_split
+    from moejax.moe.split import resolve_split
+    from moejax.weights.dtypes import resolve_dtype
 
     source = resolve_source(checkpoint, random)
     works = works_of(source, batch_size, input_len, output_len, prefill_len)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from moejax.cli.options import whole_number
-from moejax.config import NAMED_CONFIGS
+from moejax.families.config import NAMED_CONFIGS
 
 WORK, MODEL, OUTPUT = "What is timed", "Model", "Results"
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from moejax.cli.options import whole_number
-from moejax.layout import DISPATCHES
+from moejax.moe.split import DISPATCHES
 
 PANEL = "Devices and processes"
 

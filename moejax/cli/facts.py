@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from moejax.checkpoint import open_checkpoint
 from moejax.cli.options import RANDOM
-from moejax.config import ModelConfig, named_config, sequence_limit
-from moejax.tokenizer import Tokenizer, missing_tokenizer_message
+from moejax.families.config import ModelConfig, named_config, sequence_limit
+from moejax.text.tokenizer import Tokenizer, missing_tokenizer_message
 
 
 @dataclass(frozen=True, kw_only=True)

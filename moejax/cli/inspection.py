@@ -9,10 +9,10 @@ from convert import SafetensorsFolder
 from moejax.checkpoint import Checkpoint, open_checkpoint
 from moejax.cli import startup
 from moejax.cli.options import RANDOM
-from moejax.config import ModelConfig, named_config
-from moejax.layout import Split
+from moejax.families.config import ModelConfig, named_config
+from moejax.moe.split import Split
 from moejax.planning.auto import asked_split, check_split
-from moejax.tokenizer import Tokenizer, missing_tokenizer_message
+from moejax.text.tokenizer import Tokenizer, missing_tokenizer_message
 
 _ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
@@ -95,7 +95,7 @@ def _tokenizer(folder: Path) -> dict[str, Any]:
 def _device() -> dict[str, Any]:
     import jax
 
-    from moejax.moe import resolve_backend
+    from moejax.moe.experts import resolve_backend
     from sharding import device_memory
 
     memory = device_memory()
@@ -121,7 +121,7 @@ class _Share:
 
 def _share(config: ModelConfig, split: Split) -> _Share:
     from moejax.loading import abstract_model, make_parallel
-    from moejax.placement import param_placements
+    from moejax.model.placement import param_placements
     from sharding import bytes_per_device
 
     parallel = make_parallel(config, split.mesh.abstract(), split.dispatch)

@@ -8,7 +8,7 @@ import typer
 from moejax.cli import console, options
 from moejax.cli.help import SETTINGS, Command, examples
 from moejax.cli.mesh_calibrate import CALIBRATE_EXAMPLES, calibrate
-from moejax.config import NAMED_CONFIGS
+from moejax.families.config import NAMED_CONFIGS
 
 DOES_NOT_FIT = 1  # exit code
 

@@ -28,7 +28,7 @@ def calibrate(output: Output = None, quiet: options.Quiet = False, debug: option
     if path is not None:
         _check_new(path)
     startup.prepare_jax(quiet=quiet)
-    from moejax.planning.calibration import calibrate
+    from moejax.measuring.calibration import calibrate
     from moejax.planning.hardware import hardware_toml
 
     with console.progress("measuring the devices here", quiet=quiet) as step:

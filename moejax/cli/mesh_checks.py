@@ -23,7 +23,7 @@ def check_measurable(devices: int, rows: "Sequence[MeshRow]", hardware: "Hardwar
     from moejax.cli import startup
 
     startup.prepare_jax(quiet=quiet)
-    from moejax.planning.measured import check_measurable
+    from moejax.measuring.measured import check_measurable
 
     check_measurable(devices, [row.workload for row in rows])
     import jax
@@ -49,7 +49,7 @@ def check_same_kind(hardware: "Hardware", kind: str, *, quiet: bool) -> None:
 
 def compiled(plan: "Plan", rows: "Sequence[MeshRow]", *, quiet: bool) -> "list[MeshRow]":
     """The rows with what XLA compiled for those of the largest batch."""
-    from moejax.planning.compiled import compile_rows
+    from moejax.measuring.compiled import compile_rows
 
     with console.progress("compiling every split on simulated devices", quiet=quiet) as step:
         return compile_rows(
@@ -59,7 +59,7 @@ def compiled(plan: "Plan", rows: "Sequence[MeshRow]", *, quiet: bool) -> "list[M
 
 def measured(source: str, plan: "Plan", rows: "Sequence[MeshRow]", *, quiet: bool) -> "list[MeshRow]":
     """The rows with what was measured for those whose split exists."""
-    from moejax.planning.measured import measure_rows
+    from moejax.measuring.measured import measure_rows
 
     with console.progress("timing every split on these devices", quiet=quiet) as step:
         return measure_rows(source, plan, rows, lambda what: step(f"timing {what}"))

@@ -10,14 +10,14 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from moejax.declarations import cache_placements, declared_placement, model_params
-from moejax.decoding.buckets import batch_bucket
-from moejax.dtypes import resolve_dtype
-from moejax.layout import Split, make_rules, resolve_split
+from moejax.moe.split import Split, make_rules, resolve_split
 from moejax.planning.calls import cache_slots
 from moejax.planning.models import model_config, stored_dtype
 from moejax.planning.units import BYTES, amount, common_unit, number
 from moejax.planning.workload import Workload, default_lengths
+from moejax.runtime.buckets import batch_bucket
+from moejax.weights.declarations import cache_placements, declared_placement, model_params
+from moejax.weights.dtypes import resolve_dtype
 from sharding import Placement, bytes_per_device
 
 

@@ -11,10 +11,10 @@ from rich.text import Text
 
 from moejax.cli.console import printable
 from moejax.cli.mesh_words import batch_note, crossover_table, definitions, impossible, missing, verdicts
-from moejax.decoding.buckets import MAX_ROWS, MAX_SERVED_ROWS
 from moejax.planning.hardware import Hardware
 from moejax.planning.rows import MeshRow, Objective, Phase
 from moejax.planning.units import BYTES, SECONDS, Unit, amount, common_unit, number
+from moejax.runtime.buckets import MAX_ROWS, MAX_SERVED_ROWS
 
 LONGEST_BAR, SHORTEST_BAR = 24, 4  # characters of the longest step; a terminal too narrow for the shortest shows none
 WIDE, NARROW = 2, 1  # characters between two columns; narrow where the bar would be shorter than ENOUGH_BAR

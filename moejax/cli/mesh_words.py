@@ -11,13 +11,13 @@ from rich.table import Table
 from rich.text import Text
 
 from moejax.cli.console import printable
-from moejax.decoding.buckets import MAX_ROWS, MAX_SERVED_ROWS
 from moejax.planning.advice import nearest
 from moejax.planning.crossovers import GatherCrossover, gather_crossovers
 from moejax.planning.hardware import Hardware
 from moejax.planning.ranking import best
 from moejax.planning.rows import OBJECTIVES, MeshRow, Objective
 from moejax.planning.units import BYTES, FLOPS, LINK_RATES, amount
+from moejax.runtime.buckets import MAX_ROWS, MAX_SERVED_ROWS
 from sharding.collectives import wire_elements
 from sharding.collectives.collective import ITEM_SIZES
 

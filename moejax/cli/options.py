@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from moejax.config import NAMED_CONFIGS
+from moejax.families.config import NAMED_CONFIGS
 
 # Panels of the help text. What has none stands in the first, beside --help.
 STOPPING, SAMPLING, REPORTS, MODEL = "Length and stopping", "Sampling", "Reports", "Model"

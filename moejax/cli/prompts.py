@@ -56,7 +56,7 @@ def _encode(facts: ModelFacts, text: str, *, chat: bool, system: str | None) -> 
         raise ValueError(f"--prompt is text, but {facts.no_tokenizer_reason}")
     if not chat:
         return facts.tokenizer.encode(text)
-    from moejax.chat import encode_chat  # here, because jinja2 is only needed for chats
+    from moejax.text.chat import encode_chat  # here, because jinja2 is only needed for chats
 
     messages = [] if system is None else [{"role": "system", "content": system}]
     return encode_chat(facts.tokenizer, [*messages, {"role": "user", "content": text}])

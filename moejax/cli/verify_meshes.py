@@ -10,9 +10,9 @@ from moejax.cli.devices import Devices
 from sharding import MeshConfig
 
 if TYPE_CHECKING:
-    from moejax.config import ModelConfig
-    from moejax.layout import Split
-    from moejax.verification.meshes import MeshComparison
+    from moejax.families.config import ModelConfig
+    from moejax.measuring.meshes import MeshComparison
+    from moejax.moe.split import Split
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,8 +39,8 @@ def run(
         import jax
 
         import moejax
+        from moejax.measuring.meshes import compare_model, fitting_meshes, on_one_device
         from moejax.planning.auto import asked_split
-        from moejax.verification.meshes import compare_model, fitting_meshes, on_one_device
 
         if "auto" in asked.meshes:
             limit, stored = facts.max_seq_len, facts.dtype
@@ -71,7 +71,7 @@ def run(
 
 
 def _splits(config: "ModelConfig", meshes: Sequence[MeshConfig], dispatch: str) -> "list[Split]":
-    from moejax.layout import resolve_split
+    from moejax.moe.split import resolve_split
 
     return [resolve_split(config, mesh, dispatch) for mesh in meshes]
 
@@ -90,7 +90,7 @@ def _line(one: "MeshComparison") -> str:
 
 
 def _verdict(compared: "Sequence[MeshComparison]") -> str:
-    from moejax.verification.logits import ROUNDED_KL
+    from moejax.measuring.logits import ROUNDED_KL
 
     failed = [one.mesh for one in compared if not one.passed]
     tolerance = compared[0].tolerance

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 from moejax.cli import console, startup
 
 if TYPE_CHECKING:
-    from moejax.verification.logits import Comparison
-    from moejax.verification.reference import Passes
+    from moejax.measuring.logits import Comparison
+    from moejax.measuring.reference import Passes
 
 
 def run(checkpoint: str, reference: str, *, dtype: str, json: bool, quiet: bool) -> bool:
     """Prints the numbers and a verdict, or a JSON object; returns whether they are the same."""
-    from moejax.verification.reference import verify_reference  # here, so that --help imports neither numpy nor JAX
+    from moejax.measuring.reference import verify_reference  # here, so that --help imports neither numpy nor JAX
 
     with console.progress(f"comparing {checkpoint} with {reference}", quiet=quiet) as step:
         startup.prepare_jax(quiet=quiet)

@@ -9,13 +9,14 @@ from typing import Any, Literal, overload
 import jax
 import numpy as np
 
-from moejax.agreement import check_same
-from moejax.decoding import buckets, engine, steps
+from moejax.decoding import engine, steps
 from moejax.decoding.requests import Prompt, Request, make_requests, prompt_token_ids, split_prompts
 from moejax.decoding.results import DecodeEvent, DecodeResult, Stats, TokenLogprobs
 from moejax.decoding.rows import Row, token_logprobs
 from moejax.decoding.sampling_params import SamplingParams
 from moejax.loading import Model
+from moejax.runtime import buckets
+from moejax.runtime.agreement import check_same
 
 Params = SamplingParams | Sequence[SamplingParams] | None
 

@@ -10,15 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from moejax.cache import KVCache, empty_cache
-from moejax.declarations import cache_placements
-from moejax.decoding import buckets, steps
-from moejax.decoding.buckets import MAX_ROWS
+from moejax.decoding import steps
 from moejax.decoding.requests import Request
 from moejax.decoding.results import DecodeEvent
 from moejax.decoding.rows import Row
 from moejax.decoding.state import DecodeState, Features, RowParams, empty_state
 from moejax.loading import Model
+from moejax.model.cache import KVCache, empty_cache
+from moejax.runtime import buckets
+from moejax.runtime.buckets import MAX_ROWS
+from moejax.weights.declarations import cache_placements
 from sharding import bytes_per_device, device_memory
 
 STREAM_SECONDS = 0.05  # how long a streaming call of the decode loop should take

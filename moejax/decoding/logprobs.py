@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float, Int
 
-from moejax.model import Mixtral
+from moejax.model.model import Mixtral
 
 POSITIONS_PER_BLOCK = 64  # prompt positions whose logits are in memory at once
 

@@ -6,9 +6,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from moejax.config import ModelConfig
 from moejax.decoding.sampling_params import SamplingParams, override
-from moejax.tokenizer import Tokenizer
+from moejax.families.config import ModelConfig
+from moejax.text.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int]
 

@@ -7,8 +7,8 @@ import numpy as np
 from moejax.decoding.logprobs import TokenScores
 from moejax.decoding.requests import Request
 from moejax.decoding.results import DecodeEvent, Logprob, Output, TokenLogprobs
-from moejax.decoding.text import TextStream
-from moejax.tokenizer import Tokenizer
+from moejax.text.stream import TextStream
+from moejax.text.tokenizer import Tokenizer
 
 
 @dataclass(kw_only=True, eq=False)

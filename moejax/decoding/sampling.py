@@ -6,7 +6,7 @@ from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
 from moejax.decoding.state import Features, RowParams
-from moejax.parallel import Parallel
+from moejax.moe.parallel import Parallel
 
 
 def penalize(

@@ -11,13 +11,13 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Int
 
-from moejax.cache import KVCache, take_rows
-from moejax.declarations import CACHE_AXES
-from moejax.decoding.buckets import STEPS_PER_CALL
 from moejax.decoding.state import DecodeState, Features, place_state
 from moejax.decoding.steps import Generated, generate
-from moejax.model import Mixtral
-from moejax.parallel import Parallel
+from moejax.model.cache import KVCache, take_rows
+from moejax.model.model import Mixtral
+from moejax.moe.parallel import Parallel
+from moejax.runtime.buckets import STEPS_PER_CALL
+from moejax.weights.declarations import CACHE_AXES
 
 
 def generate_some(

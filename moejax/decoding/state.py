@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int, UInt32
 
-from moejax.cache import KVCache, empty_cache, place_cache
-from moejax.config import ModelConfig
-from moejax.parallel import Parallel
+from moejax.families.config import ModelConfig
+from moejax.model.cache import KVCache, empty_cache, place_cache
+from moejax.moe.parallel import Parallel
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

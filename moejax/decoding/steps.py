@@ -17,14 +17,14 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
-from moejax.cache import KVCache, copy_rows, empty_cache, place_cache, put_rows, reading, take_rows
-from moejax.config import ModelConfig
-from moejax.decoding.buckets import STEPS_PER_CALL
 from moejax.decoding.logprobs import TokenScores, empty_scores, score_hidden, score_tokens
 from moejax.decoding.sampling import best_tokens, choose, forbid_stops, penalize
 from moejax.decoding.state import DecodeState, Features, RowParams, place_state
-from moejax.model import Mixtral
-from moejax.parallel import Parallel
+from moejax.families.config import ModelConfig
+from moejax.model.cache import KVCache, copy_rows, empty_cache, place_cache, put_rows, reading, take_rows
+from moejax.model.model import Mixtral
+from moejax.moe.parallel import Parallel
+from moejax.runtime.buckets import STEPS_PER_CALL
 
 
 @jax.tree_util.register_dataclass

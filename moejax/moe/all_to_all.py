@@ -10,7 +10,7 @@ from jax import Array, lax
 from jaxtyping import Bool, Float
 
 from moejax.moe.dispatch import Dispatched, ExpertGroup
-from moejax.moe.router import Routing
+from moejax.ops.routing import Routing
 
 
 def all_to_all(x: Float[Array, "Tl D"], valid: Bool[Array, " T"], group: ExpertGroup) -> Dispatched:

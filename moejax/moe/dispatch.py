@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
-from moejax.layout import DISPATCHES, DispatchName
-from moejax.moe.router import Routing
+from moejax.moe.split import DISPATCHES, DispatchName
+from moejax.ops.routing import Routing
 from sharding import MeshAxes
 
 

@@ -15,20 +15,20 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Bool, Float
 
-from moejax import native as native_kernels
-from moejax.config import ModelConfig
-from moejax.declarations import DOWN_AXES, GATE_AXES, WeightLayout, expert_weights
-from moejax.moe.blocked import blocked
-from moejax.moe.dense import dense
-from moejax.moe.native import native, native_route
-from moejax.moe.pallas import cannot_run as pallas_cannot_run
-from moejax.moe.pallas import pallas, pallas_route, tokamax
-from moejax.moe.ragged import ragged
-from moejax.moe.router import Routing, route
-from moejax.moe.weights import Expert
-from moejax.operations import NATIVE, XLA, Operations
-from moejax.parallel import Parallel
-from moejax.params import fan_in_normal, param
+from moejax.families.config import ModelConfig
+from moejax.model.params import fan_in_normal, param
+from moejax.moe.parallel import Parallel
+from moejax.ops import native as native_kernels
+from moejax.ops.expert import Expert
+from moejax.ops.native_experts import native, native_route
+from moejax.ops.operations import NATIVE, XLA, Operations
+from moejax.ops.pallas import cannot_run as pallas_cannot_run
+from moejax.ops.pallas import pallas, pallas_route, tokamax
+from moejax.ops.routing import Routing, route
+from moejax.ops.xla.blocked import blocked
+from moejax.ops.xla.dense import dense
+from moejax.ops.xla.ragged import ragged
+from moejax.weights.declarations import DOWN_AXES, GATE_AXES, WeightLayout, expert_weights
 from sharding import Rules
 
 _logger = logging.getLogger(__name__)

@@ -7,13 +7,13 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from moejax.config import ModelConfig
-from moejax.declarations import router_weights
+from moejax.families.config import ModelConfig
+from moejax.model.params import fan_in_normal, param
 from moejax.moe.dispatch import Dispatched, ExpertGroup, dispatch_body
 from moejax.moe.experts import BACKENDS, BackendName, Experts
-from moejax.moe.router import Routing
-from moejax.parallel import Parallel
-from moejax.params import fan_in_normal, param
+from moejax.moe.parallel import Parallel
+from moejax.ops.routing import Routing
+from moejax.weights.declarations import router_weights
 
 
 class Routed(NamedTuple):

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from moejax.layout import make_rules
+from moejax.moe.split import make_rules
 from moejax.planning.compare import Plan
 from moejax.planning.footprint import footprint
 from moejax.planning.hardware import Hardware, load_hardware, shipped_hardware

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from moejax.config import ModelConfig
-from moejax.dtypes import resolve_dtype
-from moejax.layout import Split, dispatch_name, resolve_split
+from moejax.families.config import ModelConfig
+from moejax.moe.split import Split, dispatch_name, resolve_split
 from moejax.planning.compare import USABLE, compare_meshes
 from moejax.planning.hardware import Hardware, load_hardware, shipped_hardware
 from moejax.planning.ranking import best
@@ -14,6 +13,7 @@ from moejax.planning.reasons import reason
 from moejax.planning.rows import MeshRow
 from moejax.planning.splits import EVERY_DISPATCH
 from moejax.planning.workload import CONTEXT, INPUT_LEN
+from moejax.weights.dtypes import resolve_dtype
 
 AUTO = "auto"
 ASSUMED = {"gpu": "h100-sxm"}  # by JAX's platform: whose figures rank splits of a device that no file knows; else cpu

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from moejax.decoding.buckets import (
+from moejax.planning.workload import Workload
+from moejax.runtime.buckets import (
     MIN_CACHE,
     PREFILL_CHUNK,
     batch_bucket,
@@ -11,7 +12,6 @@ from moejax.decoding.buckets import (
     prompt_bucket,
     prompts_per_call,
 )
-from moejax.planning.workload import Workload
 from sharding import Rules
 
 

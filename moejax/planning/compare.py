@@ -4,10 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from moejax.config import ModelConfig
-from moejax.decoding.buckets import MAX_SERVED_ROWS
-from moejax.dtypes import resolve_dtype
-from moejax.layout import Split, make_rules
+from moejax.families.config import ModelConfig
+from moejax.moe.split import Split, make_rules
 from moejax.planning.costs import Setting, predict_decode, predict_prefill
 from moejax.planning.expert_load import ExpertLoad
 from moejax.planning.footprint import footprint
@@ -20,6 +18,8 @@ from moejax.planning.rows import MeshRow
 from moejax.planning.splits import EVERY_DISPATCH, splits
 from moejax.planning.units import BYTES, amount
 from moejax.planning.workload import Workload, default_lengths
+from moejax.runtime.buckets import MAX_SERVED_ROWS
+from moejax.weights.dtypes import resolve_dtype
 
 USABLE = 0.9  # of a device's memory; the rest is the driver's, the compiler's and fragmentation
 

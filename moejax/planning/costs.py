@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from functools import lru_cache, partial, reduce
 from typing import NamedTuple
 
-from moejax.communication import Tokens, choice_collectives, forward_collectives
-from moejax.config import ModelConfig
-from moejax.layout import DispatchName
+from moejax.families.config import ModelConfig
+from moejax.moe.split import DispatchName
 from moejax.planning.calls import Call, decode_call, prefill_calls
+from moejax.planning.communication import Tokens, choice_collectives, forward_collectives
 from moejax.planning.footprint import cache_bytes, weight_bytes
 from moejax.planning.hardware import Hardware, Link
 from moejax.planning.routing import RoutingModel

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
-from moejax.layout import Split
+from moejax.moe.split import Split
 from moejax.planning.compare import Plan, predict_split
 from moejax.planning.hardware import Hardware
 from moejax.planning.rows import MeshRow, Phase

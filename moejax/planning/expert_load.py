@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from moejax.config import ModelConfig
+from moejax.families.config import ModelConfig
 
 DEMO_LOAD = Path(__file__).parents[1] / "checkpoints" / "demo" / "expert_load.json"
 

@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from functools import lru_cache
 
-from moejax.config import ModelConfig
-from moejax.declarations import cached, declared_placement, layer_params, outer_params
+from moejax.families.config import ModelConfig
 from moejax.planning.calls import Call, cache_slots, decode_call, prefill_cache_shape, prefill_calls
 from moejax.planning.rows import Footprint
 from moejax.planning.workload import Workload
+from moejax.weights.declarations import cached, declared_placement, layer_params, outer_params
 from sharding import Rules
 from sharding.collectives.collective import ITEM_SIZES
 

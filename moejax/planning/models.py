@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from moejax.config import NAMED_CONFIGS, ModelConfig, did_you_mean, named_config
+from moejax.families.config import NAMED_CONFIGS, ModelConfig, did_you_mean, named_config
 from moejax.planning.expert_load import RECORD, ExpertLoad, read_expert_load
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from moejax.layout import Split
+from moejax.moe.split import Split
 from moejax.planning.checks import CompiledCheck, Measured
 from moejax.planning.units import BYTES, SECONDS, amount, number
 from moejax.planning.workload import Workload

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
-from moejax.config import ModelConfig
-from moejax.layout import DISPATCHES, DispatchName, Split, choose_dispatch, dispatch_name, make_rules
+from moejax.families.config import ModelConfig
+from moejax.moe.split import DISPATCHES, DispatchName, Split, choose_dispatch, dispatch_name, make_rules
 from sharding import MeshConfig, mesh_shapes
 
 EVERY_DISPATCH = "all"

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from moejax.config import ModelConfig
+from moejax.families.config import ModelConfig
 
 INPUT_LEN, CONTEXT = 512, 2048  # tokens, where nothing else was asked for
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import TypeVar
 
-from moejax.chat import encode_chat
 from moejax.decoding.requests import Prompt, make_requests, prompt_token_ids, split_prompts
 from moejax.decoding.rows import Row
 from moejax.decoding.sampling_params import SamplingParams
@@ -22,7 +21,8 @@ from moejax.serving.openai_requests import (
     sampling_params,
 )
 from moejax.serving.slots import MAX_STOP_CHARACTERS, MAX_STOP_IDS, MAX_STOP_STRINGS
-from moejax.tokenizer import Tokenizer
+from moejax.text.chat import encode_chat
+from moejax.text.tokenizer import Tokenizer
 
 _numbers = itertools.count()  # of requests: without a seed, two with the same prompt have to draw differently
 

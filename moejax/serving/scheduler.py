@@ -8,10 +8,10 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from moejax.decoding.buckets import STEPS_PER_CALL
 from moejax.decoding.logprobs import TokenScores
 from moejax.decoding.rows import Row
 from moejax.decoding.steps import Generated
+from moejax.runtime.buckets import STEPS_PER_CALL
 from moejax.serving.jobs import EngineError, Job, Mailbox, push, wake
 from moejax.serving.metrics import Metrics
 from moejax.serving.slots import Part, Slots, level_of

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from moejax.decoding.buckets import MAX_SERVED_ROWS
+from moejax.runtime.buckets import MAX_SERVED_ROWS
 from moejax.serving.baseline import NO_BASELINE, Choice
 
 DEFAULT_MAX_SEQ_LEN = 4096  # where the model allows more: a server allocates what it might need

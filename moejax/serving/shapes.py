@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import jax
 
-from moejax.declarations import cache_placements
-from moejax.decoding import buckets
 from moejax.loading import Model
-from moejax.moe import BACKENDS, resolve_backend
+from moejax.moe.experts import BACKENDS, resolve_backend
+from moejax.runtime import buckets
 from moejax.serving.settings import EngineSettings
+from moejax.weights.declarations import cache_placements
 from sharding import bytes_per_device, device_memory
 
 MIN_READ_LENGTH = 256  # a step that reads fewer slots is no faster

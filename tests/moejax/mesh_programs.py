@@ -9,10 +9,10 @@ import jax
 import numpy as np
 
 import moejax
-from moejax.communication import Tokens, by_phase, forward_collectives, report_collectives, step_collectives
-from moejax.declarations import cache_placements
 from moejax.decoding.state import Features, empty_state
+from moejax.planning.communication import Tokens, by_phase, forward_collectives, report_collectives, step_collectives
 from moejax.planning.footprint import cache_bytes, weight_bytes
+from moejax.weights.declarations import cache_placements
 from sharding import bytes_per_device
 from sharding.collectives import collectives_table, compiled_collectives
 

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from moejax.config import ModelConfig
+from moejax.families.config import ModelConfig
 from moejax.loading import make_parallel
-from moejax.parallel import Parallel
-from moejax.params import ParamTree, random_params
-from moejax.placement import param_sharding
+from moejax.model.params import ParamTree, random_params
+from moejax.model.placement import param_sharding
+from moejax.moe.parallel import Parallel
 from sharding import mesh_config
 
 

@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import moejax
-from moejax.layout import DISPATCHES
+from moejax.moe.split import DISPATCHES
 from tests.moejax.decoding.tiny_checkpoint import BASE, random_weights
 
 CONFIG = {**BASE, "num_local_experts": 4, "num_experts_per_tok": 1}

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moejax.config import ModelConfig, from_hf
+from moejax.families.config import ModelConfig, from_hf
 from tests.convert.checkpoint_files import SINGLE, entry, file_bytes
 from tests.moejax.decoding.tiny_checkpoint import BASE
 

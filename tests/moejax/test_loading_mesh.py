@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 import moejax
 from moejax import loading
 from moejax.checkpoint import Checkpoint, open_checkpoint
-from moejax.params import logical_tensors
+from moejax.model.params import logical_tensors
 from sharding import MeshConfig
 from tests.moejax.decoding.tiny_checkpoint import BASE, random_weights
 

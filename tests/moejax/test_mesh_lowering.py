@@ -9,16 +9,16 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from moejax.cache import empty_cache
-from moejax.communication import Tokens, choice_collectives, forward_collectives
-from moejax.config import NAMED_CONFIGS, ModelConfig
 from moejax.decoding import steps
 from moejax.decoding.state import Features, empty_state
-from moejax.layout import DISPATCHES, DispatchName
+from moejax.families.config import NAMED_CONFIGS, ModelConfig
 from moejax.loading import abstract_model, make_parallel
-from moejax.parallel import Parallel
-from moejax.params import merge
-from moejax.placement import param_sharding
+from moejax.model.cache import empty_cache
+from moejax.model.params import merge
+from moejax.model.placement import param_sharding
+from moejax.moe.parallel import Parallel
+from moejax.moe.split import DISPATCHES, DispatchName
+from moejax.planning.communication import Tokens, choice_collectives, forward_collectives
 from sharding import MeshConfig, mesh_shapes
 from sharding.collectives import lowered_collectives
 from tests.moejax.mesh_programs import by_phase

@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from moejax.cache import empty_cache
-from moejax.config import ModelConfig
 from moejax.decoding import steps
 from moejax.decoding.state import Features, empty_state
+from moejax.families.config import ModelConfig
 from moejax.loading import abstract_model
-from moejax.parallel import Parallel
-from moejax.params import merge
+from moejax.model.cache import empty_cache
+from moejax.model.params import merge
+from moejax.moe.parallel import Parallel
 from tests.moejax.meshes import on_mesh
 
 CONFIG = ModelConfig(

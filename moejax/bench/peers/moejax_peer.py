@@ -8,7 +8,7 @@ import numpy as np
 import moejax
 from moejax.bench.peers import Run, Runner, Served, Settings
 from moejax.cli.startup import prepare_jax
-from moejax.decoding.buckets import MAX_ROWS
+from moejax.runtime.buckets import MAX_ROWS
 
 SERVE_HOW = f"one call of moejax.decode with all requests, in their order, {MAX_ROWS} rows at a time"
 

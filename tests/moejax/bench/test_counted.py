@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from moejax.bench.counted import decode_steps, head_flops, mean, prefill_flops, token_flops
-from moejax.config import NAMED_CONFIGS
+from moejax.families.config import NAMED_CONFIGS
 
 MIXTRAL = NAMED_CONFIGS["mixtral-8x7b"]
 GB = 10**9

@@ -12,7 +12,7 @@ import pytest
 from moejax.bench.gguf_folder import permute_rows, write_gguf
 from moejax.bench.random_folder import write_random_folder
 from moejax.checkpoint import open_checkpoint
-from moejax.config import ModelConfig
+from moejax.families.config import ModelConfig
 
 CONFIG = ModelConfig(
     vocab_size=300,

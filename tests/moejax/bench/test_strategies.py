@@ -4,10 +4,10 @@ import pytest
 
 from moejax.bench.strategies import count_strategies, meshes_of, strategy_name, weight_elements
 from moejax.bench.works import Work
-from moejax.config import NAMED_CONFIGS
-from moejax.layout import make_rules
+from moejax.families.config import NAMED_CONFIGS
 from moejax.loading import abstract_model, make_parallel
-from moejax.placement import param_placements
+from moejax.model.placement import param_placements
+from moejax.moe.split import make_rules
 from sharding import MeshConfig, bytes_per_device
 
 MIXTRAL = NAMED_CONFIGS["mixtral-8x7b"]

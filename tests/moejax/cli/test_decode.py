@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import moejax
-from moejax.chat import encode_chat
 from moejax.cli import output
+from moejax.text.chat import encode_chat
 from sharding import MeshConfig
 from tests.moejax.cli.conftest import Call
 from tests.moejax.decoding.tiny_checkpoint import Tiny

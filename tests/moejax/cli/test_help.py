@@ -11,8 +11,8 @@ from moejax.cli.decode import EXAMPLES as DECODE_EXAMPLES
 from moejax.cli.info import EXAMPLES as INFO_EXAMPLES
 from moejax.cli.mesh import COMPARE_EXAMPLES, SHOW_EXAMPLES
 from moejax.cli.serve import EXAMPLES as SERVE_EXAMPLES
-from moejax.config import NAMED_CONFIGS
 from moejax.decoding.sampling_params import PARAMETER_NAMES
+from moejax.families.config import NAMED_CONFIGS
 from moejax.moe.experts import BackendName
 from tests.moejax.cli.conftest import Call
 

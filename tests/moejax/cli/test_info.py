@@ -16,7 +16,7 @@ import sharding
 from moejax.checkpoint import open_checkpoint
 from moejax.cli import console
 from moejax.cli.info_tables import count, size
-from moejax.config import NAMED_CONFIGS
+from moejax.families.config import NAMED_CONFIGS
 from sharding import DeviceMemory
 from tests.moejax.cli.conftest import Call
 from tests.moejax.decoding.tiny_checkpoint import Tiny

@@ -11,7 +11,7 @@ import pytest
 
 from moejax import compare_meshes
 from moejax.cli import console
-from moejax.config import NAMED_CONFIGS
+from moejax.families.config import NAMED_CONFIGS
 from tests.moejax.cli.conftest import Call
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from moejax.cli import console
-from moejax.layout import Split, make_rules
-from moejax.planning import compiled
+from moejax.measuring import compiled
+from moejax.moe.split import Split, make_rules
 from moejax.planning.checks import ComparedCall, CompiledCheck
 from moejax.planning.models import model_config
 from tests.moejax.cli.conftest import Call
@@ -167,7 +167,7 @@ def test_what_is_measured_has_to_be_what_was_predicted(capsys: pytest.CaptureFix
 
 
 def test_calibrate_says_what_it_measures(call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from moejax.planning import calibration
+    from moejax.measuring import calibration
     from moejax.planning.hardware import load_hardware
 
     def calibrate(name: str, told: Any) -> Any:

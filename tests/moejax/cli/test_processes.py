@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import moejax
-from moejax.native.build import library_folder
+from moejax.ops.native.build import library_folder
 from tests.moejax.decoding.tiny_checkpoint import BASE, Tiny
 
 MOEJAX = (sys.executable, "-m", "moejax")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import moejax
-from moejax.verification.logits import compare_logits, fixed_prompts
+from moejax.measuring.logits import compare_logits, fixed_prompts
 from tests.convert.checkpoint_files import write_single
 from tests.hf_models import build
 from tests.moejax.cli.conftest import Call

@@ -12,7 +12,7 @@ import pytest
 import moejax
 from moejax import SamplingParams
 from moejax.decoding import engine
-from moejax.decoding.programs import Programs
+from moejax.runtime.programs import Programs
 from sharding import DeviceMemory
 from tests.moejax.decoding.tiny_checkpoint import Tiny
 

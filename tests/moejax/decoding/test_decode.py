@@ -9,8 +9,9 @@ import pytest
 
 import moejax
 from moejax import SamplingParams
-from moejax.decoding import buckets, engine
-from moejax.decoding.programs import Programs
+from moejax.decoding import engine
+from moejax.runtime import buckets
+from moejax.runtime.programs import Programs
 from tests.moejax.decoding.sampling_oracle import penalized
 from tests.moejax.decoding.teacher_forced import check_full_forward, check_greedy
 from tests.moejax.decoding.tiny_checkpoint import BASE, Tiny

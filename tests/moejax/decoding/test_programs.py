@@ -13,7 +13,7 @@ import pytest
 import moejax
 from moejax import SamplingParams
 from moejax.decoding import engine
-from moejax.decoding.programs import Programs
+from moejax.runtime.programs import Programs
 from tests.moejax.decoding.tiny_checkpoint import Tiny
 
 COMPILED = "/jax/core/compile/backend_compile_duration"  # also where the persistent cache has the program

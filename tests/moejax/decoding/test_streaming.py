@@ -8,7 +8,7 @@ import pytest
 
 import moejax
 from moejax import DecodeEvent, SamplingParams
-from moejax.decoding.programs import Programs
+from moejax.runtime.programs import Programs
 from tests.moejax.decoding.tiny_checkpoint import Tiny
 
 PROMPTS: list[list[int] | str] = ["the list é", [68, 15], [222]]

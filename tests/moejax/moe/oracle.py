@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 import numpy as np
 
-from moejax.moe.router import Routing
-from moejax.moe.weights import Expert
+from moejax.ops.expert import Expert
+from moejax.ops.routing import Routing
 
 
 @dataclass(frozen=True, kw_only=True)

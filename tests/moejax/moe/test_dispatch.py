@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moejax.config import ModelConfig
-from moejax.layout import DISPATCHES
+from moejax.families.config import ModelConfig
+from moejax.model.params import logical_tensors, merge, split
 from moejax.moe.experts import BackendName
 from moejax.moe.layer import MoE, Routed
-from moejax.moe.router import Routing
-from moejax.params import logical_tensors, merge, split
+from moejax.moe.split import DISPATCHES
+from moejax.ops.routing import Routing
 from tests.moejax.meshes import on_mesh
 from tests.moejax.moe.oracle import Layer, moe_loop, random_layer, route_loop
 
@@ -167,7 +167,7 @@ def test_other_backends(mesh: str, dispatch: str, backend: BackendName) -> None:
 @pytest.mark.parametrize(("dispatch", "most"), [("replicated", 64), ("all_to_all", 2)], ids=["decode", "prefill"])
 def test_kernels_on_local_experts(dispatch: str, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Interpreted, on four devices that each hold halves of four experts: local ids count from 0, and 4 is none."""
-    monkeypatch.setattr("moejax.moe.pallas.MOST_TOKENS", most)
+    monkeypatch.setattr("moejax.ops.pallas.MOST_TOKENS", most)
     program.cache_clear()
     for case in CASES:
         check("expert=2,tensor=2", dispatch, "pallas", 2, case)

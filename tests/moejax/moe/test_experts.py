@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moejax.config import ModelConfig
-from moejax.moe import BACKENDS, MoE, resolve_backend
-from moejax.moe.experts import BackendName
-from moejax.moe.weights import Expert
-from moejax.params import ParamTree, merge, split
+from moejax.families.config import ModelConfig
+from moejax.model.params import ParamTree, merge, split
+from moejax.moe.experts import BACKENDS, BackendName, resolve_backend
+from moejax.moe.layer import MoE
+from moejax.ops.expert import Expert
 from tests.moejax.meshes import made_params, on_mesh
 from tests.moejax.moe.oracle import Layer, moe_loop, route_loop
-from tests.moejax.moe.runnable import RUNNABLE
+from tests.moejax.ops.runnable import RUNNABLE
 
 CONFIG = ModelConfig(
     vocab_size=16,
@@ -38,7 +38,7 @@ def test_auto_follows_the_platform(platform: str, expected: str) -> None:
 
 
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])
-@pytest.mark.parametrize("name", ["dense", "blocked", "ragged"])  # tests/moejax/kernels has the others
+@pytest.mark.parametrize("name", ["dense", "blocked", "ragged"])  # tests/moejax/ops/triton has the others
 def test_an_explicit_name_is_taken(name: str, platform: str) -> None:
     assert resolve_backend(name, platform) == name
 

@@ -9,7 +9,7 @@ import moejax
 import sharding
 from moejax import compare_meshes
 from moejax.checkpoint import open_checkpoint
-from moejax.config import named_config
+from moejax.families.config import named_config
 from moejax.planning.auto import auto_split, check_split, visible_hardware
 from moejax.planning.hardware import load_hardware
 from moejax.planning.ranking import best

@@ -8,11 +8,9 @@ from collections import Counter
 import pytest
 
 from moejax import compare_meshes
-from moejax.communication import Tokens, choice_collectives, forward_collectives
-from moejax.config import named_config
-from moejax.declarations import cache_placements, declared_placement, model_params
-from moejax.decoding.buckets import MAX_SERVED_ROWS
-from moejax.layout import DISPATCHES, make_rules
+from moejax.families.config import named_config
+from moejax.moe.split import DISPATCHES, make_rules
+from moejax.planning.communication import Tokens, choice_collectives, forward_collectives
 from moejax.planning.costs import link_of
 from moejax.planning.expert_load import ExpertLoad
 from moejax.planning.export import comparison_json, winners
@@ -21,7 +19,9 @@ from moejax.planning.ranking import best, score
 from moejax.planning.reasons import reason
 from moejax.planning.rows import OBJECTIVES, Objective
 from moejax.planning.workload import Workload
+from moejax.runtime.buckets import MAX_SERVED_ROWS
 from moejax.serving.settings import EngineSettings
+from moejax.weights.declarations import cache_placements, declared_placement, model_params
 from sharding import MeshConfig, bytes_per_device, mesh_shapes
 
 CONFIG = named_config("mixtral-8x7b")

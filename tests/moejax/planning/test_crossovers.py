@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from moejax.config import named_config
-from moejax.layout import Split
+from moejax.families.config import named_config
+from moejax.moe.split import Split
 from moejax.planning.compare import compare_meshes, make_plan, predict_split
 from moejax.planning.crossovers import Curve, batch_crossovers, curve
 from moejax.planning.plots import check_plot, chosen_curves, crossover_text, draw

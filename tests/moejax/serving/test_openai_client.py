@@ -7,7 +7,7 @@ import openai
 import pytest
 
 import moejax
-from moejax.chat import encode_chat
+from moejax.text.chat import encode_chat
 from tests.moejax.serving.live import WAIT_SECONDS, Live
 
 PROMPT = "the import statement"

@@ -1,0 +1,1 @@
+"""The forward pass: layers, attention and its cache."""

@@ -1,0 +1,56 @@
+"""A mesh, and the rules that say what is split over it, as the modules and the decoding steps use them.
+
+Arrays outside of `Parallel.map` are whole, global arrays with a sharding; inside, code sees what one device holds and
+names every collective. Each region of the forward pass (embedding, attention, MoE, logits) is one `map`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+
+from moejax.moe.split import DispatchName
+from sharding import LogicalAxis, MeshAxes, Rules, partition_spec
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """How a model runs on a mesh. Without devices (an AbstractMesh) it can be traced and lowered, not run."""
+
+    mesh: Mesh | AbstractMesh
+    rules: Rules
+    dispatch: DispatchName
+
+    def axes(self, logical: LogicalAxis) -> MeshAxes:
+        """Mesh axes that `logical` is split over, for collectives inside `map`; () where it is whole."""
+        return self.rules[logical]
+
+    def spec(self, *logical: LogicalAxis | None) -> PartitionSpec:
+        """The specification of an array with these logical axes; axes after the last named one are whole."""
+        return partition_spec(self.rules.spec(logical))
+
+    def sharding(self, *logical: LogicalAxis | None) -> NamedSharding:
+        """Where an array with these logical axes lives."""
+        return NamedSharding(self.mesh, self.spec(*logical))
+
+    def constrain(self, tree: Any, *logical: LogicalAxis | None) -> Any:
+        """The same arrays, living where arrays with these logical axes do.
+
+        With none named they are whole on every device, as what the host reads must be: each process sees all of it.
+        """
+        return jax.lax.with_sharding_constraint(tree, self.sharding(*logical))
+
+    def map(self, body: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+        """`body` on what each device holds of its arguments.
+
+        What `out_specs` calls whole must be the same on every device; JAX's own check of that is off, because it wants
+        every constant of a loop annotated, in code that knows nothing of meshes.
+        """
+        return jax.shard_map(body, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+    def map_rows(self, body: Callable[..., Any], *args: Any) -> Any:
+        """`body(*args)` on each device's rows: every array has one row per sequence first, and is otherwise whole."""
+        rows = self.spec("batch")
+        return self.map(body, rows, rows)(*args)

@@ -1,0 +1,194 @@
+"""How a model is split over a mesh: the table of dispatches, and the rules that follow from one. Imports no JAX.
+
+A dispatch is how tokens reach the device that owns their expert. It decides everything else: where tokens are between
+layers, and so over which axes heads, cache and vocabulary may be split. Adding one: a file in `moejax/moe/`, a row in
+`DISPATCHES`, its name in `DispatchName`.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Literal, get_args
+
+from moejax.families.config import ModelConfig
+from sharding import LogicalAxis, MeshAxes, MeshAxis, MeshConfig, Rules, mesh_config
+from sharding.collectives import CollectiveKind
+
+DispatchName = Literal["replicated", "gather", "all_to_all"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transfer:
+    """A collective of every MoE layer under one dispatch, in symbols.
+
+    over: the logical axes whose mesh axes it runs over.  tokens: whose tokens it moves, a device's `own` or those of
+    its `group`; what an all-gather results in, and what the others are given.
+    routing: whether it moves each token's expert ids and weights (2 A numbers of 4 bytes) instead of D activations.
+    """
+
+    kind: CollectiveKind
+    over: tuple[LogicalAxis, ...]
+    tokens: Literal["own", "group"]
+    routing: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dispatch:
+    """Where things are under one dispatch.
+
+    tokens: mesh axes that the batch is split over between layers; all others hold every token of their rows.
+    dense: what query heads, key/value heads and the vocabulary may be split over. Query heads and vocabulary take the
+        first that divides them, key/value heads the one of most devices among those within the query heads' axes.
+    body: "module:function", what one device does with its tokens in an MoE layer (see `moejax.moe.dispatch.Body`).
+    transfers: the collectives of the body, by which it is predicted and checked.
+    """
+
+    tokens: MeshAxes
+    dense: tuple[MeshAxes, ...]
+    body: str
+    transfers: tuple[Transfer, ...]
+
+
+DISPATCHES: dict[DispatchName, Dispatch] = {
+    "replicated": Dispatch(
+        tokens=("data",),
+        dense=(("expert", "tensor"), ("tensor",), ("expert",)),
+        body="moejax.moe.replicated:replicated",
+        transfers=(Transfer(kind="all-reduce", over=("experts", "mlp"), tokens="group"),),
+    ),
+    "gather": Dispatch(
+        tokens=("data", "expert"),
+        dense=(("tensor",),),
+        body="moejax.moe.gather:gather",
+        transfers=(
+            Transfer(kind="all-gather", over=("experts",), tokens="group"),
+            Transfer(kind="reduce-scatter", over=("experts",), tokens="group"),
+            Transfer(kind="all-reduce", over=("mlp",), tokens="own"),
+        ),
+    ),
+    "all_to_all": Dispatch(
+        tokens=("data", "expert"),
+        dense=(("tensor",),),
+        body="moejax.moe.all_to_all:all_to_all",
+        transfers=(
+            Transfer(kind="all-to-all", over=("experts",), tokens="group"),
+            Transfer(kind="all-to-all", over=("experts",), tokens="group", routing=True),
+            Transfer(kind="all-to-all", over=("experts",), tokens="group"),
+            Transfer(kind="all-reduce", over=("mlp",), tokens="own"),
+        ),
+    ),
+}
+
+
+def make_rules(config: ModelConfig, mesh: MeshConfig, dispatch: DispatchName) -> Rules:
+    """Which mesh axes each logical axis of this model is split over.
+
+    Key/value heads are split over a part of the axes of the query heads, outermost, so that every device holds the
+    key/value heads that its query heads use; of the parts that divide them, over the one of most devices, because that
+    repeats the cache least and costs no exchange.
+
+    Raises:
+        ValueError: when the experts or their hidden axis do not divide, naming axis, size and mesh.
+    """
+    row = DISPATCHES[dispatch]
+    for what, size, axis in _uneven(config, mesh):
+        divisor = next(i for i in range(mesh.shape[axis], 0, -1) if size % i == 0)
+        raise ValueError(
+            f"the {what} is {size}, which does not divide over mesh axis {axis} = {mesh.shape[axis]} of {mesh}; "
+            f"use {axis}={divisor} or another divisor of {size}"
+        )
+    queries = _first_that_divides(config.num_heads, mesh, row.dense)
+    within = [axes for axes in row.dense if set(axes) <= set(queries)]
+    keys = _first_that_divides(config.num_kv_heads, mesh, sorted(within, key=mesh.extent, reverse=True))
+    return Rules.of(
+        mesh,
+        batch=row.tokens,
+        groups=("data",),
+        experts=("expert",),
+        mlp=("tensor",),
+        vocab=_first_that_divides(config.vocab_size, mesh, row.dense),
+        q_heads=keys + _without(queries, keys),
+        kv_heads=keys,
+    )
+
+
+def choose_dispatch(config: ModelConfig, mesh: MeshConfig) -> tuple[DispatchName, str]:
+    """The dispatch that `auto` stands for on this mesh, and why.
+
+    `replicated` needs no batch that divides over expert, and splits attention over every device of the group.
+    Where the query heads cannot be split so far, devices would repeat each other's attention: `gather` then gives each
+    its own rows.
+    """
+    group = mesh.expert * mesh.tensor
+    if mesh.expert == 1:
+        return "replicated", "with expert=1 the tokens are where their experts are"
+    if config.num_heads % group == 0:
+        return "replicated", (
+            f"the {config.num_heads} query heads divide over expert x tensor = {group}, and a batch need not divide "
+            "over expert"
+        )
+    return "gather", (
+        f"the {config.num_heads} query heads do not divide over expert x tensor = {group}, "
+        "so each device takes rows of its own instead of repeating the others' attention"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """A mesh and a dispatch by which a model can be split.
+
+    remark: what "auto" picked and why, for whoever asked; None where nothing was picked.
+    """
+
+    mesh: MeshConfig
+    dispatch: DispatchName
+    remark: str | None
+
+
+def resolve_split(config: ModelConfig, mesh: MeshConfig | str | None, dispatch: str) -> Split:
+    """The split that `moejax.load` uses, from what was asked for; checked without any device.
+
+    Raises:
+        ValueError: for a mesh or a dispatch that does not exist or cannot serve this model.
+    """
+    shape = mesh_config(mesh)
+    name, reason = choose_dispatch(config, shape) if dispatch == "auto" else (dispatch_name(dispatch), None)
+    make_rules(config, shape, name)
+    remark = f"dispatch {name} on mesh {shape}: {reason}" if reason and shape.size > 1 else None
+    return Split(mesh=shape, dispatch=name, remark=remark)
+
+
+def can_split(config: ModelConfig, mesh: MeshConfig) -> bool:
+    """Whether `make_rules` takes this mesh for this model."""
+    return not _uneven(config, mesh)
+
+
+def dispatch_name(name: str) -> DispatchName:
+    """Checks the name of a dispatch.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    for known in get_args(DispatchName):
+        if name == known:
+            return known
+    near = get_close_matches(str(name), DISPATCHES, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"unknown dispatch {name!r}: the known ones are auto, {', '.join(DISPATCHES)}{hint}")
+
+
+def _first_that_divides(size: int, mesh: MeshConfig, candidates: Iterable[MeshAxes]) -> MeshAxes:
+    return next((axes for axes in candidates if size % mesh.extent(axes) == 0), ())
+
+
+def _without(axes: MeshAxes, others: MeshAxes) -> MeshAxes:
+    return tuple(axis for axis in axes if axis not in others)
+
+
+def _uneven(config: ModelConfig, mesh: MeshConfig) -> list[tuple[str, int, MeshAxis]]:
+    """What has to divide over a mesh axis and does not: its name, its size, the axis."""
+    required: list[tuple[str, int, MeshAxis]] = [
+        ("number of experts", config.num_experts, "expert"),
+        ("experts' hidden axis (expert_dim)", config.expert_dim, "tensor"),
+    ]
+    return [(what, size, axis) for what, size, axis in required if size % mesh.shape[axis]]

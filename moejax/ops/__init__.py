@@ -1,0 +1,1 @@
+"""The operations of the forward pass, and the ways to compute each."""

@@ -1,0 +1,136 @@
+"""The table of implementations, and how one is chosen.
+
+Adding one: a module or folder beside `triton/` whose functions have the signatures of `reference`, a row in `KERNELS`,
+its name in `KernelsName`.
+"""
+
+import functools
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from jax import Array
+
+from moejax.ops import grouped_tokamax, reference
+from moejax.ops.triton import few_tokens, grouped, permute, route
+from moejax.runtime.platform import Device, current_device
+
+KernelsName = Literal["triton", "tokamax", "interpret", "interpret_tokamax", "reference"]
+OLDEST_CAPABILITY = (8, 0)
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernels:
+    """One implementation of every kernel; signatures and results are those of `reference`.
+
+    cannot: why it does not run on a device, or None.
+    """
+
+    route: Callable[..., reference.Routes]
+    rank_rows: Callable[..., tuple[Array, Array]]
+    permute: Callable[..., Array]
+    combine: Callable[..., Array]
+    expert_ffn: Callable[..., Array]
+    grouped_gate_up: Callable[..., Array]
+    grouped_matmul: Callable[..., Array]
+    cannot: Callable[[Device], str | None]
+
+
+def _triton_cannot(device: Device) -> str | None:
+    needed = "an NVIDIA GPU of compute capability 8.0 or more"
+    if device.platform != "gpu" or device.capability is None:
+        return f"needs {needed}, this is {device.kind} ({device.platform})"
+    if device.capability < OLDEST_CAPABILITY:
+        return f"needs {needed}, {device.kind} has {device.capability[0]}.{device.capability[1]}"
+    return None
+
+
+def _tokamax_cannot(device: Device) -> str | None:
+    return _triton_cannot(device) or grouped_tokamax.missing()
+
+
+def _interpreted_tokamax_cannot(device: Device) -> str | None:
+    return grouped_tokamax.missing()
+
+
+def _always(device: Device) -> None:
+    return None
+
+
+_TRITON = Kernels(
+    route=route.route,
+    rank_rows=route.rank_rows,
+    permute=permute.permute,
+    combine=permute.combine,
+    expert_ffn=few_tokens.expert_ffn,
+    grouped_gate_up=grouped.grouped_gate_up,
+    grouped_matmul=grouped.grouped_matmul,
+    cannot=_triton_cannot,
+)
+
+# The Triton kernels, step by step in XLA on any device: exact and very slow, for tests.
+_INTERPRETED = Kernels(
+    route=functools.partial(route.route, interpret=True),
+    rank_rows=functools.partial(route.rank_rows, interpret=True),
+    permute=functools.partial(permute.permute, interpret=True),
+    combine=functools.partial(permute.combine, interpret=True),
+    expert_ffn=functools.partial(few_tokens.expert_ffn, interpret=True),
+    grouped_gate_up=functools.partial(grouped.grouped_gate_up, interpret=True),
+    grouped_matmul=functools.partial(grouped.grouped_matmul, interpret=True),
+    cannot=_always,
+)
+
+
+def _with_tokamax(others: Kernels, cannot: Callable[[Device], str | None]) -> Kernels:
+    return replace(
+        others,
+        grouped_gate_up=grouped_tokamax.grouped_gate_up,
+        grouped_matmul=grouped_tokamax.grouped_matmul,
+        cannot=cannot,
+    )
+
+
+# In the order in which None tries them.
+KERNELS: dict[KernelsName, Kernels] = {
+    "triton": _TRITON,
+    "reference": Kernels(
+        route=reference.route,
+        rank_rows=reference.rank_rows,
+        permute=reference.permute,
+        combine=reference.combine,
+        expert_ffn=reference.expert_ffn,
+        grouped_gate_up=reference.grouped_gate_up,
+        grouped_matmul=reference.grouped_matmul,
+        cannot=_always,
+    ),
+    # tokamax's grouped products, the Triton kernels for all else. Only by name: which is faster has not been measured.
+    "tokamax": _with_tokamax(_TRITON, _tokamax_cannot),
+    "interpret": _INTERPRETED,
+    "interpret_tokamax": _with_tokamax(_INTERPRETED, _interpreted_tokamax_cannot),
+}
+
+
+def kernels(name: str | None = None) -> Kernels:
+    """The implementation called `name`, or the first one that runs on the current device.
+
+    Raises:
+        ValueError: for an unknown name.
+        NotImplementedError: for one that does not run on the current device, saying why.
+    """
+    device = current_device()
+    if name is None:
+        name = next(known for known, implementation in KERNELS.items() if implementation.cannot(device) is None)
+    if name not in KERNELS:
+        raise ValueError(f"unknown kernels {name!r}; the known ones are {', '.join(KERNELS)}")
+    if reason := KERNELS[name].cannot(device):
+        raise NotImplementedError(f"kernels {name!r} cannot run here: it {reason}")
+    _log_choice(name, device)
+    return KERNELS[name]
+
+
+@functools.cache
+def _log_choice(name: str, device: Device) -> None:
+    _logger.info("kernels %r on %s", name, device.kind)

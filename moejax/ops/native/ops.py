@@ -1,0 +1,134 @@
+"""The kernels as functions of JAX arrays, with the signatures of `reference`, or of what their docstrings name.
+
+Rows do not mix, and a row's result has the same bits whatever rows are beside it and however many.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jaxtyping import Bool, Float, Int, Shaped
+
+from moejax.ops.native.library import targets
+from moejax.ops.native.reference import ExpertMatrices
+
+
+def linear(x: Float[Array, "T D"], *weights: Float[Array, "O D"]) -> tuple[Float[Array, "T O"], ...]:
+    """`reference.linear`: every weight is read once."""
+    _check("linear", x, *weights)
+    for w in weights:
+        if w.shape[1:] != x.shape[1:]:
+            raise TypeError(f"linear got rows {x.shape} and weights {w.shape}: their last axes must be equal")
+    results = tuple(jax.ShapeDtypeStruct((x.shape[0], w.shape[0]), jnp.float32) for w in weights)
+    return tuple(jax.ffi.ffi_call(targets()["linear"], results)(x, *weights))
+
+
+def expert_ffn(
+    experts: Sequence[ExpertMatrices], x: Float[Array, "T D"], ids: Int[Array, "T A"], weights: Float[Array, "T A"]
+) -> Float[Array, "T D"]:
+    """`reference.expert_ffn`: only chosen experts' weights are read, each once.
+
+    An id below 0 or above E ends the program with an error.
+    """
+    matrices = [matrix for expert in experts for matrix in expert]
+    _check("expert_ffn", x, *matrices)
+    hidden = experts[0][0].shape[0]
+    for index, expert in enumerate(experts):
+        shapes = tuple(matrix.shape for matrix in expert)
+        wanted = ((hidden, x.shape[1]), (hidden, x.shape[1]), (x.shape[1], hidden))
+        if shapes != wanted:
+            raise TypeError(f"expert_ffn got expert {index} with shapes {shapes}, expected {wanted}")
+    if ids.shape != weights.shape or ids.shape[:1] != x.shape[:1]:
+        raise TypeError(f"expert_ffn got ids {ids.shape} and weights {weights.shape} for {x.shape[0]} tokens")
+    results = (
+        jax.ShapeDtypeStruct(x.shape, jnp.float32),
+        jax.ShapeDtypeStruct((ids.size, hidden), x.dtype),
+        jax.ShapeDtypeStruct((ids.size, x.shape[1]), jnp.float32),
+    )
+    call = jax.ffi.ffi_call(targets()["experts"], results)
+    return call(x, ids.astype(jnp.int32), weights.astype(jnp.float32), *matrices)[0]
+
+
+def attend(
+    q: Float[Array, "B K G T H"],
+    k: Float[Array, "B K S H"],
+    v: Float[Array, "B K S H"],
+    starts: Int[Array, " B"],
+    window: int | None,
+) -> Float[Array, "B K G T H"]:
+    """`reference.attend`: slots that no query sees are not read."""
+    _check("attend", q, k, v)
+    if k.shape != v.shape or (*k.shape[:2], k.shape[3]) != (*q.shape[:2], q.shape[4]) or starts.shape != q.shape[:1]:
+        raise TypeError(f"attend got q {q.shape}, k {k.shape}, v {v.shape} and starts {starts.shape}")
+    if window is not None and window < 1:
+        raise ValueError(f"attend got window {window}, expected at least 1, or None")
+    call = jax.ffi.ffi_call(targets()["attend"], jax.ShapeDtypeStruct(q.shape, jnp.float32))
+    return call(q, _bits(k), _bits(v), starts.astype(jnp.int32), window=np.int64(window or 0))
+
+
+def rms_norm(x: Float[Array, "T D"], scale: Float[Array, " D"], eps: float) -> Float[Array, "T D"]:
+    """x / rms(x) * scale, as `operations.XLA.norm` has it."""
+    _check("rms_norm", x, scale)
+    if scale.shape != x.shape[1:]:
+        raise TypeError(f"rms_norm got rows {x.shape} and a scale {scale.shape}: their last axes must be equal")
+    call = jax.ffi.ffi_call(targets()["norm"], jax.ShapeDtypeStruct(x.shape, x.dtype))
+    return call(x, scale, eps=np.float32(eps))
+
+
+def route(
+    logits: Float[Array, "T E"], valid: Bool[Array, " T"], experts_per_token: int
+) -> tuple[Int[Array, "T A"], Float[Array, "T A"]]:
+    """`moe.router.route`: expert ids and weights."""
+    if logits.dtype != jnp.float32 or valid.shape != logits.shape[:1] or not 0 < experts_per_token <= logits.shape[1]:
+        raise TypeError(
+            f"route got logits {logits.dtype} {logits.shape}, valid {valid.shape} and {experts_per_token} per token"
+        )
+    shape = (logits.shape[0], experts_per_token)
+    results = (jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape, jnp.float32))
+    ids, weights = jax.ffi.ffi_call(targets()["route"], results)(logits, valid)
+    return ids, weights
+
+
+def rotate_into_cache(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B T K H"],
+    v: Float[Array, "B T K H"],
+    cos: Float[Array, "B T H/2"],
+    sin: Float[Array, "B T H/2"],
+    starts: Int[Array, " B"],
+    k_cache: Shaped[Array, "B K S H"],
+    v_cache: Shaped[Array, "B K S H"],
+    dtype: str,
+) -> tuple[Float[Array, "B N T H"], Shaped[Array, "B K S H"], Shaped[Array, "B K S H"]]:
+    """`rotary.rotate_into_cache`, for caches of `dtype` that hold 16 bits as uint16. They are written in place."""
+    b, t, n, h = q.shape
+    cached = (b, k.shape[2], k_cache.shape[2], h)
+    if k.shape != v.shape or k_cache.shape != cached or v_cache.shape != cached or cos.shape != (b, t, h // 2):
+        raise TypeError(
+            f"rotate_into_cache got q {q.shape}, k {k.shape}, v {v.shape}, angles {cos.shape} and caches "
+            f"{k_cache.shape}, {v_cache.shape}"
+        )
+    if h % 2 or t > k_cache.shape[2]:
+        raise ValueError(f"rotate_into_cache got {t} tokens of width {h} for {k_cache.shape[2]} slots")
+    results = (
+        jax.ShapeDtypeStruct((b, n, t, h), jnp.dtype(dtype)),
+        jax.ShapeDtypeStruct(cached, k_cache.dtype),
+        jax.ShapeDtypeStruct(cached, v_cache.dtype),
+    )
+    call = jax.ffi.ffi_call(targets()["rotate"], results, input_output_aliases={6: 1, 7: 2})
+    floats = (a.astype(jnp.float32) for a in (q, k, v, cos, sin))
+    rotated, keys, values = call(*floats, starts.astype(jnp.int32), k_cache, v_cache)
+    return rotated, keys, values
+
+
+def _bits(x: Array) -> Array:
+    """A 16-bit array as its bits, which is what a cache holds: XLA then hands on the cache and copies nothing."""
+    return lax.bitcast_convert_type(x, jnp.uint16) if x.dtype.itemsize == 2 else x
+
+
+def _check(name: str, *arrays: Array) -> None:
+    dtypes = {str(array.dtype) for array in arrays}
+    if len(dtypes) > 1 or not dtypes <= {"float32", "float16", "bfloat16"}:
+        raise TypeError(f"{name} got {', '.join(sorted(dtypes))}: all must be one of float32, float16, bfloat16")

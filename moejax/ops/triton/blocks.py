@@ -1,0 +1,165 @@
+"""Block sizes: a frozen config for each kind of kernel, and the heuristic functions that choose it.
+
+The numbers are reasoned, not tuned (docs/kernels.md). Sizes are powers of two, because Triton's are.
+"""
+
+from dataclasses import dataclass
+
+from moejax.ops.triton.launch import power_of_two
+
+# About four rounds of the programs that run at a time (two on each of Hopper's 132 multiprocessors), so that the last
+# round, which leaves some idle, is a small part.
+ENOUGH_PROGRAMS = 1024
+# A tensor core's smallest tile of 16-bit operands is 16 x 16; Hopper's warp-group product takes 64 rows.
+SMALLEST_TILE = 16
+WARP_GROUP_ROWS = 64
+HOPPER_SHARED_MEMORY = 227 * 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouteBlock:
+    """tokens: per program.  experts: E, padded."""
+
+    tokens: int
+    experts: int
+    warps: int = 4
+
+
+def route_block(tokens: int, num_experts: int) -> RouteBlock:
+    """Tiles [tokens, E] of 2,048 values, 16 for each of 128 threads. Few tokens make one tile, and so one launch."""
+    experts = max(2, power_of_two(num_experts))
+    return RouteBlock(tokens=min(power_of_two(tokens), max(16, 2048 // experts)), experts=experts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowBlock:
+    """Of kernels that move rows. width: values of a row per program."""
+
+    width: int
+    warps: int = 4
+
+
+def row_block(width: int) -> RowBlock:
+    """Eight values (16 bytes of bfloat16) for each of 128 threads."""
+    return RowBlock(width=min(1024, power_of_two(width)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneTokenBlock:
+    """Of kernels that multiply matrices by one vector. out: outputs per program.  contracted: inputs per step."""
+
+    out: int
+    contracted: int
+    warps: int = 4
+
+
+def one_token_gate_up_block(d: int, itemsize: int) -> OneTokenBlock:
+    """Two matrices, 8 KiB of each in a step: four loads of 16 bytes of each for each of 128 threads."""
+    return OneTokenBlock(out=8, contracted=min(power_of_two(d), 1024 // itemsize))
+
+
+def one_token_down_block(f: int, itemsize: int) -> OneTokenBlock:
+    """One matrix, 16 KiB in a step. Four outputs only, so that D = 4096 makes 1,024 programs."""
+    return OneTokenBlock(out=4, contracted=min(power_of_two(f), 4096 // itemsize))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProductBlock:
+    """Of kernels that multiply rows by weights on tensor cores, in steps that are copied ahead through shared memory.
+
+    rows, out, contracted: the tile.  matrices: weights read side by side (2 for gate and up).
+    stages: steps in shared memory at a time.
+    """
+
+    rows: int
+    out: int
+    contracted: int
+    matrices: int
+    itemsize: int
+    warps: int
+    stages: int
+
+    @property
+    def shared_memory_bytes(self) -> int:
+        """What a program's stages take; Triton adds up to a few hundred bytes."""
+        return self.stages * (self.rows + self.matrices * self.out) * self.contracted * self.itemsize
+
+
+def few_tokens_block(tokens: int, contracted: int, itemsize: int, matrices: int, shared_memory: int) -> ProductBlock:
+    """All tokens in one tile, so that a weight is read once whatever the routing; two programs on a multiprocessor.
+
+    The weights are the side of 64 rows. A step reads 256 bytes of each of them.
+    """
+    return _with_stages(
+        rows=max(SMALLEST_TILE, power_of_two(tokens)),
+        out=WARP_GROUP_ROWS,
+        contracted=min(256 // itemsize, max(SMALLEST_TILE, power_of_two(contracted))),
+        matrices=matrices,
+        itemsize=itemsize,
+        warps=4,
+        most_stages=5,
+        shared_memory=shared_memory // 2,
+    )
+
+
+def grouped_block(
+    rows: int, out: int, contracted: int, itemsize: int, matrices: int, shared_memory: int
+) -> ProductBlock:
+    """A tile of `rows` x 256 outputs (128 each of gate and up), which 8 warps hold in 128 registers per thread.
+
+    Half of that before Hopper, whose tensor cores read operands from shared memory and not from registers.
+    """
+    rows = max(SMALLEST_TILE, power_of_two(rows))
+    outputs = 256 if shared_memory >= HOPPER_SHARED_MEMORY else 128
+    return _with_stages(
+        rows=rows,
+        out=min(outputs // matrices, max(SMALLEST_TILE, power_of_two(out))),
+        contracted=min(128 // itemsize, max(SMALLEST_TILE, power_of_two(contracted))),
+        matrices=matrices,
+        itemsize=itemsize,
+        warps=8 if rows == 128 else 4,
+        most_stages=4,
+        shared_memory=shared_memory,
+    )
+
+
+def grouped_rows(rows_per_expert: int) -> int:
+    """Rows of a block: few enough that padding stays below the rows themselves, 128 when experts fill it."""
+    if rows_per_expert <= 16:
+        return 16
+    return 64 if rows_per_expert < 96 else 128
+
+
+def down_splits(programs: int, steps: int) -> int:
+    """Into how many parts to divide a sum of `steps` steps, so that there are enough programs: a power of two.
+
+    Each part is summed by one program and the parts by `combine`, in order: no atomics, the same bits every time.
+    """
+    splits = 1
+    while programs * splits < ENOUGH_PROGRAMS and splits < 8 and steps >= 8 * splits:
+        splits *= 2
+    return splits
+
+
+def _with_stages(
+    *,
+    rows: int,
+    out: int,
+    contracted: int,
+    matrices: int,
+    itemsize: int,
+    warps: int,
+    most_stages: int,
+    shared_memory: int,
+) -> ProductBlock:
+    """As many stages as fit, at least two: one to copy into while the other is multiplied."""
+    stage = (rows + matrices * out) * contracted * itemsize
+    return ProductBlock(
+        rows=rows,
+        out=out,
+        contracted=contracted,
+        matrices=matrices,
+        itemsize=itemsize,
+        warps=warps,
+        stages=max(2, min(most_stages, shared_memory // stage)),
+    )

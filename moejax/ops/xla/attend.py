@@ -1,0 +1,101 @@
+"""Softmax attention of new queries over cached keys and values, with an optional sliding window, in XLA.
+
+One token per row attends to the cache directly. Several tokens attend block of queries by block of keys with a
+running softmax (Dao et al., arXiv:2205.14135), so temporary memory does not grow with the square of the prompt, and
+blocks that the causal mask or the window hides are never visited.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jaxtyping import Float, Int
+
+from moejax.runtime.platform import smallest_product
+
+QUERY_BLOCK = 128
+KEY_BLOCK = 128
+_MASKED = -1e30  # finite: a row that sees nothing yet must not become NaN
+
+
+def attend(
+    q: Float[Array, "B K G T H"],
+    k: Float[Array, "B K S H"],
+    v: Float[Array, "B K S H"],
+    starts: Int[Array, " B"],
+    window: int | None,
+) -> Float[Array, "B K G T H"]:
+    """Attention of T queries per row, at positions `starts` and on; float32 result."""
+    return (attend_one if q.shape[3] == 1 else attend_blocks)(q, k, v, starts, window)
+
+
+def attend_one(
+    q: Float[Array, "B K G 1 H"],
+    k: Float[Array, "B K S H"],
+    v: Float[Array, "B K S H"],
+    positions: Int[Array, " B"],
+    window: int | None,
+) -> Float[Array, "B K G 1 H"]:
+    """Attention of one query per row at `positions`; float32 result."""
+    group = q.shape[2]
+    padding = max(0, smallest_product(k.dtype) - group)  # one query head per key/value head is a product of one row
+    q_BKGH = jnp.pad(q[:, :, :, 0], ((0, 0), (0, 0), (0, padding), (0, 0)))
+    scores = jnp.einsum("bkgh,bksh->bkgs", q_BKGH, k, preferred_element_type=jnp.float32) / math.sqrt(q.shape[-1])
+    visible = _visible(positions[:, None], jnp.arange(k.shape[2])[None, :], window)  # B 1 S
+    weights = jax.nn.softmax(jnp.where(visible[:, None], scores, _MASKED), axis=-1).astype(v.dtype)
+    y = jnp.einsum("bkgs,bksh->bkgh", weights, v, preferred_element_type=jnp.float32)
+    return y[:, :, :group, None]
+
+
+def attend_blocks(
+    q: Float[Array, "B K G T H"],
+    k: Float[Array, "B K S H"],
+    v: Float[Array, "B K S H"],
+    starts: Int[Array, " B"],
+    window: int | None,
+) -> Float[Array, "B K G T H"]:
+    """Attention of T queries per row, at positions `starts` and on; float32 result.
+
+    T and S must be multiples of their blocks, or smaller than one (buckets are).
+    """
+    b, kv, g, t, h = q.shape
+    query_block, key_block = math.gcd(t, QUERY_BLOCK), math.gcd(k.shape[2], KEY_BLOCK)
+    scale = 1.0 / math.sqrt(h)
+
+    def one_query_block(block: Array) -> Float[Array, "B K G Q H"]:
+        q_block = lax.dynamic_slice_in_dim(q, block * query_block, query_block, axis=3)
+        positions = starts[:, None] + block * query_block + jnp.arange(query_block)[None, :]  # B Q
+
+        def add_key_block(index: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+            total, denominator, peak = carry
+            k_block = lax.dynamic_slice_in_dim(k, index * key_block, key_block, axis=2)
+            v_block = lax.dynamic_slice_in_dim(v, index * key_block, key_block, axis=2)
+            scores = jnp.einsum("bkgqh,bksh->bkgqs", q_block, k_block, preferred_element_type=jnp.float32) * scale
+            slots = index * key_block + jnp.arange(key_block)
+            scores = jnp.where(_visible(positions, slots[None, :], window)[:, None, None], scores, _MASKED)
+            new_peak = jnp.maximum(peak, jnp.max(scores, axis=-1, keepdims=True))
+            weights, shrink = jnp.exp(scores - new_peak), jnp.exp(peak - new_peak)
+            part = jnp.einsum("bkgqs,bksh->bkgqh", weights.astype(v.dtype), v_block, preferred_element_type=jnp.float32)
+            return total * shrink + part, denominator * shrink + weights.sum(-1, keepdims=True), new_peak
+
+        first = jnp.zeros((), jnp.int32)
+        if window is not None:
+            first = jnp.maximum(positions.min() - window + 1, 0) // key_block
+        last = jnp.minimum(positions.max(), k.shape[2] - 1) // key_block
+        shape = (b, kv, g, query_block)
+        empty = (jnp.zeros((*shape, h)), jnp.zeros((*shape, 1)), jnp.full((*shape, 1), _MASKED))
+        total, denominator, _ = lax.fori_loop(first, last + 1, add_key_block, empty)
+        return total / denominator
+
+    if t == query_block:
+        return one_query_block(jnp.zeros((), jnp.int32))
+    blocks = lax.map(one_query_block, jnp.arange(t // query_block))  # blocks B K G Q H
+    return jnp.moveaxis(blocks, 0, 3).reshape(q.shape)
+
+
+def _visible(queries: Int[Array, "B Q"], slots: Int[Array, "1 S"], window: int | None) -> Array:
+    """Which slots each query may see, bool [B, Q, S] (queries [B, Q] or, for one per row, [B, 1])."""
+    distance = queries[:, :, None] - slots[:, None, :]
+    seen = distance >= 0
+    return seen if window is None else seen & (distance < window)

@@ -1,0 +1,1 @@
+"""What programs run on and with: platforms, compiled programs, their sizes, several processes."""

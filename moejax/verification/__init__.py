@@ -1,1 +1,0 @@
-"""Whether two models compute the same: logits compared position by position."""

@@ -1,0 +1,214 @@
+"""Compiling the kernels: what is missing is said in one line, and what is kept is never half a library."""
+
+import hashlib
+import logging
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moejax.moe.experts import BACKENDS, _log_second_choice, resolve_backend
+from moejax.ops import native
+from moejax.ops.native import build, library, ops, reference
+from moejax.ops.native.build import NativeError, built_library, is_whole
+from moejax.ops.operations import XLA
+from moejax.runtime.platform import A100, tracing_for
+from tests.moejax.moe.oracle import random_layer
+
+# A compiler in three lines: writes to the file after -o, slowly, and counts its runs in a file beside itself.
+FAKE_COMPILER = """#!/bin/sh
+if [ "$1" = --version ]; then echo fake 1.0; exit 0; fi
+while [ "$1" != -o ]; do shift; done
+echo run >> "$(dirname "$0")/runs"
+echo half > "$2"; sleep 0.3; echo a library > "$2"
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Libraries are kept in an empty folder, and made by a compiler that takes no time."""
+    compiler = tmp_path / "compiler"
+    compiler.write_text(FAKE_COMPILER)
+    compiler.chmod(0o700)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def runs(folder: Path) -> int:
+    return len((folder / "runs").read_text().split())
+
+
+def test_this_machine_runs_the_kernels() -> None:
+    """Every test of `native` rests on it."""
+    assert native.cannot_run() is None
+    assert resolve_backend("auto", "cpu") == "native"
+
+
+def test_a_library_is_compiled_once(folder: Path) -> None:
+    path = built_library()
+    assert path.parent == folder / "cache" / "moejax" / "native"
+    assert built_library() == path and runs(folder) == 1
+    content = b"a library\n"
+    assert path.read_bytes() == content + hashlib.sha256(content).digest()
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "changed", "empty"])
+def test_a_damaged_library_is_compiled_again(folder: Path, damage: str) -> None:
+    path = built_library()
+    content = path.read_bytes()
+    path.write_bytes({"truncated": content[:-5], "changed": b"A" + content[1:], "empty": b""}[damage])
+    assert not is_whole(path)
+    assert built_library() == path and is_whole(path) and runs(folder) == 2
+
+
+def test_another_compiler_makes_another_library(folder: Path) -> None:
+    first = built_library()
+    compiler = folder / "compiler"
+    compiler.write_text(compiler.read_text().replace("fake 1.0", "fake 1.1"))
+    assert built_library() != first
+
+
+def test_processes_that_compile_at_once_leave_one_whole_library(folder: Path) -> None:
+    program = (
+        "from moejax.ops.native.build import built_library, is_whole; p = built_library(); assert is_whole(p); print(p)"
+    )
+    both = [subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    paths = {process.communicate(timeout=300)[0].strip() for process in both}
+    assert [process.returncode for process in both] == [0, 0]
+    assert {str(path) for path in (folder / "cache" / "moejax" / "native").iterdir()} == paths and len(paths) == 1
+
+
+def refusal() -> str:
+    with pytest.raises(NativeError) as caught:
+        built_library()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    assert refusal().startswith(
+        "needs a C++ compiler (c++, g++, clang++, or one that CXX names), and none is installed"
+    )
+    assert "apt-get install g++" in refusal()
+    monkeypatch.setenv("CXX", "no-such-compiler -x")
+    assert "CXX='no-such-compiler -x' is no command here; set CXX to a C++17 compiler, as in CXX=g++" in refusal()
+    monkeypatch.setenv("CXX", 'g++ "')
+    assert "CXX='g++ \"' is no command here" in refusal()
+
+
+@pytest.mark.parametrize(
+    ("name", "program", "message"),
+    [
+        ("true", "exit 0", "{} could not compile moejax's CPU kernels: it wrote no library and printed nothing"),
+        ("false", "exit 1", "needs a C++ compiler, and '{} --version' failed (exit code 1) and printed nothing"),
+        (
+            "cat",
+            '[ "$1" = --version ] || { echo "cat: bad option" >&2; exit 2; }',
+            "{} could not compile moejax's CPU kernels: it failed (exit code 2) and printed 'cat: bad option'",
+        ),
+        ("killed", 'kill -9 "$$"', "needs a C++ compiler, and '{} --version' was ended by signal 9"),
+        ("foreign", None, "needs a C++ compiler, and {} cannot be started (Exec format error)"),
+    ],
+    ids=lambda value: value if str(value).isalpha() else "",
+)
+def test_what_is_no_compiler_is_told(folder: Path, name: str, program: str | None, message: str) -> None:
+    """By what was tried and what it printed; nothing is left behind."""
+    compiler = folder / "compiler"
+    compiler.write_bytes(b"\x7fELF of another machine" if program is None else f"#!/bin/sh\n{program}\n".encode())
+    advice = "set CXX to a C++17 compiler, as in CXX=g++, or unset it"
+    assert refusal() == f"{message.format(compiler)}; {advice}"
+    assert not list((folder / "cache").rglob("*.*"))
+
+
+def test_a_failing_compilation_shows_the_first_error(folder: Path) -> None:
+    compiler = folder / "compiler"
+    compiler.write_text(
+        '#!/bin/sh\n[ "$1" = --version ] && exit 0\necho "In file included from a.h:1"  >&2\n'
+        'echo "b.h:7:1: error: no such thing" >&2\necho "b.h:9:1: error: another" >&2\nexit 1\n'
+    )
+    said = "it failed (exit code 1) and printed 'b.h:7:1: error: no such thing'"
+    assert refusal().startswith(f"{compiler} could not compile moejax's CPU kernels: {said}; set CXX to a C++17")
+    assert not list((folder / "cache" / "moejax" / "native").iterdir())
+
+
+def test_a_folder_that_cannot_be_written_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "file"))
+    assert "Not a directory" in refusal() and "set XDG_CACHE_HOME to a folder that can be written" in refusal()
+
+
+def test_other_machines_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    assert refusal() == "needs Linux on x86-64, this is Linux on aarch64"
+    monkeypatch.undo()
+    monkeypatch.setattr(build, "cpu_features", lambda: frozenset({"avx2", "sse2"}))
+    assert refusal() == "needs an x86-64 CPU with avx2, fma, f16c; this one lacks fma, f16c"
+    monkeypatch.undo()
+    with tracing_for(A100):
+        assert native.cannot_run() == "needs a CPU, this is NVIDIA A100-SXM4-80GB (gpu)"
+
+
+def test_a_library_that_cannot_be_loaded(folder: Path) -> None:
+    with pytest.raises(NativeError, match=r"cannot load its library: .*; remove it, and it is compiled again"):
+        library.register(built_library(), "none")
+
+
+def test_auto_says_why_it_takes_blocked(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(library, "_load_once", lambda: NativeError("needs a C++ compiler, none is here"))
+    _log_second_choice.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        assert [resolve_backend("auto", "cpu") for _ in range(2)] == ["blocked", "blocked"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "expert backend 'auto' takes 'blocked', which is slower than 'native': needs a C++ compiler, none is here"
+    ]
+    with pytest.raises(ValueError) as caught:
+        resolve_backend("native", "cpu")
+    expected = "expert backend 'native': needs a C++ compiler, none is here; use expert_backend='auto'"
+    assert str(caught.value) == expected
+    assert BACKENDS["blocked"].cannot() is None
+
+
+def test_targets_carry_the_hash_of_the_sources() -> None:
+    """So that a program in XLA's cache never calls kernels of another version."""
+    x = jnp.ones((2, 8))
+    text = jax.jit(lambda x, w: ops.linear(x, w)).lower(x, x).as_text()
+    assert f"@moejax_linear_{build.source_hash()}" in text
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float16"])
+def test_the_path_without_avx512(
+    dtype: str, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Compiled for a CPU with AVX2 and FMA, which this one is, too."""
+    monkeypatch.setenv("XDG_CACHE_HOME", os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache"))
+    flags = tuple(
+        "-march=x86-64-v3" if flag == "-march=native" else flag for flag in build.FLAGS if "mtune" not in flag
+    )
+    names = library.register(built_library(flags), "avx2")
+    monkeypatch.setattr(ops, "targets", lambda: names)
+    rng = np.random.default_rng(0)
+    layer = random_layer(3, 45, 70, dtype)
+    x, ids = jnp.asarray(rng.standard_normal((17, 45)), dtype), jnp.asarray(rng.integers(0, 4, (17, 2)), jnp.int32)
+    weights = jnp.asarray(rng.random((17, 2)), jnp.float32)
+    got = jax.jit(lambda *args: ops.expert_ffn(*args))(layer.experts, x, ids, weights)
+    expected = jax.jit(reference.expert_ffn)(layer.experts, x, ids, weights)
+    np.testing.assert_allclose(got, expected, rtol=0, atol={"float32": 5e-6, "bfloat16": 5e-3, "float16": 1e-3}[dtype])
+    scale = jnp.asarray(rng.standard_normal(45), dtype)
+    got = jax.jit(lambda x, scale: ops.rms_norm(x, scale, 1e-5))(x, scale).astype(jnp.float32)
+    rtol = {"float32": 2e-6, "bfloat16": 2**-7, "float16": 2**-10}[dtype]  # a unit of the last bit
+    np.testing.assert_allclose(got, XLA.norm(x, scale, eps=1e-5).astype(jnp.float32), rtol=rtol, atol=1e-7)
+    q, keys = (jnp.asarray(rng.standard_normal(shape), dtype) for shape in ((2, 2, 3, 5, 20), (2, 2, 16, 20)))
+    arguments = (q, keys, -keys, jnp.asarray([3, 9], jnp.int32))
+    got = jax.jit(lambda *args: ops.attend(*args, window=6))(*arguments)
+    expected = jax.jit(lambda *args: reference.attend(*args, window=6))(*arguments)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=5e-6)

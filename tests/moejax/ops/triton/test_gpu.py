@@ -1,0 +1,99 @@
+"""The kernels compiled and run by a GPU, against float64, on inputs that are new each time.
+
+`pytest -m gpu tests/moejax/ops/triton` on a machine with a GPU of compute capability 8.0 or more.
+"""
+
+import secrets
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moejax.moe.experts import BACKENDS
+from moejax.ops.expert import Expert
+from moejax.ops.kernels import KERNELS
+from moejax.ops.pallas import pallas_route
+from moejax.runtime.platform import current_device
+from tests.moejax.moe.oracle import Layer, moe_loop, route_loop
+
+pytestmark = pytest.mark.gpu
+
+# T E A D F: both forms of the decode kernels and their edges, prefill in blocks of 16, 64 and 128 rows, numbers of
+# experts that are no power of two, sizes that divide into no block.
+SHAPES = [
+    (1, 8, 2, 512, 1792),
+    (1, 60, 4, 200, 328),
+    (2, 8, 2, 512, 1792),
+    (17, 5, 1, 200, 328),
+    (64, 8, 2, 512, 1792),
+    (65, 60, 4, 200, 328),
+    (300, 8, 2, 512, 1792),
+    (1000, 8, 2, 512, 1792),
+]
+# float32 sums of up to 1,792 products of order 1 / sqrt(1792); bfloat16 rounds the hidden values to 8 bits.
+ATOL = {"float32": 2e-5, "bfloat16": 0.03}
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    seed = secrets.randbits(32)
+    print(f"seed {seed}")  # shown when a test fails
+    return np.random.default_rng(seed)
+
+
+def poison_free_memory() -> None:
+    """Leaves NaN in memory that the next outputs may get: a place that a kernel forgets to write shows."""
+    arrays = [
+        jnp.full((size,), jnp.nan, jnp.float32) for size in (1 << 12, 1 << 16, 1 << 20, 1 << 24) for _ in range(8)
+    ]
+    jax.block_until_ready(arrays)
+    for array in arrays:
+        array.delete()
+
+
+def test_this_is_the_gpu() -> None:
+    assert KERNELS["triton"].cannot(current_device()) is None
+
+
+@pytest.mark.parametrize("dtype", ATOL)
+@pytest.mark.parametrize(("t", "e", "a", "d", "f"), SHAPES)
+def test_layer_equals_float64(t: int, e: int, a: int, d: int, f: int, dtype: str, rng: np.random.Generator) -> None:
+    """Route and experts, with padding tokens, and NaN in the weights of experts that nobody chose."""
+    valid = rng.random(t) < 0.9
+    logits = rng.standard_normal((t, e)).astype(np.float32)
+    logits[:, : e // 3] -= 20  # some experts get no token
+    routing = route_loop(logits, valid, a)
+    x = jnp.asarray(rng.standard_normal((t, d)), dtype)
+
+    def matrix(rows: int, columns: int, used: bool) -> jax.Array:
+        values = rng.standard_normal((rows, columns)) * columns**-0.5
+        return jnp.asarray(values if used else np.full_like(values, np.nan), dtype)
+
+    used = np.isin(np.arange(e), np.asarray(routing.experts))
+    layer = Layer(experts=[Expert(matrix(f, d, u), matrix(f, d, u), matrix(d, f, u)) for u in used])
+    poison_free_memory()
+    ours = jax.jit(lambda logits, valid: pallas_route(logits, valid, a))(logits, valid)
+    np.testing.assert_array_equal(ours.experts, routing.experts)
+    np.testing.assert_allclose(ours.weights, routing.weights, rtol=0, atol=1e-5)
+    run = jax.jit(BACKENDS["pallas"].apply)
+    got = run(layer.stacked, x, ours)
+    np.testing.assert_allclose(got, moe_loop(layer, np.asarray(x), routing), rtol=0, atol=ATOL[dtype])
+    np.testing.assert_array_equal(run(layer.stacked, x, ours), got, err_msg="the same call gave other bits")
+
+
+@pytest.mark.parametrize(("t", "e", "a"), [(1, 2, 1), (64, 8, 2), (5000, 8, 2), (777, 128, 4)])
+def test_route_and_ranks(t: int, e: int, a: int, rng: np.random.Generator) -> None:
+    """With ties (small integers), broken rows and padding; ranks and counts against their specification."""
+    logits = rng.integers(-3, 4, (t, e)).astype(np.float32)
+    logits[rng.random(t) < 0.1] = np.nan
+    valid = rng.random(t) < 0.9
+    poison_free_memory()
+    got = jax.jit(lambda logits, valid: KERNELS["triton"].route(logits, valid, a))(logits, valid)
+    expected = KERNELS["reference"].route(jnp.asarray(logits), jnp.asarray(valid), a)
+    for name in ("experts", "ranks", "counts"):
+        np.testing.assert_array_equal(getattr(got, name), getattr(expected, name), err_msg=name)
+    np.testing.assert_allclose(got.weights, expected.weights, rtol=0, atol=1e-5)
+    ranks, counts = jax.jit(lambda experts: KERNELS["triton"].rank_rows(experts, e))(got.experts)
+    np.testing.assert_array_equal(ranks, expected.ranks)
+    np.testing.assert_array_equal(counts, expected.counts)

@@ -1,0 +1,105 @@
+"""Routing and ranks, interpreted, against the specification, and the specification against a loop over tokens."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from moejax.ops.reference import Routes
+from moejax.ops.triton.blocks import route_block
+from tests.moejax.moe.oracle import route_loop
+from tests.moejax.ops.triton.cases import FLOAT32_ATOL, REFERENCE, interpreted, routings
+
+# T E A: one token, a power of two and its neighbours, small and large E that are none, the largest E, every A.
+SHAPES = [(1, 2, 1), (1, 8, 2), (8, 3, 2), (17, 5, 4), (5, 127, 4), (9, 128, 2)]
+SEVERAL_BLOCKS = (300, 8, 2)
+
+
+def check(got: Routes, expected: Routes) -> None:
+    for name in ("experts", "ranks", "counts"):
+        np.testing.assert_array_equal(getattr(got, name), getattr(expected, name), err_msg=name)
+        assert getattr(got, name).dtype == jnp.int32
+    np.testing.assert_allclose(got.weights, expected.weights, rtol=0, atol=FLOAT32_ATOL)
+    assert got.weights.dtype == jnp.float32
+
+
+@pytest.mark.parametrize(("t", "e", "a"), SHAPES)
+@settings(max_examples=20, deadline=None)
+@given(data=st.data())
+def test_route_equals_reference(t: int, e: int, a: int, data: st.DataObject) -> None:
+    """Small integers, so that there are ties, with infinities and NaN among them."""
+    odd = st.sampled_from([np.nan, np.inf, -np.inf, 300.0, -300.0])
+    logits = data.draw(arrays(np.float32, (t, e), elements=st.integers(-2, 2).map(float) | odd, fill=st.just(0.0)))
+    valid = data.draw(arrays(bool, (t,)))
+    check(interpreted("route", a)(logits, valid), REFERENCE.route(jnp.asarray(logits), jnp.asarray(valid), a))
+
+
+@pytest.mark.parametrize(("t", "e", "a"), SHAPES)
+def test_reference_equals_loop(t: int, e: int, a: int) -> None:
+    logits = np.random.default_rng(t).integers(-2, 3, (t, e)).astype(np.float32)
+    valid = np.arange(t) % 3 != 1
+    got, expected = REFERENCE.route(jnp.asarray(logits), jnp.asarray(valid), a), route_loop(logits, valid, a)
+    np.testing.assert_array_equal(got.experts, expected.experts)
+    np.testing.assert_allclose(got.weights, expected.weights, rtol=0, atol=FLOAT32_ATOL)
+    seen = [0] * e
+    for token in range(t):
+        for place, expert in enumerate(np.asarray(got.experts[token])):
+            assert got.ranks[token, place] == (seen[expert] if expert < e else 0)
+            if expert < e:
+                seen[expert] += 1
+    np.testing.assert_array_equal(got.counts, seen)
+
+
+def test_several_blocks() -> None:
+    t, e, a = SEVERAL_BLOCKS
+    assert t > route_block(t, e).tokens, "this is one block"
+    rng = np.random.default_rng(0)
+    logits = jnp.asarray(rng.integers(-3, 4, (t, e)), jnp.float32)
+    valid = jnp.asarray(rng.random(t) < 0.9)
+    check(interpreted("route", a)(logits, valid), REFERENCE.route(logits, valid, a))
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+def test_a_broken_row_has_nan_weights_and_valid_experts(broken: float) -> None:
+    logits = np.zeros((3, 5), np.float32)
+    logits[1, 3] = broken
+    routes = interpreted("route", 2)(logits, np.ones(3, bool))
+    assert np.isnan(routes.weights[1]).all() and not np.isnan(routes.weights[jnp.array([0, 2])]).any()
+    np.testing.assert_array_equal(routes.experts, [[0, 1]] * 3)
+    np.testing.assert_array_equal(routes.counts, [3, 3, 0, 0, 0])
+
+
+@pytest.mark.parametrize(("t", "e", "a"), [(9, 8, 2), (1, 60, 4)])
+def test_bfloat16_logits(t: int, e: int, a: int) -> None:
+    """Rounded to 8 bits, so that 60 of them have ties."""
+    logits = jnp.asarray(np.random.default_rng(0).standard_normal((t, e)), jnp.bfloat16)
+    check(interpreted("route", a)(logits, np.ones(t, bool)), REFERENCE.route(logits, jnp.ones(t, bool), a))
+
+
+def test_no_tokens() -> None:
+    check(
+        interpreted("route", 2)(jnp.zeros((0, 8)), jnp.zeros((0,), bool)),
+        REFERENCE.route(jnp.zeros((0, 8)), jnp.zeros((0,), bool), 2),
+    )
+
+
+@pytest.mark.parametrize(("t", "e", "a"), [(0, 8, 2), (1, 8, 2), (17, 5, 2)])
+@settings(max_examples=10, deadline=None)
+@given(data=st.data())
+def test_rank_rows_equals_reference(t: int, e: int, a: int, data: st.DataObject) -> None:
+    """Ranks of rows that a dispatch has renumbered: only expert ids are given."""
+    routes = data.draw(routings(t, e, a)) if t else REFERENCE.route(jnp.zeros((0, e)), jnp.zeros((0,), bool), a)
+    ranks, counts = interpreted("rank_rows", e)(routes.experts)
+    np.testing.assert_array_equal(ranks, routes.ranks)
+    np.testing.assert_array_equal(counts, routes.counts)
+
+
+def test_rank_rows_of_several_blocks() -> None:
+    t, e, a = SEVERAL_BLOCKS
+    logits = jnp.asarray(np.random.default_rng(1).standard_normal((t, e)), jnp.float32)
+    routes = REFERENCE.route(logits, jnp.arange(t) % 5 > 0, a)
+    ranks, counts = interpreted("rank_rows", e)(routes.experts)
+    np.testing.assert_array_equal(ranks, routes.ranks)
+    np.testing.assert_array_equal(counts, routes.counts)

@@ -1,0 +1,248 @@
+"""Chats to prompts: the templates of Mixtral checkpoints, and templates that should not be trusted."""
+
+from typing import Any
+
+import pytest
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from moejax.text.chat import MAX_TEMPLATE, encode_chat, render_chat
+from tests.tokenizer_models import BOS, EOS, byte_level, loaded, sentencepiece
+
+CHAT = [
+    {"role": "user", "content": "the list"},
+    {"role": "assistant", "content": "a <list>"},
+    {"role": "user", "content": "é 😀, cost: 100000 {a: 999999} %(b)99999d %*d"},
+]
+# In the manner of Mixtral-8x7B-Instruct.
+INSTRUCT = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate\\nuser/assistant') }}{% endif %}"
+    "{% if message['role'] == 'user' %}{{ ' [INST] ' + message['content'] + ' [/INST]' }}"
+    "{% else %}{{ ' ' + message['content'] + eos_token }}{% endif %}{% endfor %}"
+)
+# In the manner of ChatML, with what else is found in templates.
+RICH = """{%- set ns = namespace(system='none', turns=0) -%}
+{% macro head(name) %}<|{{ name | trim | upper }}|>{% endmacro %}
+{% for message in messages if message.content is string %}
+    {% if loop.first %}
+        {{- head(' start ') ~ ns.system }}
+    {% endif %}
+    {% set ns.turns = ns.turns + 1 %}
+    {% generation %}{{ message | tojson }} {{ '%s/%d' | format(message.role, loop.length) }}{% endgeneration %}
+    {% if loop.last %}{% break %}{% endif %}
+{% endfor %}
+{{ messages[2].content | trim }} {{ messages[2].content.split(':')[1].replace('0', '1') }}
+{{ '{}: 123456 %% {:>5}' .format('a', 'b') }} {{ '100%% 123456 %s' % 'a' }} {{ '%s' % messages[2].content }}
+{{ '{} {}'.format(1234567890, 'x'.center(9)) }} {{ '%d' | format(1234567890) }} {{ '' | default(1234567890) }}
+{% set tail %}{{ '-' * 3 }}{{ messages[::-1] | map(attribute='role') | join(', ') }}{% endset %}
+{{ tail }}{{ ns.turns }}{{ messages[0].name is defined }}{{ messages[0].get('name', 'x').split('x') }}
+{% if tools is not none %}TOOLS{% endif %}{% if add_generation_prompt %}{{ dict(a=1).items() | list }}{% endif %}"""
+
+
+def render(template: str, messages: Any = CHAT, **options: Any) -> str:
+    return render_chat(template, messages, bos_token=BOS, eos_token=EOS, **options)
+
+
+def error_of(template: str, messages: Any = CHAT) -> str:
+    with pytest.raises(ValueError) as caught:
+        render(template, messages)
+    message = str(caught.value)
+    assert message.isprintable() and len(message) < 500
+    return message
+
+
+# --- rendering ---
+
+
+@pytest.mark.parametrize("template", [INSTRUCT, RICH, "{{ messages | tojson(indent=1) }}", "{{ strftime_now('%Y') }}"])
+@pytest.mark.parametrize("add_generation_prompt", [True, False])
+def test_equals_transformers(template: str, add_generation_prompt: bool) -> None:
+    options: Any = {"add_generation_prompt": add_generation_prompt, "bos_token": BOS, "eos_token": EOS}
+    [expected], _ = render_jinja_template([CHAT], chat_template=template, **options)
+    assert render(template, add_generation_prompt=add_generation_prompt) == expected
+
+
+def test_instruct_text() -> None:
+    assert render(INSTRUCT) == f"{BOS} [INST] the list [/INST] a <list>{EOS} [INST] {CHAT[2]['content']} [/INST]"
+
+
+def test_tokens_that_the_checkpoint_lacks_are_undefined() -> None:
+    template = "{{ bos_token is defined }}{{ eos_token is defined }}"
+    assert render_chat(template, CHAT, bos_token=None, eos_token=None) == "FalseFalse"
+    assert render(template) == "TrueTrue"
+
+
+def test_further_keys_are_passed_on() -> None:
+    assert render("{{ messages[0].name.first }}", [{"role": "user", "content": "", "name": {"first": "A"}}]) == "A"
+
+
+# --- token ids ---
+
+
+@pytest.mark.parametrize("backend", [byte_level, sentencepiece])
+@pytest.mark.parametrize(
+    ("template", "text"), [(INSTRUCT, f"{BOS} [INST] a [/INST]"), ("{{ messages[0].content }}", "a")]
+)
+def test_bos_is_not_doubled(backend: Any, template: str, text: str) -> None:
+    tokenizer = loaded(backend(), chat_template=template)
+    ids = encode_chat(tokenizer, [{"role": "user", "content": "a"}])
+    without_bos = tokenizer.backend.encode(text.removeprefix(BOS), add_special_tokens=False).ids
+    assert ids == [tokenizer.bos_id, *without_bos]
+
+
+def test_special_tokens_are_passed_on() -> None:
+    tokenizer = loaded(byte_level(), chat_template=INSTRUCT, add_bos_token=False)
+    ids = encode_chat(tokenizer, CHAT)
+    assert (ids.count(0), ids.count(1)) == (1, 1)
+
+
+def test_generation_prompt_is_passed_on() -> None:
+    tokenizer = loaded(byte_level(), chat_template="{% if add_generation_prompt %}ab{% else %}a{% endif %}")
+    assert tokenizer.decode(encode_chat(tokenizer, CHAT)) == "ab"
+    assert tokenizer.decode(encode_chat(tokenizer, CHAT, add_generation_prompt=False)) == "a"
+
+
+def test_no_template() -> None:
+    with pytest.raises(ValueError, match="^this checkpoint has no chat template .*: give the text as a plain prompt$"):
+        encode_chat(loaded(byte_level()), CHAT)
+
+
+# --- messages ---
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        ([], "expected a list of at least one message with role and content, got []"),
+        ("hello", "expected a list of at least one message with role and content, got 'hello'"),
+        (CHAT[0], "expected a list of at least one message with role and content, got {'role': 'user'"),
+        (None, "expected a list of at least one message with role and content, got None"),
+        (["hello"], "message 0: expected a mapping with role and content, got 'hello'"),
+        ([CHAT[0], {"role": "user"}], "message 1: expected a string for 'content', got only the keys ['role']"),
+        ([{"content": "x"}], "message 0: expected a string for 'role', got only the keys ['content']"),
+        ([{"role": "user", "content": None}], "message 0: expected a string for 'content', got None"),
+        ([{"role": 3, "content": "x"}], "message 0: expected a string for 'role', got 3"),
+        ([{"role": "user", "content": "x", "f": print}], "messages may hold JSON values only: Object of type"),
+    ],
+)
+def test_messages_of_the_wrong_form(messages: Any, message: str) -> None:
+    assert error_of("x", messages).startswith(message)
+
+
+def test_template_that_refuses() -> None:
+    message = error_of(INSTRUCT, [CHAT[0], CHAT[0]])
+    assert message == "the chat template refuses these messages: roles must alternate user/assistant"
+
+
+# --- templates that are wrong or hostile ---
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("a\n{% if %}", "the chat template is not valid Jinja, line 2: Expected an expression, got 'end of statement"),
+        ("{% for m in messages %}", "the chat template is not valid Jinja, line 1: Unexpected end of template"),
+        ("{{ messages[0].a.b }}", "the chat template failed with UndefinedError: 'dict object' has no attribute 'a'"),
+        ("{{ 1 / 0 }}", "the chat template failed with ZeroDivisionError: division by zero"),
+        ("{% include '/etc/passwd' %}", "the chat template failed with TypeError: no loader for this environment"),
+        pytest.param(
+            "{{" + "(" * 5000 + ")" * 5000 + "}}",
+            "the chat template failed with RecursionError: maximum recursion",
+            id="nested",
+        ),
+        (
+            "{% for m in messages recursive %}{% endfor %}",
+            "the chat template is not valid Jinja, line 1: recursive loops",
+        ),
+        ("{{ raise_exception('\x1b[31m') }}", "the chat template refuses these messages:  [31m"),
+    ],
+)
+def test_template_that_fails(template: str, message: str) -> None:
+    assert error_of(template).startswith(message)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ ''.__class__ }}",
+        "{{ ''['__class__'] }}",
+        "{{ '' | attr('__class__') }}",
+        "{{ messages | map(attribute='__class__') | list }}",
+        "{{ '{0.__class__}'.format(1) }}",
+        "{% set f = '{0.__class__}'.format %}{{ f(1) }}",
+        "{{ '{x.__class__}'.format_map({'x': 1}) }}",
+        "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
+        "{{ raise_exception.__globals__ }}",
+        "{{ namespace.__init__.__globals__ }}",
+        "{{ self._TemplateReference__context }}",
+        "{{ messages.append(1) }}",
+        "{{ messages[0].update(role='system') }}",
+        "{{ messages[0].pop('role') }}",
+        "{% set n = namespace(__html__=1) %}",
+        "{% set n = namespace() %}{% set n.__html__ = 1 %}",
+    ],
+)
+def test_template_that_leaves_the_sandbox(template: str) -> None:
+    assert error_of(template).startswith("the chat template does something unsafe and was stopped: it ")
+
+
+@pytest.mark.parametrize(
+    "template", ["{{ dict.update(messages[0], {'role': 'x'}) }}", "{% set messages[0].role = 'x' %}", "{{ lipsum() }}"]
+)
+def test_messages_cannot_be_changed(template: str) -> None:
+    before = [dict(message) for message in CHAT]
+    error_of(template)
+    assert before == CHAT
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ 'a' * 10 ** 10 }}",
+        "{{ 10 ** 10 * [1] }}",
+        "{{ 10 ** (10 ** 10) }}",
+        "{% set n = namespace(x=9) %}{% for i in range(99) %}{% set n.x = n.x * n.x %}{% endfor %}",
+        "{% set n = namespace(x='aa') %}{% for i in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+        "{% set n = namespace(x='aa') %}{% for i in range(99) %}{% set n.x = n.x + n.x %}{% endfor %}",
+        "{% set n = namespace(x='aa') %}{% for i in range(99) %}{% set n.x %}{{ n.x }}{{n.x}}{% endset %}{% endfor %}",
+        "{% set n = namespace(x='aa') %}{% for i in range(99) %}{% set n.x = n.x.replace('a', 'aa') %}{% endfor %}",
+        "{% set n = namespace(x='aa') %}{% for i in range(99) %}{% set n.x = [n.x, n.x] | join %}{% endfor %}",
+        "{% for i in range(99) %}{{ 'a' * 999999 }}{% endfor %}",
+        "{% set x = 'a'.center(99999999) %}",
+        "{% set x = 'a' | center(999999999999999) %}",
+        "{% set x = '%99999999d' % 1 %}",
+        "{% set x = '%*d' % (99999999, 1) %}",
+        "{% set x = '%999999999999999d' | format(1) %}",
+        "{% set x = '%(a)99999999d' % {'a': 1} %}",
+        "{% set x = '{:99999999}'.format(1) %}",
+        "{% set x = '{a:>99999999}'.format_map({'a': 1}) %}",
+        "{% set x = '{:{w}}'.format(1, w=99999999) %}",
+    ],
+)
+def test_template_that_builds_too_much(template: str) -> None:
+    assert error_of(template).startswith("the chat template does more than a chat needs and was stopped: it ")
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% set r = range(9999) %}{% for a in r %}{% for b in r %}{% endfor %}{% endfor %}",
+        "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(40) }}",
+        "{% set x = 'a' * 10000000 %}{% for i in range(99) %}{% set y = x | length %}{% endfor %}",
+        "{% set n = namespace(x=0) %}{% for a in range(99999) %}{% set n.x = n.x + 1 %}{% endfor %}",
+    ],
+)
+def test_template_that_runs_too_long(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moejax.text.chat.MAX_STEPS", 100_001)  # the real limit takes a second to reach
+    assert error_of(template).endswith("and was stopped: it takes more than 100001 steps")
+
+
+def test_template_that_is_too_long() -> None:
+    assert "its source has 1048577 characters" in error_of("a" * (MAX_TEMPLATE + 1))
+
+
+def test_long_chat_is_within_the_bounds() -> None:
+    chat = [{"role": ("user", "assistant")[n % 2], "content": "word " * 2000} for n in range(201)]
+    assert len(render(INSTRUCT, chat)) > 2_000_000
