@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 from moejax.families.config import ModelConfig
 from moejax.moe.split import DispatchName
-from moejax.planning.calls import Call, decode_call, prefill_calls
+from moejax.planning import coefficients
+from moejax.planning.calls import ProgramCall, decode_call, prefill_calls
 from moejax.planning.communication import Tokens, choice_collectives, forward_collectives
 from moejax.planning.footprint import cache_bytes, weight_bytes
 from moejax.planning.hardware import Hardware, Link
@@ -38,8 +39,8 @@ class Setting:
     ragged: bool = False
 
 
-class Work(NamedTuple):
-    """Of one part of a call: bytes that a device reads from its memory, FLOPs of its products, and at which speed."""
+class PartCost(NamedTuple):
+    """What one part of a call takes: bytes that a device reads, FLOPs of its products, and at which speed."""
 
     bytes: float
     flops: float
@@ -58,7 +59,7 @@ def predict_prefill(setting: Setting, workload: Workload) -> Phase:
     return reduce(_and, (phases[call] for call in calls))
 
 
-def predict_call(setting: Setting, call: Call, dtype: str) -> Phase:
+def predict_call(setting: Setting, call: ProgramCall, dtype: str) -> Phase:
     """One call of a compiled program, as its busiest device has it."""
     config, rules, hardware = setting.config, setting.rules, setting.hardware
     tokens = call.group_tokens(rules)
@@ -67,7 +68,7 @@ def predict_call(setting: Setting, call: Call, dtype: str) -> Phase:
     rows = setting.routing.busiest_rows(parts, tokens)
     work = _work(setting, call, dtype, read, rows)
     collectives = call_collectives(setting, call, dtype)
-    latency, bandwidth = _exchange(collectives, rules.mesh, hardware)
+    latency, bandwidth = exchange_seconds(collectives, rules.mesh, hardware)
     reading = {name: part.bytes / hardware.bandwidth for name, part in work.items()}
     computing = {name: part.flops / part.speed for name, part in work.items()}
     return Phase(
@@ -94,7 +95,7 @@ def predict_call(setting: Setting, call: Call, dtype: str) -> Phase:
     )
 
 
-def _work(setting: Setting, call: Call, dtype: str, read: float, rows: float) -> dict[str, Work]:
+def _work(setting: Setting, call: ProgramCall, dtype: str, read: float, rows: float) -> dict[str, PartCost]:
     """What the busiest device reads and computes, by the parts whose reads overlap with their own products."""
     config, rules = setting.config, setting.rules
     layers, d = config.num_layers, config.embed_dim
@@ -104,25 +105,30 @@ def _work(setting: Setting, call: Call, dtype: str, read: float, rows: float) ->
     weights = weight_bytes(config, rules, dtype)
     query_heads, key_heads = config.num_heads // rules.parts("q_heads"), config.num_kv_heads // rules.parts("kv_heads")
     queries, keys = query_heads * config.head_dim, key_heads * config.head_dim
-    projections = 2 * own * d * (2 * queries + 2 * keys) + 2 * routed * d * config.num_experts
-    scores = 4 * own * queries * call.visited
+    cost = coefficients.COST
+    product = cost.flops_per_product
+    projections = product * own * d * (cost.query_projections * queries + cost.key_projections * keys)
+    projections += product * routed * d * cost.routers * config.num_experts
+    scores = product * cost.attention_products * own * queries * call.visited
     vocabulary = config.vocab_size // rules.parts("vocab")
     speed = partial(setting.hardware.speed, dtype)
     attend = "attend_step" if call.width == 1 else "attend_prompt"
     return {
-        "attention": Work(layers * weights.attention, layers * projections, speed("project", own)),
-        "cache": Work(
+        "attention": PartCost(layers * weights.attention, layers * projections, speed("project", own)),
+        "cache": PartCost(
             cache_bytes(config, rules, call.rows, call.slots, dtype),
             layers * scores,
             speed(attend, query_heads / key_heads),
         ),
-        "experts": Work(
+        "experts": PartCost(
             layers * read * weights.one_expert,
-            layers * rows * 6 * d * config.expert_dim / rules.parts("mlp"),
+            layers * rows * product * cost.expert_matrices * d * config.expert_dim / rules.parts("mlp"),
             speed("experts", rows / read),
         ),
-        "head": Work(
-            weights.head + weights.norm + own * d * item, 2 * own_rows * d * vocabulary, speed("project", own_rows)
+        "head": PartCost(
+            weights.head + weights.norm + cost.embedding_rows * own * d * item,
+            product * cost.output_heads * own_rows * d * vocabulary,
+            speed("project", own_rows),
         ),
     }
 
@@ -148,7 +154,7 @@ def _and(first: Phase, second: Phase) -> Phase:
     )
 
 
-def call_collectives(setting: Setting, call: Call, dtype: str) -> list[Collective]:
+def call_collectives(setting: Setting, call: ProgramCall, dtype: str) -> list[Collective]:
     """Every collective of one call, in the order in which they run."""
     tokens = Tokens(rows=call.rows, length=call.width)
     found = forward_collectives(setting.config, setting.rules, setting.dispatch, tokens, dtype)
@@ -158,22 +164,22 @@ def call_collectives(setting: Setting, call: Call, dtype: str) -> list[Collectiv
 
 
 def _ragged(collectives: list[Collective], setting: Setting) -> list[Collective]:
-    """Those of `all_to_all` if a token went only to the devices of its A experts, at most A of e, and no slot empty."""
+    """What `all_to_all` would exchange if a token went only to its experts' devices, A of e, and no slot were empty."""
     share = min(1.0, setting.config.experts_per_token / setting.rules.parts("experts"))
     return [
         replace(one, elements=round(one.elements * share)) if one.kind == "all-to-all" else one for one in collectives
     ]
 
 
-def _exchange(collectives: Iterable[Collective], mesh: MeshConfig, hardware: Hardware) -> tuple[float, float]:
+def exchange_seconds(collectives: Iterable[Collective], mesh: MeshConfig, hardware: Hardware) -> tuple[float, float]:
     """Seconds that all of them take: what their size does not change, and what it does."""
     latency = bandwidth = 0.0
     for one, count in Counter(collectives).items():
         link = link_of(one.axes, mesh, hardware)
         group = mesh.extent(one.axes)  # type: ignore[arg-type]
-        hops = 2 * (group - 1) if one.kind == "all-reduce" else group - 1
+        rounds = coefficients.COST.all_reduce_rounds if one.kind == "all-reduce" else coefficients.COST.other_rounds
         wire = float(wire_elements(one, mesh.shape)) * ITEM_SIZES[one.dtype]
-        latency += count * (link.launch + hops * link.latency)
+        latency += count * (link.launch + rounds * (group - 1) * link.latency)
         bandwidth += count * wire / link.bandwidth
     return latency, bandwidth
 
