@@ -38,10 +38,11 @@ def _whole(config: ModelConfig) -> DeviceShare:
 def token_flops(config: ModelConfig, position: int) -> int:
     """FLOPs of one token at `position` (0 is the first): projections, router, chosen experts, attention, no head."""
     share = _whole(config)
-    products = share.flops("attention", 1) + share.flops("router", 1) + share.flops("mlp", 1)
+    products = share.multiplied["attention"] + share.multiplied["router"] + share.multiplied["mlp"]
+    products += config.experts_per_token * share.multiplied["experts"]
     seen = min(position + 1, config.sliding_window or position + 1)
     scores = 4 * config.num_heads * config.head_dim * seen  # queries with keys, weights with values
-    return round(products + share.flops("experts", config.experts_per_token) + config.num_layers * scores)
+    return 2 * products + config.num_layers * scores
 
 
 def head_flops(config: ModelConfig) -> int:

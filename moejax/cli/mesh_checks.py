@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-    from moejax.planning.compare import Plan
+    from moejax.planning.compare import ComparisonInputs
     from moejax.planning.hardware import Hardware
     from moejax.planning.rows import MeshRow
     from sharding.collectives import Collective
@@ -47,7 +47,7 @@ def check_same_kind(hardware: "Hardware", kind: str, *, quiet: bool) -> None:
         console.warn(f"the figures of cpu are those of {hardware.title}, not of this machine; {CALIBRATE}")
 
 
-def compiled(plan: "Plan", rows: "Sequence[MeshRow]", *, quiet: bool) -> "list[MeshRow]":
+def compiled(plan: "ComparisonInputs", rows: "Sequence[MeshRow]", *, quiet: bool) -> "list[MeshRow]":
     """The rows with what XLA compiled for those of the largest batch."""
     from moejax.measuring.compiled import compile_rows
 
@@ -57,7 +57,7 @@ def compiled(plan: "Plan", rows: "Sequence[MeshRow]", *, quiet: bool) -> "list[M
         )
 
 
-def measured(source: str, plan: "Plan", rows: "Sequence[MeshRow]", *, quiet: bool) -> "list[MeshRow]":
+def measured(source: str, plan: "ComparisonInputs", rows: "Sequence[MeshRow]", *, quiet: bool) -> "list[MeshRow]":
     """The rows with what was measured for those whose split exists."""
     from moejax.measuring.measured import measure_rows
 
@@ -65,7 +65,7 @@ def measured(source: str, plan: "Plan", rows: "Sequence[MeshRow]", *, quiet: boo
         return measure_rows(source, plan, rows, lambda what: step(f"timing {what}"))
 
 
-def check_tables(plan: "Plan", rows: "Sequence[MeshRow]") -> "Iterator[RenderableType]":
+def check_tables(plan: "ComparisonInputs", rows: "Sequence[MeshRow]") -> "Iterator[RenderableType]":
     """What was compiled and what was measured, if anything was."""
     from rich.text import Text
 

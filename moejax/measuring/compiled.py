@@ -17,7 +17,7 @@ from typing import Literal
 
 from moejax.families.config import ModelConfig
 from moejax.moe.split import DispatchName, Split, make_rules
-from moejax.planning.calls import Call, decode_call, prefill_cache_shape, prefill_calls
+from moejax.planning.calls import ProgramCall, decode_call, prefill_cache_shape, prefill_calls
 from moejax.planning.checks import ComparedCall, CompiledCheck
 from moejax.planning.communication import Tokens, by_phase, forward_collectives, report_collectives, step_collectives
 from moejax.planning.footprint import cache_bytes, weight_bytes
@@ -151,7 +151,7 @@ def predicted_collectives(config: ModelConfig, rules: Rules, job: Job) -> list[C
 def _jobs(config: ModelConfig, split: Split, workload: Workload, depths: Sequence[int]) -> list[Job]:
     rules = make_rules(config, split.mesh, split.dispatch)
     step, first = decode_call(workload, rules), next(prefill_calls(workload, rules))
-    calls: dict[PhaseName, Call] = {"decode": step, "prefill": first}
+    calls: dict[PhaseName, ProgramCall] = {"decode": step, "prefill": first}
     slots: dict[PhaseName, int] = {"decode": step.slots, "prefill": prefill_cache_shape(workload, rules)[1]}
     return [
         Job(

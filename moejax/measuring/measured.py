@@ -21,7 +21,7 @@ from moejax.families.table import named_configs
 from moejax.loading import random_model
 from moejax.moe.split import Split, make_rules
 from moejax.planning.checks import Measured
-from moejax.planning.compare import Plan, predict_split
+from moejax.planning.compare import ComparisonInputs, predict_split
 from moejax.planning.footprint import footprint
 from moejax.planning.rows import MeshRow
 from moejax.planning.workload import Workload
@@ -62,7 +62,7 @@ def check_measurable(devices: int, workloads: Sequence[Workload]) -> None:
 
 
 def measure_rows(
-    source: str, plan: Plan, rows: Sequence[MeshRow], told: Callable[[str], None] = lambda label: None
+    source: str, plan: ComparisonInputs, rows: Sequence[MeshRow], told: Callable[[str], None] = lambda label: None
 ) -> list[MeshRow]:
     """The rows with what was measured in those whose split exists; one model at a time is on the devices.
 
@@ -100,7 +100,7 @@ def load_split(source: str, config: ModelConfig, split: Split, layers: int, dtyp
     return random_model(dataclasses.replace(config, num_layers=layers), split, dtype)
 
 
-def measure_model(model: moejax.Model, plan: Plan, workload: Workload) -> Measured:
+def measure_model(model: moejax.Model, plan: ComparisonInputs, workload: Workload) -> Measured:
     """Times a model of as many layers as fit, and predicts one of so many."""
     layers = model.config.num_layers
     split = Split(mesh=model.mesh, dispatch=model.parallel.dispatch, remark=None)

@@ -132,7 +132,8 @@ def make_ops(
         asked = implementations.get(operation)
         if asked is not None and asked not in known:
             raise ValueError(f"{asked!r} does not have the operation {operation!r}; it is in {', '.join(known)}")
-        chosen[operation] = asked or next((name for name in row.implementations if name in known), "xla")
+        preferred: list[ImplementationName] = [name for name in (*row.implementations, "xla") if name in known]
+        chosen[operation] = asked or preferred[0]
     functions: dict[str, Any] = {operation: OPS[operation][name] for operation, name in chosen.items()}
     return Ops(**functions, experts=row.apply, layout=row.layout, chosen=chosen)
 

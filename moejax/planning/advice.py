@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from moejax.moe.split import make_rules
-from moejax.planning.compare import Plan
+from moejax.planning.compare import ComparisonInputs
 from moejax.planning.footprint import footprint
 from moejax.planning.hardware import Hardware, load_hardware, shipped_hardware
 from moejax.planning.rows import MeshRow
@@ -16,11 +16,11 @@ MOST_DEVICES = 1024  # where the search for enough devices ends
 
 
 def nearest(rows: Sequence[MeshRow]) -> MeshRow | None:
-    """Of rows that do not fit, the one that lacks least; None where the model can be split over no mesh."""
+    """Picks, from rows that do not fit, the one that lacks least; None where the model can be split over no mesh."""
     return min((row for row in rows if row.footprint is not None), key=lambda row: row.over_bytes, default=None)
 
 
-def what_fits(plan: Plan, devices: int, dispatch: str, rows: Sequence[MeshRow]) -> list[str]:
+def what_fits(plan: ComparisonInputs, devices: int, dispatch: str, rows: Sequence[MeshRow]) -> list[str]:
     """Flags of `moejax mesh compare`, each of which alone makes the model fit that fits in none of `rows`: a smaller
     batch, a smaller dtype, more devices, larger devices. Empty where none of them is enough.
     """
@@ -39,7 +39,7 @@ def what_fits(plan: Plan, devices: int, dispatch: str, rows: Sequence[MeshRow]) 
     return [flag for flag in enough if flag is not None]
 
 
-def _smaller(plan: Plan, dtype: str) -> list[str]:
+def _smaller(plan: ComparisonInputs, dtype: str) -> list[str]:
     """Dtypes of fewer bytes in which the devices compute."""
     return [name for name in plan.hardware.matrix_rate if ITEM_SIZES[name] < ITEM_SIZES[dtype]]
 
@@ -51,7 +51,7 @@ def _more_devices(hardware: Hardware, devices: int) -> Iterator[int]:
         yield devices
 
 
-def _larger(plan: Plan, workload: Workload) -> list[Hardware]:
+def _larger(plan: ComparisonInputs, workload: Workload) -> list[Hardware]:
     """The accelerators that moejax has figures of, with more memory, that compute in the dtype: the smallest first."""
     known = sorted(map(load_hardware, shipped_hardware()), key=lambda hardware: hardware.memory_bytes)
     return [
@@ -63,7 +63,7 @@ def _larger(plan: Plan, workload: Workload) -> list[Hardware]:
     ]
 
 
-def _fits(plan: Plan, devices: int, dispatch: str, workload: Workload) -> bool:
+def _fits(plan: ComparisonInputs, devices: int, dispatch: str, workload: Workload) -> bool:
     return any(
         footprint(plan.config, make_rules(plan.config, split.mesh, split.dispatch), workload).total <= plan.usable_bytes
         for split, why_not in splits(plan.config, devices, dispatch)

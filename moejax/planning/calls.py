@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from moejax.planning import coefficients
 from moejax.planning.workload import Workload
 from moejax.runtime.buckets import (
     MIN_CACHE,
@@ -16,7 +17,7 @@ from sharding import Rules
 
 
 @dataclass(frozen=True, kw_only=True)
-class Call:
+class ProgramCall:
     """One call: a decode step, or a part of a prefill.
 
     rows, width: what the program computes, padding included: `rows` sequences on all devices, `width` tokens of each.
@@ -33,7 +34,7 @@ class Call:
     chooses: bool
 
     def own_rows(self, rules: Rules) -> int:
-        """Of one device, between layers."""
+        """Rows that one device has between layers."""
         return self.rows // rules.parts("batch")
 
     def group_tokens(self, rules: Rules) -> int:
@@ -46,10 +47,10 @@ def cache_slots(workload: Workload) -> int:
     return length_bucket(workload.context, MIN_CACHE) if workload.context else 0
 
 
-def decode_call(workload: Workload, rules: Rules) -> Call:
+def decode_call(workload: Workload, rules: Rules) -> ProgramCall:
     """One step of the decode loop: attention reads every slot of the cache, filled or not."""
     slots = cache_slots(workload)
-    return Call(
+    return ProgramCall(
         rows=batch_bucket(workload.batch_size, rules.parts("batch")),
         width=1,
         requests=workload.batch_size,
@@ -60,7 +61,7 @@ def decode_call(workload: Workload, rules: Rules) -> Call:
     )
 
 
-def prefill_calls(workload: Workload, rules: Rules) -> Iterator[Call]:
+def prefill_calls(workload: Workload, rules: Rules) -> Iterator[ProgramCall]:
     """Groups of prompts, each fed chunk by chunk."""
     length = prompt_bucket(workload.input_len)
     width = min(length, PREFILL_CHUNK)
@@ -69,13 +70,13 @@ def prefill_calls(workload: Workload, rules: Rules) -> Iterator[Call]:
         requests = min(waiting, prompts_per_call(width))
         waiting -= requests
         for start in range(0, workload.input_len, width):
-            yield Call(
+            yield ProgramCall(
                 rows=batch_bucket(requests, rules.parts("batch")),
                 width=width,
                 requests=requests,
                 tokens=min(width, workload.input_len - start),
                 slots=start + width,
-                visited=start + (width + 1) / 2,
+                visited=start + coefficients.COST.visible_share * (width + 1),
                 chooses=False,
             )
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from moejax.families.config import ModelConfig
 from moejax.moe.split import DISPATCHES, DispatchName
+from moejax.planning import coefficients
 from moejax.weights.counts import num_places
 from sharding import MESH_AXES, MeshAxes, Rules
 from sharding.collectives import Collective, CollectiveKind
@@ -22,45 +23,45 @@ class Tokens:
     length: int
 
     def own(self, rules: Rules) -> int:
-        """Those that one device has between layers."""
+        """Tokens that one device has between layers."""
         return self.rows // rules.parts("batch") * self.length
 
     def group(self, rules: Rules) -> int:
-        """Those of the devices that together hold all experts."""
+        """Tokens of the devices that together hold all experts."""
         return self.rows // rules.parts("groups") * self.length
 
 
 def embedding_collectives(config: ModelConfig, rules: Rules, tokens: Tokens, dtype: str) -> list[Collective]:
-    """Of the embedding: each device looks up what it holds of the vocabulary."""
+    """What the embedding exchanges: each device looks up what it holds of the vocabulary."""
     return _between(rules, "embed", "all-reduce", rules["vocab"], tokens.own(rules) * config.embed_dim, dtype)
 
 
 def attention_collectives(config: ModelConfig, rules: Rules, tokens: Tokens, dtype: str) -> list[Collective]:
-    """Of one attention layer: what each device's heads add to the output is summed."""
+    """What one attention layer exchanges: what each device's heads add to the output is summed."""
     return _between(rules, "attention", "all-reduce", rules["q_heads"], tokens.own(rules) * config.embed_dim, dtype)
 
 
 def moe_collectives(
     config: ModelConfig, rules: Rules, dispatch: DispatchName, tokens: Tokens, dtype: str
 ) -> list[Collective]:
-    """Of one MoE layer."""
+    """What one MoE layer exchanges."""
     found: list[Collective] = []
     for transfer in DISPATCHES[dispatch].transfers:
         axes: MeshAxes = sum((rules[logical] for logical in transfer.over), ())
         count = tokens.own(rules) if transfer.tokens == "own" else tokens.group(rules)
-        width = 2 * config.experts_per_token if transfer.routing else config.embed_dim
+        width = coefficients.COST.routing_arrays * config.experts_per_token if transfer.routing else config.embed_dim
         found += _between(rules, "moe", transfer.kind, axes, count * width, "int32" if transfer.routing else dtype)
     return found
 
 
 def dense_collectives(config: ModelConfig, rules: Rules, tokens: Tokens, dtype: str) -> list[Collective]:
-    """Of a layer's feed-forward network without experts: the parts of its hidden axis are summed."""
+    """What a layer's feed-forward network without experts exchanges: the parts of its hidden axis are summed."""
     return _between(rules, "mlp", "all-reduce", rules["hidden"], tokens.own(rules) * config.embed_dim, dtype)
 
 
 def choice_collectives(rules: Rules, tokens: Tokens) -> list[Collective]:
-    """Of choosing the next token of each row greedily: best logits and tokens of each part of the vocabulary, then the
-    tokens of all rows.
+    """What choosing the next token of each row greedily exchanges: best logits and tokens of each part of the
+    vocabulary, then the tokens of all rows.
     """
     own, vocab = tokens.rows // rules.parts("batch"), rules["vocab"]
     return [
@@ -73,12 +74,10 @@ def choice_collectives(rules: Rules, tokens: Tokens) -> list[Collective]:
 def forward_collectives(
     config: ModelConfig, rules: Rules, dispatch: DispatchName, tokens: Tokens, dtype: str
 ) -> list[Collective]:
-    """Of the embedding and all layers, in the order in which they run."""
+    """What the embedding and all layers exchange, in the order in which they run."""
     attention = attention_collectives(config, rules, tokens, dtype)
-    moe, dense = (
-        moe_collectives(config, rules, dispatch, tokens, dtype),
-        dense_collectives(config, rules, tokens, dtype),
-    )
+    moe = moe_collectives(config, rules, dispatch, tokens, dtype)
+    dense = dense_collectives(config, rules, tokens, dtype)
     found = embedding_collectives(config, rules, tokens, dtype)
     for layer in range(config.num_layers):
         found += attention + (dense if layer in config.dense_layers else moe)
@@ -88,13 +87,13 @@ def forward_collectives(
 def step_collectives(
     config: ModelConfig, rules: Rules, dispatch: DispatchName, rows: int, dtype: str
 ) -> list[Collective]:
-    """Of one greedy decode step of `rows` sequences."""
+    """What one greedy decode step exchanges, of `rows` sequences."""
     tokens = Tokens(rows=rows, length=1)
     return forward_collectives(config, rules, dispatch, tokens, dtype) + choice_collectives(rules, tokens)
 
 
 def report_collectives(config: ModelConfig, rules: Rules) -> list[Collective]:
-    """Of telling the host how many rows each expert of each layer computed: once per call, whatever it fed."""
+    """What is exchanged once per call to tell the host how many rows each place of each layer computed."""
     counters = len(config.moe_layers) * num_places(config.num_experts, rules.parts("experts"))
     return [
         *_between(rules, "", "all-gather", rules["experts"], counters, "int32"),
@@ -103,7 +102,7 @@ def report_collectives(config: ModelConfig, rules: Rules) -> list[Collective]:
 
 
 def by_phase(collectives: Iterable[Collective]) -> list[Collective]:
-    """Those of a compiled program as they are listed here: without the loop, the scope that of the phase."""
+    """Collectives of a compiled program as they are listed here: without the loop, the scope that of the phase."""
     return [replace(one, in_loop=False, scope=_phase(one)) for one in collectives]
 
 

@@ -25,7 +25,7 @@ USABLE = 0.9  # of a device's memory; the rest is the driver's, the compiler's a
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class ComparisonInputs:
     """What all rows of a comparison have in common."""
 
     config: ModelConfig
@@ -99,7 +99,7 @@ def make_plan(
     hardware: str | Path | Hardware,
     expert_load: ExpertLoad | str | Path | None = None,
     usable_fraction: float = USABLE,
-) -> Plan:
+) -> ComparisonInputs:
     """What `compare_meshes` predicts with, from the same arguments.
 
     Raises:
@@ -111,7 +111,7 @@ def make_plan(
     kind = hardware if isinstance(hardware, Hardware) else load_hardware(hardware)
     shares = None if expert_load is None else expert_shares(expert_load, config)
     routing = RoutingModel(config.num_experts, config.experts_per_token, shares)
-    return Plan(config=config, hardware=kind, routing=routing, usable=float(usable_fraction))
+    return ComparisonInputs(config=config, hardware=kind, routing=routing, usable=float(usable_fraction))
 
 
 def check_dtype(hardware: Hardware, dtype: str) -> None:
@@ -124,7 +124,7 @@ def check_dtype(hardware: Hardware, dtype: str) -> None:
         )
 
 
-def predict_split(plan: Plan, split: Split, workload: Workload, why_not: str | None = None) -> MeshRow:
+def predict_split(plan: ComparisonInputs, split: Split, workload: Workload, why_not: str | None = None) -> MeshRow:
     """The row of one split; `why_not` where the model is known not to divide."""
     usable = plan.usable_bytes
     if why_not is not None:
@@ -148,7 +148,7 @@ def predict_split(plan: Plan, split: Split, workload: Workload, why_not: str | N
     )
 
 
-def _setting(plan: Plan, split: Split, *, ragged: bool = False) -> Setting:
+def _setting(plan: ComparisonInputs, split: Split, *, ragged: bool = False) -> Setting:
     return Setting(
         config=plan.config,
         rules=make_rules(plan.config, split.mesh, split.dispatch),
@@ -162,7 +162,7 @@ def _setting(plan: Plan, split: Split, *, ragged: bool = False) -> Setting:
 class _Peaks:
     """The largest batch that fits each split, and its tokens per second: the same for every batch size compared."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: ComparisonInputs) -> None:
         self._plan = plan
         self._found: dict[Split, tuple[int, float]] = {}
 
@@ -179,7 +179,7 @@ class _Peaks:
         return replace(row, largest_batch=largest, peak_tokens_per_second=tokens_per_second)
 
 
-def largest_batch(plan: Plan, setting: Setting, workload: Workload) -> int:
+def largest_batch(plan: ComparisonInputs, setting: Setting, workload: Workload) -> int:
     """The most sequences that fit, a power of two since batches are padded to one, as far as a server decodes so many
     at a time; 0 where not even one fits."""
     largest, size = 0, 1
@@ -191,7 +191,7 @@ def largest_batch(plan: Plan, setting: Setting, workload: Workload) -> int:
     return largest
 
 
-def _not_built(plan: Plan, rows: Iterable[MeshRow], dispatch: str) -> list[MeshRow]:
+def _not_built(plan: ComparisonInputs, rows: Iterable[MeshRow], dispatch: str) -> list[MeshRow]:
     """A row for an ideal ragged exchange, on the usable mesh with most devices along expert: what one could bring."""
     if dispatch != EVERY_DISPATCH:
         return []

@@ -11,14 +11,14 @@ from typing import NamedTuple
 
 from moejax.families.config import ModelConfig
 from moejax.moe.split import DispatchName
-from moejax.planning.calls import Call, decode_call, prefill_calls
+from moejax.planning import coefficients
+from moejax.planning.calls import ProgramCall, decode_call, prefill_calls
 from moejax.planning.communication import Tokens, choice_collectives, forward_collectives
 from moejax.planning.footprint import cache_bytes, device_weights
 from moejax.planning.hardware import Hardware, Link
 from moejax.planning.routing import RoutingModel
 from moejax.planning.rows import Phase
 from moejax.planning.workload import Workload
-from moejax.weights.counts import FLOPS_PER_ELEMENT
 from sharding import MESH_AXES, MeshConfig, Rules
 from sharding.collectives import Collective, wire_elements
 from sharding.collectives.collective import ITEM_SIZES
@@ -39,8 +39,8 @@ class Setting:
     ragged: bool = False
 
 
-class Work(NamedTuple):
-    """Of one part of a call: bytes that a device reads from its memory, FLOPs of its products, and at which speed."""
+class PartCost(NamedTuple):
+    """What one part of a call takes: bytes that a device reads, FLOPs of its products, and at which speed."""
 
     bytes: float
     flops: float
@@ -59,7 +59,7 @@ def predict_prefill(setting: Setting, workload: Workload) -> Phase:
     return reduce(_and, (phases[call] for call in calls))
 
 
-def predict_call(setting: Setting, call: Call, dtype: str) -> Phase:
+def predict_call(setting: Setting, call: ProgramCall, dtype: str) -> Phase:
     """One call of a compiled program, as its busiest device has it."""
     config, rules, hardware = setting.config, setting.rules, setting.hardware
     tokens = call.group_tokens(rules)
@@ -68,7 +68,7 @@ def predict_call(setting: Setting, call: Call, dtype: str) -> Phase:
     rows = setting.routing.busiest_rows(parts, tokens)
     work = _work(setting, call, dtype, read, rows)
     collectives = call_collectives(setting, call, dtype)
-    latency, bandwidth = _exchange(collectives, rules.mesh, hardware)
+    latency, bandwidth = exchange_seconds(collectives, rules.mesh, hardware)
     reading = {name: part.bytes / hardware.bandwidth for name, part in work.items()}
     computing = {name: part.flops / part.speed for name, part in work.items()}
     return Phase(
@@ -95,38 +95,35 @@ def predict_call(setting: Setting, call: Call, dtype: str) -> Phase:
     )
 
 
-def _work(setting: Setting, call: Call, dtype: str, read: float, rows: float) -> dict[str, Work]:
+def _work(setting: Setting, call: ProgramCall, dtype: str, read: float, rows: float) -> dict[str, PartCost]:
     """What the busiest device reads and computes, by the parts whose reads overlap with their own products."""
     config, rules = setting.config, setting.rules
-    layers, d = config.num_layers, config.embed_dim
+    d, cost, share = config.embed_dim, coefficients.COST, device_weights(config, rules)
     own_rows, item = call.own_rows(rules), ITEM_SIZES[dtype]
     own = own_rows * call.width
     routed = own if setting.dispatch == "all_to_all" else call.rows // rules.parts("groups") * call.width
-    share = device_weights(config, rules)
+    held, product = share.elements, cost.flops_per_product
     query_heads, key_heads = config.num_heads // rules.parts("q_heads"), config.num_kv_heads // rules.parts("kv_heads")
-    scores = 4 * own * query_heads * config.head_dim * call.visited
-    table = share.elements["embed"] if config.tie_embeddings else share.multiplied["head"]
+    scores = product * cost.attention_products * own * query_heads * config.head_dim * call.visited
+    table = held["embed"] if config.tie_embeddings else share.multiplied["head"]
+    products = (share.multiplied["attention"] + share.multiplied["mlp"]) * own + share.multiplied["router"] * routed
     speed = partial(setting.hardware.speed, dtype)
     attend = "attend_step" if call.width == 1 else "attend_prompt"
     return {
-        "attention": Work(
-            (share.elements["attention"] + share.elements["router"] + share.elements["mlp"]) * item,
-            share.flops("attention", own) + share.flops("router", routed) + share.flops("mlp", own),
-            speed("project", own),
+        "attention": PartCost(
+            (held["attention"] + held["router"] + held["mlp"]) * item, product * products, speed("project", own)
         ),
-        "cache": Work(
+        "cache": PartCost(
             cache_bytes(config, rules, call.rows, call.slots, dtype),
-            layers * scores,
+            config.num_layers * scores,
             speed(attend, query_heads / key_heads),
         ),
-        "experts": Work(
-            read * share.elements["experts"] * item,
-            share.flops("experts", rows),
-            speed("experts", rows / read),
+        "experts": PartCost(
+            read * held["experts"] * item, product * rows * share.multiplied["experts"], speed("experts", rows / read)
         ),
-        "head": Work(
-            (table + d + own * d) * item,  # the last norm, and a row of the embedding for each token
-            FLOPS_PER_ELEMENT * own_rows * table,
+        "head": PartCost(
+            (table + d + cost.embedding_rows * own * d) * item,  # with the last norm
+            product * own_rows * table,
             speed("project", own_rows),
         ),
     }
@@ -153,7 +150,7 @@ def _and(first: Phase, second: Phase) -> Phase:
     )
 
 
-def call_collectives(setting: Setting, call: Call, dtype: str) -> list[Collective]:
+def call_collectives(setting: Setting, call: ProgramCall, dtype: str) -> list[Collective]:
     """Every collective of one call, in the order in which they run."""
     tokens = Tokens(rows=call.rows, length=call.width)
     found = forward_collectives(setting.config, setting.rules, setting.dispatch, tokens, dtype)
@@ -163,22 +160,22 @@ def call_collectives(setting: Setting, call: Call, dtype: str) -> list[Collectiv
 
 
 def _ragged(collectives: list[Collective], setting: Setting) -> list[Collective]:
-    """Those of `all_to_all` if a token went only to the devices of its A experts, at most A of e, and no slot empty."""
+    """What `all_to_all` would exchange if a token went only to its experts' devices, A of e, and no slot were empty."""
     share = min(1.0, setting.config.experts_per_token / setting.rules.parts("experts"))
     return [
         replace(one, elements=round(one.elements * share)) if one.kind == "all-to-all" else one for one in collectives
     ]
 
 
-def _exchange(collectives: Iterable[Collective], mesh: MeshConfig, hardware: Hardware) -> tuple[float, float]:
+def exchange_seconds(collectives: Iterable[Collective], mesh: MeshConfig, hardware: Hardware) -> tuple[float, float]:
     """Seconds that all of them take: what their size does not change, and what it does."""
     latency = bandwidth = 0.0
     for one, count in Counter(collectives).items():
         link = link_of(one.axes, mesh, hardware)
         group = mesh.extent(one.axes)  # type: ignore[arg-type]
-        hops = 2 * (group - 1) if one.kind == "all-reduce" else group - 1
+        rounds = coefficients.COST.all_reduce_rounds if one.kind == "all-reduce" else coefficients.COST.other_rounds
         wire = float(wire_elements(one, mesh.shape)) * ITEM_SIZES[one.dtype]
-        latency += count * (link.launch + hops * link.latency)
+        latency += count * (link.launch + rounds * (group - 1) * link.latency)
         bandwidth += count * wire / link.bandwidth
     return latency, bandwidth
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 
 from moejax.moe.split import Split
-from moejax.planning.compare import Plan, predict_split
+from moejax.planning.compare import ComparisonInputs, predict_split
 from moejax.planning.hardware import Hardware
 from moejax.planning.rows import MeshRow, Phase
 from moejax.planning.workload import Workload
@@ -14,7 +14,7 @@ from sharding import MeshConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Curve:
+class ThroughputCurve:
     """Tokens per second of one split at each of the batch sizes that fit: powers of two, what batches are padded to."""
 
     label: str
@@ -35,7 +35,7 @@ class Crossover:
     tokens_per_second: float
 
 
-def curve(plan: Plan, split: Split, workload: Workload, largest: int) -> Curve:
+def curve(plan: ComparisonInputs, split: Split, workload: Workload, largest: int) -> ThroughputCurve:
     """Tokens per second of a split from batch 1 to `largest`, as far as it fits."""
     batches, speeds, size, label = [], [], 1, ""
     while size <= largest:
@@ -47,10 +47,10 @@ def curve(plan: Plan, split: Split, workload: Workload, largest: int) -> Curve:
         label, size = row.label, 2 * size
     if not batches:
         raise ValueError(f"{split.mesh} does not fit at batch 1: it has no curve")
-    return Curve(label=label, split=split, batches=tuple(batches), tokens_per_second=tuple(speeds))
+    return ThroughputCurve(label=label, split=split, batches=tuple(batches), tokens_per_second=tuple(speeds))
 
 
-def batch_crossovers(curves: Sequence[Curve]) -> list[Crossover]:
+def batch_crossovers(curves: Sequence[ThroughputCurve]) -> list[Crossover]:
     """Every place where one of the curves overtakes another for good or for a while, from small batches to large."""
     found = []
     for one, other in combinations(curves, 2):

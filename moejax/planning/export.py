@@ -41,7 +41,7 @@ def comparison_json(rows: Sequence[MeshRow], hardware: Hardware, fits_with: Sequ
 
 
 def winners(rows: Sequence[MeshRow]) -> dict[Objective, dict[str, str]]:
-    """Of the rows of one batch size, the best for each objective and why; none where nothing fits."""
+    """Picks from the rows of one batch size the best for each objective and why; none where nothing fits."""
     return {
         objective: {"split": row.label, "reason": row.best_for[objective]}
         for objective in OBJECTIVES

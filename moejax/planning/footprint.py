@@ -3,13 +3,14 @@
 from functools import lru_cache
 
 from moejax.families.config import ModelConfig
-from moejax.families.kv_cache import cache_placements
+from moejax.families.kv_cache import CACHE_AXES, cache_shape
 from moejax.families.table import weights_of
-from moejax.planning.calls import Call, cache_slots, decode_call, prefill_cache_shape, prefill_calls
+from moejax.planning import coefficients
+from moejax.planning.calls import ProgramCall, cache_slots, decode_call, prefill_cache_shape, prefill_calls
 from moejax.planning.rows import Footprint
 from moejax.planning.workload import Workload
 from moejax.weights.counts import DeviceShare, device_share, num_places
-from sharding import Rules, bytes_per_device
+from sharding import Rules, placement
 from sharding.collectives.collective import ITEM_SIZES
 
 
@@ -29,7 +30,8 @@ def weight_bytes(config: ModelConfig, rules: Rules, dtype: str) -> int:
 
 def cache_bytes(config: ModelConfig, rules: Rules, rows: int, slots: int, dtype: str) -> int:
     """Bytes of one device's keys and values of all layers."""
-    return bytes_per_device(cache_placements(config, rules, rows, slots, dtype))
+    one = placement("cache", cache_shape(config, rows, slots), dtype, ITEM_SIZES[dtype], CACHE_AXES, rules)
+    return coefficients.COST.cached_arrays * config.num_layers * one.bytes_per_device
 
 
 def footprint(config: ModelConfig, rules: Rules, workload: Workload) -> Footprint:
@@ -47,16 +49,17 @@ def footprint(config: ModelConfig, rules: Rules, workload: Workload) -> Footprin
     )
 
 
-def activation_bytes(config: ModelConfig, rules: Rules, call: Call, dtype: str) -> int:
+def activation_bytes(config: ModelConfig, rules: Rules, call: ProgramCall, dtype: str) -> int:
     """What one call computes with, as an estimate: the largest arrays of a layer at the same time, and the logits.
 
-    Of a device's own tokens: the residual twice, and queries, keys and values in float32. Of its group's tokens: one
+    A device's own tokens take the residual twice, and queries, keys and values in float32. Its group's tokens take one
     row per expert chosen, in the activations' dtype and twice in float32 (each expert's results, and their sum).
     """
-    item = ITEM_SIZES[dtype]
+    item, cost = ITEM_SIZES[dtype], coefficients.COST
     own, group = call.own_rows(rules) * call.width, call.rows // rules.parts("groups") * call.width
-    heads = config.num_heads // rules.parts("q_heads") + 2 * (config.num_kv_heads // rules.parts("kv_heads"))
-    attention = own * (2 * config.embed_dim * item + heads * config.head_dim * 4)
-    experts = group * config.experts_per_token * config.embed_dim * (item + 8)
-    logits = call.own_rows(rules) * (config.vocab_size // rules.parts("vocab")) * 4 * 2
-    return attention + experts + logits
+    heads = cost.query_copies * config.num_heads // rules.parts("q_heads")
+    heads += cost.key_copies * config.num_kv_heads // rules.parts("kv_heads")
+    attention = own * (cost.residuals * config.embed_dim * item + heads * config.head_dim * cost.float32_bytes)
+    row = config.embed_dim * (cost.expert_inputs * item + cost.expert_results * cost.float32_bytes)
+    logits = call.own_rows(rules) * (config.vocab_size // rules.parts("vocab"))
+    return attention + group * config.experts_per_token * row + logits * cost.logit_copies * cost.float32_bytes

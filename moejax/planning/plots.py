@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from moejax.planning import units
-from moejax.planning.compare import Plan
-from moejax.planning.crossovers import Crossover, Curve, batch_crossovers, curve
+from moejax.planning.compare import ComparisonInputs
+from moejax.planning.crossovers import Crossover, ThroughputCurve, batch_crossovers, curve
 from moejax.planning.ranking import best
 from moejax.planning.rows import MeshRow
 
@@ -49,7 +49,7 @@ def check_plot(path: str) -> None:
         raise ValueError(f"--plot {path}: cannot write in {folder} ({error.strerror}); name another file") from error
 
 
-def draw(rows: Sequence[MeshRow], plan: Plan, title: str, path: Path) -> None:
+def draw(rows: Sequence[MeshRow], plan: ComparisonInputs, title: str, path: Path) -> None:
     """Draws the bars of the largest batch size in `rows`, beside the curves of the splits worth telling apart.
 
     Raises:
@@ -82,7 +82,7 @@ def draw(rows: Sequence[MeshRow], plan: Plan, title: str, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def chosen_curves(rows: Sequence[MeshRow], plan: Plan) -> list[Curve]:
+def chosen_curves(rows: Sequence[MeshRow], plan: ComparisonInputs) -> list[ThroughputCurve]:
     """The splits that are fastest at some batch size, then those along one axis alone; MOST_CURVES at most.
 
     `all_to_all` sends what `gather` sends and the routing besides, so it is drawn only where it is fastest.
@@ -135,7 +135,7 @@ def _draw_bars(axes: Any, every: Sequence[MeshRow], batch: int) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _draw_curves(axes: Any, curves: Sequence[Curve], crossovers: Sequence[Crossover]) -> None:
+def _draw_curves(axes: Any, curves: Sequence[ThroughputCurve], crossovers: Sequence[Crossover]) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter
 
     for one, colour, style in zip(curves, COLOURS, STYLES, strict=False):
@@ -150,8 +150,8 @@ def _draw_curves(axes: Any, curves: Sequence[Curve], crossovers: Sequence[Crosso
     _mark(axes, [(one.batch, one.tokens_per_second) for one in crossovers])
 
 
-def _draw_shares(axes: Any, curves: Sequence[Curve], crossovers: Sequence[Crossover]) -> None:
-    """The same curves as a share of the fastest at each batch size, where lines that lie close come apart."""
+def _draw_shares(axes: Any, curves: Sequence[ThroughputCurve], crossovers: Sequence[Crossover]) -> None:
+    """Each curve as a share of the fastest at each batch size, where lines that lie close come apart."""
     longest = max((one.batches for one in curves), key=len)
     fastest = {
         batch: max(one.tokens_per_second[place] for one in curves if len(one.batches) > place)

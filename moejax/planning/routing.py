@@ -2,7 +2,7 @@
 
 A token chooses A of E experts, tokens independently of each other; the experts lie on `parts` devices, neighbouring
 ones together. What a device has on average is a closed form; by how much the busiest one exceeds that is the mean of
-seeded samples. The standard error of every result is below 0.5% of it: docs/performance-model.md, with a command.
+seeded samples. The standard error of a result is below 0.5% of it (docs/performance-model.md).
 """
 
 import math
@@ -17,7 +17,7 @@ TOKENS = 2**18  # whose choices are drawn, of all layers together; 2,048 samples
 FEWEST = 2**12  # of one layer
 LONGEST = 128  # tokens of a sample; more of them are put together from drawn samples
 MOST_SAMPLES = 2**15  # of all layers together
-FEWEST_LONG = 2**6  # samples of more than LONGEST tokens, of all layers together
+FEWEST_LONG, MOST_LONG = 2**6, 2**11  # samples of more than LONGEST tokens, of all layers together
 ORDERS = 2**20  # experts in all random orders together
 
 Shares = tuple[float, ...]  # of a layer: the probability that a token chooses each expert; they sum to A
@@ -46,7 +46,7 @@ class RoutingModel:
             return mean
         if tokens == 1 and self.shares is None:
             return _one_token_read(self.num_experts, self.experts_per_token, parts)
-        return mean / parts + self._excess(parts, tokens)[0]
+        return min(float(each), mean / parts + self._excess(parts, tokens)[0])
 
     def busiest_rows(self, parts: int, tokens: int) -> float:
         """Rows (token and expert) that the busiest device computes, expected, mean over layers."""
@@ -54,8 +54,9 @@ class RoutingModel:
             return float(tokens * -(-self.num_experts // parts))
         if tokens == 1:
             return self.experts_read(parts, 1)
-        mean = tokens * self.experts_per_token / parts
-        return mean if parts == 1 else mean + self._excess(parts, tokens)[1]
+        if parts == 1:
+            return float(tokens * self.experts_per_token)
+        return tokens * self.experts_per_token / parts + self._excess(parts, tokens)[1]
 
     def load_imbalance(self, parts: int) -> float:
         """Rows of the busiest device over the mean in the long run, mean over layers."""
@@ -138,9 +139,9 @@ def _long_samples(
     counts = _samples(drawn, short).astype(np.float32)
     number = counts.shape[1]
     rng = np.random.default_rng([drawn.seed, tokens])
-    samples = number // times + 1 + FEWEST_LONG // len(counts)  # rows of more tokens differ less
-    picks = rng.multinomial(times, np.full(number, 1 / number), (len(counts), samples))
-    rows = picks.astype(np.float32) @ counts
+    samples = 1 + min(MOST_LONG, FEWEST_LONG + 8 * TOKENS // tokens) // len(counts)  # rows of more tokens differ less
+    picks = rng.integers(number, size=(len(counts), samples, times))
+    rows = counts[np.arange(len(counts))[:, None, None], picks].sum(axis=2)
     widened = math.sqrt(tokens / (times * short) * number / (number - 1))
     expected = tokens * np.array(drawn.layers)[:, None]
     return expected + (rows - times * counts.mean(axis=1, keepdims=True)) * widened, rows > 0
@@ -180,6 +181,6 @@ def _one_token_read(num_experts: int, experts_per_token: int, parts: int) -> flo
             [[float(math.comb(count, j)) for j in range(min(count, most) + 1)] for count in held],
             np.ones(1),
         )
-        found = ways[experts_per_token] if len(ways) > experts_per_token else 0.0
+        found = float(ways[experts_per_token]) if len(ways) > experts_per_token else 0.0
         expected += 1.0 - found / math.comb(num_experts, experts_per_token)
     return expected

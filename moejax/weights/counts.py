@@ -1,6 +1,6 @@
-"""Parameters, bytes and FLOPs of declared weights: the only place where they are computed. Imports no JAX.
+"""Parameters, and elements that are held and multiplied, of declared weights: the only place where they are computed.
 
-A product of one token with a weight matrix takes 2 FLOPs per element, a multiplication and an addition.
+Imports no JAX. Bytes are elements times an item's size, FLOPs two for each element that a row is multiplied with.
 """
 
 import math
@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from moejax.weights.weight import Part, Weight
 from sharding import LogicalAxes, Placement, Rules, placement
 from sharding.collectives.collective import ITEM_SIZES
-
-FLOPS_PER_ELEMENT = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +51,6 @@ class DeviceShare:
 
     elements: Mapping[Part, int]
     multiplied: Mapping[Part, int]
-
-    def flops(self, part: Part, rows: float) -> float:
-        """FLOPs of multiplying so many rows with the matrices of a part."""
-        return FLOPS_PER_ELEMENT * rows * self.multiplied[part]
 
 
 def device_share(weights: Iterable[Weight], rules: Rules) -> DeviceShare:

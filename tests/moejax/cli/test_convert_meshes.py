@@ -43,8 +43,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_parameters_are_those_of_the_source(demo: Path, mesh: str | None, options: dict[str, Any]) -> None:
     models = [moejax.load(source, mesh=mesh, **options) for source in ("demo", demo)]
     assert models[0].params.keys() == models[1].params.keys()
-    for path, array in models[0].params.items():
-        other = models[1].params[path]
+    leaves = (jax.tree_util.tree_leaves_with_path(model.params) for model in models)
+    for (path, array), (_, other) in zip(*leaves, strict=True):
         assert array.sharding == other.sharding and array.dtype == other.dtype, path
         for shard, same in zip(array.addressable_shards, other.addressable_shards, strict=True):
             assert np.asarray(shard.data).tobytes() == np.asarray(same.data).tobytes(), path

@@ -11,6 +11,7 @@ import pytest
 
 import moejax
 from moejax.cli import output
+from moejax.moe.split import Split
 from moejax.text.chat import encode_chat
 from sharding import MeshConfig
 from tests.moejax.cli.conftest import Call
@@ -93,9 +94,10 @@ def test_every_flag_reaches_the_library(
     outcome = call("decode", tiny_folder, "--token-ids", "1 2", "--mesh", "expert=2", *load, *flags)
     assert outcome.status == 0, outcome.err
     assert outcome.err.count("mesh data=1,expert=2,tensor=1 uses 2 of the 8 devices that there are\n") == 1
+    (source, given), prompts, sampling = reached["args"]
     settings = {"dtype": "f16", "expert_backend": "dense", "max_seq_len": 99, "seed": 0}
-    settings |= {"mesh": MeshConfig(expert=2), "dispatch": "gather"}
-    assert reached["args"] == ((str(tiny_folder), settings), [[1, 2]], params)
+    split = Split(mesh=MeshConfig(expert=2), dispatch="gather", remark=None)
+    assert source.folder == tiny_folder and (given, prompts, sampling) == (settings | {"mesh": split}, [[1, 2]], params)
 
 
 def test_json_is_the_whole_result(call: Call, tiny: Tiny, tiny_folder: Path) -> None:

@@ -88,9 +88,9 @@ MISTAKES: list[tuple[tuple[str, ...], str]] = [
         "of them",
     ),
     (
-        (*SHOW, "--mesh", "expert=3"),
-        "the number of experts is 8, which does not divide over mesh axis expert = 3 of data=1,expert=3,tensor=1; use "
-        "expert=2 or another divisor of 8",
+        (*SHOW, "--mesh", "expert=9"),
+        "the number of experts is 8, fewer than the devices along mesh axis expert = 9 of data=1,expert=9,tensor=1; "
+        "use expert=8 or less",
     ),
     (
         (*SHOW, "--mesh", "auto"),

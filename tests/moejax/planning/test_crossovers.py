@@ -7,7 +7,7 @@ import pytest
 from moejax.families.table import named_config
 from moejax.moe.split import Split
 from moejax.planning.compare import compare_meshes, make_plan, predict_split
-from moejax.planning.crossovers import Curve, batch_crossovers, curve
+from moejax.planning.crossovers import ThroughputCurve, batch_crossovers, curve
 from moejax.planning.plots import check_plot, chosen_curves, crossover_text, draw
 from moejax.planning.workload import Workload
 from sharding import MeshConfig
@@ -15,8 +15,8 @@ from sharding import MeshConfig
 SPLIT = Split(mesh=MeshConfig(), dispatch="replicated", remark=None)
 
 
-def made(label: str, *speeds: float) -> Curve:
-    return Curve(
+def made(label: str, *speeds: float) -> ThroughputCurve:
+    return ThroughputCurve(
         label=label, split=SPLIT, batches=tuple(2**i for i in range(len(speeds))), tokens_per_second=tuple(speeds)
     )
 
