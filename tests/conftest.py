@@ -50,7 +50,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def whole_programs() -> None:
     """Two processes run the suite, and start others: none finds half of a compiled program in the folder of all."""
-    from moejax.cli.program_cache import write_whole_programs
+    from moejax.runtime.program_cache import write_whole_programs
 
     write_whole_programs()
 

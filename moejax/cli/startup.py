@@ -2,22 +2,12 @@
 
 import importlib.util
 import os
-import tempfile
-from pathlib import Path
 
 from moejax.cli import console
 from moejax.cli.devices import Devices
 from moejax.cli.processes import run_below_parent
-from moejax.cli.program_cache import tell_failures_once, write_whole_programs
 from moejax.cli.rendezvous import check_count, join
-
-# Settings that make a second run compile nothing: also quick compilations and small programs are kept.
-# An environment variable of the same name in capitals wins, as it does in any JAX program.
-_KEEP_EVERYTHING = {
-    "jax_persistent_cache_min_compile_time_secs": 0.0,
-    "jax_persistent_cache_min_entry_size_bytes": -1,
-}
-
+from moejax.runtime.program_cache import keep_programs
 
 _HERE = Devices()
 
@@ -81,45 +71,4 @@ def _configure_cache(*, compile_cache: bool, quiet: bool) -> None:
     if not compile_cache:
         jax.config.update("jax_enable_compilation_cache", False)
         return
-    write_whole_programs()
-    tell_failures_once(quiet=quiet)
-    for name, value in _KEEP_EVERYTHING.items():
-        if name.upper() not in os.environ:
-            jax.config.update(name, value)
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
-        return
-    try:
-        folder = _writable(cache_folder())
-    except (OSError, RuntimeError) as error:
-        if not quiet:
-            console.warn(
-                f"compiled programs cannot be kept for the next run ({_reason(error)}); set XDG_CACHE_HOME to a folder "
-                "that can be written"
-            )
-        return
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-
-
-def cache_folder() -> Path:
-    """Where compiled programs are kept: in the user's cache folder, by the XDG base directory specification.
-
-    Raises:
-        RuntimeError: when this user has no home folder.
-    """
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "moejax" / "xla"
-
-
-def _writable(folder: Path) -> Path:
-    """`folder`, made if need be; only its owner may write there, since the programs in it are run.
-
-    Raises:
-        OSError: when it cannot be written.
-    """
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):
-        return folder
-
-
-def _reason(error: OSError | RuntimeError) -> str:
-    return f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
+    keep_programs(None if quiet else console.warn)

@@ -7,15 +7,15 @@ import numpy as np
 
 import moejax
 from moejax.bench.peers import Run, Runner, Served, Settings
-from moejax.cli.startup import prepare_jax
 from moejax.runtime.buckets import MAX_ROWS
+from moejax.runtime.program_cache import keep_programs
 
 SERVE_HOW = f"one call of moejax.decode with all requests, in their order, {MAX_ROWS} rows at a time"
 
 
 def load(settings: Settings) -> Runner:
     """Loads the folder; programs are compiled by the warm-up and are in no time."""
-    prepare_jax(quiet=True)
+    keep_programs(None)
     model = moejax.load(
         settings.folder,
         dtype=settings.dtype,

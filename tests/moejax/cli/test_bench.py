@@ -226,7 +226,7 @@ WRONG = [
     (("compare", "demo", "--threads", "0"), "--threads must be at least 1, got 0"),
     (("check", "docs/bench_baseline.json", "-r", "0"), "--num-iters must be at least 1, got 0"),
     (("compare", "demo", "--mesh", "all"), "--mesh all needs --simulate-devices"),
-    (("compare", "demo", "--mesh", "tensor=3"), "hidden axis (expert_dim) is 256, which does not divide"),
+    (("compare", "demo", "--mesh", "expert=9"), "the number of experts is 8, fewer than the devices"),
     (
         ("compare", "demo", "--peers", "none", "--mesh", "expert=2"),
         "--mesh expert=2: CPU devices of a mesh are simulated",

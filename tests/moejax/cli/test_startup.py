@@ -9,6 +9,7 @@ import jax
 import pytest
 
 from moejax.cli import startup
+from moejax.runtime import program_cache
 from tests.moejax.cli.conftest import Call
 from tests.moejax.decoding.tiny_checkpoint import Tiny
 
@@ -37,11 +38,11 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_cache_is_in_the_users_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert startup.cache_folder() == tmp_path / "home" / ".cache" / "moejax" / "xla"
+    assert program_cache.cache_folder() == tmp_path / "home" / ".cache" / "moejax" / "xla"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # to be ignored, says the specification
-    assert startup.cache_folder() == tmp_path / "home" / ".cache" / "moejax" / "xla"
+    assert program_cache.cache_folder() == tmp_path / "home" / ".cache" / "moejax" / "xla"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    assert startup.cache_folder() == tmp_path / "cache" / "moejax" / "xla"
+    assert program_cache.cache_folder() == tmp_path / "cache" / "moejax" / "xla"
 
 
 def test_every_program_is_kept_in_a_private_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from moejax.cli.program_cache import tell_failures_once, write_whole_programs
+from moejax.cli import console
+from moejax.runtime.program_cache import warn_once, write_whole_programs
 
 KEY = "jit_step-0123"
 
@@ -138,7 +139,7 @@ def test_quiet_has_no_warning_of_the_cache(quiet: bool, capsys: pytest.CaptureFi
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         warnings.showwarning = lambda message, *_, **__: others.append(str(message))
-        tell_failures_once(quiet=quiet)
+        warn_once(None if quiet else console.warn)
         for name in ("jit_step", "jit_prefill"):
             full = "OSError: [Errno 28] No space left on device"
             warnings.warn(f"Error writing persistent compilation cache entry for '{name}': {full}", stacklevel=1)
