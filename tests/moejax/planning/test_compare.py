@@ -33,11 +33,11 @@ def test_every_split_is_there_once(devices: int) -> None:
     rows = [row for row in compare_meshes(CONFIG, devices, "h200", batch_size=4) if row.built]
     assert {row.split.mesh for row in rows} == set(mesh_shapes(devices))
     for mesh, count in Counter(row.split.mesh for row in rows).items():
-        divides = 8 % mesh.expert == 0 and 14336 % mesh.tensor == 0
+        divides = mesh.expert <= 8 and 14336 % mesh.tensor == 0  # devices may have places without an expert
         assert count == (len(DISPATCHES) if mesh.expert > 1 and divides else 1)
         if not divides:
             (row,) = (row for row in rows if row.split.mesh == mesh)
-            assert row.why_not and "does not divide over mesh axis" in row.why_not and row.footprint is None
+            assert row.why_not and "mesh axis" in row.why_not and row.footprint is None
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -188,7 +188,7 @@ def test_devices_of_several_nodes_use_the_network() -> None:
 
 
 def test_json_has_every_row_and_nothing_infinite() -> None:
-    rows = compare_meshes(CONFIG, 3, "h100-sxm", batch_size=[1, 4])
+    rows = compare_meshes(CONFIG, 11, "h100-sxm", batch_size=[1, 4], dispatch="gather")
     found = comparison_json(rows, load_hardware("h100-sxm"))
     read = json.loads(json.dumps(found, allow_nan=False))
     assert len(read["rows"]) == len(rows) and read["winners"] == {"1": {}, "4": {}}
