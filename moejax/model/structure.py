@@ -95,7 +95,8 @@ class Structure:
     def tables(self, experts: PhysicalExperts) -> Array:
         """What a program is given of where experts are, whole on every device."""
         tables = experts.tables()
-        return jax.make_array_from_callback(tables.shape, self.parallel.sharding(), lambda index: tables[index])
+        whole = self.parallel.sharding()
+        return jax.make_array_from_callback(tables.shape, whole, lambda index: tables[index], dtype=tables.dtype)
 
 
 def make_parallel(config: ModelConfig, mesh: Mesh | AbstractMesh, dispatch: str) -> Parallel:

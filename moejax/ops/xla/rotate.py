@@ -23,10 +23,13 @@ def rotate_into_cache(
 
     Caches of 16 bits are kept as bits.
     """
-    keys = _write(k_cache, to_bits(rotate(k, cos, sin).swapaxes(1, 2), dtype), starts)
-    values = _write(v_cache, to_bits(v.swapaxes(1, 2), dtype), starts)
+    keys = write_positions(k_cache, to_bits(rotate(k, cos, sin).swapaxes(1, 2), dtype), starts)
+    values = write_positions(v_cache, to_bits(v.swapaxes(1, 2), dtype), starts)
     return rotate(q, cos, sin).astype(dtype).swapaxes(1, 2), keys, values
 
 
-def _write(cache: Array, new: Array, starts: Array) -> Array:
+def write_positions(
+    cache: Shaped[Array, "B K S H"], new: Shaped[Array, "B K T H"], starts: Int[Array, " B"]
+) -> Shaped[Array, "B K S H"]:
+    """The cache with T new entries in the positions from `starts` on, one start per sequence."""
     return jax.vmap(lambda row, part, start: lax.dynamic_update_slice(row, part, (0, start, 0)))(cache, new, starts)

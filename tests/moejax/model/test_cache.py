@@ -13,7 +13,8 @@ from jax import Array, lax
 from moejax.families.config import ModelConfig
 from moejax.families.kv_cache import CACHE_AXES, cache_elements_per_token
 from moejax.model.cache import KVCache, LayerCache, copy_rows, empty_cache
-from moejax.ops.xla.rotate import rotate_into_cache
+from moejax.ops.bits import to_bits
+from moejax.ops.xla.rotate import write_positions
 from sharding import check_logical_axes
 from tests.moejax.compiled import made
 from tests.moejax.meshes import on_mesh
@@ -56,10 +57,10 @@ def filled(batch: int, length: int, dtype: str = "float32", seed: int = 0) -> KV
 
 
 def write(layer: LayerCache, k: Array, v: Array, starts: Array) -> LayerCache:
-    """What attention does with new keys [B, K, T, H], without rotating them."""
-    flat = [x.swapaxes(1, 2).astype(jnp.float32) for x in (k, v)]
-    cos, sin = (jnp.full((*flat[0].shape[:2], flat[0].shape[3] // 2), value, jnp.float32) for value in (1.0, 0.0))
-    _, keys, values = rotate_into_cache(flat[0], flat[0], flat[1], cos, sin, starts, layer.k, layer.v, layer.dtype)
+    """What attention does with new keys and values [B, K, T, H] once keys are rotated."""
+    keys, values = (
+        write_positions(cache, to_bits(new, layer.dtype), starts) for cache, new in ((layer.k, k), (layer.v, v))
+    )
     return replace(layer, k=keys, v=values)
 
 
@@ -211,6 +212,7 @@ def test_write_in_a_loop_converts_and_copies_no_cache(dtype: str) -> None:
 
 def test_a_cache_of_bfloat16_instead_of_bits_would_be_converted(monkeypatch: pytest.MonkeyPatch) -> None:
     """The trap that the bits avoid is still there: XLA:CPU converts all of the cache to float32 and back."""
-    monkeypatch.setattr("moejax.ops.bits.stored_dtype", lambda dtype: jnp.dtype(dtype))
+    for module in ("ops.bits", "model.cache"):
+        monkeypatch.setattr(f"moejax.{module}.stored_dtype", lambda dtype: jnp.dtype(dtype))
     found = whole_caches_made("bfloat16")
     assert found.count("f32") >= 2 and found.count("bf16") >= 2
