@@ -39,7 +39,7 @@ def body_alone(body: Callable[..., Any], **options: Any) -> Callable[..., Any]:
 def arguments_and_programs(parallel: Parallel) -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
     """`generate` and `prefill` as the engine calls them."""
     structure = make_structure(CONFIG, "blocked", "bfloat16", parallel)
-    params = structure.shapes()
+    params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), structure.shapes())
     features = Features()
 
     def shape(*sizes: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
