@@ -14,8 +14,8 @@ from pathlib import Path
 from convert import (
     CheckpointError,
     OrbaxFolder,
-    Plan,
     SafetensorsFolder,
+    TensorPlan,
     plan,
     read_manifest,
     refuse_unfinished,
@@ -42,7 +42,7 @@ class Checkpoint:
     dtype: str
     eos_token_ids: tuple[int, ...]
 
-    def plan(self, expected: Mapping[str, tuple[int, ...]]) -> Plan:
+    def plan(self, expected: Mapping[str, tuple[int, ...]]) -> TensorPlan:
         """Which tensor fills which parameter path.
 
         Raises:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from convert import CheckpointError, Ignore, Plan, Rule, TensorInfo, plan
+from convert import CheckpointError, Ignore, Rule, TensorInfo, TensorPlan, plan
 
 FILE = Path("/c/model.safetensors")
 RULES = [
@@ -31,14 +31,14 @@ SHAPES = {
 
 
 def info(name: str, shape: tuple[int, ...], dtype: str = "BF16") -> TensorInfo:
-    return TensorInfo(name=name, shape=shape, dtype=dtype, file=FILE, start=0, stop=0)
+    return TensorInfo(name=name, shape=shape, dtype=dtype, file=FILE, stored_name=name)
 
 
 def planned(
     changes: dict[str, tuple[int, ...] | None] | None = None,
     rules: list[Rule] = RULES,
     expected: dict[str, tuple[int, ...]] = EXPECTED,
-) -> Plan:
+) -> TensorPlan:
     """The plan for SHAPES with `changes` (None removes a tensor)."""
     shapes = SHAPES | (changes or {})
     return plan(
