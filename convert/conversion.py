@@ -150,6 +150,9 @@ def _convert(
     else:
         _check_same(conversion, journal, hashes)
         cut_journal(journal)
+        for item in conversion.items:  # without the hashes, nobody can tell whether its source is still the same
+            if item.name in journal.items and not journal.hashes.keys() >= set(item.files):
+                journal.drop_item(item.name)
     stream = stream_with(journal)
     target, items = conversion.target, conversion.items
     target.prepare(journal.items.keys())

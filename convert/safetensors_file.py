@@ -7,7 +7,7 @@ the map at once, since JAX on a CPU may use an array's memory for as long as it 
 import io
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from convert.dtypes import ITEM_BITS, fits_numpy
 from convert.errors import CheckpointError, shown
 from convert.files import AGAIN, JSON_LIMIT, opened, parse_object, reading
-from convert.reading import BLOCK_BYTES, blocks
+from convert.reading import BLOCK_BYTES, CheckedCopy, blocks
 from convert.tensor_info import TensorInfo, float_dtype
 
 LENGTH_BYTES = 8  # of the number of bytes of the header, at the start of the file
@@ -39,20 +39,26 @@ class SafetensorsFiles:
         opened_file = self._open(file)
         return {name: _tensor_info(file, name, opened_file) for name in opened_file.keys()}
 
-    def read(self, info: TensorInfo, ranges: Sequence[range]) -> Iterator[np.ndarray]:
-        """The part of a tensor at `ranges`, in pieces of at most `BLOCK_BYTES`, in the order of its elements.
+    def read_into(self, info: TensorInfo, ranges: Sequence[range], out: np.ndarray, *, allow_nan: bool) -> int:
+        """Fills `out` with the part of a tensor at `ranges`, rounding to its dtype; returns the bytes read.
+
+        Temporary memory: `BLOCK_BYTES`, however large the tensor.
 
         Raises:
-            CheckpointError: when the file has gone, is another one now, or the tensor is not of floats.
+            CheckpointError: when the file has gone or is another one now, the tensor is not of floats, holds NaN or
+                infinity (unless `allow_nan`), or finite values too large for `out`.
+            ValueError: when `out` is no array to fill with this part.
         """
-        dtype, file = float_dtype(info), self._open(info.file)
-        if not all(ranges):  # the library refuses to slice an empty tensor
-            return
-        for index in blocks(ranges, BLOCK_BYTES // dtype.itemsize):
+        itemsize = float_dtype(info).itemsize
+        copy = CheckedCopy(info, ranges, out, allow_nan=allow_nan)
+        # The library refuses to slice an empty tensor.
+        for index in blocks(ranges, BLOCK_BYTES // itemsize) if all(ranges) else ():
             try:
-                yield file.get_slice(info.stored_name)[info.stored_index(index)]
+                copy.add(self._open(info.file).get_slice(info.stored_name)[info.stored_index(index)])
             except SafetensorError as error:
                 raise CheckpointError(f"{info.file}: cannot read tensor {info.name!r} ({error}); {AGAIN}") from error
+        copy.finish(f"{AGAIN}, or ask its maker for a sound one")
+        return out.size * itemsize
 
     def _open(self, file: Path) -> safe_open:
         with reading(file):

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from convert.errors import CheckpointError, listed, shown
 from convert.files import AGAIN, opened, read_json, regular
-from convert.reading import ByteCounter, CheckedCopy
+from convert.reading import ByteCounter
 from convert.safetensors_file import SafetensorsFiles
 from convert.tensor_info import Index, TensorInfo, float_dtype, ranges_of
 
@@ -81,12 +81,7 @@ class SafetensorsFolder:
             ValueError: when `out` is not such an array, or `index` not inside the tensor.
         """
         info = self._info(name)
-        ranges = ranges_of(info, index)
-        copy = CheckedCopy(info, ranges, out, allow_nan=allow_nan)
-        for values in self.files.read(info, ranges):
-            copy.add(values)
-        copy.finish(f"{AGAIN}, or ask its maker for a sound one")
-        self.read_bytes.add(out.size * float_dtype(info).itemsize)
+        self.read_bytes.add(self.files.read_into(info, ranges_of(info, index), out, allow_nan=allow_nan))
 
     def _info(self, name: str) -> TensorInfo:
         if name not in self.tensors:

@@ -19,7 +19,6 @@ from convert.durable import move, remove, write_atomically
 from convert.items import ArrayPlan, Item
 from convert.journal import WORK
 from convert.manifest import Format
-from convert.reading import CheckedCopy
 from convert.safetensors_file import LENGTH_BYTES, SafetensorsFiles
 from convert.safetensors_folder import INDEX, SINGLE
 from convert.tensor_info import TensorInfo, ranges_of
@@ -95,10 +94,7 @@ class SafetensorsTarget:
     def read_into(self, array: ArrayPlan, out: np.ndarray) -> None:
         path = self._path(self.shards[array.target])
         info = TensorInfo(name=array.target, shape=array.shape, dtype=array.dtype, file=path, stored_name=array.target)
-        copy = CheckedCopy(info, ranges_of(info, None), out, allow_nan=True)
-        for values in self._written.read(info, ranges_of(info, None)):
-            copy.add(values)
-        copy.finish("")
+        self._written.read_into(info, ranges_of(info, None), out, allow_nan=True)
 
     def publish(self) -> None:
         for shard in self._files():

@@ -2,7 +2,8 @@
 
 The order is what makes it safe. The journal is there before anything else; an item is on the disk before the journal
 says so; the manifest comes last, when everything has its final name. So a folder without a manifest is unfinished, and
-what its journal says is true.
+what its journal says is true. Files of the source are hashed beside the conversion: when it goes on after a stop, an
+item counts only if the hashes of the files that it was read from are in the journal as well.
 """
 
 import threading
@@ -62,43 +63,15 @@ def convert_items(stream: Stream, items: Sequence[Item]) -> float:
             records[array.target] = Record(checksum=array_checksum(values), finite=finite)
         with writing(stream.target.folder):
             stream.target.write(item, arrays)
-            written.add(item, records)
+            stream.journal.add_item(item.name, records)
+            stream.journal.add_hashes(stream.hashes.found())
 
-    written = _Written(stream)
     try:
         return _in_parallel(stream, "convert", items, one)
     finally:
         with writing(stream.target.folder):
-            written.note(wait=True)
-
-
-class _Written:
-    """Items that are on the disk, noted in the journal as soon as the files that they were read from have their hashes.
-
-    So a continued conversion knows that its source is the same; and writing goes on while a large file is hashed.
-    """
-
-    def __init__(self, stream: Stream) -> None:
-        self._stream = stream
-        self._waiting: list[tuple[Item, Mapping[str, Record]]] = []
-        self._changing = threading.Lock()
-
-    def add(self, item: Item, records: Mapping[str, Record]) -> None:
-        with self._changing:
-            self._waiting.append((item, records))
-        self.note(wait=False)
-
-    def note(self, *, wait: bool) -> None:
-        """Notes the items whose files have been hashed; `wait`: all of them."""
-        hashes, journal = self._stream.hashes, self._stream.journal
-        with self._changing:
-            waiting, self._waiting = self._waiting, []
-            for item, records in waiting:
-                if wait or hashes.are_there(item.files):
-                    journal.add_hashes(hashes.of(item.files))
-                    journal.add_item(item.name, records)
-                else:
-                    self._waiting.append((item, records))
+            done = {file for item in items if item.name in stream.journal.items for file in item.files}
+            stream.journal.add_hashes(stream.hashes.of(done))
 
 
 def check_items(stream: Stream, items: Sequence[Item]) -> tuple[Mapping[str, str], float]:
