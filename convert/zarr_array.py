@@ -87,8 +87,8 @@ def cannot_write(path: Path, error: ValueError) -> str:
 
 
 def _spec(folder: Path, driver: str) -> dict[str, Any]:
-    # Without a word, tensorstore takes a missing chunk for zeros.
-    kvstore = {"driver": "file", "path": f"{folder.absolute()}/"}
+    # Mapped chunks need no memory of their own. Without a word, tensorstore takes a missing chunk for zeros.
+    kvstore = {"driver": "file", "path": f"{folder.absolute()}/", "file_io_mode": {"mode": "memmap"}}
     return {"driver": driver, "kvstore": kvstore, "fill_missing_data_reads": False}
 
 
