@@ -3,11 +3,17 @@
 import resource
 import sys
 import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+import numpy as np
+
+from convert.items import ArrayPlan, Item
 
 _STATUS = Path("/proc/self/status")
 _COUNTED = ("RssAnon:", "RssShmem:")
 _INTERVAL_SECONDS = 0.01
+_ALIGNMENT = 64
 
 # Two items in flight and what the libraries hold of them meanwhile: below three times the largest item. The promise
 # adds 600 MB for Python and its libraries.
@@ -17,6 +23,27 @@ _IN_FLIGHT_ITEMS, _IN_FLIGHT_BYTES = 2, 64_000_000
 def items_in_flight(largest_item_bytes: int, workers: int) -> int:
     """How many items may be in memory at a time: two of the largest, and more where they are small."""
     return min(workers, max(_IN_FLIGHT_ITEMS, _IN_FLIGHT_BYTES // max(1, largest_item_bytes)))
+
+
+class WorkerMemory(threading.local):
+    """Memory for the arrays of one item at a time, for each thread its own, used again for the next item.
+
+    Taking new memory from the system for every item took a quarter of the processor's time.
+    """
+
+    def __init__(self, items: Sequence[Item]) -> None:
+        self._bytes = np.empty(max((_room(item.arrays) for item in items), default=0), np.uint8)
+
+    def arrays(self, item: Item) -> Iterator[tuple[ArrayPlan, np.ndarray]]:
+        """Each array of an item, with its memory, of which the content is left from others."""
+        for number, array in enumerate(item.arrays):
+            start = _room(item.arrays[:number])
+            yield array, self._bytes[start : start + array.nbytes].view(array.numpy_dtype).reshape(array.shape)
+
+
+def _room(arrays: Sequence[ArrayPlan]) -> int:
+    """The bytes of arrays that lie one after the other, each aligned for any dtype."""
+    return sum(-(-array.nbytes // _ALIGNMENT) * _ALIGNMENT for array in arrays)
 
 
 class PeakMemory:

@@ -20,6 +20,7 @@ from convert.durable import writing
 from convert.errors import CheckpointError
 from convert.items import ArrayPlan, Item
 from convert.journal import Journal, Record
+from convert.memory import WorkerMemory
 from convert.reading import all_finite
 from convert.source import TensorSource
 from convert.source_hashes import SourceHashes
@@ -53,8 +54,7 @@ def convert_items(stream: Stream, items: Sequence[Item]) -> float:
         stream.hashes.start(item.files)
         arrays: dict[str, np.ndarray] = {}
         records: dict[str, Record] = {}
-        for array in item.arrays:
-            values = np.empty(array.shape, array.numpy_dtype)
+        for array, values in memory.arrays(item):
             stream.source.read_into(array.source, values, allow_nan=True)
             finite = all_finite(values)
             if not finite and not stream.allow_nan:
@@ -66,6 +66,7 @@ def convert_items(stream: Stream, items: Sequence[Item]) -> float:
             stream.journal.add_item(item.name, records)
             stream.journal.add_hashes(stream.hashes.found())
 
+    memory = WorkerMemory(items)
     try:
         return _in_parallel(stream, "convert", items, one)
     finally:
@@ -79,12 +80,12 @@ def check_items(stream: Stream, items: Sequence[Item]) -> tuple[Mapping[str, str
 
     Returns: what is wrong, by item, and the seconds that it took.
     """
-    damaged: dict[str, str] = {}
+    memory, damaged = WorkerMemory(items), dict[str, str]()
 
     def one(item: Item) -> None:
         records = stream.journal.items[item.name]
-        for array in item.arrays:
-            problem = _problem(stream.target, array, records.get(array.target))
+        for array, values in memory.arrays(item):
+            problem = _problem(stream.target, array, values, records.get(array.target))
             if problem is not None:
                 damaged[item.name] = problem
                 return
@@ -102,10 +103,9 @@ def _not_finite(source: TensorSource, array: ArrayPlan, values: np.ndarray) -> s
     )
 
 
-def _problem(target: Target, array: ArrayPlan, record: Record | None) -> str | None:
+def _problem(target: Target, array: ArrayPlan, values: np.ndarray, record: Record | None) -> str | None:
     if record is None:
         return f"{array.target!r} is not in the journal"
-    values = np.empty(array.shape, array.numpy_dtype)
     try:
         target.read_into(array, values)
     except CheckpointError as error:

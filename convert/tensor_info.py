@@ -73,5 +73,5 @@ def ranges_of(info: TensorInfo, index: Index | None) -> tuple[range, ...]:
 
 
 def index_of(ranges: Sequence[range]) -> Index:
-    """The same part as slices with both ends."""
+    """A part as slices with both ends."""
     return tuple(slice(one.start, one.stop) for one in ranges)

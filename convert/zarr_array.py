@@ -40,7 +40,7 @@ def chunk_shape(shape: tuple[int, ...], itemsize: int, split_axis: int) -> tuple
 
 
 def write_array(folder: Path, values: np.ndarray, split_axis: int) -> None:
-    """Writes an array into `folder`, in place of one that is there; it is on the disk when this returns.
+    """Writes an array into `folder`, in place of one that is there. The caller syncs.
 
     Raises:
         CheckpointError: when the system refuses.
@@ -87,8 +87,13 @@ def cannot_write(path: Path, error: ValueError) -> str:
 
 
 def _spec(folder: Path, driver: str) -> dict[str, Any]:
-    # Mapped chunks need no memory of their own. Without a word, tensorstore takes a missing chunk for zeros.
-    kvstore = {"driver": "file", "path": f"{folder.absolute()}/", "file_io_mode": {"mode": "memmap"}}
+    kvstore = {
+        "driver": "file",
+        "path": f"{folder.absolute()}/",
+        "file_io_mode": {"mode": "memmap"},  # chunks that are read need no memory of their own
+        "file_io_sync": False,  # the files of an item are synced together
+    }
+    # Without a word, tensorstore takes a missing chunk for zeros.
     return {"driver": driver, "kvstore": kvstore, "fill_missing_data_reads": False}
 
 
