@@ -22,10 +22,10 @@ from convert.journal import (
     remove_work,
 )
 from convert.manifest import MANIFEST, ArrayEntry, Manifest, read_manifest
-from convert.memory import Buffers, PeakMemory
+from convert.memory import PeakMemory, items_in_flight
 from convert.source import TensorSource
 from convert.source_hashes import SourceHashes
-from convert.streaming import OnProgress, Stream, buffer_bytes, check_items, convert_items
+from convert.streaming import OnProgress, Stream, check_items, convert_items
 from convert.target import Target
 
 _SPARE_BYTES = 20_000  # what an item takes on the disk beside its arrays
@@ -37,8 +37,7 @@ class Conversion:
 
     source_files: name -> path of the files that the result depends on, in the order in which items need them.
     options: words that change the result, by the name of their flag.  side_files: other files of the target, whole.
-    ignored: tensors of the source that are left out, with the reason.  checksums: those of tensors of the source that
-    are compared when they are read.
+    ignored: tensors of the source that are left out, with the reason.
     """
 
     source: TensorSource
@@ -50,7 +49,6 @@ class Conversion:
     options: Mapping[str, str]
     side_files: Mapping[str, bytes]
     ignored: Mapping[str, str]
-    checksums: Mapping[str, str]
     moejax_version: str
 
 
@@ -114,19 +112,16 @@ def run(
         if not folder.exists():  # so that nothing is made where it cannot be finished
             _check_room(folder, conversion.items)
         largest = max(item.nbytes for item in conversion.items)
-        largest_buffer = max(buffer_bytes(item) for item in conversion.items)
         with writing(folder), locked(folder), SourceHashes(conversion.source_files) as hashes:
 
             def stream(journal: Journal) -> Stream:
                 return Stream(
                     source=conversion.source,
-                    checksums=conversion.checksums,
                     target=conversion.target,
                     journal=journal,
                     hashes=hashes,
-                    buffers=Buffers(largest_buffer, workers),
                     allow_nan=allow_nan,
-                    workers=workers,
+                    workers=items_in_flight(largest, workers),
                     on_progress=on_progress,
                 )
 
@@ -155,6 +150,9 @@ def _convert(
     else:
         _check_same(conversion, journal, hashes)
         cut_journal(journal)
+        for item in conversion.items:  # without the hashes, nobody can tell whether its source is still the same
+            if item.name in journal.items and not journal.hashes.keys() >= set(item.files):
+                journal.drop_item(item.name)
     stream = stream_with(journal)
     target, items = conversion.target, conversion.items
     target.prepare(journal.items.keys())
@@ -236,7 +234,7 @@ def _check_finished(
     journal = Journal(path=folder / WORK, header=_header(conversion))
     for item in conversion.items:
         journal.items[item.name] = {
-            array.target: Record(checksum=entry.checksum, finite=entry.finite, chunks=entry.chunks)
+            array.target: Record(checksum=entry.checksum, finite=entry.finite)
             for array in item.arrays
             if (entry := manifest.arrays.get(array.target)) is not None
         }

@@ -1,5 +1,8 @@
 """The dtypes of safetensors files, and which of them are weights that can be read."""
 
+import math
+from collections.abc import Sequence
+
 import ml_dtypes
 import numpy as np
 
@@ -19,3 +22,10 @@ FLOAT_DTYPES = {
     "F32": np.dtype("<f4"),
     "F64": np.dtype("<f8"),
 }
+_MOST_AXES = 64
+_MOST_ELEMENTS = 2**63 // 8 - 1  # strides fit a signed 64-bit number of bytes, of 8 per element at most
+
+
+def fits_numpy(shape: Sequence[int]) -> bool:
+    """Whether numpy can describe an array of this shape, in any dtype."""
+    return len(shape) <= _MOST_AXES and math.prod(size or 1 for size in shape) <= _MOST_ELEMENTS

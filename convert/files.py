@@ -1,4 +1,4 @@
-"""Reading files of unknown origin: opening, filling memory, JSON."""
+"""Files of unknown origin: whether they are there, opening them, and JSON."""
 
 import io
 import json
@@ -7,15 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-
 from convert.errors import CheckpointError
 
 AGAIN = "download it again"
 # The largest header that the reference implementation of safetensors reads; no honest index is larger either.
 JSON_LIMIT = 100_000_000
 # Where a clone without git-lfs leaves a file of about 130 bytes in place of each large one.
-LFS_POINTER = b"version https://git-lfs"
+_LFS_POINTER = b"version https://git-lfs"
 
 
 def regular(file: Path) -> Path:
@@ -41,38 +39,37 @@ def is_there(file: Path) -> bool:
 
 
 @contextmanager
-def opened(file: Path) -> Iterator[io.FileIO]:
-    """`file`, unbuffered, for reading; what the system refuses while it is open becomes a CheckpointError."""
+def reading(file: Path) -> Iterator[None]:
+    """Turns what the system refuses while `file` is read into a CheckpointError."""
     try:
-        with file.open("rb", buffering=0) as stream:
-            yield stream
+        yield
     except OSError as error:
         raise CheckpointError(f"cannot read {file}: {error.strerror or error}; check the disk and the path") from error
 
 
-def fill(stream: io.FileIO, memory: np.ndarray) -> int:
-    """Reads from `stream` until the uint8 array `memory` is full or the file ends; returns the bytes read."""
-    done = 0
-    # One read may return less than asked for: Linux stops at 2 GB, network file systems anywhere.
-    while done < memory.size and (count := stream.readinto(memory.data[done:])):
-        done += count
-    return done
+@contextmanager
+def opened(file: Path) -> Iterator[io.BufferedReader]:
+    """`file` for reading, with the errors of `reading`; refuses a git-lfs pointer in its place."""
+    with reading(file), file.open("rb") as stream:
+        if stream.peek(len(_LFS_POINTER)).startswith(_LFS_POINTER):
+            raise CheckpointError(
+                f"{file} is a git-lfs pointer, not the file itself; run `git lfs pull` in {file.parent}"
+            )
+        yield stream
 
 
-def read_start(file: Path, stream: io.FileIO, size: int) -> bytes:
-    """The first `size` bytes of `file` (fewer when it is shorter), unless they show a git-lfs pointer.
+def read_json(file: Path, stream: io.BufferedReader, again: str = AGAIN) -> dict[str, object]:
+    """The JSON object that an opened file holds.
 
     Raises:
-        CheckpointError: for a git-lfs pointer.
+        CheckpointError: when it is larger than `JSON_LIMIT`, or no such object.
     """
-    memory = np.empty(size, np.uint8)
-    start = memory[: fill(stream, memory)].tobytes()
-    if start.startswith(LFS_POINTER):
-        raise CheckpointError(f"{file} is a git-lfs pointer, not the file itself; run `git lfs pull` in {file.parent}")
-    return start
+    if (size := os.fstat(stream.fileno()).st_size) > JSON_LIMIT:
+        raise CheckpointError(f"{file} has {size} bytes, at most {JSON_LIMIT} are read; {again}")
+    return parse_object(str(file), stream.read(), again)
 
 
-def parse_object(what: str, raw: bytes) -> dict[str, object]:
+def parse_object(what: str, raw: bytes, again: str = AGAIN) -> dict[str, object]:
     """The JSON object in `raw`, stricter than `json.loads`: UTF-8 only, and no key twice.
 
     Raises:
@@ -80,14 +77,14 @@ def parse_object(what: str, raw: bytes) -> dict[str, object]:
     """
     try:
         # Decoded here, because json.loads would guess UTF-16 or UTF-32 from bytes.
-        value = json.loads(raw.decode("utf-8"), object_pairs_hook=_without_duplicates, parse_int=_plain_int)
+        value = json.loads(raw.decode("utf-8"), object_pairs_hook=_without_duplicates)
         # "\ud800" is valid JSON for a string that no file and no terminal can hold.
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else error
-        raise CheckpointError(f"{what} is not valid JSON ({reason}); {AGAIN}") from error
+        raise CheckpointError(f"{what} is not valid JSON ({reason}); {again}") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{what} is a JSON {type(value).__name__}, expected an object; {AGAIN}")
+        raise CheckpointError(f"{what} is a JSON {type(value).__name__}, expected an object; {again}")
     return value
 
 
@@ -99,10 +96,3 @@ def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))
         raise ValueError(f"key {twice!r} appears twice")
     return fields
-
-
-def _plain_int(digits: str) -> int:
-    """An integer as the reference implementation reads it: it takes -0 for a fraction."""
-    if digits == "-0":
-        raise ValueError("-0 is no integer")
-    return int(digits)

@@ -1,12 +1,11 @@
 """Tensors that hold several arrays of a model one after the other, taken apart by name."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from convert.errors import CheckpointError
-from convert.header import TensorInfo
 from convert.mapping import translate
+from convert.tensor_info import TensorInfo
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,7 @@ class Fused:
 
 
 def split_fused(table: Sequence[Fused], tensors: Mapping[str, TensorInfo]) -> dict[str, TensorInfo]:
-    """`tensors` with every fused one replaced by its parts, which are ranges of the same bytes: nothing is copied.
+    """`tensors` with every fused one replaced by its parts, each a part of the same stored tensor: nothing is read.
 
     Raises:
         CheckpointError: when a fused tensor cannot be divided so, or a part is also there as a tensor of its own.
@@ -52,12 +51,8 @@ def _parts(table: Sequence[Fused], info: TensorInfo) -> Iterator[TensorInfo]:
         )
     count, rows, columns = info.shape
     shape = (rows // len(fused.parts), columns)
-    # Leading axes come first in memory, so that each part is one range of bytes.
-    nbytes = info.nbytes // max(1, count * len(fused.parts)) if math.prod(info.shape) else 0
-    start = info.start
     for number in range(count):
-        for pattern in fused.parts:
+        for place, pattern in enumerate(fused.parts):
             name = translate(info.name, fused.pattern, pattern.replace(f"{{{fused.index}}}", str(number)))
             assert name is not None, "the pattern has matched before"
-            yield replace(info, name=name, shape=shape, start=start, stop=start + nbytes)
-            start += nbytes
+            yield replace(info, name=name, shape=shape, leading=(number,), first_row=place * shape[0])

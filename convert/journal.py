@@ -24,11 +24,10 @@ _LOCK, _JOURNAL = "lock", "journal.jsonl"
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """What was written for one array. chunks: the checksums of its chunks, where it has some."""
+    """What was written for one array: the checksum of its bytes, and whether all values are finite."""
 
     checksum: str
     finite: bool
-    chunks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +98,7 @@ def read_journal(folder: Path) -> Journal | None:
     if not os.path.lexists(path):
         return None
     with opened(path) as stream:
-        raw = stream.readall()
+        raw = stream.read()
     whole = raw[: raw.rfind(b"\n") + 1]  # a crash of the machine may leave half of the last line
     try:
         first, *steps = (parse_object(f"a line of {path}", line) for line in whole.splitlines())
@@ -128,7 +127,7 @@ def _replay(journal: Journal, step: Mapping[str, Any]) -> None:
 
 
 def _record(raw: Mapping[str, Any]) -> Record:
-    return Record(checksum=raw["checksum"], finite=raw["finite"], chunks=tuple(raw["chunks"]))
+    return Record(checksum=raw["checksum"], finite=raw["finite"])
 
 
 def _mapping(value: object) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """manifest.json: what a finished conversion holds. It is written last, so a folder that has one is complete."""
 
 import json
-import math
 import os
 import re
 from collections.abc import Mapping
@@ -9,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from convert.dtypes import FLOAT_DTYPES
+from convert.dtypes import FLOAT_DTYPES, fits_numpy
 from convert.errors import CheckpointError, shown
-from convert.files import JSON_LIMIT, opened, parse_object, read_start
-from convert.header import MOST_AXES, MOST_ELEMENTS
+from convert.files import opened, read_json
 
 MANIFEST = "manifest.json"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+_READ_VERSIONS = (2, 3)  # 2: arrays in zarr version 2, with checksums of their chunks here
 Format = Literal["orbax", "safetensors"]
 _FORMATS: Mapping[str, Format] = {"moejax-orbax": "orbax", "moejax-safetensors": "safetensors"}
 _NAMES = {name: word for word, name in _FORMATS.items()}
@@ -30,8 +29,7 @@ _AGAIN = "convert again with --restart"
 class ArrayEntry:
     """One array: `key` of the Orbax checkpoint `item`, or the tensor `key` of the safetensors file `item`.
 
-    dtype: as safetensors spells it.  chunks: in an Orbax checkpoint, the checksums of the files of its chunks.
-    finite: False where NaN and infinity were let through.
+    dtype: as safetensors spells it.  finite: False where NaN and infinity were let through.
     """
 
     item: str
@@ -39,7 +37,6 @@ class ArrayEntry:
     shape: tuple[int, ...]
     dtype: str
     checksum: str
-    chunks: tuple[str, ...] = ()
     finite: bool = True
 
 
@@ -80,17 +77,14 @@ def read_manifest(folder: Path) -> Manifest | None:
     if not os.path.lexists(path):
         return None
     with opened(path) as stream:
-        if _OURS not in read_start(path, stream, _START_BYTES):
+        if _OURS not in stream.peek(_START_BYTES)[:_START_BYTES]:
             return None
-        stream.seek(0)
-        if (size := os.fstat(stream.fileno()).st_size) > JSON_LIMIT:
-            raise CheckpointError(f"{path} has {size} bytes, at most {JSON_LIMIT} are read; {_AGAIN}")
-        raw = parse_object(str(path), read_start(path, stream, size))
+        raw = read_json(path, stream, _AGAIN)
     if not isinstance(word := raw.get("format"), str) or word not in _FORMATS:
         return None
-    if raw.get("format_version") != FORMAT_VERSION:
+    if (version := raw.get("format_version")) not in _READ_VERSIONS:
         raise CheckpointError(
-            f"{path} has format_version {shown(raw.get('format_version'))}, this moejax reads {FORMAT_VERSION}; "
+            f"{path} has format_version {shown(version)}, this moejax reads {' and '.join(map(str, _READ_VERSIONS))}; "
             "use the moejax that wrote it"
         )
     arrays = {name: _entry(path, name, entry) for name, entry in _object(path, raw, "arrays").items()}
@@ -124,7 +118,7 @@ def _strings(path: Path, raw: Mapping[str, object], key: str) -> dict[str, str]:
 
 def _entry(path: Path, name: str, raw: object) -> ArrayEntry:
     where = f"{path}: array {name!r}"
-    if not isinstance(raw, dict) or raw.keys() != set(ArrayEntry.__annotations__):
+    if not isinstance(raw, dict) or raw.keys() - {"chunks"} != set(ArrayEntry.__annotations__):
         raise CheckpointError(
             f"{where} is described by {shown(raw)}, expected {', '.join(ArrayEntry.__annotations__)}; {_AGAIN}"
         )
@@ -135,15 +129,13 @@ def _entry(path: Path, name: str, raw: object) -> ArrayEntry:
             )
     shape = raw["shape"]
     sizes = isinstance(shape, list) and all(type(size) is int and 0 <= size < 2**63 for size in shape)
-    if not sizes or len(shape) > MOST_AXES or math.prod(size or 1 for size in shape) > MOST_ELEMENTS:
+    if not sizes or not fits_numpy(shape):
         raise CheckpointError(f"{where} has shape {shown(shape)}, expected sizes that memory could hold; {_AGAIN}")
     if not isinstance(raw["dtype"], str) or raw["dtype"] not in FLOAT_DTYPES:
         raise CheckpointError(f"{where} has dtype {shown(raw['dtype'])}, expected {', '.join(FLOAT_DTYPES)}; {_AGAIN}")
     if not isinstance(raw["checksum"], str) or not _CHECKSUM.fullmatch(raw["checksum"]):
         raise CheckpointError(f"{where} has the checksum {shown(raw['checksum'])}, expected crc32:xxxxxxxx; {_AGAIN}")
-    chunks = raw["chunks"]
-    if not isinstance(chunks, list) or not all(isinstance(one, str) and _CHECKSUM.fullmatch(one) for one in chunks):
-        raise CheckpointError(f"{where} has chunks {shown(chunks)}, expected a list of crc32:xxxxxxxx; {_AGAIN}")
     if not isinstance(raw["finite"], bool):
         raise CheckpointError(f"{where} has finite {shown(raw['finite'])}, expected true or false; {_AGAIN}")
-    return ArrayEntry(**{**raw, "shape": tuple(shape), "chunks": tuple(chunks)})
+    fields = {key: raw[key] for key in ArrayEntry.__annotations__}
+    return ArrayEntry(**{**fields, "shape": tuple(shape)})

@@ -8,8 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from convert.errors import CheckpointError, listed
-from convert.header import TensorInfo
-from convert.reading import source_dtype
+from convert.tensor_info import TensorInfo, float_dtype
 
 FIELD = re.compile(r"\{([a-z_]+)\}")
 # How a number is written: with leading zeros, two tensors could stand for the same layer.
@@ -25,7 +24,7 @@ class Ignore:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class TensorPlan:
     """Where each array of the model comes from: path -> tensor; and ignored tensors: name -> reason."""
 
     sources: Mapping[str, str]
@@ -37,7 +36,7 @@ def plan(
     ignores: Sequence[Ignore],
     tensors: Mapping[str, TensorInfo],
     expected: Mapping[str, tuple[int, ...]],
-) -> Plan:
+) -> TensorPlan:
     """Assigns a tensor to every `expected` path (path -> shape), and an expected path or a reason to every tensor.
 
     Args:
@@ -67,7 +66,7 @@ def plan(
     _check_complete(tensors, missing, unexpected)
     sources = {path: sources[path] for path in expected}
     _check_shapes({path: tensors[name] for path, name in sources.items()}, expected)
-    return Plan(sources=MappingProxyType(sources), ignored=MappingProxyType(ignored))
+    return TensorPlan(sources=MappingProxyType(sources), ignored=MappingProxyType(ignored))
 
 
 @cache
@@ -129,7 +128,7 @@ def _check_shapes(filled: Mapping[str, TensorInfo], expected: Mapping[str, tuple
             f"expected {list(expected[path])}; config.json and the weights disagree: use the two that belong together"
         )
     for info in filled.values():
-        source_dtype(info)
+        float_dtype(info)
 
 
 def _folder(tensors: Mapping[str, TensorInfo]) -> Path | str:

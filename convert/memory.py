@@ -1,52 +1,49 @@
-"""Memory of this process: how much it held at most, and how much work may be in flight at a time."""
+"""Memory of this process: how much it held at most, and how many items may be in flight at a time."""
 
+import resource
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from convert.direct import aligned_empty
+from convert.items import ArrayPlan, Item
 
 _STATUS = Path("/proc/self/status")
 _COUNTED = ("RssAnon:", "RssShmem:")
 _INTERVAL_SECONDS = 0.01
+_ALIGNMENT = 64
 
-# Two items in flight and a chunk of each: below three times the largest item. The promise adds 600 MB for Python and
-# its libraries.
+# Two items in flight and what the libraries hold of them meanwhile: below three times the largest item. The promise
+# adds 600 MB for Python and its libraries.
 _IN_FLIGHT_ITEMS, _IN_FLIGHT_BYTES = 2, 64_000_000
 
 
-class Buffers:
-    """Memory for the items in flight: two of the largest, and more where they are small.
+def items_in_flight(largest_item_bytes: int, workers: int) -> int:
+    """How many items may be in memory at a time: two of the largest, and more where they are small."""
+    return min(workers, max(_IN_FLIGHT_ITEMS, _IN_FLIGHT_BYTES // max(1, largest_item_bytes)))
 
-    All are of the largest item's size and used again by whichever item comes next: taking new memory from the system
-    costs as much time as filling it.
+
+class WorkerMemory(threading.local):
+    """Memory for the arrays of one item at a time, for each thread its own, used again for the next item.
+
+    Taking new memory from the system for every item took a quarter of the processor's time.
     """
 
-    def __init__(self, largest_item_bytes: int, workers: int) -> None:
-        self._nbytes = max(1, largest_item_bytes)
-        self._unused = min(workers, max(_IN_FLIGHT_ITEMS, _IN_FLIGHT_BYTES // self._nbytes))
-        self._free: list[np.ndarray] = []
-        self._changed = threading.Condition()
+    def __init__(self, items: Sequence[Item]) -> None:
+        self._bytes = np.empty(max((_room(item.arrays) for item in items), default=0), np.uint8)
 
-    @contextmanager
-    def taken(self) -> Iterator[np.ndarray]:
-        """Waits until another item may be in flight; yields a uint8 array for the time of the block."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._free or self._unused)
-            if not self._free:
-                self._unused -= 1
-                self._free.append(aligned_empty(self._nbytes))
-            buffer = self._free.pop()
-        try:
-            yield buffer
-        finally:
-            with self._changed:
-                self._free.append(buffer)
-                self._changed.notify()
+    def arrays(self, item: Item) -> Iterator[tuple[ArrayPlan, np.ndarray]]:
+        """Each array of an item, with its memory, of which the content is left from others."""
+        for number, array in enumerate(item.arrays):
+            start = _room(item.arrays[:number])
+            yield array, self._bytes[start : start + array.nbytes].view(array.numpy_dtype).reshape(array.shape)
+
+
+def _room(arrays: Sequence[ArrayPlan]) -> int:
+    """The bytes of arrays that lie one after the other, each aligned for any dtype."""
+    return sum(-(-array.nbytes // _ALIGNMENT) * _ALIGNMENT for array in arrays)
 
 
 class PeakMemory:
@@ -78,8 +75,6 @@ class PeakMemory:
 def held_bytes() -> int:
     """Bytes that this process holds now (on Linux), or the most it ever held."""
     if not _STATUS.exists():
-        import resource
-
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, others kilobytes
     lines = _STATUS.read_text().splitlines()

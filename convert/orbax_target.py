@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from convert.checksums import Sums
-from convert.chunks import chunk_shape, read_chunks, write_chunks
 from convert.durable import move, remove, sync_tree
 from convert.items import ArrayPlan, Item, Place
 from convert.journal import WORK
 from convert.manifest import Format
 from convert.orbax_folder import WEIGHTS
+from convert.tensor_info import TensorInfo, ranges_of
+from convert.zarr_array import read_array, write_array
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,28 +42,23 @@ class OrbaxTarget:
             if path.name not in done:
                 remove(path)
 
-    def write(self, item: Item, arrays: Mapping[str, np.ndarray]) -> Mapping[str, Sums]:
-        from convert.orbax_items import describe_item  # here, because it imports Orbax
+    def write(self, item: Item, arrays: Mapping[str, np.ndarray]) -> None:
+        from convert.orbax_items import describe_item  # here, because it imports Orbax, and with it JAX
 
         path = self._unfinished / item.name
-        by_key = {self.places[name].key: values for name, values in arrays.items()}
-        chunks = {
-            place.key: chunk_shape(values.shape, values.itemsize, place.split_axis)
-            for name, values in arrays.items()
-            if (place := self.places[name])
-        }
         with self._saving:
-            describe_item(path, by_key, chunks)
-        sums = {key: write_chunks(path / key, values, chunks[key]) for key, values in by_key.items()}
+            describe_item(path, {self.places[name].key: values.dtype for name, values in arrays.items()})
+        for name, values in arrays.items():
+            write_array(path / self.places[name].key, values, self.places[name].split_axis)
         sync_tree(path)
         remove(self.folder / WEIGHTS / item.name)  # it is there where it was found damaged
         move(path, self.folder / WEIGHTS / item.name)
-        return {name: sums[self.places[name].key] for name in arrays}
 
     def read_into(self, array: ArrayPlan, out: np.ndarray) -> None:
         item, key = self.place(array)
-        index = tuple(slice(0, size) for size in array.shape)
-        read_chunks(self.folder / WEIGHTS / item / key, array.shape, array.dtype, out, index, None)
+        path = self.folder / WEIGHTS / item
+        info = TensorInfo(name=array.target, shape=array.shape, dtype=array.dtype, file=path, stored_name=key)
+        read_array(path / key, info, ranges_of(info, None), out)
 
     def publish(self) -> None:
         remove(self._unfinished)

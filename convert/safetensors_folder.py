@@ -1,7 +1,5 @@
 """A Hugging Face checkpoint folder: `model.safetensors`, or shards named by `model.safetensors.index.json`."""
 
-import os
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,37 +9,27 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from convert import reading
 from convert.errors import CheckpointError, listed, shown
-from convert.files import AGAIN, JSON_LIMIT, opened, parse_object, read_start, regular
-from convert.header import TensorInfo, read_header
+from convert.files import AGAIN, opened, read_json, regular
+from convert.reading import ByteCounter
+from convert.safetensors_file import SafetensorsFiles
+from convert.tensor_info import Index, TensorInfo, float_dtype, ranges_of
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLED = {".bin", ".pt", ".pth", ".ckpt"}
 
 
-class ByteCounter:
-    """Bytes read so far, by whichever thread."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self.total = 0
-
-    def add(self, count: int) -> None:
-        with self._lock:
-            self.total += count
-
-
 @dataclass(frozen=True, kw_only=True)
 class SafetensorsFolder:
-    """The tensors of a checkpoint by name. Holds no open file and no weights; threads may read at the same time.
+    """The tensors of a checkpoint by name. Holds no weights; threads may read at the same time.
 
     read_bytes: how many bytes of tensors were read from the files so far.
     """
 
     folder: Path
     tensors: Mapping[str, TensorInfo]
+    files: SafetensorsFiles = field(repr=False, compare=False)
     read_bytes: ByteCounter = field(default_factory=ByteCounter, repr=False, compare=False)
 
     @classmethod
@@ -51,17 +39,17 @@ class SafetensorsFolder:
         Raises:
             CheckpointError: when there are none, or one of them is missing, damaged or contradicts the index.
         """
-        folder = Path(folder)
-        files = _listing(folder)
-        if INDEX in files:
-            tensors = _sharded(files, _read_index(files[INDEX]))
-        elif SINGLE in files:
-            tensors = read_header(regular(files[SINGLE]))
+        folder, files = Path(folder), SafetensorsFiles()
+        found = _listing(folder)
+        if INDEX in found:
+            tensors = _sharded(files, found, _read_index(found[INDEX]))
+        elif SINGLE in found:
+            tensors = files.tensors(regular(found[SINGLE]))
         else:
-            raise CheckpointError(_nothing_to_read(folder, files))
+            raise CheckpointError(_nothing_to_read(folder, found))
         if not tensors:
-            raise CheckpointError(f"{files[SINGLE]} holds no tensors; {AGAIN}")
-        return cls(folder=folder, tensors=MappingProxyType(tensors))
+            raise CheckpointError(f"{found[SINGLE]} holds no tensors; {AGAIN}")
+        return cls(folder=folder, tensors=MappingProxyType(tensors), files=files)
 
     @property
     def total_bytes(self) -> int:
@@ -76,17 +64,15 @@ class SafetensorsFolder:
         Raises: what `read_into` raises.
         """
         info = self._info(name)
-        out = np.empty(info.shape, reading.source_dtype(info) if dtype is None else dtype)
+        out = np.empty(info.shape, float_dtype(info) if dtype is None else dtype)
         self.read_into(name, out, allow_nan=allow_nan)
         return out
 
-    def read_into(
-        self, name: str, out: np.ndarray, index: reading.Index | None = None, *, allow_nan: bool = False
-    ) -> None:
-        """Reads one tensor, or the part of it at `index`, into `out`.
+    def read_into(self, name: str, out: np.ndarray, index: Index | None = None, *, allow_nan: bool = False) -> None:
+        """Reads one tensor, or the part of it at `index`, into `out`, rounding to its dtype.
 
         `out` has any float dtype, the shape of what is read, and is C-contiguous (such as a slot `stack[e]`). Only the
-        bytes of the part are read. Temporary memory is 1 MB, however large the tensor.
+        bytes of the part are read. Temporary memory is a few MB, however large the tensor.
 
         Raises:
             CheckpointError: when there is no such tensor, the file has changed, the dtype is none of bf16, f16, f32 and
@@ -94,7 +80,8 @@ class SafetensorsFolder:
                 `out`. `out` then holds a part of the tensor.
             ValueError: when `out` is not such an array, or `index` not inside the tensor.
         """
-        self.read_bytes.add(reading.read_into(self._info(name), out, index, allow_nan=allow_nan))
+        info = self._info(name)
+        self.read_bytes.add(self.files.read_into(info, ranges_of(info, index), out, allow_nan=allow_nan))
 
     def _info(self, name: str) -> TensorInfo:
         if name not in self.tensors:
@@ -115,10 +102,7 @@ def _listing(folder: Path) -> dict[str, Path]:
 def _read_index(index: Path) -> dict[str, str]:
     """The index's map from tensor to file name; a name that would lead out of the folder is refused."""
     with opened(regular(index)) as stream:
-        if (size := os.fstat(stream.fileno()).st_size) > JSON_LIMIT:
-            raise CheckpointError(f"{index} has {size} bytes, at most {JSON_LIMIT} are read; {AGAIN}")
-        raw = read_start(index, stream, size)
-    weight_map = parse_object(str(index), raw).get("weight_map")
+        weight_map = read_json(index, stream).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: weight_map is {shown(weight_map)}, expected tensor names with files; {AGAIN}")
     for tensor, name in weight_map.items():
@@ -130,28 +114,30 @@ def _read_index(index: Path) -> dict[str, str]:
     return weight_map
 
 
-def _sharded(files: Mapping[str, Path], weight_map: Mapping[str, str]) -> dict[str, TensorInfo]:
+def _sharded(
+    files: SafetensorsFiles, found: Mapping[str, Path], weight_map: Mapping[str, str]
+) -> dict[str, TensorInfo]:
     """The tensors of all shards, which must be exactly those of the index."""
-    index = files[INDEX]
+    index = found[INDEX]
     shards = sorted(set(weight_map.values()))
-    if missing := [shard for shard in shards if shard not in files]:
+    if missing := [shard for shard in shards if shard not in found]:
         raise CheckpointError(
             f"{index} names {len(shards)} files, of which {len(missing)} are missing: {listed(missing)}; download them"
         )
-    if SINGLE in files and SINGLE not in shards:
+    if SINGLE in found and SINGLE not in shards:
         raise CheckpointError(
             f"{index.parent} holds {SINGLE} and also {INDEX}, which does not name it: two checkpoints; remove one"
         )
     tensors: dict[str, TensorInfo] = {}
     for shard in shards:
-        held = read_header(regular(files[shard]))
+        held = files.tensors(regular(found[shard]))
         if lost := [name for name, file in weight_map.items() if file == shard and name not in held]:
-            raise CheckpointError(f"{files[shard]} does not hold {listed(lost)}, but {INDEX} says so; {AGAIN}")
+            raise CheckpointError(f"{found[shard]} does not hold {listed(lost)}, but {INDEX} says so; {AGAIN}")
         if unnamed := [name for name in held if name not in weight_map]:
-            raise CheckpointError(f"{files[shard]} holds {listed(unnamed)}, which {INDEX} does not name; {AGAIN}")
+            raise CheckpointError(f"{found[shard]} holds {listed(unnamed)}, which {INDEX} does not name; {AGAIN}")
         if elsewhere := [name for name in held if weight_map[name] != shard]:
             raise CheckpointError(
-                f"{files[shard]} holds {listed(elsewhere)}, but {INDEX} says {weight_map[elsewhere[0]]!r} does; {AGAIN}"
+                f"{found[shard]} holds {listed(elsewhere)}, but {INDEX} says {weight_map[elsewhere[0]]!r} does; {AGAIN}"
             )
         tensors |= held
     return tensors

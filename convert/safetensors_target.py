@@ -1,32 +1,31 @@
 """Writes a Hugging Face folder: safetensors files of a size, and their index.
 
 The place of every tensor is known before the first is written. So files are made at their full size in the work folder,
-filled in any order, and renamed into the folder when all are full.
+filled in any order, and renamed into the folder when all are full. The library's own writer needs all tensors of a file
+in memory at once (docs/decisions.md, "Conversion"); it is what reads the files back.
 """
 
 import json
 import os
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from convert.checksums import Sums
-from convert.direct import ALIGNMENT, writer
 from convert.durable import move, remove, write_atomically
-from convert.errors import CheckpointError
-from convert.header import LENGTH_BYTES, TensorInfo
 from convert.items import ArrayPlan, Item
 from convert.journal import WORK
 from convert.manifest import Format
-from convert.reading import read_into
+from convert.safetensors_file import LENGTH_BYTES, SafetensorsFiles
 from convert.safetensors_folder import INDEX, SINGLE
+from convert.tensor_info import TensorInfo, ranges_of
 
 # transformers reads a file only when it says which framework's tensors are in it.
 _METADATA = {"format": "pt"}
+_ALIGNMENT = 8
 _OURS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
 
 
@@ -51,6 +50,7 @@ class SafetensorsTarget:
     arrays: tuple[ArrayPlan, ...]
     shard_bytes: int
     format: Format = "safetensors"
+    _written: SafetensorsFiles = field(default_factory=SafetensorsFiles, repr=False, compare=False)
 
     @cached_property
     def shards(self) -> Mapping[str, Shard]:
@@ -82,28 +82,19 @@ class SafetensorsTarget:
                 os.fsync(file.fileno())
             move(partial, path)
 
-    def write(self, item: Item, arrays: Mapping[str, np.ndarray]) -> Mapping[str, Sums]:
+    def write(self, item: Item, arrays: Mapping[str, np.ndarray]) -> None:
         for shard in {self.shards[name].name: self.shards[name] for name in arrays}.values():
-            with writer(self._path(shard), new=False) as file:
-                for name in arrays.keys() & shard.tensors.keys():
-                    file.write(arrays[name], shard.tensors[name][1])
-                os.fsync(file.descriptor)
-        return {}
+            with self._path(shard).open("r+b") as file:
+                for name in sorted(arrays.keys() & shard.tensors.keys(), key=lambda name: shard.tensors[name][1]):
+                    file.seek(shard.tensors[name][1])
+                    file.write(arrays[name].reshape(-1).view(np.uint8).data)
+                file.flush()
+                os.fsync(file.fileno())
 
     def read_into(self, array: ArrayPlan, out: np.ndarray) -> None:
-        shard = self.shards[array.target]
-        start = shard.tensors[array.target][1]
-        info = TensorInfo(
-            name=array.target,
-            shape=array.shape,
-            dtype=array.dtype,
-            file=self._path(shard),
-            start=start,
-            stop=start + array.nbytes,
-        )
-        if info.file.stat().st_size != shard.size:
-            raise CheckpointError(f"{info.file} has {info.file.stat().st_size} bytes, expected {shard.size}")
-        read_into(info, out, allow_nan=True)
+        path = self._path(self.shards[array.target])
+        info = TensorInfo(name=array.target, shape=array.shape, dtype=array.dtype, file=path, stored_name=array.target)
+        self._written.read_into(info, ranges_of(info, None), out, allow_nan=True)
 
     def publish(self) -> None:
         for shard in self._files():
@@ -155,8 +146,7 @@ def _shard(name: str, arrays: Sequence[ArrayPlan]) -> Shard:
         offset = [offsets[array.target], end]
         header[array.target] = {"dtype": array.dtype, "shape": list(array.shape), "data_offsets": offset}
     raw = json.dumps(header, separators=(",", ":")).encode()
-    # The first tensor begins at a page, as do those after it whose sizes are whole pages: so they are written quickly.
-    raw += b" " * (-(LENGTH_BYTES + len(raw)) % ALIGNMENT)
+    raw += b" " * (-len(raw) % _ALIGNMENT)  # as the library pads it
     head = len(raw).to_bytes(LENGTH_BYTES, "little") + raw
     tensors = {array.target: (array, len(head) + offsets[array.target]) for array in arrays}
     return Shard(name=name, head=head, tensors=tensors, size=len(head) + end)

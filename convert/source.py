@@ -5,9 +5,8 @@ from typing import Protocol
 
 import numpy as np
 
-from convert.header import TensorInfo
-from convert.reading import Index
-from convert.safetensors_folder import ByteCounter
+from convert.reading import ByteCounter
+from convert.tensor_info import Index, TensorInfo
 
 
 class TensorSource(Protocol):

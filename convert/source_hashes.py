@@ -35,9 +35,9 @@ class SourceHashes:
             if name not in self._hashes:
                 self._hashes[name] = self._pool.submit(file_checksum, self._files[name])
 
-    def are_there(self, names: Iterable[str]) -> bool:
-        """Whether the hashes of `names` need no waiting."""
-        return all(name in self._hashes and self._hashes[name].done() for name in names)
+    def found(self) -> dict[str, str]:
+        """The hashes that are known by now."""
+        return {name: digest.result() for name, digest in dict(self._hashes).items() if digest.done()}
 
     def of(self, names: Iterable[str]) -> dict[str, str]:
         """The hashes of `names`, waiting for them."""

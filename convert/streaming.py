@@ -2,25 +2,25 @@
 
 The order is what makes it safe. The journal is there before anything else; an item is on the disk before the journal
 says so; the manifest comes last, when everything has its final name. So a folder without a manifest is unfinished, and
-what its journal says is true.
+what its journal says is true. Files of the source are hashed beside the conversion: when it goes on after a stop, an
+item counts only if the hashes of the files that it was read from are in the journal as well.
 """
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from convert.checksums import Sums, array_checksum
-from convert.direct import aligned
+from convert.checksums import array_checksum
 from convert.durable import writing
 from convert.errors import CheckpointError
 from convert.items import ArrayPlan, Item
 from convert.journal import Journal, Record
-from convert.memory import Buffers
+from convert.memory import WorkerMemory
 from convert.reading import all_finite
 from convert.source import TensorSource
 from convert.source_hashes import SourceHashes
@@ -32,18 +32,12 @@ OnProgress = Callable[[Phase, int, int], None]  # what is done, bytes of it, byt
 
 @dataclass(frozen=True, kw_only=True)
 class Stream:
-    """What does not change while a conversion runs.
-
-    checksums: of tensors of the source whose reading compares them already.  workers: items in flight, as far as memory
-    allows.
-    """
+    """What does not change while a conversion runs. workers: items in flight at a time."""
 
     source: TensorSource
-    checksums: Mapping[str, str]
     target: Target
     journal: Journal
     hashes: SourceHashes
-    buffers: Buffers
     allow_nan: bool
     workers: int
     on_progress: OnProgress
@@ -56,69 +50,29 @@ def convert_items(stream: Stream, items: Sequence[Item]) -> float:
         CheckpointError: for the first item that fails; those before it are done.
     """
 
-    tensors = stream.source.tensors
-
-    def one(item: Item, buffer: np.ndarray) -> None:
+    def one(item: Item) -> None:
         stream.hashes.start(item.files)
         arrays: dict[str, np.ndarray] = {}
-        finite: dict[str, bool] = {}
-        for array, memory in zip(item.arrays, _divided(item, buffer), strict=True):
-            values = memory.view(array.numpy_dtype).reshape(array.shape)
+        records: dict[str, Record] = {}
+        for array, values in memory.arrays(item):
             stream.source.read_into(array.source, values, allow_nan=True)
-            finite[array.target] = all_finite(values)
-            if not finite[array.target] and not stream.allow_nan:
+            finite = all_finite(values)
+            if not finite and not stream.allow_nan:
                 raise CheckpointError(_not_finite(stream.source, array, values))
             arrays[array.target] = values
+            records[array.target] = Record(checksum=array_checksum(values), finite=finite)
         with writing(stream.target.folder):
-            sums = stream.target.write(item, arrays)
-        records: dict[str, Record] = {}
-        for array in item.arrays:
-            stored = sums.get(array.target, Sums((), None))
-            checksum = stored.whole or known(array) or array_checksum(arrays[array.target])
-            records[array.target] = Record(checksum=checksum, finite=finite[array.target], chunks=stored.parts)
-        with writing(stream.target.folder):
-            written.add(item, records)
+            stream.target.write(item, arrays)
+            stream.journal.add_item(item.name, records)
+            stream.journal.add_hashes(stream.hashes.found())
 
-    def known(array: ArrayPlan) -> str | None:
-        """The checksum that reading has compared, where the values are the same."""
-        same = array.dtype == tensors[array.source].dtype
-        return stream.checksums.get(array.source) if same else None
-
-    written = _Written(stream)
+    memory = WorkerMemory(items)
     try:
         return _in_parallel(stream, "convert", items, one)
     finally:
         with writing(stream.target.folder):
-            written.note(wait=True)
-
-
-class _Written:
-    """Items that are on the disk, noted in the journal as soon as the files that they were read from have their hashes.
-
-    So a continued conversion knows that its source is the same; and writing goes on while a large file is hashed.
-    """
-
-    def __init__(self, stream: Stream) -> None:
-        self._stream = stream
-        self._waiting: list[tuple[Item, Mapping[str, Record]]] = []
-        self._changing = threading.Lock()
-
-    def add(self, item: Item, records: Mapping[str, Record]) -> None:
-        with self._changing:
-            self._waiting.append((item, records))
-        self.note(wait=False)
-
-    def note(self, *, wait: bool) -> None:
-        """Notes the items whose files have been hashed; `wait`: all of them."""
-        hashes, journal = self._stream.hashes, self._stream.journal
-        with self._changing:
-            waiting, self._waiting = self._waiting, []
-            for item, records in waiting:
-                if wait or hashes.are_there(item.files):
-                    journal.add_hashes(hashes.of(item.files))
-                    journal.add_item(item.name, records)
-                else:
-                    self._waiting.append((item, records))
+            done = {file for item in items if item.name in stream.journal.items for file in item.files}
+            stream.journal.add_hashes(stream.hashes.of(done))
 
 
 def check_items(stream: Stream, items: Sequence[Item]) -> tuple[Mapping[str, str], float]:
@@ -126,12 +80,11 @@ def check_items(stream: Stream, items: Sequence[Item]) -> tuple[Mapping[str, str
 
     Returns: what is wrong, by item, and the seconds that it took.
     """
-    damaged: dict[str, str] = {}
+    memory, damaged = WorkerMemory(items), dict[str, str]()
 
-    def one(item: Item, buffer: np.ndarray) -> None:
+    def one(item: Item) -> None:
         records = stream.journal.items[item.name]
-        for array, memory in zip(item.arrays, _divided(item, buffer), strict=True):
-            values = memory.view(array.numpy_dtype).reshape(array.shape)
+        for array, values in memory.arrays(item):
             problem = _problem(stream.target, array, values, records.get(array.target))
             if problem is not None:
                 damaged[item.name] = problem
@@ -150,19 +103,6 @@ def _not_finite(source: TensorSource, array: ArrayPlan, values: np.ndarray) -> s
     )
 
 
-def buffer_bytes(item: Item) -> int:
-    """The memory that an item takes in flight."""
-    return sum(aligned(array.nbytes) for array in item.arrays)
-
-
-def _divided(item: Item, buffer: np.ndarray) -> Iterator[np.ndarray]:
-    """The part of `buffer` for each array of an item, from where it can be written quickly."""
-    start = 0
-    for array in item.arrays:
-        yield buffer[start : start + array.nbytes]
-        start += aligned(array.nbytes)
-
-
 def _problem(target: Target, array: ArrayPlan, values: np.ndarray, record: Record | None) -> str | None:
     if record is None:
         return f"{array.target!r} is not in the journal"
@@ -175,10 +115,8 @@ def _problem(target: Target, array: ArrayPlan, values: np.ndarray, record: Recor
     return None
 
 
-def _in_parallel(
-    stream: Stream, phase: Phase, items: Sequence[Item], work: Callable[[Item, np.ndarray], None]
-) -> float:
-    """`work` for every item, in order, as many at a time as workers and memory allow; stops at the first failure."""
+def _in_parallel(stream: Stream, phase: Phase, items: Sequence[Item], work: Callable[[Item], None]) -> float:
+    """`work` for every item, in order, as many at a time as there are workers; stops at the first failure."""
     began = time.perf_counter()
     total, done = sum(item.nbytes for item in items), 0
     reporting, failed = threading.Lock(), threading.Event()
@@ -188,8 +126,7 @@ def _in_parallel(
         if failed.is_set():
             return
         try:
-            with stream.buffers.taken() as buffer:
-                work(item, buffer)
+            work(item)
             with reporting:
                 done += item.nbytes
                 stream.on_progress(phase, done, total)

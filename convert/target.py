@@ -9,7 +9,6 @@ from typing import Protocol
 
 import numpy as np
 
-from convert.checksums import Sums
 from convert.items import ArrayPlan, Item
 from convert.manifest import Format
 
@@ -31,11 +30,8 @@ class Target(Protocol):
         """Removes what a killed conversion left half-written: all but the items in `done`."""
         ...
 
-    def write(self, item: Item, arrays: Mapping[str, np.ndarray]) -> Mapping[str, Sums]:
-        """Writes the arrays of an item, by their names in the target. Several threads may do so at a time.
-
-        Returns: the checksums of the arrays that are stored in parts.
-        """
+    def write(self, item: Item, arrays: Mapping[str, np.ndarray]) -> None:
+        """Writes the arrays of an item, by their names in the target. Several threads may do so at a time."""
         ...
 
     def read_into(self, array: ArrayPlan, out: np.ndarray) -> None:

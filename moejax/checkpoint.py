@@ -15,8 +15,8 @@ from pathlib import Path
 from convert import (
     CheckpointError,
     OrbaxFolder,
-    Plan,
     SafetensorsFolder,
+    TensorPlan,
     plan,
     read_manifest,
     refuse_unfinished,
@@ -46,7 +46,7 @@ class Checkpoint:
     dtype: str
     eos_token_ids: tuple[int, ...]
 
-    def plan(self, expected: Mapping[str, LogicalTensor]) -> Plan:
+    def plan(self, expected: Mapping[str, LogicalTensor]) -> TensorPlan:
         """Which tensor fills which path.
 
         Raises:

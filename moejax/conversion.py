@@ -126,8 +126,7 @@ def plan_conversion(checkpoint: Checkpoint, target: Path, *, dtype: str, shard_b
     expected = logical_tensors(weights_of(checkpoint.config))
     plan = checkpoint.plan(expected)
     tensors = checkpoint.tensors.tensors
-    from_orbax = checkpoint.tensors if isinstance(checkpoint.tensors, OrbaxFolder) else None
-    to_orbax = from_orbax is None
+    to_orbax = not isinstance(checkpoint.tensors, OrbaxFolder)
     if to_orbax and shard_bytes is not None:
         raise ValueError(
             "shard_size is for conversions to Hugging Face's format; chunks of Orbax have a size of their own"
@@ -157,7 +156,7 @@ def plan_conversion(checkpoint: Checkpoint, target: Path, *, dtype: str, shard_b
         files = {
             item: sorted({tensors[arrays[path].source].file.name for path in paths}) for item, paths in grouped.items()
         }
-        grouped = dict(sorted(grouped.items(), key=lambda entry: _position(tensors, arrays, entry[1])))
+        grouped = dict(sorted(grouped.items(), key=lambda entry: _last_file(tensors, arrays, entry[1])))
         filled = OrbaxTarget(folder=target, places=where)
     else:
         source_files = sides | {MANIFEST: checkpoint.folder / MANIFEST}
@@ -178,7 +177,6 @@ def plan_conversion(checkpoint: Checkpoint, target: Path, *, dtype: str, shard_b
         options=options,
         side_files={name: _side_bytes(path, dtype) for name, path in sides.items()},
         ignored=plan.ignored,
-        checksums={name: entry.checksum for name, entry in from_orbax.manifest.arrays.items()} if from_orbax else {},
         moejax_version=moejax.__version__,
     )
 
@@ -229,10 +227,9 @@ def parse_size(text: str) -> int:
     return size
 
 
-def _position(tensors: Mapping, arrays: Mapping[str, ArrayPlan], paths: list[str]) -> tuple[str, int]:
-    """Where an item's last byte is in the source, so that items are read in the order of the files."""
-    infos = [tensors[arrays[path].source] for path in paths]
-    return max((info.file.name, info.start) for info in infos)
+def _last_file(tensors: Mapping, arrays: Mapping[str, ArrayPlan], paths: list[str]) -> str:
+    """The last file that an item is read from, so that items are read in the order of the files."""
+    return max(tensors[arrays[path].source].file.name for path in paths)
 
 
 def _side_bytes(path: Path, dtype: str) -> bytes:

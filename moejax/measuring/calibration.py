@@ -20,6 +20,7 @@ from moejax.ops.table import resolve_backend
 from moejax.planning.hardware import DTYPES, Hardware, Link
 from moejax.planning.routing import distinct_experts
 from moejax.planning.workload import Workload
+from moejax.weights.storage import Plain
 from sharding import MeshConfig, device_memory
 
 RUNS = 5  # of everything that is timed; the shortest counts, since whatever else ran could only make it longer
@@ -131,7 +132,7 @@ def matrix_rate(device: Any, dtype: str) -> float:
     size = 512
     while True:
         x, weights = (jax.device_put(jnp.ones((size, size), dtype), device) for _ in range(2))
-        seconds = _shortest(product, x, weights)
+        seconds = _shortest(product, x, Plain(array=weights, axes=(None, None)))
         if seconds > PRODUCT_SECONDS or size >= LARGEST_PRODUCT:
             return 2 * size**3 / seconds
         size *= 2

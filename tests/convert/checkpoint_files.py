@@ -65,3 +65,9 @@ def refusal(folder: Path) -> str:
     message = str(caught.value)
     assert message.isprintable()
     return message.replace(str(folder), "FOLDER")
+
+
+def assert_refused(folder: Path, *facts: str) -> None:
+    """`folder` is refused, and the message tells all of these."""
+    message = refusal(folder)
+    assert all(fact in message for fact in facts), message

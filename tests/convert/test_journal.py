@@ -18,7 +18,7 @@ HEADER = Header(
     options={"--dtype": "x"},
 )
 RECORDS = {
-    "a": Record(checksum="crc32:00000001", finite=True, chunks=("crc32:00000003", "crc32:00000004")),
+    "a": Record(checksum="crc32:00000001", finite=True),
     "b": Record(checksum="crc32:00000002", finite=False),
 }
 

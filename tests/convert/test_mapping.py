@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from convert import CheckpointError, Ignore, Plan, TensorInfo, plan
+from convert import CheckpointError, Ignore, TensorInfo, TensorPlan, plan
 
 FILE = Path("/c/model.safetensors")
 NAMES = {
@@ -34,12 +34,12 @@ SHAPES = {
 
 
 def info(name: str, shape: tuple[int, ...], dtype: str = "BF16") -> TensorInfo:
-    return TensorInfo(name=name, shape=shape, dtype=dtype, file=FILE, start=0, stop=0)
+    return TensorInfo(name=name, shape=shape, dtype=dtype, file=FILE, stored_name=name)
 
 
 def planned(
     changes: dict[str, tuple[int, ...] | None] | None = None, expected: dict[str, tuple[int, ...]] = EXPECTED
-) -> Plan:
+) -> TensorPlan:
     """The plan for SHAPES with `changes` (None removes a tensor)."""
     shapes = SHAPES | (changes or {})
     names = NAMES | {path: (f"{path}.weight",) for path in expected if path not in NAMES}

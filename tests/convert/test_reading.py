@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from convert import CheckpointError, SafetensorsFolder
-from convert.reading import CHUNK_BYTES, all_finite
+from convert.reading import BLOCK_BYTES, all_finite
 from tests.convert.checkpoint_files import DTYPES, SINGLE, entry, file_bytes, write_single
 
 BF16 = ml_dtypes.bfloat16
 # Elements of more than two chunks in any dtype, the last one not full: chunk edges are where indices go wrong.
-LONG = CHUNK_BYTES + 5
+LONG = BLOCK_BYTES + 5
 
 
 def stored(folder: Path, array: np.ndarray) -> SafetensorsFolder:
@@ -35,7 +35,7 @@ def values(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 @pytest.mark.parametrize(("source", "target"), [*product(DTYPES.values(), repeat=2)], ids=str)
 def test_converts_as_numpy_does(tmp_path: Path, source: np.dtype, target: np.dtype) -> None:
     array = values((3, 5, LONG // 24), source)
-    assert array.nbytes > CHUNK_BYTES
+    assert array.nbytes > BLOCK_BYTES
     read = stored(tmp_path, array).read("w", target)
     assert (read.dtype, read.shape) == (target, array.shape)
     assert read.tobytes() == array.astype(target).tobytes()
@@ -82,7 +82,7 @@ def test_threads_may_read_at_the_same_time(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [*DTYPES.values()], ids=str)
 @pytest.mark.parametrize(
-    ("position", "bad"), [(0, np.nan), (12_345, -np.inf), (CHUNK_BYTES // 2, -np.nan), (LONG - 1, np.inf)]
+    ("position", "bad"), [(0, np.nan), (12_345, -np.inf), (BLOCK_BYTES // 2, -np.nan), (LONG - 1, np.inf)]
 )
 def test_names_the_place_of_a_value_that_is_not_finite(
     tmp_path: Path, dtype: np.dtype, position: int, bad: float
@@ -229,4 +229,4 @@ def test_temporary_memory_does_not_grow_with_the_tensor(
     finally:
         tracemalloc.stop()
     # The chunk itself, and for values that are not finite two masks of a byte per element.
-    assert peak < 2.5 * CHUNK_BYTES
+    assert peak < 2.5 * BLOCK_BYTES

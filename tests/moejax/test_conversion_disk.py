@@ -28,7 +28,7 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_written(hf: Path, t
     assert done.stderr.startswith(expected) and done.stderr.count("\n") == 1
 
 
-# Fills the disk when the first item is done and noted, for which the hash of its source, that another thread finds, is
+# Fills the disk when the first item is done and noted with the hash of its source, which another thread finds and is
 # waited for; then loads; then frees the disk and converts again.
 FILL = """
 import sys
@@ -36,7 +36,7 @@ import moejax
 from convert.source_hashes import SourceHashes
 from pathlib import Path
 
-SourceHashes.are_there = lambda self, names: bool(self.of(names))
+SourceHashes.found = lambda self: self.of(list(self._hashes))
 source, target = sys.argv[1:]
 filler = Path(target).with_name("filler")
 

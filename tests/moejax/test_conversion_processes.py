@@ -31,7 +31,7 @@ import sys
 import moejax
 from convert.source_hashes import SourceHashes
 
-SourceHashes.are_there = lambda self, names: bool(self.of(names))
+SourceHashes.found = lambda self: self.of(list(self._hashes))
 seen = []
 
 def hold(phase, done, total):
