@@ -5,12 +5,12 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
-from moejax.decoding.state import Features, RowParams
+from moejax.decoding.state import Features, SamplingState
 from moejax.moe.parallel import Parallel
 
 
 def penalize(
-    logits: Float[Array, "B V"], in_prompt: Bool[Array, "B V"], in_output: Int[Array, "B V"], params: RowParams
+    logits: Float[Array, "B V"], in_prompt: Bool[Array, "B V"], in_output: Int[Array, "B V"], params: SamplingState
 ) -> Float[Array, "B V"]:
     """Repetition penalty over prompt and output, then frequency and presence penalties over the output."""
     repetition = params.repetition_penalty[:, None]
@@ -20,14 +20,14 @@ def penalize(
     return logits - params.presence_penalty[:, None] * (in_output > 0).astype(jnp.float32)
 
 
-def forbid_stops(logits: Float[Array, "B V"], too_early: Bool[Array, " B"], params: RowParams) -> Float[Array, "B V"]:
+def forbid_stops(logits: Float[Array, "B V"], too_early: Bool[Array, " B"], params: SamplingState) -> Float[Array, "B V"]:
     """-inf for the stop ids of rows that are `too_early` to end."""
     ids = jnp.where(too_early[:, None], params.stop_ids, -1)
     stops = jnp.where(ids < 0, logits.shape[1], ids)  # past the end: dropped
     return jax.vmap(lambda row, at: row.at[at].set(-jnp.inf, mode="drop"))(logits, stops)
 
 
-def keep_probable(scaled: Float[Array, "B V"], params: RowParams) -> Float[Array, "B V"]:
+def keep_probable(scaled: Float[Array, "B V"], params: SamplingState) -> Float[Array, "B V"]:
     """-inf for tokens that min_p, then top_k, then top_p (of what top_k leaves) exclude. Ties at a bound stay."""
     floor = jnp.max(scaled, axis=-1) + jnp.log(params.min_p)  # log 0 = -inf excludes nothing
     scaled = jnp.where(scaled < floor[:, None], -jnp.inf, scaled)
@@ -62,7 +62,7 @@ def best_tokens(parallel: Parallel, logits: Float[Array, "B V"]) -> Int[Array, "
     return parallel.map(body, (parallel.spec("batch", "vocab"),), parallel.spec("batch"))(logits)
 
 
-def choose(logits: Float[Array, "B V"], generated: Int[Array, " B"], params: RowParams, features: Features) -> Array:
+def choose(logits: Float[Array, "B V"], generated: Int[Array, " B"], params: SamplingState, features: Features) -> Array:
     """The next token of each row: the best one at temperature 0, else a sample. int32 [B].
 
     A row's random numbers depend on its key and on how many tokens it has generated, and on nothing else.
