@@ -153,8 +153,8 @@ def push_tokens(
     for step, token in enumerate(tokens.tolist()):
         if token < 0 or sequence.finish_reason is not None:
             break
-        wanted = scores is not None and params.logprobs is not None
-        events.append(sequence.push(token, scores_at(scores, step) if wanted else None))
+        one = None if scores is None or params.logprobs is None else scores_at(scores, step)
+        events.append(sequence.push(token, one))
     if not events:
         return None
     chosen = experts[: len(events)] if params.return_routed_experts and experts is not None else None

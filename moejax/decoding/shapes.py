@@ -180,4 +180,3 @@ class CallShapes:
         slots = min(least, there)
         self._steps.add(slots)
         return StepShape(slots, self.length)
-

@@ -91,7 +91,8 @@ class Slots:
     def _feed_arrays(self, shape: FeedShape, parts: list[Part]) -> steps.Feed:
         features, width = self.feature_sets[-1], shape.width
         tokens: Any = np.zeros((shape.prompts, width + 1), np.int32)
-        starts, lengths, sources = (np.zeros((shape.prompts,), np.int32) for _ in range(3))
+        numbers: Any = np.zeros((3, shape.prompts), np.int32)
+        starts, lengths, sources = numbers
         fed: Any = np.arange(shape.outputs, dtype=np.int32) if shape.one_each else np.zeros((shape.outputs,), np.int32)
         slots: Any = np.full((shape.outputs,), self._size[0], np.int32)  # past the end: padding
         sequences: list[Sequence | None] = [None] * shape.outputs
@@ -129,19 +130,18 @@ class Slots:
         Returns:
             The slots that the outputs are of, some of which may be free, and the outputs on the devices.
         """
-        running, shape = self.running, self.step_shape(wanted, ahead)
-        features = next(
-            one for one in self.feature_sets if all(one.covers(each.request.params) for each in running.values())
-        )
-        slots = self.shapes.parts.choose(running, shape.slots)
+        features, shape = self.next_call(wanted, ahead)
+        slots = self.shapes.parts.choose(self.running, shape.slots)
         return slots, self._run_generate(features, shape, slots, wanted, least)
 
-    def step_shape(self, wanted: int, ahead: int = 0) -> StepShape:
-        """The shape of the next call of the decode loop."""
+    def next_call(self, wanted: int, ahead: int = 0) -> tuple[Features, StepShape]:
+        """What the next call of the decode loop can do, and its shape."""
         running = self.running
+        params = [one.request.params for one in running.values()]
+        features = next(one for one in self.feature_sets if all(map(one.covers, params)))
         furthest = max(len(one.request.prompt) + len(one.tokens) - 1 for one in running.values()) + ahead + wanted
         remaining = max(one.request.params.max_tokens - len(one.tokens) for one in running.values()) - ahead
-        return self.shapes.step(running, min(furthest, self.shapes.length), remaining)
+        return features, self.shapes.step(running, min(furthest, self.shapes.length), remaining)
 
     def warm_up(self, feeds: Collection[FeedShape], calls: Collection[StepShape]) -> None:
         """Compiles programs of these shapes, by running them on nothing."""

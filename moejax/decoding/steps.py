@@ -75,9 +75,10 @@ def extend(
         in_output=jnp.zeros(feed.in_prompt.shape, jnp.int32),
         sampling=feed.sampling,
     )
-    logits = model.logits(parallel.map_rows(_last_of_each, hidden, here))
-    logits = parallel.constrain(logits if shape.one_each else logits[feed.fed], "batch", "vocab")
-    fresh, output = _accept(parallel, fresh, logits, features)
+    with jax.named_scope("sample"):
+        logits = model.logits(parallel.map_rows(_last_of_each, hidden, here))
+        logits = parallel.constrain(logits if shape.one_each else logits[feed.fed], "batch", "vocab")
+        fresh, output = _accept(parallel, fresh, logits, features)
     if features.experts:
         last = jnp.maximum(here - 1, 0)[:, None, None, None]
         experts = jnp.take_along_axis(routed.experts, last, axis=1)[:, 0].astype(jnp.int16)
@@ -216,7 +217,7 @@ def _choose_on_device(
     *,
     features: Features,
 ) -> tuple[Int[Array, " Bl"], Int[Array, "Bl V"], TokenScores | None]:
-    """One device's sequences with their whole vocabulary: the next tokens, the occurrences with them, and their scores."""
+    """One device's sequences with their whole vocabulary: next tokens, occurrences with them, and their scores."""
     adjusted = logits
     if features.penalize:
         adjusted = penalize(adjusted, in_prompt, in_output, sampling)
@@ -241,7 +242,7 @@ def _no_output(config: ModelConfig, features: Features, batch: int) -> StepOutpu
 
 
 def _place_outputs(outputs: StepOutput, parallel: Parallel) -> StepOutput:
-    """Outputs while steps are taken: tokens are whole on every device, reports stay with their sequences until the end."""
+    """Outputs while steps are taken: tokens are whole on every device, reports stay with their sequences."""
     reports = dataclasses.replace(outputs, token=None)
     placed = parallel.constrain(reports, None, "batch")
     return dataclasses.replace(placed, token=parallel.constrain(outputs.token))

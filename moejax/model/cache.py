@@ -1,7 +1,8 @@
 """The key/value cache: per layer, [B, K, S, H] keys and values of every token fed so far.
 
 A token at position p of its sequence lives at position p, so padding never moves anything and a sequence can be
-overwritten by the next one in its slot. Each head's keys are contiguous, which is the layout that a decode step reads fastest.
+overwritten by the next one in its slot. Each head's keys are contiguous, which is the layout that a decode step reads
+fastest.
 
 16-bit caches are stored as their bits (uint16). XLA:CPU computes in float32 where it has no bfloat16 kernel, and for
 an update of a bfloat16 array that means converting the *whole array* to float32 and back at every step (measured:
