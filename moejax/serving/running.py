@@ -132,7 +132,9 @@ class RunningRequests:
             if len(one.sequence.tokens) > count and job.last_token is not None:
                 self.metrics.observe_tokens(count, now - job.last_token)
             job.last_token = now
-            if job.finished:
-                del self._jobs[one.group]
+        reasons = {one.group: one.sequence.finish_reason for one in gained}  # of the output that came last
+        for group, reason in reasons.items():
+            if group.finished:
+                job = self._jobs.pop(group)
                 job.mailbox.end()
-                self.metrics.finish(job, one.sequence.finish_reason or "length")
+                self.metrics.finish(job, reason or "length")
