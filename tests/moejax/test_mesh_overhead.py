@@ -12,9 +12,9 @@ from moejax.decoding import steps
 from moejax.decoding.state import Features, empty_state
 from moejax.families.config import ModelConfig
 from moejax.loading import abstract_model
-from moejax.model.cache import empty_cache
 from moejax.model.params import merge
 from moejax.moe.parallel import Parallel
+from tests.moejax.feeding import feed_whole_batch
 from tests.moejax.meshes import on_mesh
 
 CONFIG = ModelConfig(
@@ -38,7 +38,7 @@ def body_alone(body: Callable[..., Any], **options: Any) -> Callable[..., Any]:
 
 
 def arguments_and_programs(parallel: Parallel) -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
-    """`generate` and `prefill` as the engine calls them."""
+    """`generate` and `extend` as the engine calls them."""
     graphdef, abstract = abstract_model(CONFIG, "blocked", "bfloat16", parallel)
     params = {path: variable.get_value() for path, variable in abstract.items()}
     features = Features()
@@ -49,15 +49,14 @@ def arguments_and_programs(parallel: Parallel) -> dict[str, tuple[Callable[..., 
     def generate(params: Any, *args: Any) -> Any:
         return steps.generate(merge(graphdef, abstract, params), features, *args)
 
-    def prefill(params: Any, *args: Any) -> Any:
-        return steps.prefill(merge(graphdef, abstract, params), False, None, *args)
+    def extend(params: Any, *args: Any) -> Any:
+        return steps.extend(merge(graphdef, abstract, params), features, fed, *args)
 
     state = jax.eval_shape(lambda: empty_state(CONFIG, features, ROWS, LENGTH, "bfloat16", parallel))
-    cache = jax.eval_shape(lambda: empty_cache(CONFIG, ROWS, WIDTH, "bfloat16", parallel))
-    logits, tokens = shape(ROWS, CONFIG.vocab_size, dtype=jnp.float32), shape(ROWS, WIDTH)
+    fed, before, feed = feed_whole_batch(CONFIG, parallel, prompts=ROWS, width=WIDTH, length=WIDTH)
     return {
-        "generate": (generate, (params, state, shape(ROWS, dtype=jnp.bool_), shape())),
-        "prefill": (prefill, (params, cache, logits, tokens, tokens, shape(), shape(ROWS))),
+        "generate": (generate, (params, state, shape(ROWS, dtype=jnp.bool_), shape(), shape())),
+        "extend": (extend, (params, before, feed)),
     }
 
 
@@ -76,7 +75,7 @@ def compiled_text(kind: str, mesh: str, dispatch: str) -> str:
 
 
 @pytest.mark.parametrize("dispatch", ["replicated", "gather"])
-@pytest.mark.parametrize("kind", ["generate", "prefill"])
+@pytest.mark.parametrize("kind", ["generate", "extend"])
 def test_a_mesh_of_one_device_compiles_to_the_same_program(
     monkeypatch: pytest.MonkeyPatch, kind: str, dispatch: str
 ) -> None:
@@ -88,5 +87,5 @@ def test_a_mesh_of_one_device_compiles_to_the_same_program(
 
 def test_a_mesh_of_two_devices_is_another_program() -> None:
     """What is compared tells one program from another, collectives and all."""
-    two, one = (compiled_text("prefill", mesh, "replicated") for mesh in ("expert=2", "expert=1"))
+    two, one = (compiled_text("extend", mesh, "replicated") for mesh in ("expert=2", "expert=1"))
     assert two != one and "all-reduce" in two

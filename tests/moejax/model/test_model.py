@@ -9,16 +9,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from jax import Array
 
 import moejax
 from moejax.decoding import steps
 from moejax.decoding.state import DecodeState, Features, empty_state
-from moejax.families.config import NAMED_CONFIGS, named_config
+from moejax.families.config import NAMED_CONFIGS
 from moejax.loading import abstract_model
-from moejax.model.cache import empty_cache
 from moejax.model.params import merge
 from moejax.moe.experts import BACKENDS, ExpertBackend
 from moejax.ops.expert import Expert
@@ -26,7 +24,8 @@ from moejax.ops.routing import Routing
 from moejax.ops.xla.blocked import blocked
 from moejax.runtime.programs import Programs
 from tests.moejax.compiled import PASS_ON, host_operations, instructions, weight_copies
-from tests.moejax.meshes import made_params, on_mesh
+from tests.moejax.feeding import GREEDY, feed_whole_batch
+from tests.moejax.meshes import on_mesh
 
 # Only F has the factor 7, so an array whose size is a multiple of F * D holds expert weights.
 RAW = {
@@ -58,7 +57,7 @@ def config_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Call:
+class RecordedCall:
     """One call of a compiled program by the engine.
 
     before, after: addresses of the arrays of the decode state's cache, where the call takes and gives a state.
@@ -81,7 +80,7 @@ class Call:
         return self.program.memory_analysis()
 
 
-def recorded_decode(model: moejax.Model, prompts: list[list[int]], max_tokens: int) -> list[Call]:
+def recorded_decode(model: moejax.Model, prompts: list[list[int]], max_tokens: int) -> list[RecordedCall]:
     """Decodes `prompts` and returns every program that the engine called, in order."""
     calls = []
 
@@ -94,25 +93,27 @@ def recorded_decode(model: moejax.Model, prompts: list[list[int]], max_tokens: i
             after = [array.unsafe_buffer_pointer() for one in states for array in jax.tree.leaves(one.cache)]
             assert isinstance(key, tuple)
             program: Any = self._programs[key]
-            calls.append(Call(kind=key[0], program=program, cache_bytes=cache_bytes, before=before, after=after))
+            calls.append(
+                RecordedCall(kind=key[0], program=program, cache_bytes=cache_bytes, before=before, after=after)
+            )
             return result
 
     moejax.decode(replace(model, programs=Recorder(model.parallel.sharding())), prompts, max_tokens=max_tokens)
     return calls
 
 
-def of_kind(calls: list[Call], kind: str) -> Call:
+def of_kind(calls: list[RecordedCall], kind: str) -> RecordedCall:
     return next(call for call in calls if call.kind == kind)
 
 
-@pytest.fixture(scope="module", params=[1, 3], ids=["one row", "three rows"])
-def calls(request: pytest.FixtureRequest, config_file: Path) -> list[Call]:
+@pytest.fixture(scope="module", params=[1, 3], ids=["one sequence", "three sequences"])
+def calls(request: pytest.FixtureRequest, config_file: Path) -> list[RecordedCall]:
     model = moejax.load(f"random:{config_file}", dtype="bfloat16", expert_backend="blocked")
     return recorded_decode(model, [[1, 2, 3]] * request.param, max_tokens=40)
 
 
-@pytest.mark.parametrize("kind", ["generate", "prefill"])
-def test_no_expert_weight_is_copied(calls: list[Call], kind: str) -> None:
+@pytest.mark.parametrize("kind", ["generate", "extend"])
+def test_no_expert_weight_is_copied(calls: list[RecordedCall], kind: str) -> None:
     """Nothing makes an array as large as an expert's matrix: no copy, conversion, transposition or slice of one."""
     program = of_kind(calls, kind).text
     weights = [
@@ -127,12 +128,12 @@ def test_no_expert_weight_is_copied(calls: list[Call], kind: str) -> None:
     assert weight_copies(program, WEIGHT_SIZE) == []
 
 
-def test_a_decode_step_has_no_room_for_a_copy(calls: list[Call]) -> None:
+def test_a_decode_step_has_no_room_for_a_copy(calls: list[RecordedCall]) -> None:
     assert 0 < of_kind(calls, "generate").memory.temp_size_in_bytes < WEIGHT_BYTES
 
 
-@pytest.mark.parametrize("kind", ["generate", "prefill"])
-def test_each_expert_is_read_inside_a_loop_of_its_own(calls: list[Call], kind: str) -> None:
+@pytest.mark.parametrize("kind", ["generate", "extend"])
+def test_each_expert_is_read_inside_a_loop_of_its_own(calls: list[RecordedCall], kind: str) -> None:
     """Its three matrices are operands in the body of one loop, whose trip count is not known before it runs."""
     program = instructions(of_kind(calls, kind).text)
     by_name = {(one.computation, one.name): one for one in program}
@@ -162,8 +163,8 @@ def test_stacked_weights_would_be_copied(config_file: Path, monkeypatch: pytest.
     assert generate.memory.temp_size_in_bytes > WEIGHT_BYTES
 
 
-@pytest.mark.parametrize("kind", ["prefill", "admit", "generate"])
-def test_programs_do_not_talk_to_the_host(calls: list[Call], kind: str) -> None:
+@pytest.mark.parametrize("kind", ["extend", "generate"])
+def test_programs_do_not_talk_to_the_host(calls: list[RecordedCall], kind: str) -> None:
     assert host_operations(of_kind(calls, kind).text) == []
 
 
@@ -176,14 +177,14 @@ def test_a_callback_would_be_found() -> None:
     assert program is not None and host_operations(program)
 
 
-def test_one_call_generates_all_tokens(calls: list[Call]) -> None:
-    """40 tokens: the prompt in one call, the first token in one, the 39 others in one."""
+def test_one_call_generates_all_tokens(calls: list[RecordedCall]) -> None:
+    """40 tokens: the prompt and the first token in one call, the 39 others in one."""
     kinds = [call.kind for call in calls]
-    assert [kinds.count(kind) for kind in ("prefill", "admit", "generate")] == [1, 1, 1]
+    assert [kinds.count(kind) for kind in ("extend", "generate")] == [1, 1]
 
 
-@pytest.mark.parametrize("kind", ["admit", "generate"])
-def test_the_donated_cache_is_written_in_place(calls: list[Call], kind: str) -> None:
+@pytest.mark.parametrize("kind", ["extend", "generate"])
+def test_the_donated_cache_is_written_in_place(calls: list[RecordedCall], kind: str) -> None:
     call = of_kind(calls, kind)
     assert len(call.before) == 2 * LAYERS
     assert call.after == call.before
@@ -214,7 +215,7 @@ def test_full_size_declares_every_parameter(name: str, backend: str) -> None:
 
 @pytest.mark.parametrize(("name", "backend"), [("mixtral-8x7b", "blocked"), ("mixtral-8x22b", "dense")])
 def test_full_size_lowers(name: str, backend: str) -> None:
-    """A decode step of 2 rows x 4,096 slots, and a prefill of 2,048 tokens, from shapes alone."""
+    """A decode step of 2 sequences x 4,096 positions, and a prefill of 2,048 tokens, from shapes alone."""
     config, shape = NAMED_CONFIGS[name], jax.ShapeDtypeStruct
     parallel = on_mesh(config)
     graphdef, abstract = abstract_model(config, backend, "bfloat16", parallel)
@@ -222,7 +223,7 @@ def test_full_size_lowers(name: str, backend: str) -> None:
     features = Features(sample=True, filter=True)
     state = jax.eval_shape(lambda: empty_state(config, features, 2, 4096, "bfloat16", parallel))
     decode = jax.jit(lambda params, *args: steps.generate(merge(graphdef, abstract, params), features, *args))
-    lowered = decode.lower(params, state, shape((2,), bool), shape((), jnp.int32))
+    lowered = decode.lower(params, state, shape((2,), bool), shape((), jnp.int32), shape((), jnp.int32))
     new_state, generated = lowered.out_info
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), new_state) == jax.tree.map(
         lambda leaf: (leaf.shape, leaf.dtype), state
@@ -230,91 +231,8 @@ def test_full_size_lowers(name: str, backend: str) -> None:
     assert generated.outputs.token.shape == (steps.STEPS_PER_CALL, 2) and generated.taken.shape == ()
     assert generated.rows.shape == (1, config.num_layers, config.num_experts)
 
-    cache = jax.eval_shape(lambda: empty_cache(config, 1, 2048, "bfloat16", parallel))
-    prefill = jax.jit(lambda params, *args: steps.prefill(merge(graphdef, abstract, params), False, None, *args))
-    tokens, logits = shape((1, 2048), jnp.int32), shape((1, config.vocab_size), jnp.float32)
-    lowered = prefill.lower(params, cache, logits, tokens, tokens, shape((), jnp.int32), shape((1,), jnp.int32))
-    new_cache, new_logits, _, _ = lowered.out_info
-    assert [layer.k.shape for layer in new_cache] == [(1, 8, 2048, 128)] * config.num_layers
-    assert new_logits.shape == (1, config.vocab_size) and new_logits.dtype == jnp.float32
-
-
-# --- random weights ---
-
-
-def random_model(config_file: Path, **options: Any) -> moejax.Model:
-    return moejax.load(f"random:{config_file}", **options)
-
-
-def as_bits(array: Array) -> np.ndarray:
-    return np.asarray(array).view(f"u{array.dtype.itemsize}")
-
-
-def test_random_weights_are_those_of_their_seed(config_file: Path) -> None:
-    first, again, other = (random_model(config_file, seed=seed).params for seed in (5, 5, 6))
-    assert first.keys() == again.keys() == other.keys()
-    for path, array in first.items():
-        np.testing.assert_array_equal(as_bits(array), as_bits(again[path]))
-        if not path.endswith("norm.scale"):
-            assert (as_bits(array) != as_bits(other[path])).mean() > 0.9, path
-
-
-def test_every_random_array_is_another_one(config_file: Path) -> None:
-    params = random_model(config_file).params
-    first = {path: as_bits(array).ravel()[:16].tobytes() for path, array in params.items() if "norm" not in path}
-    assert len(set(first.values())) == len(first)
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
-def test_random_weights_have_the_dtype_and_keep_the_scale(config_file: Path, dtype: str) -> None:
-    """Deviation 1 / sqrt(inputs), so activations neither vanish nor grow; norms are 1."""
-    params = random_model(config_file, dtype=dtype).params
-    for path, array in params.items():
-        assert array.dtype == jnp.dtype(dtype)
-        values = np.asarray(array).astype(np.float64)
-        if path.endswith("norm.scale"):
-            np.testing.assert_array_equal(values, 1)
-        else:
-            # The smallest array has 512 numbers: their deviation is off by 3%, five such are 16%.
-            assert values.std() * array.shape[-1] ** 0.5 == pytest.approx(1, rel=0.16), path
-            assert abs(values.mean()) < 0.25 * values.std(), path
-
-
-def test_random_weights_of_a_named_config_have_no_tokenizer_or_eos(config_file: Path) -> None:
-    model = random_model(config_file)
-    assert model.config == named_config(str(config_file))
-    assert model.tokenizer is None and model.eos_token_ids == ()
-    with pytest.raises(ValueError, match=r"random weights and no tokenizer: give token ids instead of text"):
-        moejax.decode(model, "text")
-
-
-def largest_from_host(function: Callable[..., Any], *args: Any) -> int:
-    """Elements of the largest array that `function(*args)` brings from the host. One that it takes back is an error."""
-    traced = jax.make_jaxpr(function)(*args)
-    return max((np.size(one) for one in (*args, *traced.consts)), default=0)
-
-
-def test_random_weights_are_made_on_the_device(config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each is the result of a compiled function that is given a key and a hash per expert, and nothing else."""
-    config = named_config(str(config_file))
-    parallel = on_mesh(config)
-    _, abstract = abstract_model(config, "blocked", "bfloat16", parallel)
-    jit, made = jax.jit, []
-
-    def recording_jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-        def call(*args: Any) -> Any:
-            assert largest_from_host(function, *args) <= max(2, EXPERTS)
-            made.append(jit(function, **options)(*args))
-            return made[-1]
-
-        return call
-
-    monkeypatch.setattr(jax, "jit", recording_jit)
-    params = made_params(abstract, config, 0, parallel)
-    assert [id(array) for array in params.values()] == [id(array) for array in made]
-
-
-def test_a_copy_from_or_to_the_host_would_be_found() -> None:
-    assert largest_from_host(lambda: jax.device_put(np.ones((30, 4), np.float32))) == 120
-    with pytest.raises(jax.errors.TracerArrayConversionError):
-        largest_from_host(lambda: np.asarray(jax.random.normal(jax.random.key(0), (3,))))
+    fed, state, feed = feed_whole_batch(config, parallel, prompts=1, width=2048, length=2048)
+    prefill = jax.jit(lambda params, *args: steps.extend(merge(graphdef, abstract, params), GREEDY, fed, *args))
+    new_state, first, _, _ = prefill.lower(params, state, feed).out_info
+    assert [layer.k.shape for layer in new_state.cache] == [(1, 8, 2048, 128)] * config.num_layers
+    assert first.token.shape == (1,) and first.token.dtype == jnp.int32
