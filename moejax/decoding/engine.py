@@ -131,7 +131,9 @@ class DecodeRun:
     def _step(self, scheduler: Scheduler, waiting: deque[SequenceGroup]) -> Iterator[list[NewTokens]]:
         """Calls of the decode loop until a sequence may have ended, or one call of a stream."""
         clock = _Clock(self.model)
-        least = self._most_taken(waiting) if waiting else self._next_smaller(scheduler.taken)
+        sizes = scheduler.slots.shapes.parts.sizes
+        smaller = max((size for size in sizes if size < scheduler.taken), default=0)
+        least = self._most_taken(waiting) if waiting else smaller
         call = scheduler.start(self._steps_wanted(), least=least)
         while call is not None:
             done = scheduler.wait(call)
@@ -146,12 +148,6 @@ class DecodeRun:
             gained = scheduler.hand_out(done)
             self._note(gained)
             yield gained
-
-    def _next_smaller(self, taken: int) -> int:
-        """The most slots that a smaller step than one for `taken` could have."""
-        parts = self.model.parallel.rules.parts("batch")
-        sizes = {buckets.batch_bucket(slots, parts) for slots in range(1, taken + 1)}
-        return max(sizes - {buckets.batch_bucket(taken, parts)}, default=0)
 
     def _steps_wanted(self) -> int:
         """Steps of the next call: in a stream as many as take STREAM_SECONDS, known after the first.

@@ -77,6 +77,12 @@ class SlotParts:
         """How many slots a step takes that covers those `occupied`, as many of each part."""
         return self.count * max(Counter(map(self.part, occupied)).values(), default=0)
 
+    @property
+    def sizes(self) -> list[int]:
+        """How many slots steps have, fewer first: of each part one, two, four, ..., and all."""
+        each = self.batch // self.count
+        return [self.count << doubled for doubled in range((each - 1).bit_length())] + [self.batch]
+
     def choose(self, occupied: Collection[int], slots: int) -> list[int]:
         """The slots `occupied` and as many others as make `slots`, from each part the same number."""
         chosen = []
@@ -174,9 +180,9 @@ class CallShapes:
         """The least step that there is a program for in this call, or that `remaining` steps pay a program for."""
         needed = self.parts.needed(occupied)
         there = min((one for one in self._steps if one >= needed), default=self.parts.batch)
-        least = buckets.batch_bucket(needed, self.parts.count)
-        while least < there and (there - least) * remaining < SEQUENCE_STEPS_PER_COMPILATION:
-            least = buckets.batch_bucket(least + 1, self.parts.count)
-        slots = min(least, there)
+        least = SEQUENCE_STEPS_PER_COMPILATION
+        fitting = [one for one in self.parts.sizes if one >= needed]
+        paying = [one for one in fitting if (there - one) * remaining >= least]
+        slots = min(paying, default=there)
         self._steps.add(slots)
         return StepShape(slots, self.length)

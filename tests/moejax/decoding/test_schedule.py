@@ -171,6 +171,13 @@ def test_a_smaller_step_has_to_pay(calls: list[tuple[int, int]], expected: list[
     assert [found.step(range(taken), 1, left).slots for taken, left in calls] == expected
 
 
+def test_steps_have_a_power_of_two_of_each_part() -> None:
+    assert SlotParts(64, 1).sizes == [1, 2, 4, 8, 16, 32, 64]
+    assert SlotParts(6, 6).sizes == [6]
+    assert SlotParts(18, 3).sizes == [3, 6, 12, 18]
+    assert SlotParts(1, 1).sizes == [1]
+
+
 @pytest.mark.parametrize("mesh", ["data=2,expert=2", "expert=2,tensor=2"])
 @pytest.mark.parametrize("dispatch", ["replicated", "gather"])
 def test_sequences_come_and_go_on_a_mesh(
@@ -187,4 +194,4 @@ def test_sequences_come_and_go_on_a_mesh(
         together = moejax.decode(model, prompts[:count], params[:count])
         assert [result.token_ids for result in together] == [result.token_ids for result in alone[:count]]
     steps = [key[4].slots for key in model.programs.by_key() if isinstance(key, tuple) and key[0] == "generate"]
-    assert len(steps) > 1 and min(steps) < 4
+    assert min(steps) == model.parallel.rules.parts("batch") and max(steps) == 4
