@@ -12,9 +12,10 @@ from typing import NamedTuple, Protocol
 from moejax.decoding.sequences import Sequence, SequenceGroup
 from moejax.runtime import buckets
 
-# A smaller step has to save so many sequence-steps (one sequence of a step's program, idle or not) before it is worth
-# compiling: docs/decisions.md.
-SEQUENCE_STEPS_PER_COMPILATION = 1024
+# What a program of another shape has to save before it is worth compiling: sequence-steps (one slot of one step, idle or
+# not) for a smaller step, and tokens, padding included, for a narrower feeding call. docs/decisions.md.
+SEQUENCE_STEPS_PER_COMPILATION = 512
+TOKENS_PER_COMPILATION = 512
 
 
 class Part(NamedTuple):
@@ -80,8 +81,12 @@ class SlotParts:
     @property
     def sizes(self) -> list[int]:
         """How many slots steps have, fewer first: of each part one, two, four, ..., and all."""
-        each = self.batch // self.count
-        return [self.count << doubled for doubled in range((each - 1).bit_length())] + [self.batch]
+        return [*(size for size in self.doubled(self.batch) if size < self.batch), self.batch]
+
+    def doubled(self, most: int) -> list[int]:
+        """One of each part, two, four and so on, up to the first that holds `most`."""
+        each = -(-most // self.count)
+        return [self.count << doubled for doubled in range((each - 1).bit_length() + 1)]
 
     def choose(self, occupied: Collection[int], slots: int) -> list[int]:
         """The slots `occupied` and as many others as make `slots`, from each part the same number."""
@@ -162,6 +167,7 @@ class CallShapes:
         positions = buckets.prompt_bucket(len(ordered[0].group.request.prompt))
         width = min(positions, self.chunk)
         chosen = compatible(ordered[0], ordered, buckets.prompts_per_call(width))
+        chosen = chosen[: self._fed_first(chosen)]
         prompts = buckets.batch_bucket(len(chosen), self.parts.count)
         outputs = buckets.batch_bucket(sum(len(part.slots) for part in chosen), self.parts.count)
         one_each = all(len(part.slots) == 1 for part in chosen)
@@ -175,6 +181,26 @@ class CallShapes:
             logprobs=self.prompt_logprobs,
             experts=self.prompt_experts,
         )
+
+    def _fed_first(self, chosen: list[Part]) -> int:
+        """How many of these, longest first, the next call feeds where dividing them saves more padding than it costs.
+
+        Every further call counts as TOKENS_PER_COMPILATION tokens.
+        """
+        widths = [min(buckets.prompt_bucket(len(part.group.request.prompt)), self.chunk) for part in chosen]
+        count = len(chosen)
+        best: list[tuple[int, int]] = [
+            (-TOKENS_PER_COMPILATION, 0)
+        ]  # (tokens, prompts of the first call), from the end
+        for start in reversed(range(count)):
+            options = []
+            for size in self.parts.doubled(count - start):
+                fed = min(size, count - start)
+                after, _ = best[count - start - fed]
+                options.append((widths[start] * size + TOKENS_PER_COMPILATION + after, -fed))
+            tokens, fed = min(options)
+            best.append((tokens, -fed))
+        return best[-1][1]
 
     def step(self, occupied: Collection[int], furthest: int, remaining: int) -> StepShape:
         """The least step that there is a program for in this call, or that `remaining` steps pay a program for."""

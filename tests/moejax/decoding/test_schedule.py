@@ -12,7 +12,9 @@ import pytest
 import moejax
 from moejax import SamplingParams
 from moejax.decoding import engine, shapes
+from moejax.decoding.requests import Request
 from moejax.decoding.scheduler import FinishedSteps, Scheduler, StartedSteps
+from moejax.decoding.sequences import Sequence, SequenceGroup
 from moejax.decoding.shapes import CallShapes, FeedShape, Part, SlotParts
 from moejax.decoding.slots import Slots
 from moejax.runtime.programs import Programs
@@ -159,16 +161,44 @@ def test_steps_shrink_with_what_is_left(tiny: Tiny, monkeypatch: pytest.MonkeyPa
     ("calls", "expected"),
     [
         ([(64, 200)], [64]),
-        ([(33, 200), (32, 31)], [64, 64]),  # 32 x 31 steps do not pay
-        ([(33, 200), (32, 32)], [64, 32]),
-        ([(33, 200), (3, 17)], [64, 64]),
-        ([(33, 200), (3, 18)], [64, 4]),
+        ([(33, 200), (32, 15)], [64, 64]),  # 32 x 15 steps do not pay
+        ([(33, 200), (32, 16)], [64, 32]),
+        ([(33, 200), (3, 8)], [64, 64]),
+        ([(33, 200), (3, 9)], [64, 4]),
         ([(8, 100), (9, 100), (5, 1), (64, 1)], [8, 16, 8, 64]),  # what was compiled is taken at any length
     ],
 )
 def test_a_smaller_step_has_to_pay(calls: list[tuple[int, int]], expected: list[int]) -> None:
     found = CallShapes(parts=SlotParts(64, 1), length=128, prompt_logprobs=None, prompt_experts=False)
     assert [found.step(range(taken), 1, left).slots for taken, left in calls] == expected
+
+
+@pytest.mark.parametrize(
+    ("lengths", "expected"),
+    [
+        ([512] * 8, [8]),
+        ([512] * 3, [3]),  # and padding: 4
+        ([128] * 33 + [64] * 31, [32, 1, 31]),  # 8,192 tokens at once, or 4,096 + 128 + 2,048 and two calls more
+        ([128] * 32 + [64] * 16, [32, 16]),  # 8,192 with padding, or 4,096 + 1,024
+        ([256, 16, 16, 16], [1, 3]),
+        ([64, 16, 16, 16], [4]),
+    ],
+)
+def test_prompts_of_other_widths_are_fed_apart_where_it_pays(lengths: list[int], expected: list[int]) -> None:
+    found = CallShapes(parts=SlotParts(64, 1), length=1024, prompt_logprobs=None, prompt_experts=False)
+    waiting = []
+    for slot, length in enumerate(lengths):
+        request = Request(index=slot, prompt=[0] * length, params=SamplingParams(), stop_ids=())
+        sequence = Sequence(request=request, output=0, tokenizer=None, eos_token_ids=())
+        group = SequenceGroup(request=request, sequences=[sequence], slots=[slot])
+        waiting.append(Part(group, (sequence,), 0, slot, (slot,)))
+    fed = []
+    while waiting:
+        chosen, shape = found.feed(waiting)
+        assert len(chosen) <= shape.prompts and shape.width == len(chosen[0].group.request.prompt)
+        waiting = [part for part in waiting if part not in chosen]
+        fed.append(len(chosen))
+    assert fed == expected
 
 
 def test_steps_have_a_power_of_two_of_each_part() -> None:
