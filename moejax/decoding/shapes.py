@@ -14,7 +14,7 @@ from moejax.runtime import buckets
 
 # What a program of another shape has to save before it is worth compiling: sequence-steps (one slot of one step, idle
 # or not) for a smaller step, and tokens, padding included, for a narrower feeding call. docs/decisions.md.
-SEQUENCE_STEPS_PER_COMPILATION = 512
+SEQUENCE_STEPS_PER_COMPILATION = 256
 TOKENS_PER_COMPILATION = 512
 
 
