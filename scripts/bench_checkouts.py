@@ -4,6 +4,8 @@
     python scripts/bench_checkouts.py --model 186m --rounds 4 ../before .
 
 The same random bfloat16 weights in each. Medians, and how many times faster each is than the first one, round by round.
+Of `decode`, a step is timed; of `prefill`, the first token; of `ragged:N:P:T`, whole calls of N requests of up to P
+tokens, for up to T more.
 """
 
 import argparse
@@ -21,6 +23,7 @@ WORKS = ("decode:1:128:48", "decode:8:128:32", "decode:16:128:32", "prefill:1:51
 # What each checkout runs: only names that all of them have.
 WORKER = """
 import sys
+import time
 import numpy as np
 import moejax
 from moejax.cli.startup import prepare_jax
@@ -31,6 +34,16 @@ print("ready", flush=True)
 for line in sys.stdin:
     kind, batch, before, after = line.strip().split(":")
     shape = (int(batch), int(before))
+    if kind == "ragged":
+        rng = np.random.default_rng(shape)
+        lengths = rng.permutation(np.linspace(4, shape[1], shape[0]).round().astype(int)).tolist()
+        counts = rng.permutation(np.linspace(8, int(after), shape[0]).round().astype(int)).tolist()
+        prompts = [rng.integers(3, model.config.vocab_size, length).tolist() for length in lengths]
+        params = [moejax.SamplingParams(max_tokens=count, ignore_eos=True) for count in counts]
+        compiled, began = model.programs.compile_seconds, time.perf_counter()
+        moejax.decode(model, prompts, params)
+        print(time.perf_counter() - began - (model.programs.compile_seconds - compiled), flush=True)
+        continue
     prompts = np.random.default_rng(shape).integers(3, model.config.vocab_size, shape).tolist()
     stats = moejax.decode(model, prompts, max_tokens=int(after), ignore_eos=True)[0].stats
     print(stats.decode_seconds / (int(after) - 1) if kind == "decode" else stats.ttft_seconds, flush=True)
@@ -77,7 +90,7 @@ def compare(work: str, checkouts: list[Path], workers: list[subprocess.Popen[str
                 samples.append(sample)
     for checkout, samples in zip(checkouts, seconds, strict=True):
         median = statistics.median(samples)
-        tokens = int(batch) if kind == "decode" else int(batch) * int(before)
+        tokens = int(batch) if kind == "decode" else int(batch) * int(before)  # those of ragged prompts are half
         ratios = sorted(first / one for first, one in zip(seconds[0], samples, strict=True))
         print(
             f"{work:18s}{1e3 * median:9.2f} ms {tokens / median:9.1f} tok/s  faster by {statistics.median(ratios):.2f} "

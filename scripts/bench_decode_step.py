@@ -40,7 +40,7 @@ def decode_rows(plan: Plan, rates: Rates) -> None:
     print("|---|---|---|---|---|---|")
 
     def generate(params: ParamTree, state: DecodeState, cancelled: Array, count: Array) -> Any:
-        return steps.generate(structure.merged(params), Features(experts=True), state, cancelled, count)
+        return steps.generate(structure.merged(params), Features(experts=True), state, cancelled, count, jnp.int32(0))
 
     program = jax.jit(generate, donate_argnums=1)
     for batch in plan.batches:
@@ -79,7 +79,7 @@ def ready_state(config: ModelConfig, parallel: Parallel, batch: int) -> DecodeSt
         token=jnp.arange(batch, dtype=jnp.int32) % config.vocab_size,
         position=jnp.full((batch,), CACHE_LENGTH // 2, jnp.int32),
         active=jnp.ones((batch,), bool),
-        params=dataclasses.replace(state.params, max_tokens=jnp.full((batch,), 1 << 30, jnp.int32)),
+        sampling=dataclasses.replace(state.sampling, max_tokens=jnp.full((batch,), 1 << 30, jnp.int32)),
     )
 
 

@@ -44,7 +44,7 @@ def main() -> None:
         work = Work(batch_size=batch, input_len=args.input_len, output_len=args.output_len)
         report(model, work, "generate", f"step, batch {batch}", args.output_len - 1)
     if args.prefill_len:
-        report(model, Work(batch_size=1, input_len=args.prefill_len, output_len=1), "prefill", "prefill", 1)
+        report(model, Work(batch_size=1, input_len=args.prefill_len, output_len=1), "extend", "prefill", 1)
 
 
 def report(model: moejax.Model, work: Work, kind: str, title: str, steps: int) -> None:

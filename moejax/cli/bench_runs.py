@@ -84,8 +84,8 @@ def load_timed(
     import moejax
     from moejax.bench.source import source_name
     from moejax.cli.facts import read_facts
-    from moejax.decoding.engine import MAX_ROWS
     from moejax.planning.auto import asked_split
+    from moejax.runtime.buckets import MAX_ROWS
 
     facts = read_facts(source, None)
     split = asked_split(

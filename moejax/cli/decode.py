@@ -103,6 +103,7 @@ def decode(
     from moejax.decoding.requests import make_requests
     from moejax.planning.auto import asked_split, check_split
     from moejax.planning.expert_load import check_new_file, recorded_load, write_expert_load
+    from moejax.runtime.buckets import MAX_ROWS
 
     if save_expert_load is not None:
         check_new_file(Path(save_expert_load))
@@ -115,8 +116,6 @@ def decode(
     began = time.perf_counter()
     with console.progress("starting JAX", quiet=quiet):
         startup.prepare_jax(devices, compile_cache=not no_compile_cache, quiet=quiet)
-    from moejax.decoding.engine import MAX_ROWS  # here, because it starts JAX
-
     split = asked_split(
         facts.config,
         mesh,

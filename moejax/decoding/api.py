@@ -9,11 +9,14 @@ from typing import Any, Literal, overload
 import jax
 import numpy as np
 
-from moejax.decoding import engine, steps
+from moejax.decoding import steps
+from moejax.decoding.engine import DecodeRun
+from moejax.decoding.logprobs import scores_at
+from moejax.decoding.outputs import PromptReport
 from moejax.decoding.requests import Prompt, Request, make_requests, prompt_token_ids, split_prompts
 from moejax.decoding.results import DecodeEvent, DecodeResult, Stats, TokenLogprobs
-from moejax.decoding.rows import Row, token_logprobs
 from moejax.decoding.sampling_params import SamplingParams
+from moejax.decoding.sequences import token_logprobs
 from moejax.loading import Model
 from moejax.runtime import buckets
 from moejax.runtime.agreement import check_same
@@ -92,8 +95,8 @@ def logits(model: Model, prompts: Sequence[Prompt]) -> list[np.ndarray]:
     results = []
     for ids in given:
         width = buckets.length_bucket(len(ids), buckets.MIN_PROMPT)
-        rows = model.parallel.rules.parts("batch")  # one prompt, and padding where a batch is split
-        tokens, lengths = np.zeros((rows, width), np.int32), np.zeros((rows,), np.int32)
+        count = model.parallel.rules.parts("batch")  # one prompt, and padding where a batch is split
+        tokens, lengths = np.zeros((count, width), np.int32), np.zeros((count,), np.int32)
         tokens[0, : len(ids)], lengths[0] = ids, len(ids)
         values = model.programs.call(
             ("logits", width),
@@ -121,76 +124,43 @@ def _check_streamable(requests: list[Request]) -> None:
             raise ValueError(f"{name} is part of a result and not of a stream's events: use stream=False")
 
 
-def _rows(model: Model, requests: list[Request]) -> list[Row]:
-    return [
-        Row(request=request, output=output, tokenizer=model.tokenizer, eos_token_ids=model.eos_token_ids)
-        for request in requests
-        for output in range(request.params.n)
-    ]
-
-
-def _batches(model: Model, rows: list[Row], began: float) -> Iterator[engine.Batch]:
-    compiled_before = model.programs.compile_seconds
-    for part in engine.split_batches(rows):
-        yield engine.Batch(
-            rows=part,
-            timing=engine.Timing(began=began, compiled_before=compiled_before),
-            expert_rows=np.zeros(model.expert_rows_shape, np.int64),
-        )
-
-
 def _decode(model: Model, requests: list[Request], began: float) -> list[DecodeResult]:
-    rows = _rows(model, requests)
-    batches_of: dict[int, list[engine.Batch]] = {request.index: [] for request in requests}
-    call: list[engine.Batch] = []
-    for batch in _batches(model, rows, began):
-        for _ in engine.run_batch(model, batch, stream=False):
-            pass
-        call.append(batch)
-        for index in {row.request.index for row in batch.rows}:
-            batches_of[index].append(batch)
-    rows_of: dict[int, list[Row]] = {request.index: [] for request in requests}
-    for row in rows:
-        rows_of[row.request.index].append(row)
-    return [_result(model, r, rows_of[r.index], batches_of[r.index], call) for r in requests]
+    run = DecodeRun(model=model, requests=requests, stream=False, began=began)
+    for _ in run.tokens():
+        pass
+    return [_result(run, request) for request in requests]
 
 
 def _stream(model: Model, requests: list[Request], began: float) -> Iterator[DecodeEvent]:
-    rows = _rows(model, requests)
-    batches: list[engine.Batch] = []
-    for batch in _batches(model, rows, began):
-        batches.append(batch)
-        for event in engine.run_batch(model, batch, stream=True):
-            if event.finish_reason is not None:
-                mine = [row for row in rows if row.request.index == event.index]
-                event = replace(event, stats=_stats(model, mine, batches[-_batch_count(mine, batch) :], batches))
-            yield event
+    run = DecodeRun(model=model, requests=requests, stream=True, began=began)
+    for gained in run.tokens():
+        for step in range(max((len(one.events) for one in gained), default=0)):
+            for one in gained:
+                if step < len(one.events):
+                    event = one.events[step]
+                    ended = event.finish_reason is not None
+                    yield replace(event, stats=_stats(run, one.group.request)) if ended else event
 
 
-def _batch_count(rows: list[Row], last: engine.Batch) -> int:
-    """How many batches, up to `last`, the rows of one prompt were decoded in."""
-    earlier = sum(1 for row in rows if row.tokens and row not in last.rows)
-    return 1 + -(-earlier // engine.MAX_ROWS)
-
-
-def _stats(model: Model, rows: list[Row], batches: list[engine.Batch], call: list[engine.Batch]) -> Stats:
-    """The statistics of one prompt, from its own batches and all batches of the call."""
-    timings = [batch.timing for batch in batches]
-    decode_seconds = sum(timing.decode for timing in timings)
-    generated = sum(len(row.tokens) for row in rows)
-    later = generated - sum(1 for row in rows if row.tokens)
+def _stats(run: DecodeRun, request: Request) -> Stats:
+    """The statistics of one prompt that has tokens, so far."""
+    times = run.request_times[request.index]
+    decode_seconds = times.decode_after - times.decode_before
+    sequences = [one for group in run.groups[request.index] for one in group.sequences]
+    generated = sum(len(one.tokens) for one in sequences)
+    later = generated - sum(1 for one in sequences if one.tokens)
     return Stats(
-        prompt_tokens=len(rows[0].request.prompt),
-        padded_rows=sum(timing.padded_rows for timing in timings),
-        device_rows=_device_rows(model, np.sum([batch.expert_rows for batch in batches], axis=0)),
-        expert_rows=_expert_rows(model, np.sum([batch.expert_rows for batch in call], axis=0)),
+        prompt_tokens=len(request.prompt),
+        padded_rows=max(0, run.batch - run.sequences),
+        device_rows=_device_rows(run.model, run.expert_rows),
+        expert_rows=_expert_rows(run.model, run.expert_rows),
         generated_tokens=generated,
-        ttft_seconds=timings[0].ttft,
-        prefill_seconds=sum(timing.prefill for timing in timings),
+        ttft_seconds=times.ttft,
+        prefill_seconds=times.prefill,
         decode_seconds=decode_seconds,
         decode_tokens_per_second=later / decode_seconds if decode_seconds > 0 else 0.0,
-        call_decode_seconds=sum(batch.timing.decode for batch in call),
-        compile_seconds=model.programs.compile_seconds - timings[0].compiled_before,
+        call_decode_seconds=run.times.decode,
+        compile_seconds=run.model.programs.compile_seconds - run.times.compiled_before,
     )
 
 
@@ -206,25 +176,21 @@ def _expert_rows(model: Model, rows: np.ndarray) -> tuple[tuple[int, ...], ...]:
     return tuple(map(tuple, model.structure.experts.by_expert(rows).sum(axis=0).tolist()))
 
 
-def _result(
-    model: Model, request: Request, rows: list[Row], batches: list[engine.Batch], call: list[engine.Batch]
-) -> DecodeResult:
-    reports = batches[0].prompt_reports.get(request.index, [])
+def _result(run: DecodeRun, request: Request) -> DecodeResult:
+    groups = run.groups[request.index]
+    reports = groups[0].prompt_reports
+    experts = None
     if request.params.return_routed_experts:
-        fed = np.concatenate([np.asarray(report.experts) for report in reports])[: len(request.prompt)]
-        for row in rows:
-            row.experts.insert(0, fed)
+        experts = np.concatenate([np.asarray(report.experts) for report in reports])[: len(request.prompt)]
     return DecodeResult(
         prompt_token_ids=request.prompt,
-        prompt_logprobs=_prompt_logprobs(model, request, reports),
-        outputs=[row.result() for row in rows],
-        stats=_stats(model, rows, batches, call),
+        prompt_logprobs=_prompt_logprobs(run.model, request, reports),
+        outputs=[one.result(experts) for group in groups for one in group.sequences],
+        stats=_stats(run, request),
     )
 
 
-def _prompt_logprobs(
-    model: Model, request: Request, reports: list[steps.PromptReport]
-) -> list[TokenLogprobs | None] | None:
+def _prompt_logprobs(model: Model, request: Request, reports: list[PromptReport]) -> list[TokenLogprobs | None] | None:
     best = request.params.prompt_logprobs
     if best is None:
         return None
@@ -232,6 +198,5 @@ def _prompt_logprobs(
     scores = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)  # [all parts' T], of the token that follows
     entries: list[TokenLogprobs | None] = [None]
     for place, token in enumerate(request.prompt[1:]):
-        one = jax.tree.map(lambda leaf, place=place: leaf[place], scores)
-        entries.append(token_logprobs(model.tokenizer, token, one, best))
+        entries.append(token_logprobs(model.tokenizer, token, scores_at(scores, place), best))
     return entries

@@ -40,6 +40,11 @@ def empty_scores(places: tuple[int, ...], best: int) -> TokenScores:
     return TokenScores(logprob=real, rank=whole, best_ids=best_ids, best_logprobs=best_logprobs)
 
 
+def scores_at(scores: TokenScores, place: int | tuple[int | slice, ...]) -> TokenScores:
+    """The scores of one place, or of some."""
+    return jax.tree.map(lambda leaf: leaf[place], scores)
+
+
 def score_hidden(
     model: Transformer, hidden: Float[Array, "B T D"], targets: Int[Array, "B T"], best: int
 ) -> TokenScores:

@@ -24,20 +24,21 @@ TokenLogprobs = dict[int, Logprob]  # token id -> Logprob: the k best, and the t
 
 @dataclass(frozen=True, kw_only=True)
 class Stats:
-    """What one `decode` call did for one prompt; times are of the whole batch, in seconds, without compilation.
+    """What one `decode` call did for one prompt; times are in seconds, without compilation.
+
+    The prompts of a call share the running batch and its time, so their times cannot be added up.
 
     prompt_tokens: tokens of this prompt.
-    padded_rows: rows of the batch that were padding.
-    device_rows: rows (token and expert) that the experts of each device of the mesh computed for the whole batch, all
-        layers together, in the order of the mesh: what shows a load imbalance.
+    padded_rows: slots of the running batch that no output of the call could take: padding of the batch's size.
+    device_rows: rows (token and expert) that the experts of each device of the mesh computed for the whole call so far,
+        all layers together, in the order of the mesh: what shows a load imbalance.
     expert_rows: rows that each expert of each layer computed for the whole call so far, [L][E], all devices together.
     generated_tokens: over the prompt's n outputs.
-    ttft_seconds: from the call to the first token.
-    prefill_seconds: feeding the prompts.
-    decode_seconds: all later tokens.
+    ttft_seconds: from the call to this prompt's first token; waiting for a slot is part of it.
+    prefill_seconds: what the call spent on feeding prompts until this prompt's first token, that token included.
+    decode_seconds: the call's decode steps from this prompt's first token to its last.
     decode_tokens_per_second: this prompt's later tokens divided by `decode_seconds`.
-    call_decode_seconds: `decode_seconds` of the whole call so far. Prompts of one batch share its time, so those of a
-        call cannot be added up.
+    call_decode_seconds: all decode steps of the call so far.
     compile_seconds: compiling or loading compiled programs; in none of the others.
     """
 

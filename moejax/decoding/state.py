@@ -1,4 +1,4 @@
-"""What a decode step carries from token to token: every leaf has one row per sequence of the batch (B)."""
+"""What a decode step carries from token to token: every leaf has one entry per slot of the running batch (B)."""
 
 import dataclasses
 
@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int, UInt32
 
+from moejax.decoding.sampling_params import SamplingParams
 from moejax.families.config import ModelConfig
 from moejax.model.cache import KVCache, empty_cache, place_cache
 from moejax.moe.parallel import Parallel
@@ -14,12 +15,12 @@ from moejax.moe.parallel import Parallel
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Features:
-    """What a compiled step can do; what no row of the batch asks for is not compiled in.
+    """What a compiled step can do; what no sequence of the batch asks for is not compiled in.
 
-    sample: some row has a temperature.  filter: some row uses top_k, top_p or min_p.
-    penalize: some row has a penalty.  min_tokens: some row has min_tokens.
+    sample: some sequence has a temperature.  filter: some sequence uses top_k, top_p or min_p.
+    penalize: some sequence has a penalty.  min_tokens: some sequence has min_tokens.
     logprobs: best tokens reported per step, None for no log-probabilities.  experts: routed experts are reported.
-    stop_ids: most stop token ids of a row, EOS included.
+    stop_ids: most stop token ids of a sequence, EOS included.
     """
 
     sample: bool = False
@@ -32,14 +33,26 @@ class Features:
 
     @property
     def greedy(self) -> bool:
-        """Whether a row's best token is all that is asked for."""
+        """Whether a sequence's best token is all that is asked for."""
         return not (self.sample or self.penalize or self.min_tokens) and self.logprobs is None
+
+    def covers(self, params: SamplingParams) -> bool:
+        """Whether a step with these features can serve a request."""
+        asked = (
+            (not params.greedy, self.sample),
+            (params.filtered, self.filter),
+            (params.penalized, self.penalize),
+            (params.min_tokens > 0, self.min_tokens),
+            (params.return_routed_experts, self.experts),
+        )
+        enough = params.logprobs is None or (self.logprobs is not None and params.logprobs <= self.logprobs)
+        return enough and all(there for wanted, there in asked if wanted)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RowParams:
-    """Each row's sampling parameters. `key` is the data of a random key; `stop_ids` is padded with -1."""
+class SamplingState:
+    """Each sequence's sampling parameters. `key` is the data of a random key; `stop_ids` is padded with -1."""
 
     temperature: Float[Array, " B"]
     top_k: Int[Array, " B"]
@@ -63,11 +76,11 @@ class DecodeState:
     token: the last generated token, which the next step feeds.
     position: where it stands in its sequence.
     generated: tokens generated so far.
-    active: whether the row goes on; a row that does not is padding for the experts.
-    in_prompt, in_output: how often each token of the vocabulary occurred; [B, 0] where no row is penalised.
-    params: the rows' sampling parameters.
+    active: whether the slot's sequence goes on; one that does not is padding for the experts.
+    in_prompt, in_output: how often each token of the vocabulary occurred; [B, 0] where no sequence is penalised.
+    sampling: the sequences' sampling parameters.
 
-    On a mesh, cache and occurrences are split as the batch; what is one number per row is whole on every device.
+    On a mesh, cache and occurrences are split as the batch; what is one number per slot is whole on every device.
     """
 
     cache: KVCache
@@ -77,14 +90,14 @@ class DecodeState:
     active: Bool[Array, " B"]
     in_prompt: Bool[Array, "B V"]
     in_output: Int[Array, "B V"]
-    params: RowParams
+    sampling: SamplingState
 
 
 def place_state(state: DecodeState, parallel: Parallel) -> DecodeState:
     """The same state, each array where it lives on the mesh."""
-    per_row = dataclasses.replace(state, cache=(), in_prompt=None, in_output=None)
+    per_slot = dataclasses.replace(state, cache=(), in_prompt=None, in_output=None)
     return dataclasses.replace(
-        parallel.constrain(per_row),
+        parallel.constrain(per_slot),
         cache=place_cache(state.cache, parallel),
         in_prompt=parallel.constrain(state.in_prompt, "batch"),
         in_output=parallel.constrain(state.in_output, "batch"),
@@ -99,7 +112,7 @@ def empty_state(
     dtype: jax.typing.DTypeLike,
     parallel: Parallel,
 ) -> DecodeState:
-    """A state of `batch` inactive rows with `length` cache slots each."""
+    """A state of `batch` free slots with `length` cache positions each."""
     vocabulary = config.vocab_size if features.penalize else 0
     whole = jnp.zeros((batch,), jnp.int32)
     real = jnp.zeros((batch,), jnp.float32)
@@ -111,7 +124,7 @@ def empty_state(
         active=jnp.zeros((batch,), bool),
         in_prompt=jnp.zeros((batch, vocabulary), bool),
         in_output=jnp.zeros((batch, vocabulary), jnp.int32),
-        params=RowParams(
+        sampling=SamplingState(
             temperature=real,
             top_k=whole,
             top_p=real,

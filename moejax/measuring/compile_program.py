@@ -19,11 +19,12 @@ import jax
 import jax.numpy as jnp
 
 from moejax.decoding import steps
-from moejax.decoding.state import Features, empty_state
+from moejax.decoding.shapes import FeedShape
+from moejax.decoding.state import DecodeState, Features, empty_state
 from moejax.families.config import ModelConfig
 from moejax.families.kv_cache import CACHE_AXES
 from moejax.measuring.compiled import DTYPE, Facts, Job, PhaseName
-from moejax.model.cache import KVCache, empty_cache
+from moejax.model.cache import KVCache
 from moejax.model.structure import PLACEMENT, make_parallel, make_structure
 from moejax.moe.parallel import Parallel
 from sharding import LogicalAxis, MeshConfig
@@ -38,6 +39,7 @@ QUICK: dict[str, Any] = {
 }
 if jax.__version_info__ < (0, 11):  # since then there are only those emitters, and the option is unknown
     QUICK["xla_cpu_use_fusion_emitters"] = False
+FEATURES = Features()  # greedy
 
 
 def main() -> None:
@@ -93,37 +95,54 @@ def compile_job(config: ModelConfig, job: Job, *, quick: bool = True) -> Facts:
 
 
 def decode_step(config: ModelConfig, parallel: Parallel, job: Job) -> Program:
-    """The loop that generates a greedy token for each sequence per turn, as `decoding.engine` calls it."""
+    """The loop that generates a greedy token for each sequence per turn, as `decoding.slots` calls it."""
     structure = make_structure(config, "auto", DTYPE, parallel)
-    features = Features()
-    state = jax.eval_shape(lambda: empty_state(config, features, job.rows, job.slots, DTYPE, parallel))
-    cache = _placed(state.cache, parallel, *CACHE_AXES)
-    state = dataclasses.replace(_placed(dataclasses.replace(state, cache=()), parallel), cache=cache)
+    state = _abstract_state(config, parallel, job)
+    count = _whole((), jnp.int32, parallel)
     return Program(
-        function=lambda params, *args: steps.generate(structure.merged(params), features, *args),
+        function=lambda params, *args: steps.generate(structure.merged(params), FEATURES, *args),
         weights=structure.shapes(),
-        others=(state, _whole((job.rows,), jnp.bool_, parallel), _whole((), jnp.int32, parallel)),
-        cache=cache,
+        others=(state, _whole((job.rows,), jnp.bool_, parallel), count, count),
+        cache=state.cache,
         donated=(1,),
     )
 
 
 def prefill(config: ModelConfig, parallel: Parallel, job: Job) -> Program:
-    """The feeding of a part of each prompt, as `decoding.engine` calls it."""
+    """The feeding of a part of each prompt of a whole batch, as `decoding.slots` calls it."""
     structure = make_structure(config, "auto", DTYPE, parallel)
-    empty = jax.eval_shape(lambda: empty_cache(config, job.rows, job.slots, DTYPE, parallel))
-    cache = _placed(empty, parallel, *CACHE_AXES)
-    logits = _placed(jax.ShapeDtypeStruct((job.rows, config.vocab_size), jnp.float32), parallel, "batch", "vocab")
-    tokens = _whole((job.rows, job.width), jnp.int32, parallel)
-    start, lengths = _whole((), jnp.int32, parallel), _whole((job.rows,), jnp.int32, parallel)
-    return Program(
-        function=lambda params, *args: steps.prefill(structure.merged(params), False, None, *args),
-        weights=structure.shapes(),
-        others=(cache, logits, tokens, tokens, start, lengths),
-        cache=cache,
-        donated=(1, 2),
-        unread=(tokens,),  # the targets: only log-probabilities of prompts need them
+    state = _abstract_state(config, parallel, job)
+    shape = FeedShape(job.rows, job.width, job.slots, job.rows, in_place=True)
+    tokens: Any = _whole((job.rows, job.width), jnp.int32, parallel)
+    numbers: Any = _whole((job.rows,), jnp.int32, parallel)
+    in_prompt: Any = _whole((job.rows, 0), jnp.bool_, parallel)
+    feed = steps.Feed(
+        tokens=tokens,
+        next_tokens=tokens,
+        starts=numbers,
+        lengths=numbers,
+        sources=numbers,
+        fed=numbers,
+        slots=numbers,
+        in_prompt=in_prompt,
+        sampling=state.sampling,
     )
+    return Program(
+        function=lambda params, *args: steps.extend(structure.merged(params), FEATURES, shape, *args),
+        weights=structure.shapes(),
+        others=(state, feed),
+        cache=state.cache,
+        donated=(1,),
+        # What only log-probabilities of prompts need, and prompts that are not fed in place.
+        unread=(feed.next_tokens, feed.sources),
+    )
+
+
+def _abstract_state(config: ModelConfig, parallel: Parallel, job: Job) -> DecodeState:
+    """The shapes of the state of a batch, where they live."""
+    state = jax.eval_shape(lambda: empty_state(config, FEATURES, job.rows, job.slots, DTYPE, parallel))
+    cache = _placed(state.cache, parallel, *CACHE_AXES)
+    return dataclasses.replace(_placed(dataclasses.replace(state, cache=()), parallel), cache=cache)
 
 
 _PHASES: dict[PhaseName, Callable[[ModelConfig, Parallel, Job], Program]] = {

@@ -19,7 +19,14 @@ from moejax.families.config import ModelConfig
 from moejax.moe.split import DispatchName, Split, make_rules
 from moejax.planning.calls import ProgramCall, decode_call, prefill_cache_shape, prefill_calls
 from moejax.planning.checks import ComparedCall, CompiledCheck
-from moejax.planning.communication import Tokens, by_phase, forward_collectives, report_collectives, step_collectives
+from moejax.planning.communication import (
+    Tokens,
+    by_phase,
+    choice_collectives,
+    forward_collectives,
+    report_collectives,
+    step_collectives,
+)
 from moejax.planning.footprint import cache_bytes, weight_bytes
 from moejax.planning.rows import MeshRow
 from moejax.planning.workload import Workload
@@ -145,7 +152,8 @@ def predicted_collectives(config: ModelConfig, rules: Rules, job: Job) -> list[C
     if job.phase == "decode":
         return step_collectives(config, rules, job.dispatch, job.rows, DTYPE) + report_collectives(config, rules)
     fed = Tokens(rows=job.rows, length=job.width)
-    return forward_collectives(config, rules, job.dispatch, fed, DTYPE) + report_collectives(config, rules)
+    found = forward_collectives(config, rules, job.dispatch, fed, DTYPE) + report_collectives(config, rules)
+    return found + choice_collectives(rules, Tokens(rows=job.rows, length=1))
 
 
 def _jobs(config: ModelConfig, split: Split, workload: Workload, depths: Sequence[int]) -> list[Job]:

@@ -6,15 +6,15 @@ with fewer layers, and compared with what is predicted for so many.
 
 import dataclasses
 import gc
+import time
 from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 
 import moejax
-from moejax.decoding import engine
+from moejax.decoding.engine import DecodeRun
 from moejax.decoding.requests import make_requests
-from moejax.decoding.rows import Row
 from moejax.decoding.sampling_params import SamplingParams
 from moejax.families.config import ModelConfig
 from moejax.families.table import named_configs
@@ -25,6 +25,7 @@ from moejax.planning.compare import ComparisonInputs, predict_split
 from moejax.planning.footprint import footprint
 from moejax.planning.rows import MeshRow
 from moejax.planning.workload import Workload
+from moejax.runtime.buckets import MAX_ROWS
 from sharding import DeviceMemory, device_memory
 
 ROOM = 0.9  # of the free memory, that a timed model may take
@@ -57,8 +58,8 @@ def check_measurable(devices: int, workloads: Sequence[Workload]) -> None:
         )
     if (context := workloads[0].context) < SHORTEST:
         raise ValueError(f"--measure times steps with a cache of at least {SHORTEST} tokens, got --context {context}")
-    if (largest := max(workload.batch_size for workload in workloads)) > engine.MAX_ROWS:
-        raise ValueError(f"--measure times one batch of at most {engine.MAX_ROWS} sequences, got {largest}; use fewer")
+    if (largest := max(workload.batch_size for workload in workloads)) > MAX_ROWS:
+        raise ValueError(f"--measure times one batch of at most {MAX_ROWS} sequences, got {largest}; use fewer")
 
 
 def measure_rows(
@@ -143,11 +144,11 @@ def prefill_seconds(model: moejax.Model, workload: Workload) -> float:
     """Seconds of feeding all prompts and choosing their first tokens, compilation not counted."""
     shortest = float("inf")
     for _ in range(RUNS + 1):  # the first one warms up
-        batch = _batch(model, workload, workload.input_len, max_tokens=1)
-        for _ in engine.run_batch(model, batch, stream=False):
+        run = _run(model, workload, workload.input_len, max_tokens=1)
+        for _ in run.tokens():
             pass
-        shortest = min(shortest, batch.timing.prefill)
-        if batch.timing.prefill > LONG_SECONDS:
+        shortest = min(shortest, run.times.prefill)
+        if run.times.prefill > LONG_SECONDS:
             break
     return shortest
 
@@ -164,32 +165,25 @@ def decode_seconds(model: moejax.Model, workload: Workload) -> float:
 def _step_seconds(model: moejax.Model, workload: Workload, enough: float) -> list[float]:
     """Seconds per step of each call, until they are `enough` in all."""
     prompt = max(1, workload.context - 1 - ENOUGH_STEPS)
-    batch = _batch(model, workload, prompt, max_tokens=workload.context - prompt)
-    began = [0]  # events before each call's first
-    seconds = [0.0]  # of all calls up to each
-    events = 0
-    for _ in engine.run_batch(model, batch, stream=True):
-        if batch.timing.decode != seconds[-1]:
-            if len(seconds) > FEWEST_CALLS and seconds[-1] > enough:
-                break
-            began.append(events)
-            seconds.append(batch.timing.decode)
-        events += 1
-    steps = np.diff([*began[1:], events]) / len(batch.rows)
-    return (np.diff(seconds) / steps).tolist()
+    run = _run(model, workload, prompt, max_tokens=workload.context - prompt)
+    found: list[float] = []
+    steps, seconds = 0, 0.0
+    for _ in run.tokens():
+        if run.steps == steps:
+            continue  # prompts were fed
+        found.append((run.times.decode - seconds) / (run.steps - steps))
+        steps, seconds = run.steps, run.times.decode
+        if len(found) >= FEWEST_CALLS and seconds > enough:
+            break
+    return found
 
 
-def _batch(model: moejax.Model, workload: Workload, length: int, *, max_tokens: int) -> engine.Batch:
-    """As many rows as the workload has, of random prompts that do not end by themselves."""
+def _run(model: moejax.Model, workload: Workload, length: int, *, max_tokens: int) -> DecodeRun:
+    """As many sequences as the workload has, of random prompts that do not end by themselves."""
     rng = np.random.default_rng(0)
     prompts = rng.integers(0, model.config.vocab_size, (workload.batch_size, length)).tolist()
     requests = make_requests(model, prompts, SamplingParams(max_tokens=max_tokens, ignore_eos=True), {})
-    rows = [Row(request=one, output=0, tokenizer=None, eos_token_ids=()) for one in requests]
-    return engine.Batch(
-        rows=rows,
-        timing=engine.Timing(began=0.0, compiled_before=model.programs.compile_seconds),
-        expert_rows=np.zeros(model.expert_rows_shape, np.int64),
-    )
+    return DecodeRun(model=model, requests=requests, stream=True, began=time.perf_counter())
 
 
 def _are(count: int) -> str:

@@ -1,7 +1,8 @@
 """The key/value cache: per layer, [B, K, S, H] keys and values of every token fed so far.
 
-A token at position p of its sequence lives in slot p, so padding never moves anything and a row can be overwritten
-by the next request. Each head's keys are contiguous, which is the layout that a decode step reads fastest.
+A token at position p of its sequence lives at position p, so padding never moves anything and a sequence can be
+overwritten by the next one in its slot. Each head's keys are contiguous, which is the layout that a decode step reads
+fastest.
 
 16-bit caches are stored as their bits (`ops/bits.py` has the reason).
 """
@@ -24,24 +25,24 @@ from moejax.ops.bits import from_bits, stored_dtype
 class LayerCache:
     """One layer's keys and values, stored as bits when they are 16 bits wide.
 
-    read_slots: how many slots, from the first on, attention reads; None is all. Writing is not limited by it.
+    read_positions: how many positions, from the first on, attention reads; None is all. Writing is not limited by it.
     """
 
     k: Shaped[Array, "B K S H"]
     v: Shaped[Array, "B K S H"]
     dtype: str = dataclasses.field(metadata={"static": True})
-    read_slots: int | None = dataclasses.field(default=None, metadata={"static": True})
+    read_positions: int | None = dataclasses.field(default=None, metadata={"static": True})
 
     @property
     def length(self) -> int:
-        """Slots, S."""
+        """Positions, S."""
         return self.k.shape[2]
 
     def keys(self) -> Float[Array, "B K S H"]:
-        return from_bits(self.k[:, :, : self.read_slots], self.dtype)
+        return from_bits(self.k[:, :, : self.read_positions], self.dtype)
 
     def values(self) -> Float[Array, "B K S H"]:
-        return from_bits(self.v[:, :, : self.read_slots], self.dtype)
+        return from_bits(self.v[:, :, : self.read_positions], self.dtype)
 
 
 KVCache = tuple[LayerCache, ...]
@@ -50,7 +51,7 @@ KVCache = tuple[LayerCache, ...]
 def empty_cache(
     config: ModelConfig, batch: int, length: int, dtype: jax.typing.DTypeLike, parallel: Parallel
 ) -> KVCache:
-    """A cache of zeros with `length` slots for each of `batch` rows, where caches live."""
+    """A cache of zeros with `length` positions for each of `batch` slots, where caches live."""
     shape = cache_shape(config, batch, length)
     name = jnp.dtype(dtype).name
     stored = stored_dtype(name)
@@ -64,43 +65,27 @@ def empty_cache(
 
 
 def place_cache(cache: KVCache, parallel: Parallel) -> KVCache:
-    """The same, where caches live: rows split as the batch, heads as the key/value heads are."""
+    """The same, where caches live: slots split as the batch, heads as the key/value heads are."""
     return parallel.constrain(cache, *CACHE_AXES)
 
 
-def copy_rows(target: KVCache, source: KVCache, rows: Int[Array, " B_source"]) -> KVCache:
-    """Copies row i of `source` to row `rows[i]` of `target`, as many slots as both have; the other slots of that row
-    become 0. A row number past the end of `target` is dropped, which is how padding rows are left out.
-    """
-
-    def copy(into: Array, new: Array) -> Array:
-        slots = into.shape[2]
-        full = jnp.pad(new[:, :, :slots], ((0, 0), (0, 0), (0, max(0, slots - new.shape[2])), (0, 0)))
-        return into.at[rows].set(full, mode="drop")
-
-    return tuple(
-        dataclasses.replace(into, k=copy(into.k, new.k), v=copy(into.v, new.v))
-        for into, new in zip(target, source, strict=True)
-    )
-
-
-def take_rows(source: KVCache, rows: Int[Array, " B_target"], slots: int) -> KVCache:
-    """The first `slots` slots of those rows, as a cache of its own."""
+def take_sequences(source: KVCache, slots: Int[Array, " B_target"], positions: int) -> KVCache:
+    """The first `positions` positions of the sequences in those slots, as a cache of its own."""
 
     def take(layer: LayerCache) -> LayerCache:
-        return dataclasses.replace(layer, k=layer.k[rows, :, :slots], v=layer.v[rows, :, :slots])
+        return dataclasses.replace(layer, k=layer.k[slots, :, :positions], v=layer.v[slots, :, :positions])
 
     return tuple(take(layer) for layer in source)
 
 
-def put_rows(target: KVCache, source: KVCache, rows: Int[Array, " B_source"]) -> KVCache:
-    """Copies row i of `source` over the first slots of row `rows[i]` of `target`, whose other slots stay.
+def put_sequences(target: KVCache, source: KVCache, slots: Int[Array, " B_source"]) -> KVCache:
+    """Copies sequence i of `source` over the first positions of slot `slots[i]` of `target`, whose others stay.
 
-    A row number past the end of `target` is dropped.
+    A slot past the end of `target` is dropped.
     """
 
     def put(into: Array, new: Array) -> Array:
-        return into.at[rows, :, : new.shape[2]].set(new, mode="drop")
+        return into.at[slots, :, : new.shape[2]].set(new, mode="drop")
 
     return tuple(
         dataclasses.replace(into, k=put(into.k, new.k), v=put(into.v, new.v))
@@ -108,6 +93,6 @@ def put_rows(target: KVCache, source: KVCache, rows: Int[Array, " B_source"]) ->
     )
 
 
-def reading(cache: KVCache, slots: int | None) -> KVCache:
-    """The same cache, of which attention reads only the first `slots` slots (None: all)."""
-    return tuple(dataclasses.replace(layer, read_slots=slots) for layer in cache)
+def reading(cache: KVCache, positions: int | None) -> KVCache:
+    """The same cache, of which attention reads only the first `positions` positions (None: all)."""
+    return tuple(dataclasses.replace(layer, read_positions=positions) for layer in cache)

@@ -44,7 +44,9 @@ class ProgramCall:
 
 def cache_slots(workload: Workload) -> int:
     """Slots that the cache has for each row."""
-    return length_bucket(workload.context, MIN_CACHE) if workload.context else 0
+    if not workload.context:
+        return 0
+    return max(length_bucket(workload.context, MIN_CACHE), prompt_bucket(workload.input_len))
 
 
 def decode_call(workload: Workload, rules: Rules) -> ProgramCall:
@@ -77,12 +79,15 @@ def prefill_calls(workload: Workload, rules: Rules) -> Iterator[ProgramCall]:
                 tokens=min(width, workload.input_len - start),
                 slots=start + width,
                 visited=start + coefficients.COST.visible_share * (width + 1),
-                chooses=False,
+                chooses=True,
             )
 
 
 def prefill_cache_shape(workload: Workload, rules: Rules) -> tuple[int, int]:
-    """Rows and slots of the cache that a group of prompts has for itself while it is fed."""
+    """Sequences and positions of the cache that a group of prompts has while it is fed.
+
+    It is one of its own where the group is not the whole batch.
+    """
     length = prompt_bucket(workload.input_len)
     requests = min(workload.batch_size, prompts_per_call(min(length, PREFILL_CHUNK)))
     return batch_bucket(requests, rules.parts("batch")), length

@@ -2,11 +2,11 @@
 
 MIN_PROMPT = 16
 MIN_CACHE = 64
-PREFILL_CHUNK = 2048  # tokens of one row that one prefill call feeds; longer prompts take several
-PREFILL_TOKENS = 8192  # tokens of all rows in one prefill call
-MAX_ROWS = 64  # sequences that `moejax.decode` decodes at a time; more wait for the next batch
+PREFILL_CHUNK = 2048  # tokens of one prompt that one call feeds; longer prompts take several
+PREFILL_TOKENS = 8192  # tokens of all prompts in one call
+MAX_ROWS = 64  # sequences that `moejax.decode` decodes at a time; more wait for a slot
 MAX_SERVED_ROWS = 1024  # that a server may be told to decode at a time
-STEPS_PER_CALL = 64  # most tokens per row that one call of the decode loop generates
+STEPS_PER_CALL = 64  # most tokens per sequence that one call of the decode loop generates
 
 
 def length_bucket(length: int, smallest: int) -> int:
@@ -18,10 +18,10 @@ def length_bucket(length: int, smallest: int) -> int:
     return three_quarters if bucket >= 512 and three_quarters >= length else bucket
 
 
-def batch_bucket(rows: int, parts: int = 1) -> int:
-    """The least power of two that holds `rows`, rounded up to what divides into `parts` equal parts."""
+def batch_bucket(sequences: int, parts: int = 1) -> int:
+    """The least power of two that holds `sequences`, rounded up to what divides into `parts` equal parts."""
     bucket = 1
-    while bucket < rows:
+    while bucket < sequences:
         bucket *= 2
     return -(-bucket // parts) * parts
 
@@ -38,5 +38,5 @@ def prompt_bucket(length: int) -> int:
 
 
 def prompts_per_call(width: int) -> int:
-    """How many prompts one prefill call feeds at most, `width` tokens of each: a batch bucket, since padding counts."""
+    """How many prompts one call feeds at most, `width` tokens of each: a batch bucket, since padding counts."""
     return 1 << (max(1, PREFILL_TOKENS // width).bit_length() - 1)

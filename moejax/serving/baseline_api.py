@@ -17,9 +17,9 @@ from moejax.serving.baseline_process import BaselineBusy, BaselineFailed, Baseli
 from moejax.serving.engine import Engine
 from moejax.serving.errors import ApiError
 from moejax.serving.event_stream import DONE, EventStream, event
-from moejax.serving.jobs import Delta, EngineError, Job, Mailbox
+from moejax.serving.jobs import Delta, EngineError, Mailbox, ServedRequest
 from moejax.serving.openai_answers import Answer
-from moejax.serving.openai_api import checked_drafts, make_answer
+from moejax.serving.openai_api import checked_requests, make_answer
 from moejax.serving.openai_requests import ChatRequest, CompletionRequest
 
 MOST_SECONDS = 120.0  # of a run, for which the engine is held
@@ -50,7 +50,7 @@ async def _answer(request: Request, body: CompletionRequest | ChatRequest) -> Re
         raise ApiError(404, f"there is no baseline: {baseline.choice.reason}")
     if not body.stream:
         raise ApiError(400, "the baseline only streams: add stream=true", param="stream")
-    made = await checked_drafts(request, body)
+    made = await checked_requests(request, body)
     if len(made) != 1:
         raise ApiError(400, f"the baseline continues one prompt at a time, got {len(made)}", param="prompt")
     job = made[0](Mailbox())
@@ -126,16 +126,16 @@ def _status(status: str, **more: str) -> Chunk:
     return {"choices": [], "moejax": {"status": status, **more}}
 
 
-def _delta(job: Job, tokens: Sequence[tuple[int, float]]) -> Delta:
-    """What the row of `job` gains by tokens with their times; what comes after its end is dropped."""
-    (row,) = job.rows
+def _delta(job: ServedRequest, tokens: Sequence[tuple[int, float]]) -> Delta:
+    """What the sequence of `job` gains by tokens with their times; what comes after its end is dropped."""
+    (sequence,) = job.sequences
     taken: list[int] = []
     texts: list[str] = []
     seconds = 0.0
     for token, time in tokens:
-        if row.finish_reason is not None:
+        if sequence.finish_reason is not None:
             break
-        texts.append(row.push(token, None).text)
+        texts.append(sequence.push(token, None).text)
         taken.append(token)
         seconds = time
     return Delta(
@@ -145,6 +145,6 @@ def _delta(job: Job, tokens: Sequence[tuple[int, float]]) -> Delta:
         logprobs=None,
         experts=None,
         seconds=seconds,
-        finish_reason=row.finish_reason,
-        stop_reason=row.stop_reason,
+        finish_reason=sequence.finish_reason,
+        stop_reason=sequence.stop_reason,
     )

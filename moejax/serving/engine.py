@@ -11,13 +11,16 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
+from moejax.decoding.sampling_arrays import shared_entropy
+from moejax.decoding.scheduler import Scheduler
+from moejax.decoding.slots import Slots
 from moejax.loading import Model
-from moejax.serving.jobs import EngineError, Job, QueueFull, wake
+from moejax.serving.jobs import EngineError, QueueFull, ServedRequest, wake
+from moejax.serving.limits import served_features
 from moejax.serving.metrics import Metrics
-from moejax.serving.scheduler import CHUNK_SECONDS, Scheduler
+from moejax.serving.running import CHUNK_SECONDS, RunningRequests
 from moejax.serving.settings import EngineSettings
 from moejax.serving.shapes import kv_cache_bytes, make_shapes
-from moejax.serving.slots import Slots
 
 Status = Literal["loading", "ready", "draining", "dead", "stopped"]
 
@@ -57,8 +60,8 @@ class Engine:
         self.error: BaseException | None = None
         self._load, self._say, self._url = load, say, url
         self._model: Model | None = None
-        self._scheduler: Scheduler | None = None
-        self._queue: deque[Job] = deque()
+        self._running: RunningRequests | None = None
+        self._queue: deque[ServedRequest] = deque()
         self._changed = threading.Condition()  # guards the queue and all that follows
         self._pauses = 0
         self._busy = True
@@ -81,7 +84,7 @@ class Engine:
         """Starts the thread; returns at once."""
         self._thread.start()
 
-    def submit(self, jobs: Sequence[Job]) -> None:
+    def submit(self, jobs: Sequence[ServedRequest]) -> None:
         """Puts jobs into the queue, all or none.
 
         Raises:
@@ -99,7 +102,7 @@ class Engine:
             self._count_waiting()
             self._changed.notify_all()
 
-    def cancel(self, jobs: Sequence[Job]) -> None:
+    def cancel(self, jobs: Sequence[ServedRequest]) -> None:
         """Says that nobody waits for these any more; those that are finished stay so."""
         with self._changed:
             for job in jobs:
@@ -134,7 +137,7 @@ class Engine:
     def stop(self) -> None:
         """Gives up all jobs and ends the thread; returns when it has ended, or at once while the model is loading."""
         with self._changed:
-            was_loading = self._scheduler is None
+            was_loading = self._running is None
             if self.status != "dead":
                 self.status = "stopped"
             self._changed.notify_all()
@@ -160,77 +163,78 @@ class Engine:
         needed = kv_cache_bytes(model, shapes)
         per_device = " per device" if model.mesh.size > 1 else ""
         self._say(
-            f"key/value cache: {shapes.batch} rows x {shapes.length:,} tokens, {needed / 1e6:,.1f} MB{per_device}"
+            f"key/value cache: {shapes.parts.batch} sequences x {shapes.length:,} tokens, "
+            f"{needed / 1e6:,.1f} MB{per_device}"
         )
-        slots = Slots(model, shapes)
-        slots.warm_up()
+        slots = Slots(model, shapes, served_features(model.config.vocab_size), shared_entropy())
+        slots.warm_up(shapes.feeds, shapes.steps)
         self._say(f"{model.programs.compiled} programs compiled in {model.programs.compile_seconds:.1f} s")
         with self._changed:
-            self._model, self._scheduler = model, Scheduler(slots, self.metrics)
+            self._model, self._running = model, RunningRequests(Scheduler(slots), self.metrics)
             if self.status == "loading":
                 self.status, self.was_ready = "ready", True
                 self._say(f"ready: open {self._url}" if self._url else "ready")
 
     def _serve(self) -> None:
         while self._wait_for_work():
-            assert self._scheduler is not None
-            self._round(self._scheduler)
+            assert self._running is not None
+            self._round(self._running)
 
     def _wait_for_work(self) -> bool:
         """Waits until there is something to do and no pause; False when the thread has to end."""
-        scheduler = self._scheduler
-        assert scheduler is not None
+        running = self._running
+        assert running is not None
         with self._changed:
             while True:
                 for job in [job for job in self._queue if job.cancelled]:
                     self._queue.remove(job)
                     self.metrics.finish(job, "abort")
-                scheduler.drop_cancelled()
+                running.drop_cancelled()
                 overdue = self._deadline is not None and time.perf_counter() > self._deadline
                 if self.status == "stopped" or overdue:
-                    self._give_up_all(scheduler, EngineError(REFUSALS["stopped"]))
+                    self._give_up_all(running, EngineError(REFUSALS["stopped"]))
                 if self.status == "stopped":
                     return False
                 if not self._pauses:
-                    scheduler.take(self._queue)
+                    running.take(self._queue)
                 self._count_waiting()
-                if scheduler.jobs and not self._pauses:
+                if running.jobs and not self._pauses:
                     self._busy = True
                     return True
                 self._busy = False
-                scheduler.flush()
+                running.flush()
                 self._changed.notify_all()
-                left = None if self._deadline is None or not scheduler.jobs else self._deadline - time.perf_counter()
+                left = None if self._deadline is None or not running.jobs else self._deadline - time.perf_counter()
                 self._changed.wait(left if left is None else max(0.0, left) + 0.001)
 
-    def _round(self, scheduler: Scheduler) -> None:
-        """Feeds prompts for about CHUNK_SECONDS at most if rows are waiting for their next token, then steps all rows.
+    def _round(self, running: RunningRequests) -> None:
+        """Feeds prompts for about CHUNK_SECONDS at most if some wait for their next token, then steps all sequences.
 
-        At least one part is fed. Rows without company wait for nobody: then everything is fed.
+        At least one part is fed. Sequences without company wait for nobody: then everything is fed.
         """
         began = time.perf_counter()
+        scheduler = running.scheduler
         while scheduler.feeding:
-            scheduler.feed()
-            scheduler.flush()
-            if scheduler.running and time.perf_counter() - began + scheduler.feed_seconds > CHUNK_SECONDS:
+            running.feed()
+            running.flush()
+            if scheduler.running and time.perf_counter() - began + running.feed_seconds > CHUNK_SECONDS:
                 break
             with self._changed:
                 if self._pauses:
                     return
-                scheduler.take(self._queue)
+                running.take(self._queue)
                 self._count_waiting()
-        call = scheduler.start() if scheduler.running else None
-        while call is not None:
-            call = scheduler.finish(call, self._undisturbed)
-        scheduler.flush()
+        if scheduler.running:
+            running.step(self._undisturbed)
+        running.flush()
 
     def _undisturbed(self) -> bool:
         """Whether `_wait_for_work` would find nothing new, so that the next call may be made without it."""
-        scheduler = self._scheduler
-        assert scheduler is not None
+        running = self._running
+        assert running is not None
         with self._changed:
-            disturbed = self.status != "ready" or self._pauses or scheduler.can_take(self._queue)
-            return not disturbed and not any(job.cancelled for job in (*self._queue, *scheduler.jobs))
+            disturbed = self.status != "ready" or self._pauses or running.can_take(self._queue)
+            return not disturbed and not any(job.cancelled for job in (*self._queue, *running.jobs))
 
     def _count_waiting(self) -> None:
         self.metrics.waiting.set(len(self._queue))
@@ -243,21 +247,21 @@ class Engine:
         self._queue.clear()
         self._count_waiting()
 
-    def _give_up_all(self, scheduler: Scheduler, error: EngineError) -> None:
+    def _give_up_all(self, running: RunningRequests, error: EngineError) -> None:
         self._give_up_queue(error)
-        for job in scheduler.jobs:
-            scheduler.give_up(job, error)
-        scheduler.flush()
+        for job in running.jobs:
+            running.give_up(job, error)
+        running.flush()
 
     def _die(self, error: BaseException) -> None:
         with self._changed:
             self.status, self.error = "dead", error
-            told = EngineError(f"the engine has failed ({type(error).__name__}); start the server again")
-            self._give_up_queue(told)
-            if self._scheduler is not None:
-                self._give_up_all(self._scheduler, told)
+            failed = EngineError(f"the engine has failed ({type(error).__name__}); start the server again")
+            self._give_up_queue(failed)
+            if self._running is not None:
+                self._give_up_all(self._running, failed)
             self._busy = False
             self._changed.notify_all()
-        if self.was_ready:  # before that whoever started it is told
+        if self.was_ready:  # before that whoever started it learns it
             first_line = str(error).partition("\n")[0]
             self._say(f"the engine has failed: {type(error).__name__}: {first_line}")

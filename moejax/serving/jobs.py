@@ -1,4 +1,4 @@
-"""A request on its way through the engine, and the letters that the engine writes to whoever waits for it."""
+"""A request on its way through the engine, and the messages of the engine to whoever waits for it."""
 
 import asyncio
 import threading
@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from moejax.decoding.logprobs import TokenScores
 from moejax.decoding.requests import Request
 from moejax.decoding.results import TokenLogprobs
-from moejax.decoding.rows import Row
+from moejax.decoding.sequences import NewTokens, Sequence, SequenceGroup
 
 
 class EngineError(Exception):
@@ -126,62 +125,50 @@ def _set_all(events: list[asyncio.Event]) -> None:
 
 
 @dataclass(kw_only=True, eq=False)
-class Job:
-    """A request and its outputs.
+class ServedRequest:
+    """A request and whoever waits for it.
 
-    rows: one per output.  cancelled: set by whoever no longer wants it, read by the engine.
-    slots: where the rows are, from when it left the queue.  Times are of `time.perf_counter`, None until they happen.
+    group: its sequences, one per output.  cancelled: set by whoever no longer wants it, read by the engine.
+    Times are of `time.perf_counter`, None until they happen; `started`: when it left the queue.
     """
 
-    request: Request
-    rows: list[Row]
+    group: SequenceGroup
     mailbox: Mailbox
     arrived: float = field(default_factory=time.perf_counter)
     cancelled: bool = False
-    slots: list[int] = field(default_factory=list)
     started: float | None = None
     first_token: float | None = None
     last_token: float | None = None
 
     @property
+    def request(self) -> Request:
+        return self.group.request
+
+    @property
+    def sequences(self) -> list[Sequence]:
+        return self.group.sequences
+
+    @property
     def finished(self) -> bool:
-        return all(row.finish_reason is not None for row in self.rows)
+        return self.group.finished
 
     @property
     def generated(self) -> int:
         """Tokens of all outputs."""
-        return sum(len(row.tokens) for row in self.rows)
+        return self.group.generated
 
 
-def push(
-    job: Job, row: Row, tokens: np.ndarray, scores: list[TokenScores] | None, experts: np.ndarray | None, now: float
-) -> Delta | None:
-    """Gives a row its next tokens (int [steps]; -1 where it was not active) and tells the mailbox; None if there were
-    none. Tokens after its end are dropped. `scores`, `experts` [steps, L, A]: of the same steps.
-    """
-    params = row.request.params
-    taken: list[int] = []
-    texts: list[str] = []
-    logprobs: list[TokenLogprobs] = []
-    for step, token in enumerate(tokens.tolist()):
-        if token < 0 or row.finish_reason is not None:
-            break
-        event = row.push(token, None if scores is None else scores[step])
-        taken.append(token)
-        texts.append(event.text)
-        if event.logprob is not None:
-            logprobs.append(event.logprob)
-    if not taken:
-        return None
-    delta = Delta(
-        output=row.output,
-        texts=texts,
-        token_ids=taken,
-        logprobs=logprobs if params.logprobs is not None else None,
-        experts=experts[: len(taken)] if params.return_routed_experts and experts is not None else None,
+def make_delta(job: ServedRequest, gained: NewTokens, now: float) -> Delta:
+    """What a reader is told of tokens that came at `now`."""
+    sequence, events = gained.sequence, gained.events
+    logprobs = [event.logprob for event in events if event.logprob is not None]
+    return Delta(
+        output=sequence.output,
+        texts=[event.text for event in events],
+        token_ids=sequence.tokens[len(sequence.tokens) - len(events) :],
+        logprobs=logprobs if job.request.params.logprobs is not None else None,
+        experts=gained.experts,
         seconds=now - job.arrived,
-        finish_reason=row.finish_reason,
-        stop_reason=row.stop_reason,
+        finish_reason=sequence.finish_reason,
+        stop_reason=sequence.stop_reason,
     )
-    job.mailbox.put(delta)
-    return delta

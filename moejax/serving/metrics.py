@@ -7,7 +7,7 @@ import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
 from prometheus_client.registry import Collector
 
-from moejax.serving.jobs import Job
+from moejax.serving.jobs import ServedRequest
 
 # Bounds of the buckets in seconds, and in tokens.
 _FIRST_TOKEN = (0.001, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
@@ -43,7 +43,7 @@ class Metrics:
                 self.registry.register(_Renamed(metric, name, before))
             return metric.labels(**self._labels)
 
-        self.running = made(Gauge, "vllm:num_requests_running", "Requests that have rows.")
+        self.running = made(Gauge, "vllm:num_requests_running", "Requests that have slots.")
         self.waiting = made(Gauge, "vllm:num_requests_waiting", "Requests in the queue.")
         self.cache_use = made(
             Gauge,
@@ -65,15 +65,15 @@ class Metrics:
             Histogram, "vllm:request_time_per_output_token_seconds", "A request's mean.", buckets=_PER_TOKEN
         )
         self.latency = made(Histogram, "vllm:e2e_request_latency_seconds", "Whole requests.", buckets=_REQUEST)
-        self.queue_time = made(Histogram, "vllm:request_queue_time_seconds", "Before it had rows.", buckets=_REQUEST)
+        self.queue_time = made(Histogram, "vllm:request_queue_time_seconds", "Before it had slots.", buckets=_REQUEST)
         self.prefill_time = made(
-            Histogram, "vllm:request_prefill_time_seconds", "From rows to the first token.", buckets=_REQUEST
+            Histogram, "vllm:request_prefill_time_seconds", "From its slots to the first token.", buckets=_REQUEST
         )
         self.decode_time = made(
             Histogram, "vllm:request_decode_time_seconds", "From the first token to the last.", buckets=_REQUEST
         )
         self.inference_time = made(
-            Histogram, "vllm:request_inference_time_seconds", "From rows to the last token.", buckets=_REQUEST
+            Histogram, "vllm:request_inference_time_seconds", "From its slots to the last token.", buckets=_REQUEST
         )
         self.prompt_length = made(Histogram, "vllm:request_prompt_tokens", "Tokens of prompts.", buckets=_TOKENS)
         self.output_length = made(Histogram, "vllm:request_generation_tokens", "Tokens generated.", buckets=_TOKENS)
@@ -108,7 +108,7 @@ class Metrics:
         )
         self._by_expert: list[list[Any]] = []
 
-    def finish(self, job: Job, reason: str) -> None:
+    def finish(self, job: ServedRequest, reason: str) -> None:
         """Counts a request that ended: "stop", "length" or "abort"."""
         self._success.labels(**self._labels, finished_reason=reason).inc()
         if reason == "abort" or job.started is None or job.first_token is None or job.last_token is None:
@@ -120,7 +120,7 @@ class Metrics:
         self.inference_time.observe(job.last_token - job.started)
         self.prompt_length.observe(len(job.request.prompt))
         self.output_length.observe(job.generated)
-        longest = max(len(row.tokens) for row in job.rows)
+        longest = max(len(one.tokens) for one in job.sequences)
         self.longest_output.observe(longest)
         if longest > 1:
             self.tpot.observe((job.last_token - job.first_token) / (longest - 1))
@@ -131,7 +131,7 @@ class Metrics:
             self.itl.observe(seconds / count)
 
     def now_running(self) -> int:
-        """How many requests have rows."""
+        """How many requests have slots."""
         return int(self._value("vllm:num_requests_running"))
 
     def ended(self) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from moejax.decoding.results import Logprob, TokenLogprobs
-from moejax.serving.jobs import Delta, Job
+from moejax.serving.jobs import Delta, ServedRequest
 
 LOWEST_LOGPROB = -9999.0  # stands for what JSON cannot say: minus infinity and NaN
 
@@ -26,7 +26,7 @@ class Answer:
 
     chat: bool
     model_name: str
-    jobs: Sequence[Job]
+    jobs: Sequence[ServedRequest]
     progress: bool = False
     id: str = field(init=False)
     created: int = field(init=False)
@@ -41,8 +41,8 @@ class Answer:
         """The answer that is not streamed, from all deltas of each job."""
         choices = []
         for at, job in enumerate(self.jobs):
-            for row in job.rows:
-                mine = [delta for delta in deltas[at] if delta.output == row.output]
+            for sequence in job.sequences:
+                mine = [delta for delta in deltas[at] if delta.output == sequence.output]
                 choices.append(self._choice(at, _joined(mine)))
         if self.chat:
             for choice in choices:
@@ -87,7 +87,7 @@ class Answer:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model_name}
 
     def _choice(self, at: int, delta: Delta) -> dict[str, Any]:
-        index = at * len(self.jobs[at].rows) + delta.output
+        index = at * len(self.jobs[at].sequences) + delta.output
         logprobs = None
         if delta.logprobs is not None:
             best = self.jobs[at].request.params.logprobs or 0

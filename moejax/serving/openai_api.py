@@ -9,10 +9,10 @@ from fastapi import APIRouter, Request, Response
 from moejax.serving.engine import Engine
 from moejax.serving.errors import ApiError, json_response
 from moejax.serving.event_stream import DONE, EventStream, event, while_connected
-from moejax.serving.jobs import Delta, EngineError, Job, Mailbox, QueueFull
+from moejax.serving.jobs import Delta, EngineError, Mailbox, QueueFull, ServedRequest
 from moejax.serving.openai_answers import Answer
 from moejax.serving.openai_requests import ChatRequest, CompletionRequest, check_fields
-from moejax.serving.prepare import Draft, make_drafts
+from moejax.serving.prepare import MakeServed, prepare_requests
 from moejax.serving.settings import AppSettings
 
 router = APIRouter()
@@ -64,7 +64,7 @@ def _check_model(request: Request, name: str | None) -> None:
         raise ApiError(404, message, param="model", code="model_not_found")
 
 
-async def checked_drafts(request: Request, body: CompletionRequest | ChatRequest) -> list[Draft]:
+async def checked_requests(request: Request, body: CompletionRequest | ChatRequest) -> list[MakeServed]:
     """The jobs that a body asks for.
 
     Raises:
@@ -72,11 +72,11 @@ async def checked_drafts(request: Request, body: CompletionRequest | ChatRequest
     """
     check_fields(body)
     _check_model(request, body.model)
-    return await asyncio.to_thread(make_drafts, request.app.state.engine, body)
+    return await asyncio.to_thread(prepare_requests, request.app.state.engine, body)
 
 
 def make_answer(
-    request: Request, body: CompletionRequest | ChatRequest, jobs: Sequence[Job], *, progress: bool
+    request: Request, body: CompletionRequest | ChatRequest, jobs: Sequence[ServedRequest], *, progress: bool
 ) -> Answer:
     """The answer to a body, in the form of its route."""
     name = request.app.state.settings.model_name
@@ -86,7 +86,7 @@ def make_answer(
 async def _answer(request: Request, body: CompletionRequest | ChatRequest) -> Response:
     engine: Engine = request.app.state.engine
     arrived = time.perf_counter()
-    made = await checked_drafts(request, body)
+    made = await checked_requests(request, body)
     jobs = [draft(Mailbox(whole=not body.stream)) for draft in made]
     for job in jobs:
         job.arrived = arrived
@@ -107,10 +107,10 @@ async def _answer(request: Request, body: CompletionRequest | ChatRequest) -> Re
     return Response(status_code=499) if deltas is None else json_response(answer.whole(deltas))
 
 
-async def _collect(jobs: Sequence[Job]) -> list[list[Delta]]:
+async def _collect(jobs: Sequence[ServedRequest]) -> list[list[Delta]]:
     """All deltas of each job."""
 
-    async def collect(job: Job) -> list[Delta]:
+    async def collect(job: ServedRequest) -> list[Delta]:
         return [delta async for deltas in job.mailbox for delta in deltas]
 
     return list(await asyncio.gather(*map(collect, jobs)))

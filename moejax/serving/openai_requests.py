@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from moejax.decoding.sampling_params import SamplingParams
 from moejax.serving.errors import ApiError
-from moejax.serving.slots import MAX_LOGPROBS
+from moejax.serving.limits import MAX_LOGPROBS
 
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's
 

@@ -1,4 +1,4 @@
-"""From a checked request to jobs: text to tokens, limits, rows. Runs in worker threads: tokenizing takes time."""
+"""From a checked request to jobs: text to tokens, limits, sequences. Runs in worker threads: tokenizing takes time."""
 
 import dataclasses
 import itertools
@@ -7,12 +7,13 @@ from functools import lru_cache
 from typing import TypeVar
 
 from moejax.decoding.requests import Prompt, make_requests, prompt_token_ids, split_prompts
-from moejax.decoding.rows import Row
 from moejax.decoding.sampling_params import SamplingParams
+from moejax.decoding.sequences import SequenceGroup, make_sequences
 from moejax.loading import Model
 from moejax.serving.engine import Engine
 from moejax.serving.errors import ApiError
-from moejax.serving.jobs import Job, Mailbox
+from moejax.serving.jobs import Mailbox, ServedRequest
+from moejax.serving.limits import MAX_STOP_CHARACTERS, MAX_STOP_IDS, MAX_STOP_STRINGS
 from moejax.serving.openai_requests import (
     DEFAULT_COMPLETION_TOKENS,
     ChatRequest,
@@ -20,7 +21,6 @@ from moejax.serving.openai_requests import (
     messages_of,
     sampling_params,
 )
-from moejax.serving.slots import MAX_STOP_CHARACTERS, MAX_STOP_IDS, MAX_STOP_STRINGS
 from moejax.text.chat import encode_chat
 from moejax.text.tokenizer import Tokenizer
 
@@ -28,20 +28,20 @@ _numbers = itertools.count()  # of requests: without a seed, two with the same p
 
 T = TypeVar("T")
 
-# A job without its mailbox, which belongs to an event loop.
-Draft = Callable[[Mailbox], Job]
+# Makes a request for the engine, once there is its mailbox, which belongs to an event loop.
+MakeServed = Callable[[Mailbox], ServedRequest]
 
 
-def make_drafts(engine: Engine, request: CompletionRequest | ChatRequest) -> list[Draft]:
+def prepare_requests(engine: Engine, request: CompletionRequest | ChatRequest) -> list[MakeServed]:
     """The jobs that a request asks for.
 
     Raises:
         ApiError: for what this model or this server cannot do.
     """
-    return chat_drafts(engine, request) if isinstance(request, ChatRequest) else completion_drafts(engine, request)
+    return _prepare_chat(engine, request) if isinstance(request, ChatRequest) else _prepare_completions(engine, request)
 
 
-def completion_drafts(engine: Engine, request: CompletionRequest) -> list[Draft]:
+def _prepare_completions(engine: Engine, request: CompletionRequest) -> list[MakeServed]:
     """A job per prompt.
 
     Raises:
@@ -53,7 +53,7 @@ def completion_drafts(engine: Engine, request: CompletionRequest) -> list[Draft]
         raise ApiError(
             400, f"{len(prompts)} prompts in one request, the most are {engine.settings.max_queue}", param="prompt"
         )
-    drafts = []
+    prepared = []
     for at, prompt in enumerate(prompts):
         if isinstance(prompt, str):
             _check_characters(model, len(prompt))
@@ -61,13 +61,13 @@ def completion_drafts(engine: Engine, request: CompletionRequest) -> list[Draft]
         asked = request.max_tokens
         room = max(1, model.max_seq_len - len(ids))
         tokens = min(DEFAULT_COMPLETION_TOKENS, room) if asked is None else asked
-        drafts.append(
-            _draft(engine, model, ids, sampling_params(request, max_tokens=tokens, logprobs=request.logprobs))
+        prepared.append(
+            _prepared(engine, model, ids, sampling_params(request, max_tokens=tokens, logprobs=request.logprobs))
         )
-    return drafts
+    return prepared
 
 
-def chat_drafts(engine: Engine, request: ChatRequest) -> list[Draft]:
+def _prepare_chat(engine: Engine, request: ChatRequest) -> list[MakeServed]:
     """The job of a chat.
 
     Raises:
@@ -87,7 +87,7 @@ def chat_drafts(engine: Engine, request: ChatRequest) -> list[Draft]:
     asked = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
     tokens = max(1, model.max_seq_len - len(ids)) if asked is None else asked
     logprobs = (request.top_logprobs or 0) if request.logprobs else None
-    return [_draft(engine, model, ids, sampling_params(request, max_tokens=tokens, logprobs=logprobs))]
+    return [_prepared(engine, model, ids, sampling_params(request, max_tokens=tokens, logprobs=logprobs))]
 
 
 def split_prompts_of(request: CompletionRequest) -> list[Prompt]:
@@ -95,9 +95,9 @@ def split_prompts_of(request: CompletionRequest) -> list[Prompt]:
     return _checked(lambda: split_prompts(request.prompt), param="prompt")
 
 
-def _draft(engine: Engine, model: Model, ids: Sequence[int], params: SamplingParams) -> Draft:
+def _prepared(engine: Engine, model: Model, ids: Sequence[int], params: SamplingParams) -> MakeServed:
     if params.n > engine.settings.max_batch:
-        raise ApiError(400, f"n={params.n} outputs, this server has {engine.settings.max_batch} rows", param="n")
+        raise ApiError(400, f"n={params.n} outputs, this server has {engine.settings.max_batch} slots", param="n")
     (request,) = _checked(lambda: make_requests(model, [list(ids)], params, {}), param=None)
     if len(request.stop_ids) > MAX_STOP_IDS:
         raise ApiError(
@@ -113,11 +113,8 @@ def _draft(engine: Engine, model: Model, ids: Sequence[int], params: SamplingPar
             param="stop",
         )
     request = dataclasses.replace(request, index=next(_numbers))
-    rows = [
-        Row(request=request, output=output, tokenizer=model.tokenizer, eos_token_ids=model.eos_token_ids)
-        for output in range(params.n)
-    ]
-    return lambda mailbox: Job(request=request, rows=rows, mailbox=mailbox)
+    group = SequenceGroup(request=request, sequences=make_sequences(model, request))
+    return lambda mailbox: ServedRequest(group=group, mailbox=mailbox)
 
 
 def _check_characters(model: Model, count: int) -> None:

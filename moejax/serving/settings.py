@@ -13,8 +13,8 @@ MIB = 1 << 20
 class EngineSettings:
     """Sizes of the engine.
 
-    max_batch: rows that are decoded at a time.
-    max_queue: requests that may wait for a row; more are refused.
+    max_batch: sequences that are decoded at a time.
+    max_queue: requests that may wait for a slot; more are refused.
     prefill_chunk: most tokens of prompts that are fed between two calls of the decode loop, a power of two.
 
     Raises:

@@ -81,7 +81,7 @@ class StopMatcher:
 
     The match is the one a reader of single characters sees first: the earliest *end*; of several that end there, the
     longest. (The earliest *start* would have to wait for text that may never come.) Text that may be the beginning of a
-    stop string is held back. Knuth, Morris and Pratt 1977, one automaton per stop string.
+    stop string is held back.
 
     Args:
       stops: the stop strings.
@@ -96,8 +96,6 @@ class StopMatcher:
             raise ValueError(f"got an empty stop string in {stops!r}, expected at least one character in each")
         self._stops = stops
         self._include = include
-        self._borders = [_border_lengths(stop) for stop in stops]
-        self._matched = [0] * len(stops)  # how much of each stop string the text so far ends with
         self._held = ""
         self._stop: str | None = None
 
@@ -108,14 +106,13 @@ class StopMatcher:
         """
         if self._stop is not None:
             return "", self._stop
-        pending = self._held + text
-        for end, character in enumerate(text, start=len(self._held) + 1):
-            found = self._advance(character)
-            if found and search:
-                self._stop = max(found, key=len)
-                self._held = ""
-                return pending[: end if self._include else end - len(self._stop)], self._stop
-        keep = len(pending) - max(self._matched, default=0)
+        pending, before = self._held + text, len(self._held)
+        found = [(end, -len(stop), stop) for stop in self._stops if (end := _first_end(pending, stop, before))]
+        if found and search:
+            end, _, self._stop = min(found)
+            self._held = ""
+            return pending[: end if self._include else end - len(self._stop)], self._stop
+        keep = len(pending) - max((_begun(pending, stop) for stop in self._stops), default=0)
         self._held = pending[keep:]
         return pending[:keep], None
 
@@ -124,31 +121,17 @@ class StopMatcher:
         held, self._held = self._held, ""
         return held
 
-    def _advance(self, character: str) -> list[str]:
-        """Reads one character; the stop strings that end with it."""
-        found = []
-        for n, (stop, borders) in enumerate(zip(self._stops, self._borders, strict=True)):
-            length = self._matched[n]
-            while length and stop[length] != character:
-                length = borders[length]
-            length += stop[length] == character
-            if length == len(stop):
-                found.append(stop)
-                length = borders[length]
-            self._matched[n] = length
-        return found
+
+def _first_end(text: str, stop: str, after: int) -> int:
+    """Where the first `stop` in `text` ends that does so past `after` characters; 0 if there is none."""
+    start = text.find(stop, max(0, after - len(stop) + 1))
+    return 0 if start < 0 else start + len(stop)
 
 
-def _border_lengths(stop: str) -> list[int]:
-    """For each k, the length of the longest proper prefix of stop[:k] that is also its suffix."""
-    borders = [0] * (len(stop) + 1)
-    length = 0
-    for end in range(1, len(stop)):
-        while length and stop[length] != stop[end]:
-            length = borders[length]
-        length += stop[length] == stop[end]
-        borders[end + 1] = length
-    return borders
+def _begun(text: str, stop: str) -> int:
+    """How much of `stop`, but not all of it, the text ends with."""
+    lengths = range(min(len(stop) - 1, len(text)), 0, -1)
+    return next((length for length in lengths if text.endswith(stop[:length])), 0)
 
 
 class TextStream:

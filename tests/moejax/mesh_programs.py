@@ -11,7 +11,14 @@ import numpy as np
 import moejax
 from moejax.decoding.state import Features, empty_state
 from moejax.families.kv_cache import cache_placements
-from moejax.planning.communication import Tokens, by_phase, forward_collectives, report_collectives, step_collectives
+from moejax.planning.communication import (
+    Tokens,
+    by_phase,
+    choice_collectives,
+    forward_collectives,
+    report_collectives,
+    step_collectives,
+)
 from moejax.planning.footprint import cache_bytes, weight_bytes
 from sharding import bytes_per_device
 from sharding.collectives import collectives_table, compiled_collectives
@@ -30,7 +37,7 @@ def check_collectives(model: moejax.Model) -> str:
     config, rules, shape = model.config, model.parallel.rules, model.mesh.shape
     dispatch = model.parallel.dispatch
     found = programs(model)
-    (_, features, size, _), step = found["generate"]
+    (_, features, size, *_), step = found["generate"]
     assert features.greedy
     compiled = compiled_collectives(step.as_text(), shape)
     reports = report_collectives(config, rules)
@@ -38,27 +45,31 @@ def check_collectives(model: moejax.Model) -> str:
     assert Counter(in_step) == Counter(step_collectives(config, rules, dispatch, size, "float32"))
     assert Counter(by_phase(one for one in compiled if not one.in_loop)) == Counter(reports)
 
-    (_, _, _, rows, length), prefill = found["prefill"]
-    compiled = compiled_collectives(prefill.as_text(), shape)
-    of_prompt = forward_collectives(config, rules, dispatch, Tokens(rows=rows, length=length), "float32")
-    assert Counter(by_phase(compiled)) == Counter([*of_prompt, *reports])
+    (_, _, fed, *_), extend = found["extend"]
+    assert fed.in_place
+    compiled = compiled_collectives(extend.as_text(), shape)
+    of_prompt = forward_collectives(config, rules, dispatch, Tokens(rows=fed.prompts, length=fed.width), "float32")
+    choice = choice_collectives(rules, Tokens(rows=fed.prompts, length=1))
+    assert Counter(by_phase(compiled)) == Counter([*of_prompt, *choice, *reports])
     return collectives_table(in_step, shape)
 
 
 def check_memory(model: moejax.Model) -> None:
-    """Bytes of the decode step's arguments on one device: weights and cache as reported, and the small row state."""
-    (_, features, size, length), step = programs(model)["generate"]
+    """Bytes of the decode step's arguments on one device: weights and cache as reported, and the rest of the state."""
+    (_, features, size, length, _), step = programs(model)["generate"]
     weights = bytes_per_device(model.placements())
     cache = bytes_per_device(cache_placements(model.config, model.parallel.rules, size, length, model.dtype))
     rules = model.parallel.rules
     assert weights == weight_bytes(model.config, rules, model.dtype), "what a comparison predicts"
-    tables, rows = model.params["placement"].nbytes, row_bytes(model, features, size)
+    tables = model.params["placement"].nbytes
     assert cache == cache_bytes(model.config, rules, size, length, model.dtype)
-    assert step.memory_analysis().argument_size_in_bytes == weights + cache + tables + rows
+    assert step.memory_analysis().argument_size_in_bytes == (
+        weights + cache + tables + small_bytes(model, features, size)
+    )
 
 
-def row_bytes(model: moejax.Model, features: Features, size: int) -> int:
+def small_bytes(model: moejax.Model, features: Features, size: int) -> int:
     """Bytes of the decode state without its cache, whole on every device, and of what the host gives each call."""
     state = jax.eval_shape(lambda: empty_state(model.config, features, size, 1, model.dtype, model.parallel))
-    rows = replace(state, cache=())
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(rows)) + size + np.int32().nbytes
+    small = replace(state, cache=())
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(small)) + size + 2 * np.int32().nbytes

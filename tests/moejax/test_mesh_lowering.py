@@ -10,16 +10,17 @@ import jax.numpy as jnp
 import pytest
 
 from moejax.decoding import steps
+from moejax.decoding.shapes import FeedShape
 from moejax.decoding.state import Features, empty_state
 from moejax.families.config import ModelConfig
 from moejax.families.table import named_configs
-from moejax.model.cache import empty_cache
 from moejax.model.structure import make_parallel, make_structure
 from moejax.moe.parallel import Parallel
 from moejax.moe.split import DISPATCHES, DispatchName
 from moejax.planning.communication import Tokens, choice_collectives, forward_collectives
 from sharding import MeshConfig, mesh_shapes
 from sharding.collectives import lowered_collectives
+from tests.moejax.feeding import GREEDY, feed_whole_batch
 from tests.moejax.mesh_programs import by_phase
 
 SMALL = ModelConfig(
@@ -65,20 +66,19 @@ def decode_step(config: ModelConfig, mesh: str | MeshConfig, dispatch: str, rows
 
     def arguments(parallel: Parallel) -> tuple[Any, ...]:
         state = jax.eval_shape(lambda: empty_state(config, features, rows, 64, "bfloat16", parallel))
-        return state, jax.ShapeDtypeStruct((rows,), bool), jax.ShapeDtypeStruct((), jnp.int32)
+        count = jax.ShapeDtypeStruct((), jnp.int32)
+        return state, jax.ShapeDtypeStruct((rows,), bool), count, count
 
     return lowered(config, mesh, dispatch, lambda model, *args: steps.generate(model, features, *args), arguments)
 
 
 def prefill(config: ModelConfig, mesh: str, dispatch: str, rows: int, length: int) -> tuple[str, Parallel]:
-    shape = jax.ShapeDtypeStruct
-
     def arguments(parallel: Parallel) -> tuple[Any, ...]:
-        cache = jax.eval_shape(lambda: empty_cache(config, rows, length, "bfloat16", parallel))
-        tokens, whole = shape((rows, length), jnp.int32), shape((), jnp.int32)
-        return cache, shape((rows, config.vocab_size), jnp.float32), tokens, tokens, whole, shape((rows,), jnp.int32)
+        _, state, feed = feed_whole_batch(config, parallel, prompts=rows, width=length, length=length)
+        return state, feed
 
-    return lowered(config, mesh, dispatch, lambda model, *args: steps.prefill(model, False, None, *args), arguments)
+    fed = FeedShape(rows, length, length, rows, in_place=True)
+    return lowered(config, mesh, dispatch, lambda model, *args: steps.extend(model, GREEDY, fed, *args), arguments)
 
 
 def check_step(config: ModelConfig, mesh: str | MeshConfig, dispatch: DispatchName, rows: int) -> None:
@@ -110,7 +110,10 @@ def test_full_size_prefill(name: str, mesh: str, dispatch: DispatchName) -> None
     text, parallel = prefill(config, mesh, dispatch, rows=16, length=512)
     tokens = Tokens(rows=16, length=512)
     found = by_phase(lowered_collectives(text, parallel.rules.mesh.shape))
-    assert Counter(found) == Counter(forward_collectives(config, parallel.rules, dispatch, tokens, "bfloat16"))
+    rules = parallel.rules
+    asked = forward_collectives(config, rules, dispatch, tokens, "bfloat16")
+    asked += [one for one in choice_collectives(rules, Tokens(rows=16, length=1)) if one.axes == rules["vocab"]]
+    assert Counter(found) == Counter(asked)
 
 
 def test_a_missing_collective_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None:

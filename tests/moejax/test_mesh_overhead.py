@@ -11,9 +11,9 @@ import pytest
 from moejax.decoding import steps
 from moejax.decoding.state import Features, empty_state
 from moejax.families.config import ModelConfig
-from moejax.model.cache import empty_cache
 from moejax.model.structure import make_structure
 from moejax.moe.parallel import Parallel
+from tests.moejax.feeding import feed_whole_batch
 from tests.moejax.meshes import on_mesh
 
 CONFIG = ModelConfig(
@@ -37,7 +37,7 @@ def body_alone(body: Callable[..., Any], **options: Any) -> Callable[..., Any]:
 
 
 def arguments_and_programs(parallel: Parallel) -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
-    """`generate` and `prefill` as the engine calls them."""
+    """`generate` and `extend` as the engine calls them."""
     structure = make_structure(CONFIG, "blocked", "bfloat16", parallel)
     params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), structure.shapes())
     features = Features()
@@ -48,15 +48,14 @@ def arguments_and_programs(parallel: Parallel) -> dict[str, tuple[Callable[..., 
     def generate(params: Any, *args: Any) -> Any:
         return steps.generate(structure.merged(params), features, *args)
 
-    def prefill(params: Any, *args: Any) -> Any:
-        return steps.prefill(structure.merged(params), False, None, *args)
+    def extend(params: Any, *args: Any) -> Any:
+        return steps.extend(structure.merged(params), features, fed, *args)
 
     state = jax.eval_shape(lambda: empty_state(CONFIG, features, ROWS, LENGTH, "bfloat16", parallel))
-    cache = jax.eval_shape(lambda: empty_cache(CONFIG, ROWS, WIDTH, "bfloat16", parallel))
-    logits, tokens = shape(ROWS, CONFIG.vocab_size, dtype=jnp.float32), shape(ROWS, WIDTH)
+    fed, before, feed = feed_whole_batch(CONFIG, parallel, prompts=ROWS, width=WIDTH, length=WIDTH)
     return {
-        "generate": (generate, (params, state, shape(ROWS, dtype=jnp.bool_), shape())),
-        "prefill": (prefill, (params, cache, logits, tokens, tokens, shape(), shape(ROWS))),
+        "generate": (generate, (params, state, shape(ROWS, dtype=jnp.bool_), shape(), shape())),
+        "extend": (extend, (params, before, feed)),
     }
 
 
@@ -75,7 +74,7 @@ def compiled_text(kind: str, mesh: str, dispatch: str) -> str:
 
 
 @pytest.mark.parametrize("dispatch", ["replicated", "gather"])
-@pytest.mark.parametrize("kind", ["generate", "prefill"])
+@pytest.mark.parametrize("kind", ["generate", "extend"])
 def test_a_mesh_of_one_device_compiles_to_the_same_program(
     monkeypatch: pytest.MonkeyPatch, kind: str, dispatch: str
 ) -> None:
@@ -87,5 +86,5 @@ def test_a_mesh_of_one_device_compiles_to_the_same_program(
 
 def test_a_mesh_of_two_devices_is_another_program() -> None:
     """What is compared tells one program from another, collectives and all."""
-    two, one = (compiled_text("prefill", mesh, "replicated") for mesh in ("expert=2", "expert=1"))
+    two, one = (compiled_text("extend", mesh, "replicated") for mesh in ("expert=2", "expert=1"))
     assert two != one and "all-reduce" in two

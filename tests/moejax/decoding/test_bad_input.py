@@ -226,7 +226,7 @@ def test_cache_that_does_not_fit(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) ->
     memory = DeviceMemory(device="cpu", total_bytes=10**6, free_bytes=2 * 128 * 256 - 1)
     monkeypatch.setattr(engine, "device_memory", lambda devices: memory)
     with pytest.raises(
-        ValueError, match=r"^the key/value cache of 2 rows x 128 tokens needs 0.0 GB, but cpu has 0.0 GB"
+        ValueError, match=r"^the key/value cache of 2 sequences x 128 tokens needs 0.0 GB, but cpu has 0.0 GB"
     ):
         moejax.decode(tiny.model, ["a", "b"], max_tokens=120)
     with pytest.raises(AssertionError, match="empty state"):  # half of it does fit

@@ -1,7 +1,6 @@
 """Decoding against whole passes over the same tokens, wherever a prompt lies among lengths, buckets and neighbours."""
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,10 @@ import pytest
 import moejax
 from moejax import SamplingParams
 from moejax.decoding import engine
+from moejax.decoding.requests import Request
+from moejax.decoding.sequences import Sequence, SequenceGroup
+from moejax.decoding.shapes import CallShapes, FeedShape, Part, SlotParts
+from moejax.decoding.slots import Slots
 from moejax.runtime import buckets
 from moejax.runtime.programs import Programs
 from tests.moejax.decoding.sampling_oracle import penalized
@@ -21,7 +24,7 @@ LIMIT = 384  # a cache bucket, so that the longest sequence fills its cache to t
 MAX_TOKENS = 20
 
 
-def prompts_of(lengths: Sequence[int], seed: int = 0) -> list[list[int]]:
+def prompts_of(lengths: list[int], seed: int = 0) -> list[list[int]]:
     rng = np.random.default_rng(seed)
     return [rng.integers(0, V, length).tolist() for length in lengths]
 
@@ -91,13 +94,18 @@ def test_prompts_in_several_chunks(
 
 def test_prompts_in_several_groups_and_batches(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     fed: list[list[int]] = []
-    feed = engine._feed
-    monkeypatch.setattr(engine, "_feed", lambda *args: (fed.append([r.index for r in args[2]]), feed(*args))[1])
+    feed = Slots.feed
+
+    def noted(slots: Slots, parts: list[Part], shape: FeedShape) -> Any:
+        fed.append([part.group.request.index for part in parts])
+        return feed(slots, parts, shape)
+
+    monkeypatch.setattr(Slots, "feed", noted)
     monkeypatch.setattr(buckets, "PREFILL_TOKENS", 32)
     monkeypatch.setattr(engine, "MAX_ROWS", 4)
     prompts = prompts_of([3, 16, 9, 2, 12, 2, 14], seed=2)
     results = moejax.decode(tiny.model, prompts, max_tokens=MAX_TOKENS)
-    assert fed == [[1, 2], [0, 3], [6, 4], [5]]  # two batches, each the longest first
+    assert fed == [[1, 2], [0, 3], [6, 4], [5]]  # four slots, and three again; each time the longest first
     assert [result.prompt_token_ids for result in results] == prompts
     for result in results:
         check_greedy(tiny, result)
@@ -105,21 +113,19 @@ def test_prompts_in_several_groups_and_batches(tiny: Tiny, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("width", [16, 256, 384, 512, 768])
 def test_groups_feed_no_more_tokens_than_they_may(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Padding rows included."""
+    """Padding included."""
     monkeypatch.setattr(buckets, "PREFILL_TOKENS", 2048)
-    rows = [
-        engine.Row(
-            request=engine.Request(index=i, prompt=[0] * width, params=SamplingParams(), stop_ids=()),
-            output=0,
-            tokenizer=None,
-            eos_token_ids=(),
-        )
-        for i in range(64)
-    ]
-    groups = list(engine._prefill_groups(rows))
-    assert sum(len(group) for group in groups) == 64
-    for group in groups:
-        assert buckets.batch_bucket(len(group)) * buckets.prompt_bucket(width) <= 2048
+    shapes = CallShapes(parts=SlotParts(64, 1), length=1024, prompt_logprobs=None, prompt_experts=False)
+    waiting = []
+    for slot in range(64):
+        request = Request(index=slot, prompt=[0] * width, params=SamplingParams(), stop_ids=())
+        sequence = Sequence(request=request, output=0, tokenizer=None, eos_token_ids=())
+        group = SequenceGroup(request=request, sequences=[sequence], slots=[slot])
+        waiting.append(Part(group, (sequence,), 0, slot, (slot,)))
+    while waiting:
+        chosen, shape = shapes.feed(waiting)
+        assert shape.prompts * shape.width <= 2048
+        waiting = [part for part in waiting if part not in chosen]
 
 
 # --- what must not matter ---

@@ -17,10 +17,11 @@ from scipy.stats import chi2
 
 import moejax
 from moejax import SamplingParams
-from moejax.decoding import engine, sampling
+from moejax.decoding import sampling
 from moejax.decoding.requests import Request
-from moejax.decoding.rows import Row
-from moejax.decoding.state import Features, RowParams
+from moejax.decoding.sampling_arrays import sampling_state
+from moejax.decoding.sequences import Sequence
+from moejax.decoding.state import Features, SamplingState
 from tests.moejax.decoding import sampling_oracle as oracle
 from tests.moejax.decoding.tiny_checkpoint import Tiny
 
@@ -31,10 +32,10 @@ ROUNDING = 1e-5  # the masks are computed in float32: closer to a bound than thi
 EVERYTHING = Features(sample=True, filter=True, penalize=True, min_tokens=True, stop_ids=4)
 
 
-def row_params(params: list[SamplingParams], stop_ids: tuple[int, ...] = ()) -> RowParams:
-    """The rows' parameters as the compiled steps get them."""
-    rows = [
-        Row(
+def state_of(params: list[SamplingParams], stop_ids: tuple[int, ...] = ()) -> SamplingState:
+    """The sequences' parameters as the compiled steps get them."""
+    sequences = [
+        Sequence(
             request=Request(index=i, prompt=[0], params=p, stop_ids=stop_ids),
             output=0,
             tokenizer=None,
@@ -42,7 +43,7 @@ def row_params(params: list[SamplingParams], stop_ids: tuple[int, ...] = ()) -> 
         )
         for i, p in enumerate(params)
     ]
-    return engine.row_params(rows, len(rows), EVERYTHING, entropy=0)
+    return sampling_state(sequences, EVERYTHING, entropy=0)
 
 
 def random_rows(rng: np.random.Generator, count: int, width: int = 40) -> np.ndarray:
@@ -78,7 +79,7 @@ def test_penalties_equal_the_oracle() -> None:
     outputs = [rng.integers(0, 40, rng.integers(0, 30)).tolist() for _ in params]
     in_prompt = np.array([np.isin(np.arange(40), prompt) for prompt in prompts])
     in_output = np.array([np.bincount(np.array(output, int), minlength=40) for output in outputs], np.int32)
-    got = jax.jit(sampling.penalize)(logits, in_prompt, in_output, row_params(params))
+    got = jax.jit(sampling.penalize)(logits, in_prompt, in_output, state_of(params))
     expected = [oracle.penalized(*row) for row in zip(logits, prompts, outputs, params, strict=True)]
     np.testing.assert_allclose(got, np.array(expected), rtol=1e-6, atol=1e-6)
     assert got.dtype == jnp.float32
@@ -88,14 +89,14 @@ def test_penalties_that_are_off_change_nothing() -> None:
     logits = random_rows(np.random.default_rng(1), 8)
     seen = np.ones(logits.shape, np.int32)
     got = sampling.penalize(
-        jnp.asarray(logits), jnp.asarray(seen > 0), jnp.asarray(seen), row_params([SamplingParams()] * 8)
+        jnp.asarray(logits), jnp.asarray(seen > 0), jnp.asarray(seen), state_of([SamplingParams()] * 8)
     )
     np.testing.assert_array_equal(got, logits)
 
 
 def test_stops_are_forbidden_to_rows_that_are_too_early() -> None:
     logits = random_rows(np.random.default_rng(2), 4, V)
-    params = row_params([SamplingParams()] * 4, stop_ids=(3, 15, 1))  # and -1, padding
+    params = state_of([SamplingParams()] * 4, stop_ids=(3, 15, 1))  # and -1, padding
     got = sampling.forbid_stops(jnp.asarray(logits), jnp.array([True, False, True, False]), params)
     expected = logits.copy()
     expected[np.ix_([0, 2], [1, 3, 15])] = -np.inf
@@ -106,7 +107,7 @@ def test_masks_equal_the_oracle() -> None:
     rng = np.random.default_rng(3)
     params = [random_params(rng) for _ in range(1000)]
     scaled = random_rows(rng, 1000)
-    got = np.asarray(jax.jit(sampling.keep_probable)(scaled, row_params(params)))
+    got = np.asarray(jax.jit(sampling.keep_probable)(scaled, state_of(params)))
     near = 0
     for row, result, p in zip(scaled, got, params, strict=True):
         least, exact, most = (oracle.kept(row, p, slack) for slack in (-ROUNDING, 0, ROUNDING))
@@ -144,7 +145,7 @@ def test_masks_equal_the_oracle() -> None:
 def test_masks_by_hand(given: dict[str, float], expected: list[int]) -> None:
     scaled = np.log(np.array([[0.1, 0.2, 0.1, 0.2, 0.4]], np.float32))
     params = SamplingParams(temperature=1, **given)  # type: ignore[arg-type]
-    got = sampling.keep_probable(jnp.asarray(scaled), row_params([params]))
+    got = sampling.keep_probable(jnp.asarray(scaled), state_of([params]))
     assert np.flatnonzero(np.isfinite(got[0])).tolist() == expected
     assert np.flatnonzero(oracle.kept(scaled[0], params)).tolist() == expected
 
@@ -152,7 +153,7 @@ def test_masks_by_hand(given: dict[str, float], expected: list[int]) -> None:
 def test_bounds_that_round_to_zero_keep_the_best() -> None:
     """In float32 top_p is 0 here: the best token stays, with its tie."""
     scaled = np.array([[-1.0, 0.0, 0.0, -2.0]], np.float32)
-    got = sampling.keep_probable(jnp.asarray(scaled), row_params([SamplingParams(temperature=1, top_p=1e-60)]))
+    got = sampling.keep_probable(jnp.asarray(scaled), state_of([SamplingParams(temperature=1, top_p=1e-60)]))
     assert np.flatnonzero(np.isfinite(got[0])).tolist() == [1, 2]
 
 
@@ -160,7 +161,7 @@ def test_filters_that_are_off_keep_every_token() -> None:
     """Also where the best token's probability rounds to 1: a neighbour that filters must not change a row."""
     scaled = np.array([[0.0, -20.0, -30.0, -80.0]] * 4, np.float32)
     params = [SamplingParams(temperature=1, top_k=k, top_p=1.0, min_p=0.0) for k in (0, -1, 4, 1000)]
-    np.testing.assert_array_equal(sampling.keep_probable(jnp.asarray(scaled), row_params(params)), scaled)
+    np.testing.assert_array_equal(sampling.keep_probable(jnp.asarray(scaled), state_of(params)), scaled)
 
 
 # --- choose ---
@@ -168,7 +169,7 @@ def test_filters_that_are_off_keep_every_token() -> None:
 
 def test_temperature_zero_takes_the_best_and_of_ties_the_first() -> None:
     logits = np.array([[1, 3, 3, 2], [-np.inf, -5, -np.inf, -5], [0, 0, 0, 0]], np.float32)
-    params = row_params([SamplingParams(), SamplingParams(top_k=1), SamplingParams(top_p=0.1)])
+    params = state_of([SamplingParams(), SamplingParams(top_k=1), SamplingParams(top_p=0.1)])
     generated = jnp.zeros((3,), jnp.int32)
     for features in (Features(), EVERYTHING):
         got = sampling.choose(jnp.asarray(logits), generated, params, features)
@@ -178,17 +179,17 @@ def test_temperature_zero_takes_the_best_and_of_ties_the_first() -> None:
 def test_tiny_temperature_is_greedy_and_huge_one_uniform() -> None:
     logits = jnp.asarray(random_rows(np.random.default_rng(4), 64, V))
     generated = jnp.arange(64)
-    cold = row_params([SamplingParams(temperature=1e-30, seed=0, top_p=0.9)] * 64)
+    cold = state_of([SamplingParams(temperature=1e-30, seed=0, top_p=0.9)] * 64)
     best = np.asarray(sampling.choose(logits, generated, cold, EVERYTHING))
     np.testing.assert_array_equal(np.take_along_axis(np.asarray(logits), best[:, None], 1)[:, 0], logits.max(axis=1))
-    hot = row_params([SamplingParams(temperature=1e30, seed=0)] * 64)
+    hot = state_of([SamplingParams(temperature=1e30, seed=0)] * 64)
     tokens = np.asarray(sampling.choose(logits, generated, hot, EVERYTHING))
     assert np.all(np.isfinite(np.take_along_axis(np.asarray(logits), tokens[:, None], 1)))
     assert len(set(tokens.tolist())) > V // 2
 
 
 def test_top_k_past_every_vocabulary() -> None:
-    row_params([SamplingParams(temperature=1, top_k=2**40)])
+    state_of([SamplingParams(temperature=1, top_k=2**40)])
 
 
 def test_row_does_not_depend_on_the_others() -> None:
@@ -200,16 +201,16 @@ def test_row_does_not_depend_on_the_others() -> None:
     logits, generated = random_rows(rng, 24, V), rng.integers(0, 50, 24).astype(np.int32)
     choose = jax.jit(functools.partial(sampling.choose, features=EVERYTHING))
     alone = [
-        int(choose(logits[i : i + 1], generated[i : i + 1], row_params_of(params, [i]))[0]) for i in range(len(params))
+        int(choose(logits[i : i + 1], generated[i : i + 1], state_of_each(params, [i]))[0]) for i in range(len(params))
     ]
     assert len(set(alone)) > 5
     for order in (rng.permutation(24), rng.permutation(24)):
-        got = choose(logits[order], generated[order], row_params_of(params, order.tolist()))
+        got = choose(logits[order], generated[order], state_of_each(params, order.tolist()))
         assert got.tolist() == [alone[i] for i in order]
 
 
-def row_params_of(params: list[SamplingParams], which: list[int]) -> RowParams:
-    return row_params([params[i] for i in which])
+def state_of_each(params: list[SamplingParams], which: list[int]) -> SamplingState:
+    return state_of([params[i] for i in which])
 
 
 # --- distributions ---
@@ -229,7 +230,7 @@ def check_distribution(tokens: Array | np.ndarray, expected: np.ndarray) -> None
 
 
 @jax.jit
-def sample(logits: Array, generated: Array, in_prompt: Array, in_output: Array, params: RowParams) -> Array:
+def sample(logits: Array, generated: Array, in_prompt: Array, in_output: Array, params: SamplingState) -> Array:
     """A token for each of `generated` rows that are alike but for their keys."""
     many = jax.tree.map(
         lambda leaf: jnp.repeat(leaf, generated.shape[0], axis=0), (logits, in_prompt, in_output, params)
@@ -272,14 +273,14 @@ def test_distribution_equals_the_oracle(case: str) -> None:
     params = SamplingParams(**CASES[case], seed=list(CASES).index(case))  # type: ignore[arg-type]
     in_prompt = np.isin(np.arange(V), PROMPT)[None]
     in_output = np.bincount(OUTPUT, minlength=V).astype(np.int32)[None]
-    tokens = sample(LOGITS[None], np.full(SAMPLES, 7, np.int32), in_prompt, in_output, row_params([params]))
+    tokens = sample(LOGITS[None], np.full(SAMPLES, 7, np.int32), in_prompt, in_output, state_of([params]))
     check_distribution(tokens, oracle.distribution(LOGITS, params, PROMPT, OUTPUT))
 
 
 def test_places_of_one_sequence_are_independent() -> None:
     """One key, successive places: each token and each pair of neighbours has its probability."""
     params = SamplingParams(temperature=1.2, top_k=6, seed=5)
-    many = jax.tree.map(lambda leaf: jnp.repeat(leaf, SAMPLES, axis=0), row_params([params]))
+    many = jax.tree.map(lambda leaf: jnp.repeat(leaf, SAMPLES, axis=0), state_of([params]))
     logits = jnp.repeat(jnp.asarray(LOGITS)[None], SAMPLES, axis=0)
     tokens = np.asarray(jax.jit(sampling.choose, static_argnums=3)(logits, jnp.arange(SAMPLES), many, EVERYTHING))
     expected = oracle.distribution(LOGITS, params)

@@ -45,7 +45,7 @@ def test_stream_equals_results(tiny: Tiny) -> None:
         assert stats is not None and stats.generated_tokens == results[index].stats.generated_tokens
 
 
-def test_events_of_a_step_come_in_the_order_of_the_rows(tiny: Tiny) -> None:
+def test_events_of_a_step_come_in_the_order_of_the_prompts(tiny: Tiny) -> None:
     events = list(moejax.decode(tiny.model, [[1], [2, 3, 4], [5, 6]], max_tokens=4, stream=True))
     assert sorted(event.index for event in events[:3]) == [0, 1, 2]  # first tokens, as the prompts were fed
     assert [event.index for event in events[3:]] == [0, 1, 2] * 3
@@ -61,7 +61,7 @@ def test_tokens_are_handed_out_as_they_are_made(tiny: Tiny, monkeypatch: pytest.
     )
     stream = moejax.decode(tiny.model, "a list", max_tokens=8, stream=True)
     next(stream)
-    assert "admit" in called and "generate" not in called
+    assert "extend" in called and "generate" not in called
     next(stream)
     assert called.count("generate") == 1  # of few steps: the others have not been computed
     assert len(list(stream)) == 6

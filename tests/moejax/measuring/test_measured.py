@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from moejax.decoding import engine
 from moejax.measuring import measured
 from moejax.moe.split import Split, make_rules
 from moejax.planning.compare import compare_meshes, make_plan
@@ -53,25 +52,23 @@ def test_as_many_layers_as_fit() -> None:
 
 
 def test_a_step_is_the_median_over_calls_of_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    """2 rows; calls of 1, 4, 4, 8 and 16 steps that take 9, 1, 2, 1 and 1 seconds a step: the first one warms up."""
+    """Calls of 1, 4, 4, 8 and 16 steps that take 9, 1, 2, 1 and 1 seconds a step: the first one warms up."""
 
-    def run_batch(model: Any, batch: engine.Batch, *, stream: bool) -> Iterator[None]:
-        assert stream and len(batch.rows) == 2
-        yield from (None, None)  # the first tokens, from the prefill
-        for steps, seconds in ((1, 9.0), (4, 1.0), (4, 2.0), (8, 1.0), (16, 1.0), (16, 77.0)):
-            batch.timing.decode += steps * seconds
-            yield from (None for _ in range(2 * steps))
+    class Run:
+        """Feeds, and then makes those calls."""
 
-    monkeypatch.setattr(engine, "run_batch", run_batch)
-    model: Any = SimpleNamespace(
-        config=CONFIG,
-        max_seq_len=CONFIG.max_position_embeddings,
-        tokenizer=None,
-        no_tokenizer_reason="",
-        eos_token_ids=(),
-        programs=SimpleNamespace(compile_seconds=0.0),
-        expert_rows_shape=(1, 6, 8),
-    )
+        def __init__(self) -> None:
+            self.steps, self.times = 0, SimpleNamespace(decode=0.0)
+
+        def tokens(self) -> Iterator[None]:
+            yield  # the first tokens, from the prefill
+            for steps, seconds in ((1, 9.0), (4, 1.0), (4, 2.0), (8, 1.0), (16, 1.0), (16, 77.0)):
+                self.steps += steps
+                self.times.decode += steps * seconds
+                yield
+
+    monkeypatch.setattr(measured, "_run", lambda *_, **__: Run())
+    model: Any = None
     assert measured._step_seconds(model, WORKLOAD, enough=1e9) == [9.0, 1.0, 2.0, 1.0, 1.0, 77.0]
     assert measured._step_seconds(model, WORKLOAD, enough=22.0) == [9.0, 1.0, 2.0, 1.0]
     assert measured.decode_seconds(model, WORKLOAD) == 1.0

@@ -15,11 +15,11 @@ from jax import Array
 from moejax.decoding import steps
 from moejax.families.config import ModelConfig
 from moejax.families.kv_cache import cache_elements_per_token
-from moejax.model.cache import empty_cache
 from moejax.model.structure import make_structure
 from moejax.ops.xla import attend
 from moejax.ops.xla.attend import attend_blocks, attend_one
 from tests.moejax.counting import count
+from tests.moejax.feeding import GREEDY, feed_whole_batch
 from tests.moejax.meshes import on_mesh
 
 # Weighted means of values of order 1, from float32 scores of order 1: rounding of 6e-8, some dozen times.
@@ -237,19 +237,10 @@ ONE_DEVICE = on_mesh(MANY_HEADS)
 def compiled_prefill(tokens: int, slots: int) -> Prefill:
     """Compiles, without running it, the program that feeds one prompt."""
     structure = make_structure(MANY_HEADS, "blocked", "bfloat16", ONE_DEVICE)
-    shape = jax.ShapeDtypeStruct
+    fed, state, feed = feed_whole_batch(MANY_HEADS, ONE_DEVICE, prompts=1, width=tokens, length=slots)
     program = jax.jit(
-        lambda params, *args: steps.prefill(structure.merged(params), False, None, *args),
-        donate_argnums=(1, 2),
-    ).lower(
-        structure.shapes(),
-        jax.eval_shape(lambda: empty_cache(MANY_HEADS, 1, slots, "bfloat16", ONE_DEVICE)),
-        shape((1, MANY_HEADS.vocab_size), jnp.float32),
-        shape((1, tokens), jnp.int32),
-        shape((1, tokens), jnp.int32),
-        shape((), jnp.int32),
-        shape((1,), jnp.int32),
-    )
+        lambda params, *args: steps.extend(structure.merged(params), GREEDY, fed, *args), donate_argnums=1
+    ).lower(structure.shapes(), state, feed)
     memory = program.compile().memory_analysis()
     assert memory is not None
     return Prefill(tokens=tokens, slots=slots, temp_bytes=memory.temp_size_in_bytes)

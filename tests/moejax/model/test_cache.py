@@ -12,7 +12,7 @@ from jax import Array, lax
 
 from moejax.families.config import ModelConfig
 from moejax.families.kv_cache import CACHE_AXES, cache_elements_per_token
-from moejax.model.cache import KVCache, LayerCache, copy_rows, empty_cache
+from moejax.model.cache import KVCache, LayerCache, empty_cache, put_sequences, take_sequences
 from moejax.ops.bits import to_bits
 from moejax.ops.xla.rotate import write_positions
 from sharding import check_logical_axes
@@ -144,37 +144,37 @@ def test_write_rounds_float32_to_the_caches_dtype(dtype: str) -> None:
     np.testing.assert_array_equal(np.asarray(layer.values()), (2 * k).astype(jnp.dtype(dtype)))
 
 
-# --- copying rows ---
+# --- copying sequences ---
 
-run_copy = jax.jit(copy_rows)
+run_put = jax.jit(put_sequences)
 
 
-@pytest.mark.parametrize("source_length", [6, 10, 16], ids=["shorter", "as long", "longer"])
+@pytest.mark.parametrize("length", [6, 10], ids=["shorter", "as long"])
 @pytest.mark.parametrize(
-    "rows", [[2, 0], [1, 3], [4, 4], [9, 2]], ids=["both", "one past the end", "all past the end", "far past the end"]
+    "slots", [[2, 0], [1, 3], [4, 4], [9, 2]], ids=["both", "one past the end", "all past the end", "far past the end"]
 )
-def test_copy_rows(rows: list[int], source_length: int) -> None:
-    target, source = filled(3, 10), filled(2, source_length, seed=20)
-    got = run_copy(target, source, np.array(rows, np.int32))
-    shared = min(10, source_length)
+def test_put_sequences(slots: list[int], length: int) -> None:
+    target, source = filled(3, 10), filled(2, length, seed=20)
+    got = run_put(target, source, np.array(slots, np.int32))
     for into, new, layer in zip(target, source, got, strict=True):
         for before, given_, after in ((into.k, new.k, layer.k), (into.v, new.v, layer.v)):
             expected = np.array(before)
-            for i, row in enumerate(rows):
-                if row < 3:
-                    expected[row] = 0
-                    expected[row, :, :shared] = np.asarray(given_)[i, :, :shared]
+            for i, slot in enumerate(slots):
+                if slot < 3:
+                    expected[slot, :, :length] = np.asarray(given_)[i]
             np.testing.assert_array_equal(after, expected)
 
 
 @dtypes
-def test_copy_rows_of_every_dtype(dtype: str) -> None:
-    target, source = filled(2, 4, dtype), filled(1, 4, dtype, seed=9)
-    got = run_copy(target, source, np.array([1], np.int32))
-    for into, new, layer in zip(target, source, got, strict=True):
-        assert layer.dtype == dtype
-        np.testing.assert_array_equal(layer.keys()[0], into.keys()[0])
-        np.testing.assert_array_equal(layer.keys()[1], new.keys()[0])
+def test_sequences_of_every_dtype(dtype: str) -> None:
+    target, source = filled(2, 6, dtype), filled(1, 4, dtype, seed=9)
+    got = run_put(target, source, np.array([1], np.int32))
+    back = take_sequences(got, jnp.array([1, 0], jnp.int32), 4)
+    for into, new, layer, taken in zip(target, source, got, back, strict=True):
+        assert layer.dtype == taken.dtype == dtype
+        np.testing.assert_array_equal(taken.keys()[0], new.keys()[0])
+        np.testing.assert_array_equal(taken.values()[1], into.values()[0, :, :4])
+        np.testing.assert_array_equal(layer.keys()[1, :, 4:], into.keys()[1, :, 4:])
 
 
 # --- what the compiled write does ---

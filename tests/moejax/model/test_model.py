@@ -18,7 +18,6 @@ from moejax.decoding import steps
 from moejax.decoding.state import DecodeState, Features, empty_state
 from moejax.families.table import named_config, named_configs, parameters_of
 from moejax.loading import random_params
-from moejax.model.cache import empty_cache
 from moejax.model.structure import make_structure
 from moejax.ops.expert import Expert
 from moejax.ops.routing import Routing
@@ -29,6 +28,7 @@ from moejax.weights import random
 from moejax.weights.layouts import Separate
 from moejax.weights.params import declared_values
 from tests.moejax.compiled import PASS_ON, host_operations, instructions, weight_copies
+from tests.moejax.feeding import GREEDY, feed_whole_batch
 from tests.moejax.meshes import on_mesh
 from tests.moejax.moe.oracle import plain
 
@@ -62,7 +62,7 @@ def config_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Call:
+class RecordedCall:
     """One call of a compiled program by the engine.
 
     before, after: addresses of the arrays of the decode state's cache, where the call takes and gives a state.
@@ -85,7 +85,7 @@ class Call:
         return self.program.memory_analysis()
 
 
-def recorded_decode(model: moejax.Model, prompts: list[list[int]], max_tokens: int) -> list[Call]:
+def recorded_decode(model: moejax.Model, prompts: list[list[int]], max_tokens: int) -> list[RecordedCall]:
     """Decodes `prompts` and returns every program that the engine called, in order."""
     calls = []
 
@@ -98,25 +98,27 @@ def recorded_decode(model: moejax.Model, prompts: list[list[int]], max_tokens: i
             after = [array.unsafe_buffer_pointer() for one in states for array in jax.tree.leaves(one.cache)]
             assert isinstance(key, tuple)
             program: Any = self._programs[key]
-            calls.append(Call(kind=key[0], program=program, cache_bytes=cache_bytes, before=before, after=after))
+            calls.append(
+                RecordedCall(kind=key[0], program=program, cache_bytes=cache_bytes, before=before, after=after)
+            )
             return result
 
     moejax.decode(replace(model, programs=Recorder(model.parallel.sharding())), prompts, max_tokens=max_tokens)
     return calls
 
 
-def of_kind(calls: list[Call], kind: str) -> Call:
+def of_kind(calls: list[RecordedCall], kind: str) -> RecordedCall:
     return next(call for call in calls if call.kind == kind)
 
 
-@pytest.fixture(scope="module", params=[1, 3], ids=["one row", "three rows"])
-def calls(request: pytest.FixtureRequest, config_file: Path) -> list[Call]:
+@pytest.fixture(scope="module", params=[1, 3], ids=["one sequence", "three sequences"])
+def calls(request: pytest.FixtureRequest, config_file: Path) -> list[RecordedCall]:
     model = moejax.load(f"random:{config_file}", dtype="bfloat16", expert_backend="blocked")
     return recorded_decode(model, [[1, 2, 3]] * request.param, max_tokens=40)
 
 
-@pytest.mark.parametrize("kind", ["generate", "prefill"])
-def test_no_expert_weight_is_copied(calls: list[Call], kind: str) -> None:
+@pytest.mark.parametrize("kind", ["generate", "extend"])
+def test_no_expert_weight_is_copied(calls: list[RecordedCall], kind: str) -> None:
     """Nothing makes an array as large as an expert's matrix: no copy, conversion, transposition or slice of one."""
     program = of_kind(calls, kind).text
     weights = [
@@ -131,12 +133,12 @@ def test_no_expert_weight_is_copied(calls: list[Call], kind: str) -> None:
     assert weight_copies(program, WEIGHT_SIZE) == []
 
 
-def test_a_decode_step_has_no_room_for_a_copy(calls: list[Call]) -> None:
+def test_a_decode_step_has_no_room_for_a_copy(calls: list[RecordedCall]) -> None:
     assert 0 < of_kind(calls, "generate").memory.temp_size_in_bytes < WEIGHT_BYTES
 
 
-@pytest.mark.parametrize("kind", ["generate", "prefill"])
-def test_each_expert_is_read_inside_a_loop_of_its_own(calls: list[Call], kind: str) -> None:
+@pytest.mark.parametrize("kind", ["generate", "extend"])
+def test_each_expert_is_read_inside_a_loop_of_its_own(calls: list[RecordedCall], kind: str) -> None:
     """Its three matrices are operands in the body of one loop, whose trip count is not known before it runs."""
     program = instructions(of_kind(calls, kind).text)
     by_name = {(one.computation, one.name): one for one in program}
@@ -167,8 +169,8 @@ def test_stacked_weights_would_be_copied(config_file: Path, monkeypatch: pytest.
     assert generate.memory.temp_size_in_bytes > WEIGHT_BYTES
 
 
-@pytest.mark.parametrize("kind", ["prefill", "admit", "generate"])
-def test_programs_do_not_talk_to_the_host(calls: list[Call], kind: str) -> None:
+@pytest.mark.parametrize("kind", ["extend", "generate"])
+def test_programs_do_not_talk_to_the_host(calls: list[RecordedCall], kind: str) -> None:
     assert host_operations(of_kind(calls, kind).text) == []
 
 
@@ -181,14 +183,14 @@ def test_a_callback_would_be_found() -> None:
     assert program is not None and host_operations(program)
 
 
-def test_one_call_generates_all_tokens(calls: list[Call]) -> None:
-    """40 tokens: the prompt in one call, the first token in one, the 39 others in one."""
+def test_one_call_generates_all_tokens(calls: list[RecordedCall]) -> None:
+    """40 tokens: the prompt and the first token in one call, the 39 others in one."""
     kinds = [call.kind for call in calls]
-    assert [kinds.count(kind) for kind in ("prefill", "admit", "generate")] == [1, 1, 1]
+    assert [kinds.count(kind) for kind in ("extend", "generate")] == [1, 1]
 
 
-@pytest.mark.parametrize("kind", ["admit", "generate"])
-def test_the_donated_cache_is_written_in_place(calls: list[Call], kind: str) -> None:
+@pytest.mark.parametrize("kind", ["extend", "generate"])
+def test_the_donated_cache_is_written_in_place(calls: list[RecordedCall], kind: str) -> None:
     call = of_kind(calls, kind)
     assert len(call.before) == 2 * LAYERS
     assert call.after == call.before
@@ -219,7 +221,7 @@ def test_full_size_declares_every_parameter(name: str, backend: str) -> None:
 
 @pytest.mark.parametrize(("name", "backend"), [("mixtral-8x7b", "blocked"), ("mixtral-8x22b", "dense")])
 def test_full_size_lowers(name: str, backend: str) -> None:
-    """A decode step of 2 rows x 4,096 slots, and a prefill of 2,048 tokens, from shapes alone."""
+    """A decode step of 2 sequences x 4,096 positions, and a prefill of 2,048 tokens, from shapes alone."""
     config, shape = named_configs()[name], jax.ShapeDtypeStruct
     parallel = on_mesh(config)
     structure = make_structure(config, backend, "bfloat16", parallel)
@@ -227,7 +229,7 @@ def test_full_size_lowers(name: str, backend: str) -> None:
     features = Features(sample=True, filter=True)
     state = jax.eval_shape(lambda: empty_state(config, features, 2, 4096, "bfloat16", parallel))
     decode = jax.jit(lambda params, *args: steps.generate(structure.merged(params), features, *args))
-    lowered = decode.lower(params, state, shape((2,), bool), shape((), jnp.int32))
+    lowered = decode.lower(params, state, shape((2,), bool), shape((), jnp.int32), shape((), jnp.int32))
     new_state, generated = lowered.out_info
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), new_state) == jax.tree.map(
         lambda leaf: (leaf.shape, leaf.dtype), state
@@ -235,13 +237,11 @@ def test_full_size_lowers(name: str, backend: str) -> None:
     assert generated.outputs.token.shape == (steps.STEPS_PER_CALL, 2) and generated.taken.shape == ()
     assert generated.rows.shape == (1, config.num_layers, config.num_experts)
 
-    cache = jax.eval_shape(lambda: empty_cache(config, 1, 2048, "bfloat16", parallel))
-    prefill = jax.jit(lambda params, *args: steps.prefill(structure.merged(params), False, None, *args))
-    tokens, logits = shape((1, 2048), jnp.int32), shape((1, config.vocab_size), jnp.float32)
-    lowered = prefill.lower(params, cache, logits, tokens, tokens, shape((), jnp.int32), shape((1,), jnp.int32))
-    new_cache, new_logits, _, _ = lowered.out_info
-    assert [layer.k.shape for layer in new_cache] == [(1, 8, 2048, 128)] * config.num_layers
-    assert new_logits.shape == (1, config.vocab_size) and new_logits.dtype == jnp.float32
+    fed, state, feed = feed_whole_batch(config, parallel, prompts=1, width=2048, length=2048)
+    prefill = jax.jit(lambda params, *args: steps.extend(structure.merged(params), GREEDY, fed, *args))
+    new_state, first, _, _ = prefill.lower(params, state, feed).out_info
+    assert [layer.k.shape for layer in new_state.cache] == [(1, 8, 2048, 128)] * config.num_layers
+    assert first.token.shape == (1,) and first.token.dtype == jnp.int32
 
 
 # --- random weights ---

@@ -11,9 +11,12 @@ from contextlib import closing, contextmanager
 import httpx
 
 import moejax
+from moejax.decoding.requests import make_requests
+from moejax.decoding.scheduler import Scheduler
+from moejax.decoding.sequences import SequenceGroup, make_sequences
 from moejax.serving.app import create_app
 from moejax.serving.engine import Engine
-from moejax.serving.jobs import Job, Mailbox
+from moejax.serving.jobs import Mailbox, ServedRequest
 from moejax.serving.metrics import Metrics
 from moejax.serving.server import Server
 from moejax.serving.settings import AppSettings, EngineSettings, ServerSettings
@@ -52,6 +55,12 @@ def wait_until_ready(engine: Engine) -> None:
     assert engine.status == "ready", engine.error
 
 
+def scheduler_of(engine: Engine) -> Scheduler:
+    """The scheduler of an engine that is ready."""
+    assert engine._running is not None
+    return engine._running.scheduler
+
+
 @contextmanager
 def running(
     model: "moejax.Model",
@@ -82,21 +91,15 @@ def running(
             assert not thread.is_alive(), "the server does not end"
 
 
-def job(model: "moejax.Model", prompt: object, number: int, **params: object) -> Job:
+def job(model: "moejax.Model", prompt: object, number: int, **params: object) -> ServedRequest:
     """A job with a mailbox of the running event loop."""
-    from moejax.decoding.requests import make_requests
-    from moejax.decoding.rows import Row
-
     (request,) = make_requests(model, [prompt], None, params)  # type: ignore[list-item]
     request = dataclasses.replace(request, index=number)
-    rows = [
-        Row(request=request, output=output, tokenizer=model.tokenizer, eos_token_ids=model.eos_token_ids)
-        for output in range(request.params.n)
-    ]
-    return Job(request=request, rows=rows, mailbox=Mailbox())
+    group = SequenceGroup(request=request, sequences=make_sequences(model, request))
+    return ServedRequest(group=group, mailbox=Mailbox())
 
 
-async def finished(one: Job) -> Job:
+async def finished(one: ServedRequest) -> ServedRequest:
     """The job, when the engine has told everything about it."""
     async for _ in one.mailbox:
         pass
@@ -106,12 +109,9 @@ async def finished(one: Job) -> Job:
 def settled(live: Live, seconds: float = WAIT_SECONDS) -> None:
     """Waits until nobody has a slot and nobody waits."""
     until = time.monotonic() + seconds
-    scheduler = live.engine._scheduler
-    assert scheduler is not None
-    # The metrics are of the last round: what came since is seen in the rows alone.
-    while any(scheduler.slots.rows) or any(
-        live.metric(f"vllm:num_requests_{where}") for where in ("running", "waiting")
-    ):
+    scheduler = scheduler_of(live.engine)
+    # The metrics are of the last round: what came since is seen in the slots alone.
+    while scheduler.running or any(live.metric(f"vllm:num_requests_{where}") for where in ("running", "waiting")):
         assert time.monotonic() < until, "some request never ends"
         time.sleep(0.01)
-    assert sorted(scheduler._free) == list(range(scheduler.slots.shapes.batch)), "a slot leaked"
+    assert scheduler.free == scheduler.slots.shapes.parts.batch, "a slot leaked"

@@ -8,8 +8,8 @@ import pytest
 
 from moejax.decoding.requests import Request
 from moejax.decoding.results import Logprob, TokenLogprobs
-from moejax.decoding.rows import Row
 from moejax.decoding.sampling_params import SamplingParams
+from moejax.decoding.sequences import Sequence
 from moejax.serving.errors import ApiError, json_bytes
 from moejax.serving.jobs import Delta
 from moejax.serving.openai_answers import LOWEST_LOGPROB, Answer
@@ -20,8 +20,8 @@ class StandIn:
 
     def __init__(self, **params: Any) -> None:
         self.request = Request(index=0, prompt=[1, 2], params=SamplingParams(**params), stop_ids=())
-        self.rows = [
-            Row(request=self.request, output=output, tokenizer=None, eos_token_ids=())
+        self.sequences = [
+            Sequence(request=self.request, output=output, tokenizer=None, eos_token_ids=())
             for output in range(self.request.params.n)
         ]
         self.generated = 2

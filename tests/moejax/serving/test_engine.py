@@ -13,9 +13,9 @@ import pytest
 import moejax
 from moejax import SamplingParams
 from moejax.serving.engine import Engine
-from moejax.serving.jobs import Delta, EngineError, Job, Mailbox, QueueFull, wake
-from moejax.serving.scheduler import CHUNK_SECONDS
-from tests.moejax.serving.live import WAIT_SECONDS, finished, job, make_engine, wait_until_ready
+from moejax.serving.jobs import Delta, EngineError, Mailbox, QueueFull, ServedRequest, wake
+from moejax.serving.running import CHUNK_SECONDS
+from tests.moejax.serving.live import WAIT_SECONDS, finished, job, make_engine, scheduler_of, wait_until_ready
 
 # Short, exactly a short group, one more, a chunk, one more, several chunks, nearly the whole cache.
 LENGTHS = (1, 7, 8, 9, 31, 32, 33, 64, 65, 150, 290)
@@ -43,25 +43,25 @@ def prompt(length: int, seed: int) -> list[int]:
     return np.random.default_rng(seed).integers(0, 300, length).tolist()
 
 
-async def run(engine: Engine, jobs: list[Job]) -> None:
+async def run(engine: Engine, jobs: list[ServedRequest]) -> None:
     engine.submit(jobs)
     await asyncio.wait_for(asyncio.gather(*map(finished, jobs)), WAIT_SECONDS)
 
 
-def check(model: "moejax.Model", *jobs: Job) -> None:
+def check(model: "moejax.Model", *jobs: ServedRequest) -> None:
     """Compares with one call of `decode`, always of the same shapes, since each shape has to be compiled."""
     everything = SamplingParams(max_tokens=30, **KINDS[3], **KINDS[4])
-    beside = [prompt(290, 0)] * (1 if sum(len(one.rows) for one in jobs) > 4 else 5 - len(jobs))
+    beside = [prompt(290, 0)] * (1 if sum(len(one.sequences) for one in jobs) > 4 else 5 - len(jobs))
     params = [one.request.params for one in jobs] + [everything] * len(beside)
     alone = moejax.decode(model, [one.request.prompt for one in jobs] + beside, params)
     for one, result in zip(jobs, alone, strict=False):
-        for row, output in zip(one.rows, result.outputs, strict=True):
-            assert row.tokens == output.token_ids
-            assert (row.finish_reason, row.stop_reason) == (output.finish_reason, output.stop_reason)
+        for sequence, output in zip(one.sequences, result.outputs, strict=True):
+            assert sequence.tokens == output.token_ids
+            assert (sequence.finish_reason, sequence.stop_reason) == (output.finish_reason, output.stop_reason)
 
 
 def test_tokens_are_those_of_decode_alone(engine: Engine, model: "moejax.Model") -> None:
-    async def main() -> list[Job]:
+    async def main() -> list[ServedRequest]:
         kinds = itertools.cycle(KINDS)
         jobs = [
             job(model, prompt(length, seed), next(numbers), max_tokens=min(28, 320 - length), **next(kinds))
@@ -75,14 +75,14 @@ def test_tokens_are_those_of_decode_alone(engine: Engine, model: "moejax.Model")
 
 
 def test_one_request_alone_is_decode_alone(engine: Engine, model: "moejax.Model") -> None:
-    async def main() -> Job:
+    async def main() -> ServedRequest:
         beside = [job(model, prompt(50, seed), next(numbers), max_tokens=40, temperature=1.0) for seed in range(9)]
         one = job(model, prompt(20, 7), next(numbers), max_tokens=40)
         await run(engine, [*beside, one])
         return one
 
     one = asyncio.run(main())
-    assert one.rows[0].tokens == moejax.decode(model, [one.request.prompt], max_tokens=40)[0].token_ids
+    assert one.sequences[0].tokens == moejax.decode(model, [one.request.prompt], max_tokens=40)[0].token_ids
 
 
 def test_nothing_is_compiled_once_it_is_ready(engine: Engine, model: "moejax.Model") -> None:
@@ -107,7 +107,7 @@ def test_nothing_is_compiled_once_it_is_ready(engine: Engine, model: "moejax.Mod
 def test_a_reused_slot_keeps_nothing_of_the_request_before(engine: Engine, model: "moejax.Model") -> None:
     """A row that is fed in parts must survive the steps of its neighbours: an idle row's write lands in its cache."""
 
-    async def main() -> list[Job]:
+    async def main() -> list[ServedRequest]:
         long = [job(model, prompt(40, seed), next(numbers), max_tokens=60) for seed in range(4)]
         engine.submit(long)
         async for _ in long[0].mailbox:
@@ -122,24 +122,23 @@ def test_a_reused_slot_keeps_nothing_of_the_request_before(engine: Engine, model
 
 def test_prompts_are_fed_between_steps(engine: Engine, model: "moejax.Model", monkeypatch: pytest.MonkeyPatch) -> None:
     """While a row generates, only one part of a long prompt is fed before its next tokens, if parts take long."""
-    scheduler = engine._scheduler
-    assert scheduler is not None
+    scheduler = scheduler_of(engine)
     calls: list[str] = []
     feed, generate = scheduler.slots.feed, scheduler.slots.generate
 
-    def slow_feed(parts: Any) -> Any:
+    def slow_feed(*args: Any) -> Any:
         calls.append("feed")
         time.sleep(0.06)
-        return feed(parts)
+        return feed(*args)
 
-    def one_step(wanted: int, ahead: int) -> Any:
+    def one_step(wanted: int, **rest: int) -> Any:
         calls.append("generate")
-        return generate(1, ahead)
+        return generate(1, **rest)
 
     monkeypatch.setattr(scheduler.slots, "feed", slow_feed)
     monkeypatch.setattr(scheduler.slots, "generate", one_step)
 
-    async def main() -> list[Job]:
+    async def main() -> list[ServedRequest]:
         first = job(model, prompt(5, 1), next(numbers), max_tokens=60)
         engine.submit([first])
         async for _ in first.mailbox:
@@ -160,19 +159,20 @@ def test_the_next_call_is_made_before_the_last_one_is_handed_out(
     engine: Engine, model: "moejax.Model", monkeypatch: pytest.MonkeyPatch, stop: list[str]
 ) -> None:
     """Unless that could have ended a row. The first call is short: others may be about to come."""
-    scheduler = engine._scheduler
-    assert scheduler is not None
-    one: Job | None = None
+    scheduler = scheduler_of(engine)
+    one: ServedRequest | None = None
     calls: list[tuple[int, int, int]] = []
     generate = scheduler.slots.generate
 
-    def noted(wanted: int, ahead: int) -> Any:
+    def noted(wanted: int, *, ahead: int, least: int) -> Any:
         assert one is not None
         calls.append((wanted, ahead, one.generated))
-        return generate(wanted, ahead)
+        return generate(wanted, ahead=ahead, least=least)
 
     monkeypatch.setattr(scheduler.slots, "generate", noted)
-    monkeypatch.setitem(scheduler._step_seconds, (0, 1), CHUNK_SECONDS / 8)
+    assert engine._running is not None
+    greedy = scheduler.slots.feature_sets[0]
+    monkeypatch.setitem(engine._running._step_seconds, (greedy, 1), CHUNK_SECONDS / 8)
 
     async def main() -> None:
         nonlocal one
@@ -235,7 +235,7 @@ def test_a_cancelled_request_leaves_its_slots_to_others(engine: Engine, model: "
         engine.cancel(hogs)
         for hog in hogs:
             await asyncio.wait_for(finished(hog), WAIT_SECONDS)
-        assert any(len(hog.rows[0].tokens) < 300 for hog in hogs)
+        assert any(len(hog.sequences[0].tokens) < 300 for hog in hogs)
 
     asyncio.run(main())
 
@@ -255,18 +255,15 @@ def test_queue_has_a_bound_and_takes_all_jobs_or_none(model: "moejax.Model", eng
 
 
 def test_paused_engine_makes_no_call(model: "moejax.Model", engine: Engine) -> None:
-    scheduler = engine._scheduler
-    assert scheduler is not None
-
     async def main() -> None:
         one = job(model, [1, 2], next(numbers), max_tokens=300)
         engine.submit([one])
         async for _ in one.mailbox:
             break
         with engine.paused():
-            before = len(one.rows[0].tokens)
+            before = len(one.sequences[0].tokens)
             await asyncio.sleep(0.2)
-            assert len(one.rows[0].tokens) == before < 300
+            assert len(one.sequences[0].tokens) == before < 300
         await asyncio.wait_for(finished(one), WAIT_SECONDS)
         check(model, one)
 
@@ -280,10 +277,9 @@ def test_death_of_the_thread_is_told_to_everybody(
     dying = make_engine(model, max_batch=4, max_queue=100, prefill_chunk=32)
     dying.start()
     wait_until_ready(dying)
-    scheduler = dying._scheduler
-    assert scheduler is not None
+    scheduler = scheduler_of(dying)
 
-    def fail(*_: Any) -> Any:
+    def fail(*_: Any, **__: Any) -> Any:
         raise SystemExit("killed")  # as little an Exception as a thread can end by
 
     async def main() -> None:

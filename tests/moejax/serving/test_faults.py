@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 import moejax
-from moejax.serving import scheduler
+from moejax.decoding.scheduler import Scheduler
 from tests.moejax.serving.conftest import SIZES
 from tests.moejax.serving.live import WAIT_SECONDS, Live, running, settled
 
@@ -186,14 +186,14 @@ def test_engine_that_dies(model: "moejax.Model", monkeypatch: pytest.MonkeyPatch
     """Whoever waits is told, in a stream and outside of one; health and all later requests say 503."""
     with running(model, **SIZES) as live, live.client() as client:
         assert client.get("/health").json() == {"status": "ready"}
-        finish, calls = scheduler.Scheduler.finish, itertools.count()
+        wait, calls = Scheduler.wait, itertools.count()
 
         def fail_later(*arguments: Any) -> Any:
             if next(calls):
                 raise MemoryError("out of device memory")
-            return finish(*arguments)
+            return wait(*arguments)
 
-        monkeypatch.setattr(scheduler.Scheduler, "finish", fail_later)
+        monkeypatch.setattr(Scheduler, "wait", fail_later)
         with client.stream("POST", COMPLETIONS, json={**LONG, "stream": True}) as answer:
             *_, last = (line for line in answer.iter_lines() if line)
         assert "the engine has failed (MemoryError)" in json.loads(last.removeprefix("data: "))["error"]["message"]

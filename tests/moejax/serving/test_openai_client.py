@@ -189,7 +189,7 @@ def test_routed_experts_of_a_stream(client: openai.OpenAI, live: Live) -> None:
         ({"max_tokens": 0}, "max_tokens must be a whole number at least 1, got 0", "max_tokens"),
         ({"temperature": -1}, "temperature must be a number from 0", "temperature"),
         ({"n": 2, "temperature": 0}, "n=2 greedy outputs would all be the same", "n"),
-        ({"n": 5}, "n=5 outputs, this server has 4 rows", "n"),
+        ({"n": 5}, "n=5 outputs, this server has 4 slots", "n"),
         ({"logprobs": 21}, "at most 20 tokens, got 21", "logprobs"),
         ({"seed": -1}, "seed must be a whole number", "seed"),
         ({"echo": True}, "echo is not supported by this server: leave it out", "echo"),

@@ -2,11 +2,13 @@
 
 import pytest
 
-from moejax.serving.shapes import Shapes, StepShape
+from moejax.decoding.shapes import SlotParts, StepShape
+from moejax.serving.shapes import ServedShapes
 
 
-def make(batch: int, *, length: int = 1024, splits: int = 1, reads_all: bool = False) -> Shapes:
-    return Shapes(batch=batch, length=length, chunk=128, short=32, groups=(1, 4), splits=splits, reads_all=reads_all)
+def make(batch: int, *, length: int = 1024, splits: int = 1, reads_all: bool = False) -> ServedShapes:
+    parts = SlotParts(batch, splits)
+    return ServedShapes(parts=parts, length=length, chunk=128, short=32, most=4, reads_all=reads_all)
 
 
 @pytest.mark.parametrize(
@@ -20,9 +22,9 @@ def make(batch: int, *, length: int = 1024, splits: int = 1, reads_all: bool = F
         (make(64, length=512, splits=2), [(2, 256), (2, 512), (8, 256), (64, 512)]),
         (make(8, length=256, splits=8), [(8, 256)]),
     ],
-    ids=["16 rows", "attention reads all", "longer", "one row", "odd", "two parts", "a row in each part"],
+    ids=["16 slots", "attention reads all", "longer", "one slot", "odd", "two parts", "a slot in each part"],
 )
-def test_calls(shapes: Shapes, steps: list[tuple[int, int]]) -> None:
+def test_calls(shapes: ServedShapes, steps: list[tuple[int, int]]) -> None:
     assert shapes.steps == steps
 
 
@@ -43,12 +45,12 @@ def test_the_least_call_is_taken(occupied: list[int], furthest: int, expected: t
 
 def test_the_fullest_part_of_the_batch_decides() -> None:
     shapes = make(64, splits=2)
-    assert shapes.step([0, 32], 1).rows == 2
-    assert shapes.step([0, 1], 1).rows == 8
+    assert shapes.step([0, 32], 1).slots == 2
+    assert shapes.step([0, 1], 1).slots == 8
 
 
 def test_each_part_of_the_batch_gives_as_many_slots() -> None:
-    shapes = make(16, splits=2)
+    shapes = make(16, splits=2).parts
     assert shapes.choose([3], 2) == [3, 8]
     assert shapes.choose([6, 9, 15], 8) == [0, 1, 2, 6, 8, 9, 10, 15]
     assert shapes.choose([], 16) == list(range(16))

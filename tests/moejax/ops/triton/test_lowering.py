@@ -187,10 +187,11 @@ def test_whole_decode_step(batch: int, names: list[str], device: Device) -> None
     features = Features()
     state = jax.eval_shape(lambda: empty_state(config, features, batch, 512, "bfloat16", parallel))
     lowered = lower(
-        lambda p, state, cancelled, count: steps.generate(structure.merged(p), features, state, cancelled, count),
+        lambda p, *args: steps.generate(structure.merged(p), features, *args),
         shapes,
         state,
         shape(batch, dtype=bool),
+        ids(),
         ids(),
         device=device,
     )

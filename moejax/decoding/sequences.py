@@ -1,18 +1,19 @@
-"""One sequence being generated, on the host: its tokens, its text, and why it ended."""
+"""Sequences being generated, on the host: their tokens, their text, and why they ended."""
 
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from moejax.decoding.logprobs import TokenScores
-from moejax.decoding.requests import Request
+from moejax.decoding.logprobs import TokenScores, scores_at
+from moejax.decoding.outputs import PromptReport
+from moejax.decoding.requests import ModelFacts, Request
 from moejax.decoding.results import DecodeEvent, Logprob, Output, TokenLogprobs
 from moejax.text.stream import TextStream
 from moejax.text.tokenizer import Tokenizer
 
 
 @dataclass(kw_only=True, eq=False)
-class Row:
+class Sequence:
     """Output `output` of `request`, growing by `push`."""
 
     request: Request
@@ -21,7 +22,7 @@ class Row:
     eos_token_ids: tuple[int, ...]
     tokens: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
-    experts: list[np.ndarray] = field(default_factory=list)  # of every token fed, each [tokens, L, A]
+    experts: list[np.ndarray] = field(default_factory=list)  # of the pass behind each token, [L, A]
     finish_reason: str | None = None
     stop_reason: str | int | None = None
     _text: list[str] = field(default_factory=list)
@@ -71,11 +72,10 @@ class Row:
             stats=None,
         )
 
-    def result(self) -> Output:
-        """The finished output."""
-        assert self.finish_reason is not None, "the row is still being generated"
+    def result(self, prompt_experts: np.ndarray | None) -> Output:
+        """The finished output; `prompt_experts` [tokens, L, A] are those of the prompt, where they were asked for."""
+        assert self.finish_reason is not None, "the sequence is still being generated"
         wants_logprobs = self.request.params.logprobs is not None
-        fed = len(self.request.prompt) + len(self.tokens) - 1
         return Output(
             index=self.output,
             text="".join(self._text),
@@ -88,8 +88,79 @@ class Row:
             logprobs=self.logprobs if wants_logprobs else None,
             finish_reason=self.finish_reason,
             stop_reason=self.stop_reason,
-            routed_experts=(np.concatenate(self.experts)[:fed] if self.request.params.return_routed_experts else None),
+            routed_experts=(
+                None if prompt_experts is None else np.concatenate([prompt_experts[:-1], np.stack(self.experts)])
+            ),
         )
+
+
+@dataclass(kw_only=True, eq=False)
+class SequenceGroup:
+    """Sequences of one request that get their slots at the same time.
+
+    slots: where they are, once they have got them.
+    prompt_reports: what was reported of the prompt, as host arrays [T, ...], part after part.
+    """
+
+    request: Request
+    sequences: list[Sequence]
+    slots: list[int] = field(default_factory=list)
+    prompt_reports: list[PromptReport] = field(default_factory=list)
+
+    @property
+    def finished(self) -> bool:
+        return all(one.finish_reason is not None for one in self.sequences)
+
+    @property
+    def generated(self) -> int:
+        """Tokens of all sequences."""
+        return sum(len(one.tokens) for one in self.sequences)
+
+
+@dataclass(kw_only=True)
+class NewTokens:
+    """What one call added to a sequence: an event per token.
+
+    experts: int16 [tokens, L, A], those that the forward pass behind each token chose; None where not asked for.
+    """
+
+    group: SequenceGroup
+    sequence: Sequence
+    events: list[DecodeEvent]
+    experts: np.ndarray | None
+
+
+def make_sequences(model: ModelFacts, request: Request) -> list[Sequence]:
+    """The n outputs of a request, before their first tokens."""
+    return [
+        Sequence(request=request, output=output, tokenizer=model.tokenizer, eos_token_ids=model.eos_token_ids)
+        for output in range(request.params.n)
+    ]
+
+
+def push_tokens(
+    group: SequenceGroup,
+    sequence: Sequence,
+    tokens: np.ndarray,
+    scores: TokenScores | None,
+    experts: np.ndarray | None,
+) -> NewTokens | None:
+    """Gives a sequence its next tokens (int [steps]; -1 where it was not active); None if there were none.
+
+    Tokens after its end are dropped. `scores`, `experts` [steps, L, A]: of the same steps, on the host.
+    """
+    params, events = sequence.request.params, []
+    for step, token in enumerate(tokens.tolist()):
+        if token < 0 or sequence.finish_reason is not None:
+            break
+        one = None if scores is None or params.logprobs is None else scores_at(scores, step)
+        events.append(sequence.push(token, one))
+    if not events:
+        return None
+    chosen = experts[: len(events)] if params.return_routed_experts and experts is not None else None
+    if chosen is not None:
+        sequence.experts.extend(chosen)
+    return NewTokens(group=group, sequence=sequence, events=events, experts=chosen)
 
 
 def token_logprobs(tokenizer: Tokenizer | None, token: int, scores: TokenScores, best: int) -> TokenLogprobs:

@@ -1,0 +1,146 @@
+"""The requests that have slots: drives the scheduler, paces its calls, and writes to mailboxes and metrics.
+
+Used by the engine's thread alone.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable
+
+import numpy as np
+
+from moejax.decoding.scheduler import Scheduler, StartedSteps
+from moejax.decoding.sequences import NewTokens, SequenceGroup
+from moejax.decoding.state import Features
+from moejax.runtime.buckets import STEPS_PER_CALL
+from moejax.serving.jobs import EngineError, Mailbox, ServedRequest, make_delta, wake
+from moejax.serving.metrics import Metrics
+
+CHUNK_SECONDS = 0.05  # how long one call of the decode loop should take: what a new request may have to wait
+# The same while prompts wait to be fed, so that a long one is not held up for long, and for the first call after
+# idling: requests tend to come together, and the first one would otherwise keep the others waiting for a whole call.
+SHARED_SECONDS = CHUNK_SECONDS / 4
+
+
+class RunningRequests:
+    """The requests in a scheduler's slots.
+
+    feed_seconds: what the last call of `feed` took.
+    """
+
+    def __init__(self, scheduler: Scheduler, metrics: Metrics) -> None:
+        self.scheduler, self.metrics = scheduler, metrics
+        self._jobs: dict[SequenceGroup, ServedRequest] = {}
+        self._written: set[Mailbox] = set()
+        self._step_seconds: dict[tuple[Features, int], float] = {}  # by what a call can do, and its slots
+        self._first_call = False  # whether nothing generated before what was fed last
+        self.feed_seconds = 0.0
+
+    @property
+    def jobs(self) -> list[ServedRequest]:
+        """Requests that have slots."""
+        return list(self._jobs.values())
+
+    def can_take(self, queue: deque[ServedRequest]) -> bool:
+        """Whether there are slots for the request that waits first."""
+        return bool(queue) and len(queue[0].sequences) <= self.scheduler.free
+
+    def take(self, queue: deque[ServedRequest]) -> None:
+        """Gives waiting requests their slots, as far as there are enough for the first of them."""
+        while self.can_take(queue):
+            job = queue.popleft()
+            job.started = time.perf_counter()
+            self._jobs[job.group] = job
+            self.scheduler.add(job.group)
+
+    def drop_cancelled(self) -> None:
+        """Takes the slots from requests that nobody waits for any more."""
+        for job in self.jobs:
+            if job.cancelled:
+                self.give_up(job, None)
+
+    def give_up(self, job: ServedRequest, error: EngineError | None) -> None:
+        """Ends a request that has slots, because of `error` or because nobody waits for it."""
+        self.scheduler.drop(job.group)
+        del self._jobs[job.group]
+        job.mailbox.end(error)
+        self._written.add(job.mailbox)
+        self.metrics.finish(job, "abort")
+
+    def feed(self) -> None:
+        """Feeds the next part of a prompt, or several if they are short."""
+        began = time.perf_counter()
+        self._first_call |= not self.scheduler.running
+        fed = self.scheduler.feed()
+        now = time.perf_counter()
+        self.feed_seconds = now - began
+        self._count_experts(fed.expert_rows)
+        self.metrics.prompt_tokens.inc(fed.prompt_tokens)
+        self._deliver(fed.tokens, now)
+
+    def step(self, undisturbed: Callable[[], bool]) -> None:
+        """Calls of the decode loop, each as long as CHUNK_SECONDS, until something else may have to be done.
+
+        What a call made is handed out while the devices work on the next one, which is made first only where it is the
+        one that would be made afterwards: when no sequence can have ended, and nothing else is to be done between the
+        two (`undisturbed`, and no prompt is being fed). What requests get, and how long a new one waits, are then the
+        same in either order.
+        """
+        call = self._start(0)
+        while call is not None:
+            started, kind, began = call
+            call = None
+            done = self.scheduler.wait(started)
+            now = time.perf_counter()
+            measured, known = (now - began) / done.taken, self._step_seconds.get(kind)
+            self._step_seconds[kind] = measured if known is None else 0.5 * (known + measured)
+            if not (self.scheduler.feeding or done.may_have_ended) and undisturbed():
+                call = self._start(done.taken)
+            self._count_experts(done.expert_rows)
+            self._deliver(self.scheduler.hand_out(done), now)
+            self.flush()
+
+    def _start(self, ahead: int) -> tuple[StartedSteps, tuple[Features, int], float]:
+        """Has the devices take as many steps as should take CHUNK_SECONDS; does not wait for them."""
+        slots = self.scheduler.slots
+        seconds = SHARED_SECONDS if self.scheduler.feeding or self._first_call else CHUNK_SECONDS
+        self._first_call = False
+        running, (features, shape) = slots.running.values(), slots.next_call(1, ahead)
+        kind = features, shape.slots
+        known = self._step_seconds.get(kind)
+        longest = max(one.request.params.max_tokens - len(one.tokens) for one in running) - ahead
+        wanted = 1 if known is None else max(1, min(STEPS_PER_CALL, longest, int(seconds / known)))
+        began = time.perf_counter()
+        return self.scheduler.start(wanted, ahead=ahead), kind, began
+
+    def _count_experts(self, rows: np.ndarray) -> None:
+        """Counts rows per expert, from rows per place [d, L, P]."""
+        self.metrics.add_expert_rows(self.scheduler.slots.model.structure.experts.by_expert(rows))
+
+    def flush(self) -> None:
+        """Wakes everybody who got something, and shows how full the server is."""
+        wake(self._written)
+        self._written.clear()
+        slots = self.scheduler.slots
+        self.metrics.running.set(len(self._jobs))
+        self.metrics.cache_use.set(slots.cached_tokens / (slots.shapes.parts.batch * slots.shapes.length))
+
+    def _deliver(self, gained: list[NewTokens], now: float) -> None:
+        for one in gained:
+            job = self._jobs[one.group]
+            job.mailbox.put(make_delta(job, one, now))
+            self._written.add(job.mailbox)
+            count = len(one.events)
+            self.metrics.generation_tokens.inc(count)
+            if job.first_token is None:
+                job.first_token = now
+                self.metrics.ttft.observe(now - job.arrived)
+            if len(one.sequence.tokens) > count and job.last_token is not None:
+                self.metrics.observe_tokens(count, now - job.last_token)
+            job.last_token = now
+        reasons = {one.group: one.sequence.finish_reason for one in gained}  # of the output that came last
+        for group, reason in reasons.items():
+            if group.finished:
+                job = self._jobs.pop(group)
+                job.mailbox.end()
+                self.metrics.finish(job, reason or "length")
