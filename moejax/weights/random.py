@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 from jax.sharding import NamedSharding
 
 from moejax.weights.layouts import Piece
@@ -42,11 +42,29 @@ def random_piece(
 def _maker(
     init: Initialiser, shape: tuple[int, ...], dtype: str, stacked: bool, sharding: NamedSharding
 ) -> Callable[..., Array]:
-    return jax.jit(partial(_make, init=init, shape=shape, dtype=dtype, stacked=stacked), out_shardings=sharding)
+    # A device that holds them all makes one tensor after the other: numbers on their way take several times the memory
+    # of those that stay. Devices that share them make them side by side, each its own.
+    shared = stacked and sharding.spec[:1] not in ((), (None,))
+    each = jax.vmap if shared else _one_by_one
+    return jax.jit(
+        partial(_make, each=each, init=init, shape=shape, dtype=dtype, stacked=stacked), out_shardings=sharding
+    )
+
+
+def _one_by_one(function: Callable[..., Array]) -> Callable[..., Array]:
+    return lambda *stacks: lax.map(lambda parts: function(*parts), stacks)
 
 
 def _make(
-    root: Array, names: Array, used: Array, *, init: Initialiser, shape: tuple[int, ...], dtype: str, stacked: bool
+    root: Array,
+    names: Array,
+    used: Array,
+    *,
+    each: Callable[[Callable[..., Array]], Callable[..., Array]],
+    init: Initialiser,
+    shape: tuple[int, ...],
+    dtype: str,
+    stacked: bool,
 ) -> Array:
     """The tensors whose names have these hashes, stacked, or the only one."""
 
@@ -54,8 +72,7 @@ def _make(
         made = _numbers(init, jax.random.fold_in(jax.random.wrap_key_data(root), name), shape, dtype)
         return jnp.where(there, made, jnp.zeros((), dtype))
 
-    made = jax.vmap(one)(names, used)
-    return made if stacked else made[0]
+    return each(one)(names, used) if stacked else one(names[0], used[0])
 
 
 def _numbers(init: Initialiser, key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
