@@ -80,7 +80,7 @@ def test_compiled_programs_are_kept(tmp_path: Path, tiny: Tiny, tiny_folder: Pat
     (tmp_path / "moejax" / "native").symlink_to(library_folder())  # it takes long to compile, and is not the question
 
     def kept() -> set[str]:
-        with start("decode", tiny_folder, "--token-ids", "1 2", "-n", "1", env=env) as process:
+        with start("decode", tiny_folder, "--token-ids", "1 2", "-n", "2", env=env) as process:
             _, err = process.communicate(timeout=SECONDS)
         assert process.returncode == 0, err
         return {path.name for path in (tmp_path / "moejax" / "xla").iterdir() if path.name.endswith("-cache")}

@@ -89,7 +89,7 @@ def test_sigterm_under_load_finishes_what_runs(tiny: Tiny, tiny_folder: Path) ->
     for text in streams.values():
         *_, last = (line for line in text.splitlines() if line)
         assert last == "data: [DONE]" or "shutting down" in json.loads(last[6:])["error"]["message"]
-    assert "key/value cache: 2 rows x 256 tokens" in err
+    assert "key/value cache: 2 sequences x 256 tokens" in err
     assert "programs compiled in" in err
     assert f"ready: open {url}/\n" in err
     assert re.search(r"^stopped: [23] requests finished, [01] given up or cancelled$", err, re.M)
@@ -197,7 +197,7 @@ def test_cache_that_does_not_fit(
     monkeypatch.setattr(shapes, "device_memory", lambda devices: free)
     outcome = call("serve", tiny_folder, "--port", "0", "--quiet", *SMALL, "--max-batch", "8")
     assert outcome.status == 2
-    assert outcome.err.startswith("error: the key/value cache of --max-batch 8 rows x --max-seq-len 256 tokens needs")
+    assert outcome.err.startswith("error: the key/value cache of --max-batch 8 sequences x --max-seq-len 256 tokens needs")
     assert "free after the weights: --max-batch 3 fits, or use a lower --max-seq-len" in outcome.err
     assert outcome.err.count("\n") == 1
 
