@@ -142,7 +142,7 @@ def test_port_that_is_taken(call: Call, tiny: Tiny, tiny_folder: Path) -> None:
 def test_mistakes_are_told_before_anything_is_loaded(
     call: Call, tiny: Tiny, tiny_folder: Path, flags: tuple[str, ...], message: str
 ) -> None:
-    outcome = call("serve", tiny_folder, *flags)
+    outcome = call("serve", tiny_folder, "--port", "0", *flags)
     assert outcome.status == 2
     assert message in outcome.err
     assert outcome.err.count("\n") == 1
