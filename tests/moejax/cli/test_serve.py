@@ -132,7 +132,7 @@ def test_port_that_is_taken(call: Call, tiny: Tiny, tiny_folder: Path) -> None:
         (("--host", "no host"), "--host no host cannot be used"),
         (("--api-key", ""), "--api-key must be printable ASCII characters"),
         (("--max-seq-len", "5000"), "--max-seq-len must be from 2 to 1024"),
-        (("--mesh", "tensor=3"), "does not divide over mesh axis tensor = 3"),
+        (("--mesh", "tensor=5"), "does not divide over mesh axis tensor = 5"),
         (("--dispatch", "gather"), "add --mesh"),
         (("--max-request-bytes", "9"), "--max-request-bytes must be at least 1024, got 9"),
         (("--shutdown-seconds", "-1"), "--shutdown-seconds must be from 0"),
