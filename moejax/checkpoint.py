@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import convert  # a folder's format is imported when it is opened
 from convert import (
     CheckpointError,
-    OrbaxFolder,
-    SafetensorsFolder,
     TensorPlan,
     plan,
     read_manifest,
@@ -42,7 +41,7 @@ class Checkpoint:
 
     folder: Path
     config: ModelConfig
-    tensors: SafetensorsFolder | OrbaxFolder
+    tensors: "convert.SafetensorsFolder | convert.OrbaxFolder"
     dtype: str
     eos_token_ids: tuple[int, ...]
 
@@ -53,7 +52,7 @@ class Checkpoint:
             CheckpointError: for a missing, unexpected or wrongly shaped tensor.
         """
         shapes = {path: tensor.weight.shape for path, tensor in expected.items()}
-        if isinstance(self.tensors, OrbaxFolder):  # in a converted folder every array has our path
+        if isinstance(self.tensors, convert.OrbaxFolder):  # in a converted folder every array has our path
             return plan({path: (path,) for path in expected}, (), self.tensors.tensors, shapes)
         names = {path: tensor.names for path, tensor in expected.items()}
         return plan(names, family_of(self.config).ignored, self.tensors.tensors, shapes)
@@ -93,7 +92,7 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
     )
 
 
-def open_tensors(folder: Path, config: ModelConfig) -> SafetensorsFolder | OrbaxFolder:
+def open_tensors(folder: Path, config: ModelConfig) -> "convert.SafetensorsFolder | convert.OrbaxFolder":
     """The tensors of a folder: converted, where its manifest says so, else Hugging Face's, each expert on its own.
 
     Raises:
@@ -101,10 +100,10 @@ def open_tensors(folder: Path, config: ModelConfig) -> SafetensorsFolder | Orbax
     """
     manifest = read_manifest(folder)
     if manifest is not None and manifest.format == "orbax":
-        return OrbaxFolder.open(folder)
+        return convert.OrbaxFolder.open(folder)
     if manifest is None and (folder / "weights").is_dir() and not any(folder.glob("*.safetensors")):
         raise CheckpointError(f"{folder} has weights/ but no manifest.json that moejax wrote; convert it again")
-    tensors = SafetensorsFolder.open(folder)
+    tensors = convert.SafetensorsFolder.open(folder)
     return dataclasses.replace(tensors, tensors=split_fused(family_of(config).fused, tensors.tensors))
 
 
@@ -133,7 +132,7 @@ def _find_folder(source: str | Path) -> Path:
     )
 
 
-def _main_dtype(tensors: SafetensorsFolder | OrbaxFolder) -> str:
+def _main_dtype(tensors: "convert.SafetensorsFolder | convert.OrbaxFolder") -> str:
     sizes: dict[str, int] = {}
     for info in tensors.tensors.values():
         sizes[info.dtype] = sizes.get(info.dtype, 0) + info.nbytes

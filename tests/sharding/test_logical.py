@@ -20,8 +20,8 @@ def test_axes_that_name_an_array(axes: tuple, shape: tuple[int, ...]) -> None:
 
 
 def test_every_known_name_is_accepted() -> None:
-    assert len(LOGICAL_AXES) == len(set(LOGICAL_AXES)) == 10
-    check_logical_axes(LOGICAL_AXES, (1,) * 10)
+    assert len(LOGICAL_AXES) == len(set(LOGICAL_AXES)) == 11
+    check_logical_axes(LOGICAL_AXES, (1,) * 11)
 
 
 @pytest.mark.parametrize("name", ["heads", "expert", "Embed", ""])
@@ -30,7 +30,7 @@ def test_an_unknown_name_lists_the_known_ones(name: str) -> None:
         check_logical_axes(("embed", name), (4, 4))  # type: ignore[arg-type]
     assert str(caught.value) == (
         f"unknown logical axis {name!r}; the known ones are batch, groups, sequence, vocab, embed, q_heads, "
-        "kv_heads, head_dim, experts, mlp"
+        "kv_heads, head_dim, experts, mlp, hidden"
     )
 
 

@@ -197,7 +197,9 @@ def test_cache_that_does_not_fit(
     monkeypatch.setattr(shapes, "device_memory", lambda devices: free)
     outcome = call("serve", tiny_folder, "--port", "0", "--quiet", *SMALL, "--max-batch", "8")
     assert outcome.status == 2
-    assert outcome.err.startswith("error: the key/value cache of --max-batch 8 sequences x --max-seq-len 256 tokens needs")
+    assert outcome.err.startswith(
+        "error: the key/value cache of --max-batch 8 sequences x --max-seq-len 256 tokens needs"
+    )
     assert "free after the weights: --max-batch 3 fits, or use a lower --max-seq-len" in outcome.err
     assert outcome.err.count("\n") == 1
 
