@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding
 from convert import TensorSource
 from moejax.checkpoint import Checkpoint, open_checkpoint
 from moejax.families.config import ModelConfig, sequence_limit
-from moejax.families.table import named_config, weights_of
+from moejax.families.table import RANDOM, named_config, weights_of
 from moejax.model.model import Transformer
 from moejax.model.structure import Structure, make_parallel, make_structure, mesh_devices
 from moejax.moe.parallel import Parallel
@@ -32,8 +32,6 @@ from moejax.weights.weight import Weight, logical_tensors
 from sharding import MeshConfig, Placement, bytes_per_device, device_memory, mesh_config
 
 _logger = logging.getLogger(__name__)
-
-RANDOM = "random:"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

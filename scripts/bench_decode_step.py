@@ -20,7 +20,7 @@ from moejax.moe.parallel import Parallel
 from moejax.runtime.buckets import STEPS_PER_CALL
 from moejax.runtime.platform import current_device
 from moejax.weights.params import ParamTree
-from scripts.kernel_timing import Plan, Rates
+from scripts.kernel_timing import Rates, TimingPlan
 from sharding import MeshConfig
 
 # Memory bandwidth by the vendor's datasheet, TB/s, by a part of the device's name.
@@ -29,7 +29,7 @@ CACHE_LENGTH = 1024  # slots; a step reads them all
 STEPPED = 5  # calls of the decode loop, the first of which compiles
 
 
-def decode_rows(plan: Plan, rates: Rates) -> None:
+def decode_rows(plan: TimingPlan, rates: Rates) -> None:
     """Steps of the compiled decode loop; the bytes are those of the weights and caches that a step has to read."""
     parallel = make_parallel(plan.config, MeshConfig().build(), "replicated")
     structure = make_structure(plan.config, "pallas", "bfloat16", parallel)

@@ -44,8 +44,8 @@ from scripts.kernel_timing import (
     FULL,
     TINY,
     Cost,
-    Plan,
     Rates,
+    TimingPlan,
     compiled,
     difference,
     measure_rates,
@@ -98,12 +98,12 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def random_routing(plan: Plan, tokens: int, seed: int = 0) -> Routing:
+def random_routing(plan: TimingPlan, tokens: int, seed: int = 0) -> Routing:
     logits = normal(tokens, plan.config.num_experts, seed=seed, dtype="float32")
     return route(logits, jnp.ones((tokens,), bool), plan.config.router)
 
 
-def random_layers(plan: Plan) -> list[Expert]:
+def random_layers(plan: TimingPlan) -> list[Expert]:
     e, f, d = plan.config.num_experts, plan.config.expert_dim, plan.config.embed_dim
     return [
         Expert(
@@ -132,7 +132,7 @@ def walk(one_layer: Callable[[Expert, Array, Routing], Array]) -> Callable[..., 
     return layers
 
 
-def layer_cost(plan: Plan, routing: Routing) -> Cost:
+def layer_cost(plan: TimingPlan, routing: Routing) -> Cost:
     """Chosen experts' weights once, tokens in, float32 sums out; two operations per weight and row."""
     config, (tokens, a) = plan.config, routing.experts.shape
     matrices = 3 * config.expert_dim * config.embed_dim
@@ -140,7 +140,7 @@ def layer_cost(plan: Plan, routing: Routing) -> Cost:
     return Cost(2 * chosen * matrices + 6 * tokens * config.embed_dim, 2 * tokens * a * matrices)
 
 
-def route_rows(plan: Plan, implementation: Kernels, rates: Rates) -> None:
+def route_rows(plan: TimingPlan, implementation: Kernels, rates: Rates) -> None:
     """Many independent calls in one program: one call is shorter than the time to ask for it."""
     e, a, calls = plan.config.num_experts, plan.config.router.experts_per_token, plan.route_calls
     policy = plan.config.router
@@ -161,7 +161,7 @@ def route_rows(plan: Plan, implementation: Kernels, rates: Rates) -> None:
         print_row("route", tokens, took, Cost(tokens * (4 * e + 12 * a), 0), rates, beside, error)
 
 
-def few_rows(plan: Plan, implementation: Kernels, rates: Rates) -> dict[int, float]:
+def few_rows(plan: TimingPlan, implementation: Kernels, rates: Rates) -> dict[int, float]:
     """Seconds per layer, by tokens."""
     experts, times = random_layers(plan), {}
 
@@ -183,7 +183,7 @@ def few_rows(plan: Plan, implementation: Kernels, rates: Rates) -> dict[int, flo
     return times
 
 
-def many_rows(plan: Plan, implementation: Kernels, rates: Rates, suffix: str = "") -> dict[int, float]:
+def many_rows(plan: TimingPlan, implementation: Kernels, rates: Rates, suffix: str = "") -> dict[int, float]:
     """All of the prefill path, and its two products alone. Returns seconds per layer of the path, by tokens."""
     experts, config, times = random_layers(plan), plan.config, {}
     e = config.num_experts

@@ -19,7 +19,7 @@ TOLERANCE = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class TimingPlan:
     """What is run. layers: with weights of their own, so that no cache keeps them from one call to the next."""
 
     config: ModelConfig
@@ -33,7 +33,7 @@ class Plan:
     matrix: int
 
 
-FULL = Plan(
+FULL = TimingPlan(
     config=named_config("mixtral-8x7b"),
     layers=4,
     few=(1, 2, 4, 8, 16, 32, 64),
@@ -44,7 +44,7 @@ FULL = Plan(
     copied_bytes=4 << 30,
     matrix=8192,
 )
-TINY = Plan(
+TINY = TimingPlan(
     config=dataclasses.replace(
         FULL.config, embed_dim=16, expert_dim=24, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, vocab_size=32
     ),
@@ -103,7 +103,7 @@ def normal(*shape: int, seed: int = 0, dtype: str = "bfloat16") -> Array:
     return make(jax.random.key(seed, impl="rbg"))
 
 
-def measure_rates(plan: Plan) -> Rates:
+def measure_rates(plan: TimingPlan) -> Rates:
     x = jnp.ones((plan.copied_bytes // 2,), jnp.bfloat16)
     copy = seconds(compiled(lambda x: x + jnp.ones((), x.dtype), x), plan.rounds)
     a, b = normal(plan.matrix, plan.matrix), normal(plan.matrix, plan.matrix, seed=1)

@@ -16,7 +16,7 @@ from moejax.bench.peers import PEERS, Served, Settings
 from moejax.bench.process import PeerFailed, PeerProcess, worker_command
 from moejax.bench.standings import REQUESTS, Standing, standings_json, work_name
 from moejax.bench.verdict import Gaps, judge
-from moejax.bench.works import Request, Work
+from moejax.bench.works import RaggedRequest, Work
 
 # Threads of torch and llama.cpp spin for a while after a call; the next system has to find the cores free.
 SETTLE_SECONDS = 0.3
@@ -28,7 +28,7 @@ OURS = "moejax"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class SystemsPlan:
     """What is compared.
 
     contenders: name -> (row of PEERS, settings); the first is ours.  requests: for the throughput, or none.
@@ -36,10 +36,16 @@ class Plan:
 
     contenders: Mapping[str, tuple[str, Settings]]
     works: Sequence[Work]
-    requests: Sequence[Request]
+    requests: Sequence[RaggedRequest]
     rounds: int
     vocab_size: int
     commands: Mapping[str, Sequence[str]] = field(default_factory=dict)  # of workers that are not moejax.bench.worker
+
+    @property
+    def threads(self) -> int:
+        """CPU threads of every system."""
+        _, settings = next(iter(self.contenders.values()))
+        return settings.threads
 
     @property
     def request_rounds(self) -> int:
@@ -65,7 +71,7 @@ def check_installed(present: Sequence[str], absent: Mapping[str, str]) -> None:
         raise ValueError(f"there is nothing to compare with: {reasons}. --peers none times moejax alone")
 
 
-def compare(plan: Plan, *, on_event: Callable[[str], None] = lambda text: None) -> list[Standing]:
+def compare(plan: SystemsPlan, *, on_event: Callable[[str], None] = lambda text: None) -> list[Standing]:
     """Loads all contenders, compares their tokens, and times them in turn; the first one is moejax.
 
     A peer that fails is reported in its standing and left out from there on.
@@ -98,7 +104,7 @@ def compare(plan: Plan, *, on_event: Callable[[str], None] = lambda text: None) 
     return list(standings.values())
 
 
-def as_json(plan: Plan, standings: Sequence[Standing]) -> dict[str, Any]:
+def as_json(plan: SystemsPlan, standings: Sequence[Standing]) -> dict[str, Any]:
     """The whole comparison."""
     return standings_json(standings, plan.works, plan.requests, plan.rounds, plan.request_rounds)
 
@@ -111,7 +117,10 @@ def _load(standing: Standing, process: PeerProcess, settings: Settings) -> None:
 
 
 def _check(
-    plan: Plan, standings: Mapping[str, Standing], running: dict[str, PeerProcess], on_event: Callable[[str], None]
+    plan: SystemsPlan,
+    standings: Mapping[str, Standing],
+    running: dict[str, PeerProcess],
+    on_event: Callable[[str], None],
 ) -> None:
     """Warms everybody up on every work, which also gives the tokens, and judges these in float32."""
     tokens: dict[tuple[str, str], list[list[int]]] = {}
@@ -140,7 +149,11 @@ def _check(
 
 
 def _warm_up(
-    plan: Plan, standing: Standing, process: PeerProcess, work: Work, tokens: dict[tuple[str, str], list[list[int]]]
+    plan: SystemsPlan,
+    standing: Standing,
+    process: PeerProcess,
+    work: Work,
+    tokens: dict[tuple[str, str], list[list[int]]],
 ) -> None:
     began = time.perf_counter()
     run = process.run(work.prompts(plan.vocab_size), work.output_len)
@@ -148,7 +161,7 @@ def _warm_up(
     tokens[standing.name, work_name(work)] = run.tokens
 
 
-def _time(plan: Plan, standing: Standing, process: PeerProcess, work: Work) -> None:
+def _time(plan: SystemsPlan, standing: Standing, process: PeerProcess, work: Work) -> None:
     run = process.run(work.prompts(plan.vocab_size), work.output_len)
     standing.prefill.setdefault(work_name(work), []).append(run.prefill_seconds)
     standing.decode.setdefault(work_name(work), []).append(run.decode_seconds)
@@ -157,7 +170,7 @@ def _time(plan: Plan, standing: Standing, process: PeerProcess, work: Work) -> N
 def _warm_up_requests(
     standing: Standing,
     process: PeerProcess,
-    requests: Sequence[Request],
+    requests: Sequence[RaggedRequest],
     tokens: dict[tuple[str, str], list[list[int]]],
 ) -> None:
     began = time.perf_counter()
@@ -166,7 +179,7 @@ def _warm_up_requests(
     tokens[standing.name, REQUESTS] = served.tokens
 
 
-def warm_up_requests(requests: Sequence[Request]) -> list[Request]:
+def warm_up_requests(requests: Sequence[RaggedRequest]) -> list[RaggedRequest]:
     """Some of the requests, from the shortest prompt to the longest, with a part of their outputs."""
     order = sorted(requests, key=lambda one: len(one.prompt))
     count = min(JUDGED_REQUESTS, len(order))
@@ -174,11 +187,11 @@ def warm_up_requests(requests: Sequence[Request]) -> list[Request]:
     return [replace(one, output_len=-(-one.output_len // WARM_UP_PART)) for one in chosen]
 
 
-def _time_requests(plan: Plan, standing: Standing, process: PeerProcess) -> None:
+def _time_requests(plan: SystemsPlan, standing: Standing, process: PeerProcess) -> None:
     standing.serve.append(_serve(process, plan.requests).seconds)
 
 
-def _serve(process: PeerProcess, requests: Sequence[Request]) -> Served:
+def _serve(process: PeerProcess, requests: Sequence[RaggedRequest]) -> Served:
     return process.serve([one.prompt for one in requests], [one.output_len for one in requests])
 
 

@@ -2,9 +2,7 @@
 
 from pathlib import Path
 
-from moejax.families.table import named_configs
-
-RANDOM = "random:"
+from moejax.families.table import RANDOM, named_configs
 
 
 def resolve_source(checkpoint: str | None, random: str | None) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from moejax.bench.samples import percentiles, ratios
 from moejax.bench.verdict import Verdict
-from moejax.bench.works import Request, Work
+from moejax.bench.works import RaggedRequest, Work
 
 REQUESTS = "requests"  # what the verdict on the ragged requests is kept under, beside the names of works
 
@@ -42,7 +42,11 @@ def work_name(work: Work) -> str:
 
 
 def standings_json(
-    standings: Sequence[Standing], works: Sequence[Work], requests: Sequence[Request], rounds: int, request_rounds: int
+    standings: Sequence[Standing],
+    works: Sequence[Work],
+    requests: Sequence[RaggedRequest],
+    rounds: int,
+    request_rounds: int,
 ) -> dict[str, Any]:
     """Every sample, and the ratios of each round: how many times faster than it ours was. Ours is the first."""
     ours = standings[0]
@@ -99,7 +103,7 @@ def _samples(seconds: list[float], ours: list[float], tokens: int) -> dict[str, 
     }
 
 
-def _throughput(standings: Sequence[Standing], requests: Sequence[Request], rounds: int) -> dict[str, Any]:
+def _throughput(standings: Sequence[Standing], requests: Sequence[RaggedRequest], rounds: int) -> dict[str, Any]:
     total = sum(request.output_len for request in requests)
     return {
         "num_requests": len(requests),

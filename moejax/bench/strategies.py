@@ -78,7 +78,7 @@ def weight_elements(config: ModelConfig, rules: Rules) -> int:
 
 
 def read_elements(config: ModelConfig, rules: Rules, tokens: int) -> float:
-    """Parameters that the busiest device reads for one token of each of `tokens` rows that its group decodes.
+    """Parameters that the busiest device reads for one token of each of `tokens` sequences that its group decodes.
 
     Its part of attention, norms, router and head, and the experts that are chosen: expected under uniform routing,
     where every A experts are equally likely (docs/performance-model.md).
@@ -92,12 +92,12 @@ def read_elements(config: ModelConfig, rules: Rules, tokens: int) -> float:
 
 def _count(config: ModelConfig, rules: Rules, split: Split, work: Work, dtype: str) -> dict[str, Any]:
     parts = rules.parts("batch")
-    rows = -(-work.batch_size // parts) * parts  # a batch that does not divide is padded
-    counted: dict[str, Any] = {"batch_size": work.batch_size, "input_len": work.input_len, "padded_rows": rows}
+    padded = -(-work.batch_size // parts) * parts  # a batch that does not divide is padded
+    counted: dict[str, Any] = {"batch_size": work.batch_size, "input_len": work.input_len, "padded_rows": padded}
     for phase, length in (("decode_step", 1), ("prefill", work.input_len)):
-        tokens = Tokens(rows=rows, length=length)
+        tokens = Tokens(sequences=padded, length=length)
         found = forward_collectives(config, rules, split.dispatch, tokens, dtype)
-        found += choice_collectives(rules, Tokens(rows=rows, length=1))
+        found += choice_collectives(rules, Tokens(sequences=padded, length=1))
         shape = split.mesh.shape
         sent = sum((wire_elements(one, shape) * ITEM_SIZES[one.dtype] for one in found), Fraction(0))
         counted[phase] = {"collectives": len(found), "wire_bytes_per_device": float(sent)}

@@ -7,7 +7,7 @@ from typing import Any
 
 import moejax
 from moejax.bench.samples import mean_and_spread
-from moejax.bench.works import Request
+from moejax.bench.works import RaggedRequest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class Throughput:
 
 def measure_throughput(
     model: moejax.Model,
-    requests: Sequence[Request],
+    requests: Sequence[RaggedRequest],
     *,
     rounds: int,
     on_round: Callable[[str], None] = lambda text: None,
@@ -68,7 +68,7 @@ def measure_throughput(
     )
 
 
-def run_requests(model: moejax.Model, requests: Sequence[Request]) -> list[list[int]]:
+def run_requests(model: moejax.Model, requests: Sequence[RaggedRequest]) -> list[list[int]]:
     """The output of every request."""
     results = moejax.decode(
         model,

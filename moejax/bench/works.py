@@ -56,7 +56,7 @@ class Work:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class RaggedRequest:
     """One of many ragged requests."""
 
     prompt: list[int]
@@ -86,7 +86,7 @@ def check_amount(name: str, count: int, input_len: int) -> None:
 
 def ragged_requests(
     count: int, input_lens: tuple[int, int], output_lens: tuple[int, int], vocab_size: int, seed: int = 0
-) -> list[Request]:
+) -> list[RaggedRequest]:
     """`count` requests whose lengths are drawn evenly from the ranges given, ends included.
 
     Raises:
@@ -101,7 +101,7 @@ def ragged_requests(
     rng = np.random.default_rng([seed, count])
     lowest = min(FIRST_TOKEN, vocab_size - 1)
     return [
-        Request(
+        RaggedRequest(
             prompt=rng.integers(lowest, vocab_size, rng.integers(input_lens[0], input_lens[1] + 1)).tolist(),
             output_len=int(rng.integers(output_lens[0], output_lens[1] + 1)),
         )

@@ -10,7 +10,8 @@ import typer
 
 from moejax.cli import bench_options as flags
 from moejax.cli import console, options, startup
-from moejax.cli import devices as device_flags
+from moejax.cli.devices import Devices
+from moejax.cli.groups import grouped
 
 if TYPE_CHECKING:
     from moejax import Model
@@ -35,14 +36,15 @@ Update = Annotated[
 ]
 
 
+@grouped
 def check(
     baseline: BaselinePath,
+    devices: Devices,
     counted_only: CountedOnly = False,
     update: Update = False,
     num_iters: flags.Rounds = ROUNDS,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
-    simulate_devices: device_flags.SimulateDevices = None,
 ) -> int:
     """Compare with a baseline. Exit code 0: the same and not slower, 1: not.
 
@@ -63,7 +65,6 @@ def check(
     if num_iters < 1:
         raise ValueError(f"--num-iters must be at least 1, got {num_iters}")
     wanted = read_baseline(baseline)
-    devices = device_flags.Devices(simulate_devices=simulate_devices)
     here = describe_machine()
     machine = f"{here['processor']}, {here['cores']} cores"
     if not counted_only and not update and machine != wanted.machine:

@@ -1,19 +1,23 @@
 """`moejax bench compare`: moejax beside other systems, each in a process of its own."""
 
-import json as json_format
-import os
-from contextlib import ExitStack
+import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Annotated, Any
 
 from moejax.cli import bench_options as flags
 from moejax.cli import console, options
-from moejax.cli import devices as device_flags
-from moejax.cli.bench_compare_plan import hf_folder, make_plan, with_meshes
+from moejax.cli.bench_compare_plan import make_plan, with_meshes
 from moejax.cli.bench_compare_table import show
-from moejax.families.table import parameters_of
+from moejax.cli.bench_runs import describe_config, works_of, write_report
+from moejax.cli.devices import Devices
+from moejax.cli.groups import grouped
+from moejax.cli.options import option, whole
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from moejax.bench.standings import Standing
 
 EXAMPLES = (
     "moejax bench compare path/to/hf-folder --peers transformers,transformers-compiled,llama.cpp",
@@ -23,69 +27,68 @@ EXAMPLES = (
 
 FAILED = 1  # exit code: a system computed wrong tokens, or none of those asked for could be compared
 
-Peers = Annotated[
-    str,
-    typer.Option(
-        "--peers",
-        rich_help_panel=flags.WORK,
-        metavar="NAME[,NAME...]",
-        help="transformers, transformers-compiled, llama.cpp, vllm; none for moejax alone.",
-    ),
-]
-Meshes = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--mesh",
-        rich_help_panel=device_flags.PANEL,
-        metavar="MESH",
-        help="Also moejax on this mesh, repeatable; all: one each of intra-expert, inter-expert and hybrid. Timed on "
-        "real devices, only counted on simulated ones.",
-        show_default=False,
-    ),
-]
-Threads = Annotated[
-    int | None,
-    typer.Option(
-        "--threads",
-        rich_help_panel=flags.WORK,
-        parser=options.whole_number,
-        metavar="N",
-        help="CPU threads of every system; all cores by default.",
-    ),
-]
-NumPrompts = Annotated[
-    int,
-    typer.Option(
-        "--num-prompts",
-        rich_help_panel=flags.WORK,
-        parser=options.whole_number,
-        metavar="N",
-        help="Also time N ragged requests of 16-256 tokens in and out, every third round; 0 leaves that out.",
-    ),
-]
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonFlags:
+    """What moejax is compared with, and how often.
+
+    Raises:
+        ValueError: for a number out of range.
+    """
+
+    peers: Annotated[
+        str,
+        option(
+            "--peers",
+            panel=flags.WORK,
+            metavar="NAME[,NAME...]",
+            help="transformers, transformers-compiled, llama.cpp, vllm; none for moejax alone.",
+        ),
+    ] = "transformers,transformers-compiled,llama.cpp,vllm"
+    num_prompts: Annotated[
+        int,
+        whole(
+            "--num-prompts",
+            panel=flags.WORK,
+            help="Also time N ragged requests of 16-256 tokens in and out, every third round; 0 leaves that out.",
+        ),
+    ] = 0
+    num_iters: flags.Rounds = 5
+    threads: Annotated[
+        int | None, whole("--threads", panel=flags.WORK, help="CPU threads of every system; all cores by default.")
+    ] = None
+    mesh: Annotated[
+        list[str] | None,
+        option(
+            "--mesh",
+            panel=options.DEVICES,
+            metavar="MESH",
+            help="Also moejax on this mesh, repeatable; all: one each of intra-expert, inter-expert and hybrid. Timed "
+            "on real devices, only counted on simulated ones.",
+            show_default=False,
+        ),
+    ] = None
+    dispatch: options.Dispatch = "auto"
+
+    def __post_init__(self) -> None:
+        if self.num_prompts < 0:
+            raise ValueError(f"--num-prompts must be at least 0, which leaves them out, got {self.num_prompts}")
+        if self.num_iters < (0 if self.mesh else 1):
+            raise ValueError(f"--num-iters must be at least 1 (or 0 with --mesh, to count only), got {self.num_iters}")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"--threads must be at least 1, got {self.threads}")
 
 
+@grouped
 def compare(
-    checkpoint: flags.Checkpoint = None,
-    random: flags.Random = None,
-    peers: Peers = "transformers,transformers-compiled,llama.cpp,vllm",
-    batch_size: flags.BatchSizes = flags.BATCH_SIZES,
-    input_len: flags.InputLens = flags.INPUT_LENS,
-    output_len: flags.OutputLens = flags.OUTPUT_LENS,
-    prefill_len: flags.PrefillLens = flags.NO_NUMBERS,
-    num_prompts: NumPrompts = 0,
-    num_iters: flags.Rounds = 5,
-    threads: Threads = None,
-    json: flags.Json = False,
-    report: flags.Report = None,
+    source: flags.SourceFlags,
+    work: flags.WorkFlags,
+    asked: ComparisonFlags,
+    results: flags.ResultFlags,
+    weights: options.WeightFlags,
+    devices: Devices,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
-    dtype: options.Dtype = "bfloat16",
-    expert_backend: options.ExpertBackend = "auto",
-    model_seed: flags.Seed = 0,
-    mesh: Meshes = None,
-    dispatch: device_flags.Dispatch = "auto",
-    simulate_devices: device_flags.SimulateDevices = None,
 ) -> int:
     """Compare speed with other systems: same weights, prompts and dtype, interleaved rounds, tokens checked first.
 
@@ -96,62 +99,58 @@ def compare(
     from moejax.bench.compare import compare as run_compare
     from moejax.bench.machine import describe_run
     from moejax.bench.peers import asked_peers
-    from moejax.bench.source import resolve_source, source_name
     from moejax.bench.strategies import COUNTED, TIMED, count_strategies, meshes_of
     from moejax.bench.visible_devices import check_timed
     from moejax.bench.works import check_amount
-    from moejax.cli.bench_runs import works_of
     from moejax.cli.facts import read_facts
     from moejax.moe.split import resolve_split
     from moejax.weights.dtypes import resolve_dtype
 
-    source = resolve_source(checkpoint, random)
-    works = works_of(source, batch_size, input_len, output_len, prefill_len)
-    if num_prompts < 0:
-        raise ValueError(f"--num-prompts must be at least 0, which leaves them out, got {num_prompts}")
-    check_amount("--num-prompts", num_prompts, flags.RAGGED[1])
-    if num_iters < (0 if mesh else 1):
-        raise ValueError(f"--num-iters must be at least 1 (or 0 with --mesh, to count only), got {num_iters}")
-    if threads is not None and threads < 1:
-        raise ValueError(f"--threads must be at least 1, got {threads}")
-    present, absent = installed(asked_peers(peers))
-    if num_iters:
+    facts = read_facts(source.source(), None)
+    works = works_of(facts, work)
+    check_amount("--num-prompts", asked.num_prompts, flags.RAGGED[1])
+    present, absent = installed(asked_peers(asked.peers))
+    if asked.num_iters:
         check_installed(present, absent)
-    meshes = meshes_of(mesh or [], simulate_devices)
-    if report is not None:
-        from moejax.bench.report import check_report
-
-        check_report(report)
-    config, dtype = read_facts(source, None).config, resolve_dtype(dtype, auto="bfloat16")
+    simulated = devices.simulate_devices
+    meshes = meshes_of(asked.mesh or [], simulated)
+    results.check()
+    config, dtype = facts.config, resolve_dtype(weights.dtype, auto="bfloat16")
     # A mesh that cannot be, or cannot be timed, is told before anything is loaded.
-    sizes = {mesh: resolve_split(config, mesh, dispatch).mesh.size for mesh in meshes}
-    if num_iters and not simulate_devices:
+    sizes = {mesh: resolve_split(config, mesh, asked.dispatch).mesh.size for mesh in meshes}
+    if asked.num_iters and not simulated:
         check_timed(sizes)
     result: dict[str, Any] = describe_run()
-    result["model"] = {
-        "name": source_name(source),
-        "parameters": parameters_of(config).total,
-        "active_parameters": parameters_of(config).active,
-        "dtype": dtype,
-    }
+    result["model"] = describe_config(config, facts.name) | {"dtype": dtype}
     if meshes:
         result["strategies"] = {
-            "how": COUNTED if simulate_devices else f"{TIMED}; bytes are counted",
-            "rows": count_strategies(config, meshes, [one for one in works if one.decode_tokens], dtype, dispatch),
+            "how": COUNTED if simulated else f"{TIMED}; bytes are counted",
+            "rows": count_strategies(
+                config, meshes, [one for one in works if one.decode_tokens], dtype, asked.dispatch
+            ),
         }
-    if not num_iters:
-        return finish(result, report, json=json)
-    with ExitStack() as stack:
-        scratch = Path(stack.enter_context(scratch_folder()))
-        folder = hf_folder(source, config, dtype, scratch, model_seed)
-        count = threads or len(os.sched_getaffinity(0))
-        plan = make_plan(folder, scratch, present, works, num_prompts, num_iters, count, dtype, expert_backend, config)
-        if meshes and not simulate_devices:
-            plan = with_meshes(plan, meshes, dispatch)
-        with console.progress("comparing", quiet=quiet) as step:
-            standings = run_compare(plan, on_event=step)
-    result["compare"] = as_json(plan, standings) | {"not_installed": absent, "threads": count}
-    finish(result, report, json=json)
+    if not asked.num_iters:
+        _finish(result, results)
+        return 0
+    with scratch_folder() as folder, console.progress("comparing", quiet=quiet) as step:
+        plan = make_plan(facts, Path(folder), works, present, asked, weights, dtype)
+        if meshes and not simulated:
+            plan = with_meshes(plan, meshes, asked.dispatch)
+        standings = run_compare(plan, on_event=step)
+    result["compare"] = as_json(plan, standings) | {"not_installed": absent, "threads": plan.threads}
+    _finish(result, results)
+    return _exit_code(standings, present)
+
+
+def _finish(result: dict[str, Any], results: flags.ResultFlags) -> None:
+    write_report(result, results)
+    if results.json:
+        console.write(f"{json.dumps(result)}\n")
+    else:
+        show(result)
+
+
+def _exit_code(standings: "Sequence[Standing]", present: "Sequence[str]") -> int:
     if present and all(standing.failed for standing in standings if standing.name in present):
         console.error("nothing was compared: every system that was asked for failed")
         return FAILED
@@ -160,17 +159,3 @@ def compare(
             console.error(standing.failed)
             return FAILED
     return 0 if all(standing.right for standing in standings) else FAILED
-
-
-def finish(result: dict[str, Any], report: Path | None, *, json: bool) -> int:
-    """Writes the report and prints the result; returns the exit code of a run in which nothing was wrong."""
-    if report is not None:
-        from moejax.bench.report import write_report
-
-        write_report(report, result)
-        console.remark(f"report written to {report}")
-    if json:
-        console.write(f"{json_format.dumps(result)}\n")
-    else:
-        show(result)
-    return 0

@@ -1,11 +1,11 @@
 """`moejax bench latency`: prefill and decoding of one batch at a time."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from moejax.cli import bench_options as flags
 from moejax.cli import console, options, startup
-from moejax.cli import devices as device_flags
-from moejax.cli.bench_runs import describe_model, load_timed, works_of, write_result
+from moejax.cli.bench_runs import describe_model, works_of, write_result
+from moejax.cli.groups import grouped
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -17,64 +17,48 @@ EXAMPLES = (
 )
 
 
+@grouped
 def latency(
-    checkpoint: flags.Checkpoint = None,
-    random: flags.Random = None,
-    batch_size: flags.BatchSizes = flags.BATCH_SIZES,
-    input_len: flags.InputLens = flags.INPUT_LENS,
-    output_len: flags.OutputLens = flags.OUTPUT_LENS,
-    prefill_len: flags.PrefillLens = flags.NO_NUMBERS,
+    source: flags.SourceFlags,
+    work: flags.WorkFlags,
+    results: flags.ResultFlags,
+    model: options.ModelFlags,
+    mesh: options.MeshFlags,
     num_iters: flags.Rounds = 5,
-    num_iters_warmup: flags.Warmup = 1,
-    json: flags.Json = False,
-    report: flags.Report = None,
+    num_iters_warmup: Annotated[
+        int, options.whole("--num-iters-warmup", panel=flags.WORK, help="Rounds before them, which compile.")
+    ] = 1,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
-    dtype: options.Dtype = "bfloat16",
-    expert_backend: options.ExpertBackend = "auto",
-    model_seed: flags.Seed = 0,
-    no_compile_cache: options.NoCompileCache = False,
-    mesh: device_flags.Mesh = None,
-    dispatch: device_flags.Dispatch = "auto",
 ) -> None:
     """Time every combination of batch size, prompt length and output length. Real devices only."""
-    from moejax.bench.source import resolve_source
+    from moejax.cli.facts import read_facts
 
-    source = resolve_source(checkpoint, random)
-    works = works_of(source, batch_size, input_len, output_len, prefill_len)
-    if report is not None:
-        from moejax.bench.report import check_report
-
-        check_report(report)
-    startup.prepare_jax(compile_cache=not no_compile_cache, quiet=quiet)
+    facts = read_facts(source.source(), None)
+    works = works_of(facts, work)
+    results.check()
+    startup.prepare_jax(compile_cache=not model.no_compile_cache, quiet=quiet)
     from moejax.bench.latency import check_rounds, measure_latency
     from moejax.bench.machine import describe_run
     from moejax.bench.roofline import measure_roofline
+    from moejax.cli.load import load_model
 
     check_rounds(num_iters_warmup, num_iters)
-    model = load_timed(
-        source,
-        mesh,
-        dispatch,
-        dtype=dtype,
-        expert_backend=expert_backend,
-        seed=model_seed,
-        batch_size=max(work.batch_size for work in works),
-        quiet=quiet,
-    )
+    largest = max(work.batch_size for work in works)
+    loaded = load_model(facts, mesh, model, batch_size=largest, timed=True, quiet=quiet)
     with console.progress("measuring what this machine can do", quiet=quiet):
-        roofline = measure_roofline(model.dtype)
+        roofline = measure_roofline(loaded.dtype)
     measured = []
     with console.progress("timing", quiet=quiet) as step:
-        for one in measure_latency(model, works, roofline, warmup=num_iters_warmup, rounds=num_iters, on_round=step):
+        for one in measure_latency(loaded, works, roofline, warmup=num_iters_warmup, rounds=num_iters, on_round=step):
             measured.append(one.as_json())
     result = {
         **describe_run(),
-        "model": describe_model(model, source),
+        "model": describe_model(loaded, facts.name),
         "roofline": vars(roofline) | {"bandwidth": roofline.bandwidth},
         "latency": measured,
     }
-    if write_result(result, report, json=json):
+    if write_result(result, results):
         console.write_rendered(_table(measured))
 
 

@@ -1,11 +1,12 @@
 """The flags that several of the `moejax bench` commands have."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from moejax.cli.options import whole_number
+from moejax.cli.options import option, whole
 from moejax.families.table import named_configs
 
 WORK, MODEL, OUTPUT = "What is timed", "Model", "Results"
@@ -19,11 +20,7 @@ class Range(tuple[int, int]):
     """The ends of a range given as LOW-HIGH."""
 
 
-# Defaults, as parsed.
-NO_NUMBERS = Numbers()
-BATCH_SIZES, INPUT_LENS, OUTPUT_LENS = Numbers((1,)), Numbers((128,)), Numbers((64,))
-RAGGED = Range((16, 256))
-RANGE_DEFAULT = f"{RAGGED[0]}-{RAGGED[1]} by default."  # typer shows a text as a default in parentheses
+RAGGED = Range((16, 256))  # lengths of ragged requests
 
 
 def numbers(value: Any) -> Numbers:
@@ -46,80 +43,82 @@ def number_range(value: Any) -> Range:
     return Range((int(ends[0]), int(ends[-1])))
 
 
-Checkpoint = Annotated[
-    str | None,
-    typer.Argument(metavar="CHECKPOINT", help="A checkpoint folder, demo, or random:NAME.", show_default=False),
-]
-Random = Annotated[
-    str | None,
-    typer.Option(
-        "--random",
-        rich_help_panel=MODEL,
-        metavar="MODEL",
-        help=f"Random weights instead of a CHECKPOINT: {', '.join(named_configs())}, or the path of a config.json.",
-    ),
-]
+Rounds = Annotated[int, whole("--num-iters", "-r", panel=WORK, help="Rounds that are timed.")]
 
 
-def _list(*flags: str, help: str) -> Any:
-    return typer.Option(*flags, rich_help_panel=WORK, parser=numbers, metavar="N[,N...]", help=help)
+def numbers_option(*names: str, help: str, **settings: Any) -> Any:
+    """A flag whose value is several whole numbers."""
+    return option(*names, panel=WORK, parser=numbers, metavar="N[,N...]", help=help, **settings)
 
 
-def _whole(*flags: str, help: str, panel: str = WORK) -> Any:
-    return typer.Option(*flags, rich_help_panel=panel, parser=whole_number, metavar="N", help=help)
+def range_option(*names: str, help: str) -> Any:
+    """A flag whose value is a range of lengths."""
+    said = f"{help}, drawn from this range; {RAGGED[0]}-{RAGGED[1]} by default."  # typer would show it in parentheses
+    return option(*names, panel=WORK, parser=number_range, metavar="LOW-HIGH", help=said, show_default=False)
 
 
-BatchSizes = Annotated[Numbers, _list("--batch-size", "-b", help="Prompts at a time.")]
-InputLens = Annotated[Numbers, _list("--input-len", "-p", help="Tokens of each prompt.")]
-OutputLens = Annotated[Numbers, _list("--output-len", "-n", help="Tokens generated after each prompt.")]
-PrefillLens = Annotated[
-    Numbers,
-    typer.Option(
-        "--prefill-len",
-        rich_help_panel=WORK,
-        parser=numbers,
-        metavar="N[,N...]",
-        help="Also time the prefill of one prompt of N tokens by itself.",
-        show_default=False,
-    ),
-]
-NumPrompts = Annotated[int, _whole("--num-prompts", help="Requests in all.")]
-InputRange = Annotated[
-    Range,
-    typer.Option(
-        "--input-len",
-        "-p",
-        rich_help_panel=WORK,
-        parser=number_range,
-        metavar="LOW-HIGH",
-        help=f"Tokens of each prompt, drawn from this range; {RANGE_DEFAULT}",
-        show_default=False,
-    ),
-]
-OutputRange = Annotated[
-    Range,
-    typer.Option(
-        "--output-len",
-        "-n",
-        rich_help_panel=WORK,
-        parser=number_range,
-        metavar="LOW-HIGH",
-        help=f"Tokens generated after each prompt, drawn from this range; {RANGE_DEFAULT}",
-        show_default=False,
-    ),
-]
-Rounds = Annotated[int, _whole("--num-iters", "-r", help="Rounds that are timed.")]
-Warmup = Annotated[int, _whole("--num-iters-warmup", help="Rounds before them, which compile.")]
-Seed = Annotated[int, _whole("--model-seed", panel=MODEL, help="Seed of random weights.")]
-Json = Annotated[bool, typer.Option("--json", rich_help_panel=OUTPUT, help="Print a JSON object instead of a table.")]
-Report = Annotated[
-    Path | None,
-    typer.Option(
-        "--report",
-        rich_help_panel=OUTPUT,
-        metavar="DIR",
-        help="Write JSON with every sample, a Markdown page and PNG plots there (needs moejax[bench]). DIR is made, or "
-        "written over; the folder that it is in has to exist.",
-        show_default=False,
-    ),
-]
+@dataclass(frozen=True, kw_only=True)
+class SourceFlags:
+    """The model that is timed."""
+
+    checkpoint: Annotated[
+        str | None,
+        typer.Argument(metavar="CHECKPOINT", help="A checkpoint folder, demo, or random:NAME.", show_default=False),
+    ] = None
+    random: Annotated[
+        str | None,
+        option(
+            "--random",
+            panel=MODEL,
+            metavar="MODEL",
+            help=f"Random weights instead of a CHECKPOINT: {', '.join(named_configs())}, or the path of a config.json.",
+        ),
+    ] = None
+
+    def source(self) -> str:
+        """What `moejax.load` takes; ValueError for a checkpoint and random weights, or neither."""
+        from moejax.bench.source import resolve_source
+
+        return resolve_source(self.checkpoint, self.random)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkFlags:
+    """Batches of equal prompts."""
+
+    batch_size: Annotated[Numbers, numbers_option("--batch-size", "-b", help="Prompts at a time.")] = Numbers((1,))
+    input_len: Annotated[Numbers, numbers_option("--input-len", "-p", help="Tokens of each prompt.")] = Numbers((128,))
+    output_len: Annotated[Numbers, numbers_option("--output-len", "-n", help="Tokens generated after each prompt.")] = (
+        Numbers((64,))
+    )
+    prefill_len: Annotated[
+        Numbers,
+        numbers_option(
+            "--prefill-len", help="Also time the prefill of one prompt of N tokens by itself.", show_default=False
+        ),
+    ] = Numbers()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultFlags:
+    """Where the numbers go."""
+
+    json: Annotated[bool, option("--json", panel=OUTPUT, help="Print a JSON object instead of a table.")] = False
+    report: Annotated[
+        Path | None,
+        option(
+            "--report",
+            panel=OUTPUT,
+            metavar="DIR",
+            help="Write JSON with every sample, a Markdown page and PNG plots there (needs moejax[bench]). DIR is "
+            "made, or written over; the folder that it is in has to exist.",
+            show_default=False,
+        ),
+    ] = None
+
+    def check(self) -> None:
+        """Raises ValueError where no report can be written."""
+        if self.report is not None:
+            from moejax.bench.report import check_report
+
+            check_report(self.report)

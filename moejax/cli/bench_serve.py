@@ -5,9 +5,9 @@ import json as json_format
 import math
 from typing import Annotated
 
-import typer
-
 from moejax.cli import console, options
+from moejax.cli.groups import grouped
+from moejax.cli.options import option, real, whole
 
 EXAMPLES = (
     "moejax bench serve --base-url http://127.0.0.1:8000 --num-prompts 200 --max-concurrency 16",
@@ -15,78 +15,54 @@ EXAMPLES = (
 )
 
 SOME_FAILED = 1  # exit code
-TIMEOUT = 600.0  # seconds
-
-BaseUrl = Annotated[str, typer.Option("--base-url", metavar="URL", help="Where the server is.")]
-ModelName = Annotated[
-    str | None, typer.Option("--model", metavar="NAME", help="Its name there; the first of /v1/models by default.")
-]
-ApiKey = Annotated[
-    str | None,
-    typer.Option("--api-key", metavar="KEY", envvar="MOEJAX_API_KEY", help="What the server was started with."),
-]
 
 
-def _whole(*names: str, help: str) -> typer.models.OptionInfo:
-    return typer.Option(*names, parser=options.whole_number, metavar="N", help=help)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoadFlags:
+    """The fields of `Load`."""
 
-
-def _real(*names: str, help: str) -> typer.models.OptionInfo:
-    return typer.Option(*names, parser=options.number, metavar="X", help=help)
-
-
-def serve(
-    base_url: BaseUrl = "http://127.0.0.1:8000",
-    model: ModelName = None,
-    api_key: ApiKey = None,
-    num_prompts: Annotated[int, _whole("--num-prompts", help="Requests in all.")] = 100,
+    base_url: Annotated[str, option("--base-url", metavar="URL", help="Where the server is.")] = "http://127.0.0.1:8000"
+    model: Annotated[
+        str | None, option("--model", metavar="NAME", help="Its name there; the first of /v1/models by default.")
+    ] = None
+    api_key: Annotated[
+        str | None,
+        option("--api-key", metavar="KEY", envvar="MOEJAX_API_KEY", help="What the server was started with."),
+    ] = None
+    num_prompts: Annotated[int, whole("--num-prompts", help="Requests in all.")] = 100
     request_rate: Annotated[
-        float, _real("--request-rate", help="Requests per second, at random times; inf sends all at once.")
-    ] = math.inf,
-    max_concurrency: Annotated[
-        int | None, _whole("--max-concurrency", help="Most requests under way at a time.")
-    ] = None,
-    input_len: Annotated[int, _whole("--input-len", "-p", help="Mean tokens of a prompt.")] = 128,
-    output_len: Annotated[int, _whole("--output-len", "-n", help="Mean tokens of an answer.")] = 128,
+        float, real("--request-rate", help="Requests per second, at random times; inf sends all at once.")
+    ] = math.inf
+    max_concurrency: Annotated[int | None, whole("--max-concurrency", help="Most requests under way at a time.")] = None
+    input_len: Annotated[int, whole("--input-len", "-p", help="Mean tokens of a prompt.")] = 128
+    output_len: Annotated[int, whole("--output-len", "-n", help="Mean tokens of an answer.")] = 128
     range_ratio: Annotated[
-        float, _real("--range-ratio", help="Lengths differ from their mean by up to this part of it.")
-    ] = 0.5,
-    vocab_size: Annotated[int, _whole("--vocab-size", help="Prompts are random token ids below N.")] = 1000,
-    temperature: Annotated[float, _real("--temperature", help="0 takes the most probable token.")] = 0.0,
+        float, real("--range-ratio", help="Lengths differ from their mean by up to this part of it.")
+    ] = 0.5
+    vocab_size: Annotated[int, whole("--vocab-size", help="Prompts are random token ids below N.")] = 1000
+    temperature: Annotated[float, real("--temperature", help="0 takes the most probable token.")] = 0.0
     ignore_eos: Annotated[
-        bool, typer.Option("--ignore-eos/--no-ignore-eos", help="Whether every answer has its full length.")
-    ] = True,
-    seed: Annotated[int, _whole("--seed", help="Of lengths, prompts and times of sending.")] = 0,
-    timeout: Annotated[
-        float, _real("--timeout", help="Seconds of silence after which a request has failed.")
-    ] = TIMEOUT,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON, with the keys of vllm bench serve.")] = False,
+        bool, option("--ignore-eos/--no-ignore-eos", help="Whether every answer has its full length.")
+    ] = True
+    seed: Annotated[int, whole("--seed", help="Of lengths, prompts and times of sending.")] = 0
+    timeout: Annotated[float, real("--timeout", help="Seconds of silence after which a request has failed.")] = 600.0
+
+
+@grouped
+def serve(
+    flags: LoadFlags,
+    json: Annotated[bool, option("--json", help="Print JSON, with the keys of vllm bench serve.")] = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> int:
     """Measure a running server under load. Exit code 0: every request was answered, 1: some failed."""
     from moejax.bench import serving_load, serving_report  # here, so that --help does not import numpy
 
-    load = serving_load.Load(
-        base_url=base_url,
-        model=model or "",
-        api_key=api_key,
-        num_prompts=num_prompts,
-        input_len=input_len,
-        output_len=output_len,
-        range_ratio=range_ratio,
-        request_rate=request_rate,
-        max_concurrency=max_concurrency,
-        vocab_size=vocab_size,
-        temperature=temperature,
-        ignore_eos=ignore_eos,
-        seed=seed,
-        timeout=timeout,
-    )
-    if model is None:  # asked for last: a wrong flag is told without a server
-        load = dataclasses.replace(load, model=_model_of(base_url, api_key))
+    load = serving_load.Load(**{**vars(flags), "model": flags.model or ""})
+    if flags.model is None:  # asked for last: a wrong flag is told without a server
+        load = dataclasses.replace(load, model=_model_of(flags.base_url, flags.api_key))
     requests = serving_load.plan(load)
-    with console.progress(f"sending {num_prompts} requests", quiet=quiet):
+    with console.progress(f"sending {flags.num_prompts} requests", quiet=quiet):
         outcomes, duration = serving_load.run(load, requests)
     summary = serving_report.summarize(load, outcomes, duration)
     if json:

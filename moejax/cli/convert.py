@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moejax.cli import console, options
+from moejax.cli.groups import grouped
+from moejax.cli.options import option, whole
 from moejax.cli.progress import byte_bars
 
 if TYPE_CHECKING:
@@ -22,6 +24,36 @@ EXAMPLES = (
 _FIXED_BYTES = 600_000_000  # what the memory bound allows beside three times the largest item
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConvertFlags:
+    """The arguments of `moejax.convert` of the same names."""
+
+    dtype: Annotated[
+        str, option("--dtype", metavar="NAME", help="bfloat16, float16 or float32; auto keeps what is stored.")
+    ] = "auto"
+    restart: Annotated[
+        bool, option("--restart", help="Begin anew where a conversion, finished or not, is in TARGET.")
+    ] = False
+    force: Annotated[
+        bool, option("--force", help="Convert into a folder that holds something else; weights there are replaced.")
+    ] = False
+    allow_nan: Annotated[
+        bool, option("--allow-nan", help="Convert NaN and infinite values instead of refusing them.")
+    ] = False
+    verify: Annotated[bool, option("--verify/--no-verify", help="Read every array back and compare its checksum.")] = (
+        True
+    )
+    verify_logits: Annotated[
+        bool, option("--verify-logits", help="Compare the logits of SOURCE and TARGET, one model after the other.")
+    ] = False
+    workers: Annotated[int, whole("--workers", help="Items in flight, as far as memory allows.")] = 2
+    shard_size: Annotated[
+        str | None,
+        option("--shard-size", metavar="SIZE", help="Most bytes in a safetensors file, as in 500MB; 5GB if not given."),
+    ] = None
+
+
+@grouped
 def convert(
     source: Annotated[
         str,
@@ -35,62 +67,19 @@ def convert(
             metavar="TARGET", help="The folder to make; an unfinished one is continued.", show_default=False
         ),
     ],
-    dtype: Annotated[
-        str, typer.Option("--dtype", metavar="NAME", help="bfloat16, float16 or float32; auto keeps what is stored.")
-    ] = "auto",
-    restart: Annotated[
-        bool, typer.Option("--restart", help="Begin anew where a conversion, finished or not, is in TARGET.")
-    ] = False,
-    force: Annotated[
-        bool,
-        typer.Option("--force", help="Convert into a folder that holds something else; weights there are replaced."),
-    ] = False,
-    allow_nan: Annotated[
-        bool, typer.Option("--allow-nan", help="Convert NaN and infinite values instead of refusing them.")
-    ] = False,
-    verify: Annotated[
-        bool, typer.Option("--verify/--no-verify", help="Read every array back and compare its checksum.")
-    ] = True,
-    verify_logits: Annotated[
-        bool,
-        typer.Option("--verify-logits", help="Compare the logits of SOURCE and TARGET, one model after the other."),
-    ] = False,
-    workers: Annotated[
-        int,
-        typer.Option(
-            "--workers", metavar="N", parser=options.whole_number, help="Items in flight, as far as memory allows."
-        ),
-    ] = 2,
-    shard_size: Annotated[
-        str | None,
-        typer.Option(
-            "--shard-size", metavar="SIZE", help="Most bytes in a safetensors file, as in 500MB; 5GB if not given."
-        ),
-    ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the report as a JSON object and not as text.")] = False,
+    flags: ConvertFlags,
+    json: Annotated[bool, option("--json", help="Print the report as a JSON object and not as text.")] = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
     """Convert a checkpoint from Hugging Face's format to Orbax, or back. The same command continues a stopped one."""
-    if not verify_logits:
+    if not flags.verify_logits:
         # Arrays stay on the host: without this JAX, which Orbax starts, would take most of a GPU's memory.
         os.environ["JAX_PLATFORMS"] = "cpu"
     import moejax
 
     with byte_bars({"convert": "converting", "check": "reading back"}, quiet=quiet) as on_progress:
-        report = moejax.convert(
-            source,
-            target,
-            dtype=dtype,
-            restart=restart,
-            force=force,
-            allow_nan=allow_nan,
-            verify=verify,
-            verify_logits=verify_logits,
-            workers=workers,
-            shard_size=shard_size,
-            on_progress=on_progress,
-        )
+        report = moejax.convert(source, target, **vars(flags), on_progress=on_progress)
     if not quiet:
         for path, problem in report.changed.items():
             console.warn(f"{path} {problem}")

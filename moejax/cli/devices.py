@@ -1,68 +1,42 @@
-"""The devices of a command: a mesh, simulated ones, those of several processes. Checked before JAX starts."""
+"""Where a command runs: on which devices, as which of several processes. Checked before JAX starts."""
 
 import os
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
-import typer
-
-from moejax.cli.options import whole_number
-from moejax.moe.split import DISPATCHES
-
-PANEL = "Devices and processes"
-
-
-def _whole(*names: str, metavar: str = "N", help: str) -> Any:
-    return typer.Option(*names, rich_help_panel=PANEL, parser=whole_number, metavar=metavar, help=help)
-
-
-Mesh = Annotated[
-    str | None,
-    typer.Option(
-        "--mesh",
-        rich_help_panel=PANEL,
-        metavar="MESH",
-        help="How many devices along each axis, as in data=1,expert=4,tensor=2, or auto, what `moejax mesh compare` "
-        "ranks first. One device by default.",
-        show_default=False,
-    ),
-]
-Dispatch = Annotated[
-    str,
-    typer.Option(
-        "--dispatch",
-        rich_help_panel=PANEL,
-        metavar="NAME",
-        help=f"How tokens reach their experts on a mesh: auto, {', '.join(DISPATCHES)}.",
-    ),
-]
-SimulateDevices = Annotated[
-    int | None, _whole("--simulate-devices", help="Act as N CPU devices in each process, to try a mesh anywhere.")
-]
-CoordinatorAddress = Annotated[
-    str | None,
-    typer.Option(
-        "--coordinator-address",
-        rich_help_panel=PANEL,
-        metavar="HOST:PORT",
-        help="Where process 0 waits for the others: its host, and any free port there.",
-    ),
-]
-NumProcesses = Annotated[int | None, _whole("--num-processes", help="How many processes run this command together.")]
-ProcessId = Annotated[int | None, _whole("--process-id", metavar="I", help="Which of them this is, from 0.")]
-Distributed = Annotated[
-    bool,
-    typer.Option(
-        "--distributed", rich_help_panel=PANEL, help="One of several processes, as Slurm, Open MPI or Kubernetes says."
-    ),
-]
+from moejax.cli.options import DEVICES, option, whole
 
 
 @dataclass(frozen=True, kw_only=True)
 class Devices:
-    """Where a command runs. By default: on what JAX finds, in one process.
+    """The devices of a command. By default those that JAX finds.
 
-    simulate_devices: CPU devices that each process simulates; None takes those that JAX finds.
+    Raises:
+        ValueError: for values out of range, and where JAX was told to use others.
+    """
+
+    simulate_devices: Annotated[
+        int | None,
+        whole(
+            "--simulate-devices", panel=DEVICES, help="Act as N CPU devices in each process, to try a mesh anywhere."
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        if self.simulate_devices is None:
+            return
+        if self.simulate_devices < 1:
+            raise ValueError(f"--simulate-devices must be at least 1, got {self.simulate_devices}")
+        if (platforms := os.environ.get("JAX_PLATFORMS", "cpu")) != "cpu":
+            raise ValueError(
+                f"--simulate-devices simulates CPU devices, but JAX_PLATFORMS={platforms!r}; set it to cpu"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Processes:
+    """Which of several processes this is. By default it is alone.
+
     coordinator_address, num_processes, process_id: all three, or none of them.
     distributed: the cluster's own environment variables say all three.
 
@@ -70,14 +44,27 @@ class Devices:
         ValueError: for values out of range, and for flags that do not go together.
     """
 
-    simulate_devices: int | None = None
-    coordinator_address: str | None = None
-    num_processes: int | None = None
-    process_id: int | None = None
-    distributed: bool = False
+    coordinator_address: Annotated[
+        str | None,
+        option(
+            "--coordinator-address",
+            panel=DEVICES,
+            metavar="HOST:PORT",
+            help="Where process 0 waits for the others: its host, and any free port there.",
+        ),
+    ] = None
+    num_processes: Annotated[
+        int | None, whole("--num-processes", panel=DEVICES, help="How many processes run this command together.")
+    ] = None
+    process_id: Annotated[
+        int | None, whole("--process-id", panel=DEVICES, metavar="I", help="Which of them this is, from 0.")
+    ] = None
+    distributed: Annotated[
+        bool,
+        option("--distributed", panel=DEVICES, help="One of several processes, as Slurm, Open MPI or Kubernetes says."),
+    ] = False
 
     def __post_init__(self) -> None:
-        self._check_simulation()
         flags = {
             "--coordinator-address": self.coordinator_address,
             "--num-processes": self.num_processes,
@@ -104,16 +91,6 @@ class Devices:
     def several(self) -> bool:
         """Whether this is one of several processes."""
         return self.distributed or self.num_processes is not None
-
-    def _check_simulation(self) -> None:
-        if self.simulate_devices is None:
-            return
-        if self.simulate_devices < 1:
-            raise ValueError(f"--simulate-devices must be at least 1, got {self.simulate_devices}")
-        if (platforms := os.environ.get("JAX_PLATFORMS", "cpu")) != "cpu":
-            raise ValueError(
-                f"--simulate-devices simulates CPU devices, but JAX_PLATFORMS={platforms!r}; set it to cpu"
-            )
 
 
 def split_address(address: str) -> tuple[str, int]:

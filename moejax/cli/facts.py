@@ -3,30 +3,31 @@
 from dataclasses import dataclass
 
 from moejax.checkpoint import Checkpoint, open_checkpoint
-from moejax.cli.options import RANDOM
 from moejax.families.config import ModelConfig, sequence_limit
-from moejax.families.table import named_config
+from moejax.families.table import RANDOM, named_config
 from moejax.text.tokenizer import Tokenizer, missing_tokenizer_message
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts:
+class SourceFacts:
     """The fields of a `Model` of the same names, as far as `moejax.decoding.requests` checks requests with them.
 
+    name: as the command was given it.
     source: what `moejax.load` is given: the name of random weights, or the checkpoint, which is then not opened twice.
+    dtype: that the checkpoint is stored in; what the word "auto" means.
     """
 
+    name: str
     source: str | Checkpoint
-
     config: ModelConfig
     tokenizer: Tokenizer | None
     no_tokenizer_reason: str | None
     max_seq_len: int
     eos_token_ids: tuple[int, ...]
-    dtype: str  # that the checkpoint is stored in; what the word "auto" means
+    dtype: str
 
 
-def read_facts(source: str, max_seq_len: int | None) -> Facts:
+def read_facts(source: str, max_seq_len: int | None) -> SourceFacts:
     """The facts about the model that `moejax.load(source, max_seq_len=max_seq_len)` would load.
 
     Raises:
@@ -42,7 +43,8 @@ def read_facts(source: str, max_seq_len: int | None) -> Facts:
         config, eos_token_ids, dtype = checkpoint.config, checkpoint.eos_token_ids, checkpoint.dtype
         tokenizer = checkpoint.tokenizer
         reason = None if tokenizer else missing_tokenizer_message(checkpoint.folder)
-    return Facts(
+    return SourceFacts(
+        name=source,
         source=given,
         config=config,
         tokenizer=tokenizer,

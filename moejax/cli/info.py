@@ -3,10 +3,8 @@
 import json as json_format
 from typing import Annotated
 
-import typer
-
 from moejax.cli import console, options
-from moejax.cli import devices as device_flags
+from moejax.cli.groups import grouped
 
 EXAMPLES = (
     "moejax info demo",
@@ -15,12 +13,12 @@ EXAMPLES = (
 )
 
 
+@grouped
 def info(
     checkpoint: options.Checkpoint,
-    json: Annotated[bool, typer.Option("--json", help="Print a JSON object and no tables.")] = False,
+    mesh: options.MeshFlags,
+    json: Annotated[bool, options.option("--json", help="Print a JSON object and no tables.")] = False,
     debug: options.Debug = False,
-    mesh: device_flags.Mesh = None,
-    dispatch: device_flags.Dispatch = "auto",
 ) -> None:
     """Show what is in a checkpoint and whether it fits this machine, without reading its weights.
 
@@ -28,7 +26,7 @@ def info(
     """
     from moejax.cli.inspection import inspect  # here, so that --help imports neither numpy nor rich
 
-    found = inspect(checkpoint, mesh, dispatch)
+    found = inspect(checkpoint, mesh.mesh, mesh.dispatch)
     if json:
         console.write(f"{json_format.dumps(found, ensure_ascii=False)}\n")
         return

@@ -7,10 +7,9 @@ from typing import Any
 from convert import SafetensorsFolder
 from moejax.checkpoint import Checkpoint, open_checkpoint
 from moejax.cli import startup
-from moejax.cli.options import RANDOM
 from moejax.families.config import ModelConfig
 from moejax.families.kv_cache import cache_elements_per_token
-from moejax.families.table import named_config, parameters_of, weights_of
+from moejax.families.table import RANDOM, named_config, parameters_of, weights_of
 from moejax.moe.split import Split, make_rules
 from moejax.planning.auto import asked_split, check_split
 from moejax.planning.footprint import weight_bytes

@@ -13,7 +13,7 @@ from rich.text import Text
 from moejax.families.kv_cache import cache_placements
 from moejax.families.table import weights_of
 from moejax.moe.split import Split, make_rules, resolve_split
-from moejax.planning.calls import cache_slots
+from moejax.planning.calls import cache_positions
 from moejax.planning.models import model_config, stored_dtype
 from moejax.planning.units import BYTES, amount, common_unit, number
 from moejax.planning.workload import Workload, default_lengths
@@ -25,11 +25,11 @@ from sharding import Placement, bytes_per_device
 
 @dataclass(frozen=True, kw_only=True)
 class Placed:
-    """Where every array is, of how many sequences the cache is, and of how many rows (padding included)."""
+    """Where every array is, of how many sequences the cache is, and of how many with padding."""
 
     split: Split
     batch_size: int
-    rows: int
+    sequences: int
     params: list[Placement]
     cache: list[Placement]
 
@@ -38,7 +38,7 @@ class Placed:
             "mesh": dict(self.split.mesh.shape),
             "dispatch": self.split.dispatch,
             "batch_size": self.batch_size,
-            "cache_rows": self.rows,
+            "cache_rows": self.sequences,
             "weight_bytes_per_device": bytes_per_device(self.params),
             "cache_bytes_per_device": bytes_per_device(self.cache),
             "arrays": [asdict(one) for one in (*self.params, *self.cache)],
@@ -58,13 +58,13 @@ def placed(model: str, mesh: str, dispatch: str, *, dtype: str, batch_size: int,
     workload.check(config)
     split = resolve_split(config, mesh, dispatch)
     rules = make_rules(config, split.mesh, split.dispatch)
-    rows = batch_bucket(workload.batch_size, rules.parts("batch"))
+    sequences = batch_bucket(workload.batch_size, rules.parts("batch"))
     return Placed(
         split=split,
         batch_size=batch_size,
-        rows=rows,
+        sequences=sequences,
         params=weight_placements(weights_of(config), rules, workload.dtype),
-        cache=cache_placements(config, rules, rows, cache_slots(workload), workload.dtype),
+        cache=cache_placements(config, rules, sequences, cache_positions(workload), workload.dtype),
     )
 
 
@@ -85,15 +85,17 @@ def show_tables(found: Placed) -> Iterator[RenderableType]:
     yield table
     weights, cache = bytes_per_device(found.params), bytes_per_device(found.cache)
     yield Text(
-        f"per device: weights {amount(weights, BYTES)}, cache of {found.rows:,} rows {amount(cache, BYTES)}, "
+        f"per device: weights {amount(weights, BYTES)}, cache of {found.sequences:,} sequences {amount(cache, BYTES)}, "
         f"together {amount(weights + cache, BYTES)}"
     )
-    if found.rows != found.batch_size:
-        yield Text(f"padded: --batch-size {found.batch_size:,} takes {found.rows:,} rows, {_why_padded(found)}")
+    if found.sequences != found.batch_size:
+        yield Text(
+            f"padded: --batch-size {found.batch_size:,} takes {found.sequences:,} sequences, {_why_padded(found)}"
+        )
 
 
 def _why_padded(found: Placed) -> str:
-    """The engine's rule for the rows of a batch, as far as it changed this one."""
+    """The engine's rule for the size of a batch, as far as it changed this one."""
     over = next(one for axis, one in zip(found.cache[0].axes, found.cache[0].spec, strict=True) if axis == "batch")
     if found.split.mesh.extent(over) == 1:
         return "the next power of two"

@@ -14,7 +14,7 @@ from moejax.cli.mesh_words import batch_note, crossover_table, definitions, impo
 from moejax.planning.hardware import Hardware
 from moejax.planning.rows import MeshRow, Objective, Phase
 from moejax.planning.units import BYTES, SECONDS, Unit, amount, common_unit, number
-from moejax.runtime.buckets import MAX_ROWS, MAX_SERVED_ROWS
+from moejax.runtime.buckets import MAX_SEQUENCES, MAX_SERVED_SEQUENCES
 
 LONGEST_BAR, SHORTEST_BAR = 24, 4  # characters of the longest step; a terminal too narrow for the shortest shows none
 WIDE, NARROW = 2, 1  # characters between two columns; narrow where the bar would be shorter than ENOUGH_BAR
@@ -204,8 +204,8 @@ def _words(rows: Sequence[MeshRow], objective: Objective) -> list[tuple[str, Tex
         (
             "most",
             Text(
-                f"sequences that fit: a power of two, at most {MAX_SERVED_ROWS:,} as moejax serve decodes at a time "
-                f"(moejax decode: {MAX_ROWS})"
+                f"sequences that fit: a power of two, at most {MAX_SERVED_SEQUENCES:,} as moejax serve decodes at "
+                f"a time (moejax decode: {MAX_SEQUENCES})"
             ),
         ),
         ("peak", Text("tokens/s with so many sequences")),

@@ -17,7 +17,7 @@ from moejax.planning.hardware import Hardware
 from moejax.planning.ranking import best
 from moejax.planning.rows import OBJECTIVES, MeshRow, Objective
 from moejax.planning.units import BYTES, FLOPS, LINK_RATES, amount
-from moejax.runtime.buckets import MAX_ROWS, MAX_SERVED_ROWS
+from moejax.runtime.buckets import MAX_SEQUENCES, MAX_SERVED_SEQUENCES
 from sharding.collectives import wire_elements
 from sharding.collectives.collective import ITEM_SIZES
 
@@ -26,11 +26,11 @@ MOST_REFUSED = 8  # lines about splits that cannot be used
 
 def batch_note(batch: int) -> str:
     """Which commands decode so many sequences at a time, where not all do."""
-    if batch <= MAX_ROWS:
+    if batch <= MAX_SEQUENCES:
         return ""
-    if batch <= MAX_SERVED_ROWS:
-        return f" (at a time by moejax serve --max-batch {batch}; moejax decode takes {MAX_ROWS} at a time)"
-    return f" (more than moejax serve decodes at a time: {MAX_SERVED_ROWS:,} at most)"
+    if batch <= MAX_SERVED_SEQUENCES:
+        return f" (at a time by moejax serve --max-batch {batch}; moejax decode takes {MAX_SEQUENCES} at a time)"
+    return f" (more than moejax serve decodes at a time: {MAX_SERVED_SEQUENCES:,} at most)"
 
 
 def verdicts(rows: Sequence[MeshRow], objective: Objective) -> Table:

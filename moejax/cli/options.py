@@ -1,19 +1,29 @@
-"""The flags of `moejax decode`: names, help and how their values are read. Ranges are checked by `SamplingParams`."""
+"""Flags that several commands have, in groups: names, help and how their values are read.
+
+Each group is a dataclass whose fields are flags (`moejax.cli.groups`). Ranges are checked by what the values are for.
+"""
 
 import re
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moejax.families.table import named_configs
+from moejax.decoding.sampling_params import SamplingParams
+from moejax.families.table import RANDOM, named_configs
+from moejax.moe.split import DISPATCHES
+
+if TYPE_CHECKING:
+    from moejax.cli.facts import SourceFacts
+    from moejax.moe.split import Split
 
 # Panels of the help text. What has none stands in the first, beside --help.
 STOPPING, SAMPLING, REPORTS, MODEL = "Length and stopping", "Sampling", "Reports", "Model"
-
-RANDOM = "random:"  # what a CHECKPOINT that is made of random weights begins with
+DEVICES = "Devices and processes"
 
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
 _ESCAPE = re.compile(r"\\(x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|.|$)", re.DOTALL)
+_DEFAULT = SamplingParams()
 
 
 def whole_number(value: Any) -> int:
@@ -48,150 +58,235 @@ def unescaped(value: str) -> str:
     return _ESCAPE.sub(character, value)
 
 
-def _option(*names: str, help: str, panel: str | None = None, **settings: Any) -> Any:
+def option(*names: str, help: str, panel: str | None = None, **settings: Any) -> Any:
+    """A flag, under the heading `panel` of the help text."""
     return typer.Option(*names, help=help, rich_help_panel=panel, **settings)
 
 
-def _whole(*names: str, panel: str, help: str, metavar: str = "N") -> Any:
-    return _option(*names, panel=panel, help=help, parser=whole_number, metavar=metavar)
+def whole(*names: str, help: str, panel: str | None = None, metavar: str = "N", **settings: Any) -> Any:
+    """A flag whose value is a whole number."""
+    return option(*names, help=help, panel=panel, parser=whole_number, metavar=metavar, **settings)
 
 
-def _real(*names: str, panel: str, help: str) -> Any:
-    return _option(*names, panel=panel, help=help, parser=number, metavar="X")
+def real(*names: str, help: str, panel: str | None = None, **settings: Any) -> Any:
+    """A flag whose value is a number."""
+    return option(*names, help=help, panel=panel, parser=number, metavar="X", **settings)
 
 
-# --- prompts ---
-Prompt = Annotated[
-    list[str] | None,
-    _option("--prompt", metavar="TEXT", help='Text to continue, repeatable. "-" reads standard input.'),
-]
-TokenIds = Annotated[
-    list[str] | None,
-    _option("--token-ids", metavar="IDS", help='A prompt of token ids, "0 17 42", repeatable.'),
-]
-Chat = Annotated[bool, _option("--chat", help="Each prompt is a user's message, put into the chat template.")]
-System = Annotated[str | None, _option("--system", metavar="TEXT", help="System message, with --chat.")]
-
-# --- length and stopping ---
-MaxTokens = Annotated[
-    int,
-    _whole("--max-tokens", "--max-new-tokens", "-n", panel=STOPPING, help="Most tokens to generate."),
-]
-MinTokens = Annotated[
-    int, _whole("--min-tokens", panel=STOPPING, help="Neither EOS nor a stop ends the text before this many tokens.")
-]
-Stop = Annotated[
-    list[str] | None,
-    _option(
-        "--stop",
-        panel=STOPPING,
-        metavar="TEXT",
-        parser=unescaped,
-        help=r"A text that ends the output, repeatable. Escapes: \n \t \r \xHH \uHHHH, \\ for a backslash.",
-    ),
-]
-StopTokenId = Annotated[
-    list[int] | None,
-    _whole("--stop-token-id", panel=STOPPING, metavar="ID", help="A token that ends the output, repeatable."),
-]
-IgnoreEos = Annotated[bool, _option("--ignore-eos", panel=STOPPING, help="Go on after the end-of-sequence token.")]
-IncludeStop = Annotated[
-    bool, _option("--include-stop-str-in-output", panel=STOPPING, help="Keep the stop text in the output.")
-]
-
-# --- sampling ---
-Temperature = Annotated[
-    float, _real("--temperature", panel=SAMPLING, help="0 takes the most probable token; above 0 is sampling.")
-]
-TopK = Annotated[int, _whole("--top-k", panel=SAMPLING, help="Sample from the N most probable tokens; 0 is all.")]
-TopP = Annotated[
-    float, _real("--top-p", panel=SAMPLING, help="Sample from the fewest tokens whose probabilities add up to X.")
-]
-MinP = Annotated[
-    float, _real("--min-p", panel=SAMPLING, help="Sample from tokens at least X times as probable as the best.")
-]
-RepetitionPenalty = Annotated[
-    float,
-    _real("--repetition-penalty", panel=SAMPLING, help="Above 1: tokens of prompt and output become less likely."),
-]
-PresencePenalty = Annotated[
-    float, _real("--presence-penalty", panel=SAMPLING, help="Subtracted once from the logits of tokens in the output.")
-]
-FrequencyPenalty = Annotated[
-    float, _real("--frequency-penalty", panel=SAMPLING, help="Subtracted for every time a token is in the output.")
-]
-Seed = Annotated[int | None, _whole("--seed", panel=SAMPLING, help="Makes sampling reproducible.")]
-N = Annotated[int, _whole("--n", panel=SAMPLING, help="Outputs per prompt (not to be confused with -n).")]
-
-# --- output ---
-Stream = Annotated[
-    bool | None,
-    _option(
-        "--stream/--no-stream",
-        help="Print text as it is generated. On by default for one prompt with one output.",
-        show_default=False,
-    ),
-]
-Json = Annotated[
-    bool, _option("--json", help="Print a JSON array and no text: for each prompt everything that is known.")
-]
-Logprobs = Annotated[
-    int | None, _whole("--logprobs", panel=REPORTS, help="Show the N most probable tokens at each place of the output.")
-]
-PromptLogprobs = Annotated[
-    int | None, _whole("--prompt-logprobs", panel=REPORTS, help="Show the N most probable tokens along the prompt.")
-]
-RoutedExperts = Annotated[
-    bool, _option("--return-routed-experts", panel=REPORTS, help="Show how often each layer chose each expert.")
-]
-SaveExpertLoad = Annotated[
-    str | None,
-    _option(
-        "--save-expert-load",
-        panel=REPORTS,
-        metavar="FILE",
-        help="Write how often each layer chose each expert to a new file, for moejax mesh compare --expert-load.",
-    ),
-]
-KeepSpecial = Annotated[
-    bool, _option("--no-skip-special-tokens", panel=REPORTS, help="Leave special tokens in the text.")
-]
-Quiet = Annotated[bool, _option("--quiet", help="No statistics and no warnings on stderr.")]
-
-# --- model ---
 Checkpoint = Annotated[
     str,
     typer.Argument(
         metavar="CHECKPOINT",
         help="demo, the folder of a Hugging Face Mixtral checkpoint or of a converted one, or random:NAME for random "
-        "weights, "
-        f"with NAME one of {', '.join(named_configs())}, or the path of a config.json.",
+        f"weights, with NAME one of {', '.join(named_configs())}, or the path of a config.json.",
         show_default=False,
     ),
 ]
-Dtype = Annotated[
-    str,
-    _option(
-        "--dtype", panel=MODEL, metavar="NAME", help="Of the weights: bfloat16, float16, float32, or auto, as stored."
-    ),
-]
+Quiet = Annotated[bool, option("--quiet", help="No statistics and no warnings on stderr.")]
+Debug = Annotated[bool, option("--debug", help="After an error, show the traceback too.")]
 ExpertBackend = Annotated[
     str,
-    _option(
+    option(
         "--expert-backend",
         panel=MODEL,
         metavar="NAME",
         help="How experts are computed: auto, dense, blocked, native, ragged, pallas, tokamax.",
     ),
 ]
-MaxSeqLen = Annotated[
-    int | None,
-    _whole("--max-seq-len", panel=MODEL, help="Limit for prompt and output together, below the model's own."),
-]
-ModelSeed = Annotated[int | None, _whole("--model-seed", panel=MODEL, help="Seed of the weights of random:NAME.")]
-NoCompileCache = Annotated[
-    bool, _option("--no-compile-cache", panel=MODEL, help="Do not keep compiled programs for the next run.")
+Dispatch = Annotated[
+    str,
+    option(
+        "--dispatch",
+        panel=DEVICES,
+        metavar="NAME",
+        help=f"How tokens reach their experts on a mesh: auto, {', '.join(DISPATCHES)}.",
+    ),
 ]
 
-# --- every command ---
-Debug = Annotated[bool, typer.Option("--debug", help="After an error, show the traceback too.")]
+
+@dataclass(frozen=True, kw_only=True)
+class PromptFlags:
+    """What is continued."""
+
+    prompt: Annotated[
+        list[str] | None,
+        option("--prompt", metavar="TEXT", help='Text to continue, repeatable. "-" reads standard input.'),
+    ] = None
+    token_ids: Annotated[
+        list[str] | None,
+        option("--token-ids", metavar="IDS", help='A prompt of token ids, "0 17 42", repeatable.'),
+    ] = None
+    chat: Annotated[bool, option("--chat", help="Each prompt is a user's message, put into the chat template.")] = False
+    system: Annotated[str | None, option("--system", metavar="TEXT", help="System message, with --chat.")] = None
+
+    @property
+    def count(self) -> int:
+        """Prompts that were given."""
+        return len(self.prompt or []) + len(self.token_ids or [])
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingFlags:
+    """The fields of `SamplingParams`."""
+
+    max_tokens: Annotated[
+        int, whole("--max-tokens", "--max-new-tokens", "-n", panel=STOPPING, help="Most tokens to generate.")
+    ] = _DEFAULT.max_tokens
+    min_tokens: Annotated[
+        int, whole("--min-tokens", panel=STOPPING, help="Neither EOS nor a stop ends the text before this many tokens.")
+    ] = _DEFAULT.min_tokens
+    stop: Annotated[
+        list[str] | None,
+        option(
+            "--stop",
+            panel=STOPPING,
+            metavar="TEXT",
+            parser=unescaped,
+            help=r"A text that ends the output, repeatable. Escapes: \n \t \r \xHH \uHHHH, \\ for a backslash.",
+        ),
+    ] = None
+    stop_token_id: Annotated[
+        list[int] | None,
+        whole("--stop-token-id", panel=STOPPING, metavar="ID", help="A token that ends the output, repeatable."),
+    ] = None
+    ignore_eos: Annotated[
+        bool, option("--ignore-eos", panel=STOPPING, help="Go on after the end-of-sequence token.")
+    ] = False
+    include_stop_str_in_output: Annotated[
+        bool, option("--include-stop-str-in-output", panel=STOPPING, help="Keep the stop text in the output.")
+    ] = False
+    temperature: Annotated[
+        float, real("--temperature", panel=SAMPLING, help="0 takes the most probable token; above 0 is sampling.")
+    ] = _DEFAULT.temperature
+    top_k: Annotated[
+        int, whole("--top-k", panel=SAMPLING, help="Sample from the N most probable tokens; 0 is all.")
+    ] = _DEFAULT.top_k
+    top_p: Annotated[
+        float, real("--top-p", panel=SAMPLING, help="Sample from the fewest tokens whose probabilities add up to X.")
+    ] = _DEFAULT.top_p
+    min_p: Annotated[
+        float, real("--min-p", panel=SAMPLING, help="Sample from tokens at least X times as probable as the best.")
+    ] = _DEFAULT.min_p
+    repetition_penalty: Annotated[
+        float,
+        real("--repetition-penalty", panel=SAMPLING, help="Above 1: tokens of prompt and output become less likely."),
+    ] = _DEFAULT.repetition_penalty
+    presence_penalty: Annotated[
+        float,
+        real("--presence-penalty", panel=SAMPLING, help="Subtracted once from the logits of tokens in the output."),
+    ] = _DEFAULT.presence_penalty
+    frequency_penalty: Annotated[
+        float, real("--frequency-penalty", panel=SAMPLING, help="Subtracted for every time a token is in the output.")
+    ] = _DEFAULT.frequency_penalty
+    seed: Annotated[int | None, whole("--seed", panel=SAMPLING, help="Makes sampling reproducible.")] = None
+    n: Annotated[int, whole("--n", panel=SAMPLING, help="Outputs per prompt (not to be confused with -n).")] = (
+        _DEFAULT.n
+    )
+    logprobs: Annotated[
+        int | None,
+        whole("--logprobs", panel=REPORTS, help="Show the N most probable tokens at each place of the output."),
+    ] = None
+    prompt_logprobs: Annotated[
+        int | None,
+        whole("--prompt-logprobs", panel=REPORTS, help="Show the N most probable tokens along the prompt."),
+    ] = None
+    return_routed_experts: Annotated[
+        bool, option("--return-routed-experts", panel=REPORTS, help="Show how often each layer chose each expert.")
+    ] = False
+    no_skip_special_tokens: Annotated[
+        bool, option("--no-skip-special-tokens", panel=REPORTS, help="Leave special tokens in the text.")
+    ] = False
+
+    def params(self) -> SamplingParams:
+        """The parameters that the flags say.
+
+        Raises:
+            ValueError: for values out of range.
+        """
+        given = dict(vars(self))
+        given["stop"] = given["stop"] or ()
+        given["stop_token_ids"] = given.pop("stop_token_id") or ()
+        given["skip_special_tokens"] = not given.pop("no_skip_special_tokens")
+        return SamplingParams(**given)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightFlags:
+    """How a model's weights are loaded, beside its mesh."""
+
+    dtype: Annotated[
+        str,
+        option(
+            "--dtype",
+            panel=MODEL,
+            metavar="NAME",
+            help="Of the weights: bfloat16, float16, float32, or auto, as stored.",
+        ),
+    ] = "bfloat16"
+    expert_backend: ExpertBackend = "auto"
+    model_seed: Annotated[
+        int | None, whole("--model-seed", panel=MODEL, help="Seed of the weights of random:NAME.")
+    ] = None
+
+    @property
+    def seed(self) -> int:
+        """Of random weights."""
+        return self.model_seed or 0
+
+    def check(self, checkpoint: str) -> None:
+        """Raises ValueError for a flag that says nothing about `checkpoint`."""
+        if self.model_seed is not None and not checkpoint.startswith(RANDOM):
+            raise ValueError(
+                f"--model-seed is for {RANDOM}NAME, but {checkpoint} has weights of its own; to sample, use --seed"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFlags(WeightFlags):
+    """How a model is loaded and compiled."""
+
+    no_compile_cache: Annotated[
+        bool, option("--no-compile-cache", panel=MODEL, help="Do not keep compiled programs for the next run.")
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeshFlags:
+    """How a model is split over devices.
+
+    Raises:
+        ValueError: for a dispatch without a mesh.
+    """
+
+    mesh: Annotated[
+        str | None,
+        option(
+            "--mesh",
+            panel=DEVICES,
+            metavar="MESH",
+            help="How many devices along each axis, as in data=1,expert=4,tensor=2, or auto, what `moejax mesh "
+            "compare` ranks first. One device by default.",
+            show_default=False,
+        ),
+    ] = None
+    dispatch: Dispatch = "auto"
+
+    def __post_init__(self) -> None:
+        if self.mesh is None and self.dispatch != "auto":
+            raise ValueError(
+                f"--dispatch {self.dispatch} says how tokens travel on a mesh; add --mesh, as in --mesh expert=4"
+            )
+
+    def split(self, facts: "SourceFacts", dtype: str, *, batch_size: int, max_seq_len: int | None = None) -> "Split":
+        """The split asked for; "auto" is the best for `batch_size` sequences on the devices here. Starts JAX."""
+        from moejax.planning.auto import asked_split  # here, so that --help does not import numpy
+
+        return asked_split(
+            facts.config,
+            self.mesh,
+            self.dispatch,
+            dtype=dtype,
+            stored=facts.dtype,
+            max_seq_len=facts.max_seq_len if max_seq_len is None else max_seq_len,
+            batch_size=batch_size,
+        )

@@ -4,7 +4,26 @@ import sys
 from collections.abc import Sequence
 
 from moejax.cli import console
+from moejax.cli.options import PromptFlags
 from moejax.decoding.requests import ModelFacts
+
+
+def encode_prompts(facts: ModelFacts, flags: PromptFlags) -> list[list[int]]:
+    """Token ids of each prompt, texts first. With --chat a text is what the user says, after the system message.
+
+    Raises:
+        ValueError: for no prompt, one that cannot be read or that this checkpoint cannot encode, and for flags that do
+            not go together.
+    """
+    prompts = read_prompts(flags.prompt or [], flags.token_ids or [])
+    if flags.system is not None and not flags.chat:
+        raise ValueError("--system is a message of a chat; add --chat")
+    if flags.chat and flags.token_ids:
+        raise ValueError("--chat puts text into a template; it cannot be used with --token-ids")
+    return [
+        _encode(facts, prompt, chat=flags.chat, system=flags.system) if isinstance(prompt, str) else prompt
+        for prompt in prompts
+    ]
 
 
 def read_prompts(texts: Sequence[str], token_ids: Sequence[str]) -> list[str | list[int]]:
@@ -26,29 +45,6 @@ def read_prompts(texts: Sequence[str], token_ids: Sequence[str]) -> list[str | l
         if isinstance(prompt, str) and not _is_unicode(prompt):
             raise ValueError(f"prompt {index} is not UTF-8 text ({prompt!r:.80}); convert it with iconv")
     return prompts
-
-
-def check_flags(prompts: Sequence[str | list[int]], *, chat: bool, system: str | None) -> None:
-    """Raises ValueError for flags about prompts that do not go together."""
-    if system is not None and not chat:
-        raise ValueError("--system is a message of a chat; add --chat")
-    if chat and not all(isinstance(prompt, str) for prompt in prompts):
-        raise ValueError("--chat puts text into a template; it cannot be used with --token-ids")
-
-
-def encode_prompts(
-    facts: ModelFacts, prompts: Sequence[str | list[int]], *, chat: bool, system: str | None
-) -> list[list[int]]:
-    """Token ids of each prompt.
-
-    With `chat` a text is what the user says, after the message `system` if there is one.
-
-    Raises:
-        ValueError: for text that this checkpoint cannot encode.
-    """
-    return [
-        _encode(facts, prompt, chat=chat, system=system) if isinstance(prompt, str) else prompt for prompt in prompts
-    ]
 
 
 def _encode(facts: ModelFacts, text: str, *, chat: bool, system: str | None) -> list[int]:

@@ -4,7 +4,7 @@ import os
 import socket
 import time
 
-from moejax.cli.devices import Devices, split_address
+from moejax.cli.devices import Processes, split_address
 
 # For all processes to be there, counted from the import of JAX. The 5 that JAX adds, 8 for its import from a slow disk
 # and 5 for all other imports leave some of the minute after which a process that stays alone must have ended.
@@ -15,7 +15,7 @@ SHUTDOWN_SECONDS = 7 * 24 * 3600
 RETRY_SECONDS = 0.2
 
 
-def join(devices: Devices) -> None:
+def join(processes: Processes) -> None:
     """Makes this process one of several; returns when all of them are there.
 
     Where JAX's runtime cannot, it aborts the process; `moejax.cli.processes` says why.
@@ -27,20 +27,20 @@ def join(devices: Devices) -> None:
 
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.config.update("jax_enable_preemption_service", False)  # it would catch SIGTERM, which then ends nothing
-    if devices.distributed:
+    if processes.distributed:
         _join_cluster()
         return
-    assert devices.coordinator_address is not None, "no --distributed, yet no address either"
-    host, port = split_address(devices.coordinator_address)
+    assert processes.coordinator_address is not None, "no --distributed, yet no address either"
+    host, port = split_address(processes.coordinator_address)
     deadline = time.monotonic() + JOIN_SECONDS
-    if devices.process_id == 0:
+    if processes.process_id == 0:
         _check_port(port)
     else:
         _await_coordinator(host, port, deadline)
     jax.distributed.initialize(
-        devices.coordinator_address,
-        devices.num_processes,
-        devices.process_id,
+        processes.coordinator_address,
+        processes.num_processes,
+        processes.process_id,
         cluster_detection_method="deactivate",  # it would restrict this process to one of its GPUs
         initialization_timeout=max(1, round(deadline - time.monotonic())),
         heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
@@ -48,7 +48,7 @@ def join(devices: Devices) -> None:
     )
 
 
-def check_count(devices: Devices) -> None:
+def check_count(processes: Processes) -> None:
     """Checks that process 0 counts as many processes; to be called after `join`, since it starts JAX's devices.
 
     Raises:
@@ -56,9 +56,9 @@ def check_count(devices: Devices) -> None:
     """
     import jax
 
-    if devices.num_processes not in (None, count := jax.process_count()):
+    if processes.num_processes not in (None, count := jax.process_count()):
         raise ValueError(
-            f"this process was given --num-processes {devices.num_processes}, process 0 was given {count}; start all "
+            f"this process was given --num-processes {processes.num_processes}, process 0 was given {count}; start all "
             "of them again with the same number"
         )
 

@@ -1,12 +1,19 @@
 """`moejax serve`: an OpenAI-compatible server."""
 
 import os
-from typing import Annotated
-
-import typer
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
 
 from moejax.cli import console, options, startup
-from moejax.cli import devices as device_flags
+from moejax.cli.devices import Devices
+from moejax.cli.groups import grouped
+from moejax.cli.options import option, real, whole
+
+if TYPE_CHECKING:
+    from moejax import Model
+    from moejax.cli.facts import SourceFacts
+    from moejax.moe.split import Split
+    from moejax.serving.settings import AppSettings, EngineSettings, ServerSettings
 
 EXAMPLES = (
     "moejax serve demo",
@@ -19,145 +26,128 @@ ENGINE, HTTP = "Engine", "HTTP"
 # What visitors of the page have to know before they ask the bundled checkpoint for the weather.
 ABOUT_DEMO = "It was trained on Python's documentation and writes nothing else."
 
-Host = Annotated[str, typer.Option("--host", rich_help_panel=HTTP, metavar="ADDRESS", help="Address to listen on.")]
-Port = Annotated[
-    int,
-    typer.Option("--port", rich_help_panel=HTTP, parser=options.whole_number, metavar="N", help="Port to listen on."),
-]
-ApiKey = Annotated[
-    str | None,
-    typer.Option(
-        "--api-key",
-        envvar="MOEJAX_API_KEY",
-        rich_help_panel=HTTP,
-        metavar="KEY",
-        help="What clients have to present. Better in MOEJAX_API_KEY: other users see the command line.",
-        show_default=False,
-    ),
-]
-ModelName = Annotated[
-    str | None,
-    typer.Option(
-        "--served-model-name",
-        rich_help_panel=HTTP,
-        metavar="NAME",
-        help="The model's name in the API; the last part of CHECKPOINT by default.",
-        show_default=False,
-    ),
-]
-MaxRequestBytes = Annotated[
-    int,
-    typer.Option(
-        "--max-request-bytes",
-        rich_help_panel=HTTP,
-        parser=options.whole_number,
-        metavar="N",
-        help="Of a request's body.",
-    ),
-]
-ShutdownSeconds = Annotated[
-    float,
-    typer.Option(
-        "--shutdown-seconds",
-        rich_help_panel=HTTP,
-        parser=options.number,
-        metavar="X",
-        help="How long answers may go on after SIGTERM or Ctrl-C.",
-    ),
-]
-WriteSeconds = Annotated[
-    float,
-    typer.Option(
-        "--write-seconds",
-        rich_help_panel=HTTP,
-        parser=options.number,
-        metavar="X",
-        help="A client that reads nothing for so long is given up.",
-    ),
-]
-LogRequests = Annotated[
-    bool,
-    typer.Option(
-        "--log-requests", rich_help_panel=HTTP, help="A line on stderr for every request.", show_default=False
-    ),
-]
-Baseline = Annotated[
-    str,
-    typer.Option(
-        "--baseline",
-        rich_help_panel=HTTP,
-        metavar="NAME",
-        help="What the page's race runs against: auto, transformers, plain (our own, unaccelerated) or none.",
-    ),
-]
-MaxBatch = Annotated[
-    int,
-    typer.Option(
-        "--max-batch",
-        "--max-num-seqs",
-        rich_help_panel=ENGINE,
-        parser=options.whole_number,
-        metavar="N",
-        help="Sequences decoded at a time; more wait.",
-    ),
-]
-MaxSeqLen = Annotated[
-    int | None,
-    typer.Option(
-        "--max-seq-len",
-        "--max-model-len",
-        rich_help_panel=ENGINE,
-        parser=options.whole_number,
-        metavar="N",
-        help="Limit for prompt and output together; memory is kept for it. The model's own, at most 4096, by default.",
-        show_default=False,
-    ),
-]
-MaxQueue = Annotated[
-    int,
-    typer.Option(
-        "--max-queue",
-        rich_help_panel=ENGINE,
-        parser=options.whole_number,
-        metavar="N",
-        help="Requests that may wait; more are refused with 429.",
-    ),
-]
-PrefillChunk = Annotated[
-    int | None,
-    typer.Option(
-        "--prefill-chunk",
-        rich_help_panel=ENGINE,
-        parser=options.whole_number,
-        metavar="N",
-        help="Tokens of prompts fed between two calls of the decode loop. 128 on a CPU, 512 elsewhere.",
-        show_default=False,
-    ),
-]
+
+@dataclass(frozen=True, kw_only=True)
+class HttpFlags:
+    """Where the server listens, and what clients may do."""
+
+    host: Annotated[str, option("--host", panel=HTTP, metavar="ADDRESS", help="Address to listen on.")] = "127.0.0.1"
+    port: Annotated[int, whole("--port", panel=HTTP, help="Port to listen on.")] = 8000
+    api_key: Annotated[
+        str | None,
+        option(
+            "--api-key",
+            envvar="MOEJAX_API_KEY",
+            panel=HTTP,
+            metavar="KEY",
+            help="What clients have to present. Better in MOEJAX_API_KEY: other users see the command line.",
+            show_default=False,
+        ),
+    ] = None
+    served_model_name: Annotated[
+        str | None,
+        option(
+            "--served-model-name",
+            panel=HTTP,
+            metavar="NAME",
+            help="The model's name in the API; the last part of CHECKPOINT by default.",
+            show_default=False,
+        ),
+    ] = None
+    max_request_bytes: Annotated[int, whole("--max-request-bytes", panel=HTTP, help="Of a request's body.")] = 4 << 20
+    baseline: Annotated[
+        str,
+        option(
+            "--baseline",
+            panel=HTTP,
+            metavar="NAME",
+            help="What the page's race runs against: auto, transformers, plain (our own, unaccelerated) or none.",
+        ),
+    ] = "auto"
+    shutdown_seconds: Annotated[
+        float, real("--shutdown-seconds", panel=HTTP, help="How long answers may go on after SIGTERM or Ctrl-C.")
+    ] = 30
+    write_seconds: Annotated[
+        float, real("--write-seconds", panel=HTTP, help="A client that reads nothing for so long is given up.")
+    ] = 60
+    log_requests: Annotated[
+        bool, option("--log-requests", panel=HTTP, help="A line on stderr for every request.", show_default=False)
+    ] = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port < 65536:
+            raise ValueError(f"--port must be from 0 to 65535 (0 takes a free one), got {self.port}")
+
+    def server_settings(self) -> "ServerSettings":
+        """Raises ValueError for a number out of range."""
+        from moejax.serving.settings import ServerSettings
+
+        return ServerSettings(
+            shutdown_seconds=self.shutdown_seconds, write_seconds=self.write_seconds, log_requests=self.log_requests
+        )
+
+    def app_settings(self, checkpoint: str) -> "AppSettings":
+        """Raises ValueError for a value out of range, or a baseline that cannot be."""
+        from moejax.serving.baseline import choose
+        from moejax.serving.settings import AppSettings
+
+        name = checkpoint.rstrip("/").rpartition("/")[2] if self.served_model_name is None else self.served_model_name
+        return AppSettings(
+            model_name=name,
+            api_key=self.api_key,
+            max_request_bytes=self.max_request_bytes,
+            baseline=choose(self.baseline, checkpoint),
+            about=ABOUT_DEMO if checkpoint == "demo" else None,
+        )
 
 
+@dataclass(frozen=True, kw_only=True)
+class EngineFlags:
+    """Sizes of the engine."""
+
+    max_batch: Annotated[
+        int, whole("--max-batch", "--max-num-seqs", panel=ENGINE, help="Sequences decoded at a time; more wait.")
+    ] = 16
+    max_seq_len: Annotated[
+        int | None,
+        whole(
+            "--max-seq-len",
+            "--max-model-len",
+            panel=ENGINE,
+            help="Limit for prompt and output together; memory is kept for it. The model's own, at most 4096, by "
+            "default.",
+            show_default=False,
+        ),
+    ] = None
+    max_queue: Annotated[
+        int, whole("--max-queue", panel=ENGINE, help="Requests that may wait; more are refused with 429.")
+    ] = 64
+    prefill_chunk: Annotated[
+        int | None,
+        whole(
+            "--prefill-chunk",
+            panel=ENGINE,
+            help="Tokens of prompts fed between two calls of the decode loop. 128 on a CPU, 512 elsewhere.",
+            show_default=False,
+        ),
+    ] = None
+
+    def settings(self, platform: str) -> "EngineSettings":
+        """Raises ValueError for a size out of range."""
+        from moejax.serving.settings import EngineSettings
+
+        chunk = (128 if platform == "cpu" else 512) if self.prefill_chunk is None else self.prefill_chunk
+        return EngineSettings(max_batch=self.max_batch, max_queue=self.max_queue, prefill_chunk=chunk)
+
+
+@grouped
 def serve(
     checkpoint: options.Checkpoint,
-    host: Host = "127.0.0.1",
-    port: Port = 8000,
-    api_key: ApiKey = None,
-    served_model_name: ModelName = None,
-    max_request_bytes: MaxRequestBytes = 4 << 20,
-    baseline: Baseline = "auto",
-    shutdown_seconds: ShutdownSeconds = 30,
-    write_seconds: WriteSeconds = 60,
-    log_requests: LogRequests = False,
-    max_batch: MaxBatch = 16,
-    max_seq_len: MaxSeqLen = None,
-    max_queue: MaxQueue = 64,
-    prefill_chunk: PrefillChunk = None,
-    dtype: options.Dtype = "bfloat16",
-    expert_backend: options.ExpertBackend = "auto",
-    model_seed: options.ModelSeed = None,
-    no_compile_cache: options.NoCompileCache = False,
-    mesh: device_flags.Mesh = None,
-    dispatch: device_flags.Dispatch = "auto",
-    simulate_devices: device_flags.SimulateDevices = None,
+    http: HttpFlags,
+    engine: EngineFlags,
+    model: options.ModelFlags,
+    mesh: options.MeshFlags,
+    devices: Devices,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
@@ -166,89 +156,75 @@ def serve(
     When it says ready, open http://127.0.0.1:8000/ for the page. Remarks go to stderr.
     SIGTERM or Ctrl-C ends it cleanly.
     """
-    if model_seed is not None and not checkpoint.startswith(options.RANDOM):
-        raise ValueError(f"--model-seed is for {options.RANDOM}NAME, but {checkpoint} has weights of its own")
-    if not 0 <= port < 65536:
-        raise ValueError(f"--port must be from 0 to 65535 (0 takes a free one), got {port}")
-    if mesh is None and dispatch != "auto":
-        raise ValueError(f"--dispatch {dispatch} says how tokens travel on a mesh; add --mesh, as in --mesh expert=4")
-    devices = device_flags.Devices(simulate_devices=simulate_devices)
-    from moejax.serving.baseline import choose
-    from moejax.serving.settings import DEFAULT_MAX_SEQ_LEN, AppSettings, EngineSettings, ServerSettings
-
-    server_settings = ServerSettings(
-        shutdown_seconds=shutdown_seconds, write_seconds=write_seconds, log_requests=log_requests
-    )
-    settings = AppSettings(
-        model_name=checkpoint.rstrip("/").rpartition("/")[2] if served_model_name is None else served_model_name,
-        api_key=api_key,
-        max_request_bytes=max_request_bytes,
-        baseline=choose(baseline, checkpoint),
-        about=ABOUT_DEMO if checkpoint == "demo" else None,
-    )
-    chunk = 128 if prefill_chunk is None else prefill_chunk
-    EngineSettings(max_batch=max_batch, max_queue=max_queue, prefill_chunk=chunk)  # tells mistakes before JAX starts
+    model.check(checkpoint)
+    server_settings, app_settings = http.server_settings(), http.app_settings(checkpoint)
+    engine.settings("cpu")  # tells mistakes before JAX starts
     from moejax.cli.facts import read_facts
-    from moejax.planning.auto import asked_split, check_split
+    from moejax.planning.auto import check_split
+    from moejax.serving.settings import DEFAULT_MAX_SEQ_LEN
 
-    facts = read_facts(checkpoint, max_seq_len)
-    limit = min(facts.max_seq_len, DEFAULT_MAX_SEQ_LEN) if max_seq_len is None else max_seq_len
-    check_split(facts.config, mesh, dispatch)
+    facts = read_facts(checkpoint, engine.max_seq_len)
+    limit = facts.max_seq_len if engine.max_seq_len else min(facts.max_seq_len, DEFAULT_MAX_SEQ_LEN)
+    check_split(facts.config, mesh.mesh, mesh.dispatch)
     startup.check_extra("serve", "fastapi", "uvicorn", "prometheus_client")
     from moejax.serving import server
 
-    listening = server.open_socket(host, port)
+    listening = server.open_socket(http.host, http.port)
     with console.progress("starting JAX", quiet=quiet):
-        startup.prepare_jax(devices, compile_cache=not no_compile_cache, quiet=quiet)
-    split = asked_split(
-        facts.config, mesh, dispatch, dtype=dtype, stored=facts.dtype, max_seq_len=limit, batch_size=max_batch
-    )
+        startup.prepare_jax(devices, compile_cache=not model.no_compile_cache, quiet=quiet)
+    split = mesh.split(facts, model.dtype, batch_size=engine.max_batch, max_seq_len=limit)
     import jax
 
-    import moejax
     from moejax.serving.app import create_app
     from moejax.serving.engine import Engine
     from moejax.serving.metrics import Metrics
 
-    if prefill_chunk is None and jax.default_backend() != "cpu":
-        chunk = 512
-
-    loaded: list[moejax.Model] = []
-
-    def load() -> moejax.Model:
-        if split.remark:
-            say(split.remark)
-        model = moejax.load(
-            checkpoint,
-            mesh=split.mesh,
-            dtype=dtype,
-            max_seq_len=limit,
-            expert_backend=expert_backend,
-            dispatch=split.dispatch,
-            seed=model_seed or 0,
-        )
-        loaded.append(model)
-        return model
+    loading = _Loading(facts, split, limit, model)
 
     def say(line: str) -> None:
         step("")  # what a terminal shows of the start makes room
         if not quiet:
             console.remark(line)
 
-    def on_loading(loading: bool) -> None:
-        compiling = f"compiling, programs so far: {loaded[0].programs.compiled}" if loaded else f"loading {checkpoint}"
-        step(compiling if loading else "")
+    def load() -> "Model":
+        if split.remark:
+            say(split.remark)
+        return loading.load()
 
-    page = server.url(host, listening.getsockname()[1])
-    engine = Engine(
-        load,
-        EngineSettings(max_batch=max_batch, max_queue=max_queue, prefill_chunk=chunk),
-        Metrics(settings.model_name),
-        say,
-        page,
-    )
+    page = server.url(http.host, listening.getsockname()[1])
+    served = Engine(load, engine.settings(jax.default_backend()), Metrics(app_settings.model_name), say, page)
     with console.progress(f"loading {checkpoint}", quiet=quiet) as step:
         say(f"loading {checkpoint} for {page}; /health there says 200 when it is ready")
-        server.serve(create_app(engine, settings), engine, listening, server_settings, say, on_loading)
-    if engine.alive:  # still loading, which nothing interrupts: a compilation would not survive Python's own end
+        app = create_app(served, app_settings)
+        server.serve(
+            app, served, listening, server_settings, say, lambda busy: step(loading.progress() if busy else "")
+        )
+    if served.alive:  # still loading, which nothing interrupts: a compilation would not survive Python's own end
         os._exit(0)
+
+
+class _Loading:
+    """Loads the model in the engine's thread, and knows how far that is."""
+
+    def __init__(self, facts: "SourceFacts", split: "Split", limit: int, flags: options.ModelFlags) -> None:
+        self._facts, self._split, self._limit, self._flags = facts, split, limit, flags
+        self._model: Model | None = None
+
+    def load(self) -> "Model":
+        import moejax
+
+        self._model = moejax.load(
+            self._facts.source,
+            mesh=self._split,
+            dtype=self._flags.dtype,
+            max_seq_len=self._limit,
+            expert_backend=self._flags.expert_backend,
+            seed=self._flags.seed,
+        )
+        return self._model
+
+    def progress(self) -> str:
+        """What is being done."""
+        if self._model is None:
+            return f"loading {self._facts.name}"
+        return f"compiling, programs so far: {self._model.programs.compiled}"

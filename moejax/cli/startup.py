@@ -4,27 +4,29 @@ import importlib.util
 import os
 
 from moejax.cli import console
-from moejax.cli.devices import Devices
+from moejax.cli.devices import Devices, Processes
 from moejax.cli.processes import run_below_parent
 from moejax.cli.rendezvous import check_count, join
 from moejax.runtime.program_cache import keep_programs
 
-_HERE = Devices()
+_HERE, _ALONE = Devices(), Processes()
 
 
-def enter(devices: Devices, *, debug: bool) -> None:
+def enter(processes: Processes, *, debug: bool) -> None:
     """What a command does first: as one of several processes it goes on below a parent, and only process 0 prints.
 
     Raises:
         typer.Exit: in the parent, when the command has ended.
     """
-    if devices.several:
+    if processes.several:
         run_below_parent(debug=debug)
-        if devices.process_id not in (None, 0):
+        if processes.process_id not in (None, 0):
             console.print_errors_only()
 
 
-def prepare_jax(devices: Devices = _HERE, *, compile_cache: bool = True, quiet: bool = False) -> None:
+def prepare_jax(
+    devices: Devices = _HERE, processes: Processes = _ALONE, *, compile_cache: bool = True, quiet: bool = False
+) -> None:
     """Starts JAX on `devices`, with the other processes if any, and with or without a persistent compilation cache.
 
     To be called after `enter`. Of several processes only the first prints from then on; the others print errors.
@@ -37,8 +39,8 @@ def prepare_jax(devices: Devices = _HERE, *, compile_cache: bool = True, quiet: 
 
     if devices.simulate_devices is not None:
         jax.config.update("jax_num_cpu_devices", devices.simulate_devices)
-    if devices.several:
-        join(devices)
+    if processes.several:
+        join(processes)
     try:
         platform = jax.devices()[0].platform
     except (RuntimeError, AssertionError) as error:  # JAX 0.10 asserts where a platform's plugin is not installed
@@ -52,8 +54,8 @@ def prepare_jax(devices: Devices = _HERE, *, compile_cache: bool = True, quiet: 
             f"--simulate-devices simulates CPU devices, but JAX found {platform} devices; set the environment variable "
             "JAX_PLATFORMS=cpu"
         )
-    if devices.several:
-        check_count(devices)
+    if processes.several:
+        check_count(processes)
         if jax.process_index() != 0:
             console.print_errors_only()
     _configure_cache(compile_cache=compile_cache, quiet=quiet)

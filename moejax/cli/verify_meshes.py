@@ -15,25 +15,28 @@ if TYPE_CHECKING:
     from moejax.moe.split import Split
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Asked:
-    """Which meshes to compare: those named, and every one that fits; and by which dispatch."""
-
-    meshes: list[str]
-    all_meshes: bool
-    dispatch: str
-
-
 def run(
-    checkpoint: str, asked: Asked, devices: Devices, *, dtype: str, expert_backend: str, json: bool, quiet: bool
+    checkpoint: str,
+    meshes: Sequence[str],
+    dispatch: str,
+    devices: Devices,
+    *,
+    every: bool,
+    dtype: str,
+    expert_backend: str,
+    json: bool,
+    quiet: bool,
 ) -> bool:
-    """Prints a line per mesh and a verdict, or a JSON array; returns whether all are the same as one device."""
+    """Prints a line per mesh and a verdict, or a JSON array; returns whether all are the same as one device.
+
+    every: whether every mesh of the visible devices is compared, beside those named.
+    """
     from moejax.cli.facts import read_facts  # here, so that --help does not import numpy
 
     facts = read_facts(checkpoint, None)
     config = facts.config
-    named = [MeshConfig.parse(text) for text in asked.meshes if text != "auto"]
-    splits = _splits(config, named, asked.dispatch)
+    named = [MeshConfig.parse(text) for text in meshes if text != "auto"]
+    splits = _splits(config, named, dispatch)
     with console.progress("starting JAX", quiet=quiet) as step:
         startup.prepare_jax(devices, quiet=quiet)
         import jax
@@ -42,11 +45,11 @@ def run(
         from moejax.measuring.meshes import compare_model, fitting_meshes, on_one_device
         from moejax.planning.auto import asked_split
 
-        if "auto" in asked.meshes:
+        if "auto" in meshes:
             limit, stored = facts.max_seq_len, facts.dtype
-            splits.append(asked_split(config, "auto", asked.dispatch, dtype=dtype, stored=stored, max_seq_len=limit))
-        if asked.all_meshes:
-            splits += _splits(config, fitting_meshes(config, jax.device_count()), asked.dispatch)
+            splits.append(asked_split(config, "auto", dispatch, dtype=dtype, stored=stored, max_seq_len=limit))
+        if every:
+            splits += _splits(config, fitting_meshes(config, jax.device_count()), dispatch)
         if not splits:
             raise ValueError("--all finds no mesh to compare on one device; try --simulate-devices 8")
         for split in splits:

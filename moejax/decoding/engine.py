@@ -22,7 +22,7 @@ from moejax.decoding.state import Features
 from moejax.families.kv_cache import cache_placements
 from moejax.loading import Model
 from moejax.runtime import buckets
-from moejax.runtime.buckets import MAX_ROWS
+from moejax.runtime.buckets import MAX_SEQUENCES
 from sharding import bytes_per_device, device_memory
 
 STREAM_SECONDS = 0.05  # how long a streaming call of the decode loop should take
@@ -72,7 +72,7 @@ class DecodeRun:
         model, requests = self.model, self.requests
         parts = model.parallel.rules.parts("batch")
         self.sequences = sum(request.params.n for request in requests)
-        self.batch = buckets.batch_bucket(min(self.sequences, MAX_ROWS), parts)
+        self.batch = buckets.batch_bucket(min(self.sequences, MAX_SEQUENCES), parts)
         self.length = max(
             max(
                 buckets.length_bucket(len(one.prompt) + one.params.max_tokens, buckets.MIN_CACHE),
@@ -80,7 +80,7 @@ class DecodeRun:
             )
             for one in requests
         )
-        most = min(self.batch, MAX_ROWS)
+        most = min(self.batch, MAX_SEQUENCES)
         self.groups = {request.index: list(_groups(model, request, most)) for request in requests}
         self.times = Times(began=self.began, compiled_before=model.programs.compile_seconds)
         self.expert_rows = np.zeros(model.expert_rows_shape, np.int64)

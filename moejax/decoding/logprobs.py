@@ -55,7 +55,7 @@ def score_hidden(
 
     def one_block(part: tuple[Array, Array]) -> TokenScores:
         hidden, targets = part
-        return model.parallel.map_rows(partial(score_tokens, best=best), model.logits(hidden), targets)
+        return model.parallel.map_sequences(partial(score_tokens, best=best), model.logits(hidden), targets)
 
     scores = lax.map(one_block, blocks)
     return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(b, t, *x.shape[3:]), scores)

@@ -76,7 +76,7 @@ def extend(
         sampling=feed.sampling,
     )
     with jax.named_scope("sample"):
-        logits = model.logits(parallel.map_rows(_last_of_each, hidden, here))
+        logits = model.logits(parallel.map_sequences(_last_of_each, hidden, here))
         logits = parallel.constrain(logits if shape.one_each else logits[feed.fed], "batch", "vocab")
         fresh, output = _accept(parallel, fresh, logits, features)
     if features.experts:
@@ -186,7 +186,7 @@ def _accept(
     if features.greedy:
         token, in_output, scores = best_tokens(parallel, logits), state.in_output, None
     else:
-        token, in_output, scores = parallel.map_rows(
+        token, in_output, scores = parallel.map_sequences(
             partial(_choose_on_device, features=features),
             logits,
             state.in_prompt,

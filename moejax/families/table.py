@@ -16,6 +16,8 @@ from moejax.families.mixtral import MIXTRAL
 from moejax.weights.counts import Counts, count_parameters
 from moejax.weights.weight import Weight
 
+RANDOM = "random:"  # what the name of a model of random weights begins with; a named configuration follows
+
 FAMILIES: dict[str, Family] = {
     "mixtral": MIXTRAL,
 }

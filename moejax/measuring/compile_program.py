@@ -23,7 +23,7 @@ from moejax.decoding.shapes import FeedShape
 from moejax.decoding.state import DecodeState, Features, empty_state
 from moejax.families.config import ModelConfig
 from moejax.families.kv_cache import CACHE_AXES
-from moejax.measuring.compiled import DTYPE, Facts, Job, PhaseName
+from moejax.measuring.compiled import DTYPE, Job, PhaseName, ProgramFacts
 from moejax.model.cache import KVCache
 from moejax.model.structure import PLACEMENT, make_parallel, make_structure
 from moejax.moe.parallel import Parallel
@@ -71,7 +71,7 @@ class Program(NamedTuple):
     unread: tuple[Any, ...] = ()
 
 
-def compile_job(config: ModelConfig, job: Job, *, quick: bool = True) -> Facts:
+def compile_job(config: ModelConfig, job: Job, *, quick: bool = True) -> ProgramFacts:
     """What XLA makes of one program; `quick` leaves machine code as it is first written."""
     mesh = MeshConfig.parse(job.mesh).build()
     shallow = dataclasses.replace(config, num_layers=job.layers)
@@ -81,7 +81,7 @@ def compile_job(config: ModelConfig, job: Job, *, quick: bool = True) -> Facts:
     text, memory = compiled.as_text(), compiled.memory_analysis()
     assert text is not None and memory is not None, "XLA:CPU shows and analyses every program"
     kv_bytes = _device_bytes(program.cache)
-    return Facts(
+    return ProgramFacts(
         collectives=tuple(compiled_collectives(text, mesh.shape)),
         weight_bytes=_device_bytes({path: one for path, one in program.weights.items() if path != PLACEMENT}),
         kv_bytes=kv_bytes,
@@ -102,7 +102,7 @@ def decode_step(config: ModelConfig, parallel: Parallel, job: Job) -> Program:
     return Program(
         function=lambda params, *args: steps.generate(structure.merged(params), FEATURES, *args),
         weights=structure.shapes(),
-        others=(state, _whole((job.rows,), jnp.bool_, parallel), count, count),
+        others=(state, _whole((job.sequences,), jnp.bool_, parallel), count, count),
         cache=state.cache,
         donated=(1,),
     )
@@ -112,10 +112,10 @@ def prefill(config: ModelConfig, parallel: Parallel, job: Job) -> Program:
     """The feeding of a part of each prompt of a whole batch, as `decoding.slots` calls it."""
     structure = make_structure(config, "auto", DTYPE, parallel)
     state = _abstract_state(config, parallel, job)
-    shape = FeedShape(job.rows, job.width, job.slots, job.rows, in_place=True)
-    tokens: Any = _whole((job.rows, job.width), jnp.int32, parallel)
-    numbers: Any = _whole((job.rows,), jnp.int32, parallel)
-    in_prompt: Any = _whole((job.rows, 0), jnp.bool_, parallel)
+    shape = FeedShape(job.sequences, job.width, job.positions, job.sequences, in_place=True)
+    tokens: Any = _whole((job.sequences, job.width), jnp.int32, parallel)
+    numbers: Any = _whole((job.sequences,), jnp.int32, parallel)
+    in_prompt: Any = _whole((job.sequences, 0), jnp.bool_, parallel)
     feed = steps.Feed(
         tokens=tokens,
         next_tokens=tokens,
@@ -140,7 +140,7 @@ def prefill(config: ModelConfig, parallel: Parallel, job: Job) -> Program:
 
 def _abstract_state(config: ModelConfig, parallel: Parallel, job: Job) -> DecodeState:
     """The shapes of the state of a batch, where they live."""
-    state = jax.eval_shape(lambda: empty_state(config, FEATURES, job.rows, job.slots, DTYPE, parallel))
+    state = jax.eval_shape(lambda: empty_state(config, FEATURES, job.sequences, job.positions, DTYPE, parallel))
     cache = _placed(state.cache, parallel, *CACHE_AXES)
     return dataclasses.replace(_placed(dataclasses.replace(state, cache=()), parallel), cache=cache)
 

@@ -41,22 +41,22 @@ DTYPE = "float32"  # XLA:CPU widens 16-bit collectives to it, so bytes are compa
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-    """One program: a phase of a model of `layers` layers, for `rows` sequences on a mesh.
+    """One program: a phase of a model of `layers` layers, for `sequences` on a mesh.
 
-    width: tokens of each that are fed.  slots: of the cache, for each.
+    width: tokens of each that are fed.  positions: of the cache, for each.
     """
 
     mesh: str
     dispatch: DispatchName
     phase: PhaseName
     layers: int
-    rows: int
+    sequences: int
     width: int
-    slots: int
+    positions: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Facts:
+class ProgramFacts:
     """What XLA made of one program: its collectives, and bytes on one device.
 
     argument_bytes: as XLA counts them.  weight_bytes, kv_bytes, other_bytes: of the arguments' parts, as sharded.
@@ -94,7 +94,7 @@ def compile_splits(
     jobs = [_jobs(config, split, workload, depths) for split in splits]
     flat = [job for of_split in jobs for job in of_split]
     devices = max((split.mesh.size for split in splits), default=1)
-    facts: dict[Job, Facts] = {}
+    facts: dict[Job, ProgramFacts] = {}
     for done, (number, found) in enumerate(_run(config, flat, devices), start=1):
         facts[flat[number]] = found
         told(done, len(flat))
@@ -150,33 +150,33 @@ def extrapolate(few: Sequence[Collective], more: Sequence[Collective], extra: in
 def predicted_collectives(config: ModelConfig, rules: Rules, job: Job) -> list[Collective]:
     """The closed forms of one call, at the depth of `config`."""
     if job.phase == "decode":
-        return step_collectives(config, rules, job.dispatch, job.rows, DTYPE) + report_collectives(config, rules)
-    fed = Tokens(rows=job.rows, length=job.width)
+        return step_collectives(config, rules, job.dispatch, job.sequences, DTYPE) + report_collectives(config, rules)
+    fed = Tokens(sequences=job.sequences, length=job.width)
     found = forward_collectives(config, rules, job.dispatch, fed, DTYPE) + report_collectives(config, rules)
-    return found + choice_collectives(rules, Tokens(rows=job.rows, length=1))
+    return found + choice_collectives(rules, Tokens(sequences=job.sequences, length=1))
 
 
 def _jobs(config: ModelConfig, split: Split, workload: Workload, depths: Sequence[int]) -> list[Job]:
     rules = make_rules(config, split.mesh, split.dispatch)
     step, first = decode_call(workload, rules), next(prefill_calls(workload, rules))
     calls: dict[PhaseName, ProgramCall] = {"decode": step, "prefill": first}
-    slots: dict[PhaseName, int] = {"decode": step.slots, "prefill": prefill_cache_shape(workload, rules)[1]}
+    positions: dict[PhaseName, int] = {"decode": step.positions, "prefill": prefill_cache_shape(workload, rules)[1]}
     return [
         Job(
             mesh=str(split.mesh),
             dispatch=split.dispatch,
             phase=phase,
             layers=layers,
-            rows=call.rows,
+            sequences=call.sequences,
             width=call.width,
-            slots=slots[phase],
+            positions=positions[phase],
         )
         for phase, call in calls.items()
         for layers in depths
     ]
 
 
-def _run(config: ModelConfig, jobs: Sequence[Job], devices: int) -> Iterator[tuple[int, Facts]]:
+def _run(config: ModelConfig, jobs: Sequence[Job], devices: int) -> Iterator[tuple[int, ProgramFacts]]:
     """The number of each job and its facts, as the subprocess is done with them."""
     request = {"config": dataclasses.asdict(config), "jobs": [dataclasses.asdict(job) for job in jobs]}
     command = [sys.executable, "-m", "moejax.measuring.compile_program"]
@@ -194,7 +194,7 @@ def _run(config: ModelConfig, jobs: Sequence[Job], devices: int) -> Iterator[tup
                 collectives = tuple(
                     Collective(**one | {"axes": tuple(one["axes"])}) for one in found.pop("collectives")
                 )
-                yield number, Facts(collectives=collectives, **found)
+                yield number, ProgramFacts(collectives=collectives, **found)
             status = child.wait()
         finally:
             child.kill()  # nothing, once it has ended
@@ -220,7 +220,7 @@ def _environment(devices: int) -> dict[str, str]:
     }
 
 
-def _check(config: ModelConfig, split: Split, jobs: Sequence[Job], facts: dict[Job, Facts]) -> CompiledCheck:
+def _check(config: ModelConfig, split: Split, jobs: Sequence[Job], facts: dict[Job, ProgramFacts]) -> CompiledCheck:
     """The facts at the depth of the model, and whatever is not as predicted."""
     rules = make_rules(config, split.mesh, split.dispatch)
     differences: list[str] = []
@@ -261,7 +261,7 @@ def _check(config: ModelConfig, split: Split, jobs: Sequence[Job], facts: dict[J
 def _predicted_bytes(config: ModelConfig, rules: Rules, job: Job) -> dict[str, int]:
     return {
         "weight_bytes": weight_bytes(config, rules, DTYPE),
-        "kv_bytes": cache_bytes(config, rules, job.rows, job.slots, DTYPE),
+        "kv_bytes": cache_bytes(config, rules, job.sequences, job.positions, DTYPE),
     }
 
 
@@ -275,7 +275,7 @@ def _collective_differences(phase: PhaseName, predicted: Sequence[Collective], f
     ]
 
 
-def _argument_differences(job: Job, facts: Facts) -> list[str]:
+def _argument_differences(job: Job, facts: ProgramFacts) -> list[str]:
     parts = facts.weight_bytes + facts.kv_bytes + facts.other_bytes
     if parts == facts.argument_bytes:
         return []

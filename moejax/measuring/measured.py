@@ -25,7 +25,7 @@ from moejax.planning.compare import ComparisonInputs, predict_split
 from moejax.planning.footprint import footprint
 from moejax.planning.rows import MeshRow
 from moejax.planning.workload import Workload
-from moejax.runtime.buckets import MAX_ROWS
+from moejax.runtime.buckets import MAX_SEQUENCES
 from sharding import DeviceMemory, device_memory
 
 ROOM = 0.9  # of the free memory, that a timed model may take
@@ -58,8 +58,8 @@ def check_measurable(devices: int, workloads: Sequence[Workload]) -> None:
         )
     if (context := workloads[0].context) < SHORTEST:
         raise ValueError(f"--measure times steps with a cache of at least {SHORTEST} tokens, got --context {context}")
-    if (largest := max(workload.batch_size for workload in workloads)) > MAX_ROWS:
-        raise ValueError(f"--measure times one batch of at most {MAX_ROWS} sequences, got {largest}; use fewer")
+    if (largest := max(workload.batch_size for workload in workloads)) > MAX_SEQUENCES:
+        raise ValueError(f"--measure times one batch of at most {MAX_SEQUENCES} sequences, got {largest}; use fewer")
 
 
 def measure_rows(

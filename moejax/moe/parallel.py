@@ -58,7 +58,7 @@ class Parallel:
         """
         return jax.shard_map(body, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
-    def map_rows(self, body: Callable[..., Any], *args: Any) -> Any:
-        """`body(*args)` on each device's rows: every array has one row per sequence first, and is otherwise whole."""
-        rows = self.spec("batch")
-        return self.map(body, rows, rows)(*args)
+    def map_sequences(self, body: Callable[..., Any], *args: Any) -> Any:
+        """`body(*args)` on each device's sequences: these are every array's first axis, and it is otherwise whole."""
+        batch = self.spec("batch")
+        return self.map(body, batch, batch)(*args)

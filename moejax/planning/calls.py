@@ -20,45 +20,45 @@ from sharding import Rules
 class ProgramCall:
     """One call: a decode step, or a part of a prefill.
 
-    rows, width: what the program computes, padding included: `rows` sequences on all devices, `width` tokens of each.
-    requests, tokens: how many of them are real.  slots: of the cache that are read for each row.
+    sequences, width: what the program computes, padding included: on all devices, and tokens of each.
+    requests, tokens: how many of them are real.  positions: of the cache of each that are read.
     visited: keys that a query of attention is compared with, on average.  chooses: whether it ends in tokens.
     """
 
-    rows: int
+    sequences: int
     width: int
     requests: int
     tokens: int
-    slots: int
+    positions: int
     visited: float
     chooses: bool
 
-    def own_rows(self, rules: Rules) -> int:
-        """Rows that one device has between layers."""
-        return self.rows // rules.parts("batch")
+    def own_sequences(self, rules: Rules) -> int:
+        """Sequences that one device has between layers."""
+        return self.sequences // rules.parts("batch")
 
     def group_tokens(self, rules: Rules) -> int:
         """Tokens that are real, of the fullest of the groups of devices that together hold all experts."""
-        return min(self.requests, self.rows // rules.parts("groups")) * self.tokens
+        return min(self.requests, self.sequences // rules.parts("groups")) * self.tokens
 
 
-def cache_slots(workload: Workload) -> int:
-    """Slots that the cache has for each row."""
+def cache_positions(workload: Workload) -> int:
+    """Positions that the cache has for each sequence."""
     if not workload.context:
         return 0
     return max(length_bucket(workload.context, MIN_CACHE), prompt_bucket(workload.input_len))
 
 
 def decode_call(workload: Workload, rules: Rules) -> ProgramCall:
-    """One step of the decode loop: attention reads every slot of the cache, filled or not."""
-    slots = cache_slots(workload)
+    """One step of the decode loop: attention reads every position of the cache, filled or not."""
+    positions = cache_positions(workload)
     return ProgramCall(
-        rows=batch_bucket(workload.batch_size, rules.parts("batch")),
+        sequences=batch_bucket(workload.batch_size, rules.parts("batch")),
         width=1,
         requests=workload.batch_size,
         tokens=1,
-        slots=slots,
-        visited=slots,
+        positions=positions,
+        visited=positions,
         chooses=True,
     )
 
@@ -73,11 +73,11 @@ def prefill_calls(workload: Workload, rules: Rules) -> Iterator[ProgramCall]:
         waiting -= requests
         for start in range(0, workload.input_len, width):
             yield ProgramCall(
-                rows=batch_bucket(requests, rules.parts("batch")),
+                sequences=batch_bucket(requests, rules.parts("batch")),
                 width=width,
                 requests=requests,
                 tokens=min(width, workload.input_len - start),
-                slots=start + width,
+                positions=start + width,
                 visited=start + coefficients.COST.visible_share * (width + 1),
                 chooses=True,
             )

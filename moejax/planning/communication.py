@@ -17,18 +17,18 @@ from sharding.collectives import Collective, CollectiveKind
 
 @dataclass(frozen=True, kw_only=True)
 class Tokens:
-    """Tokens of one call: `rows` sequences, a multiple of the parts of the batch, of `length` tokens each."""
+    """Tokens of one call: `sequences`, a multiple of the parts of the batch, of `length` tokens each."""
 
-    rows: int
+    sequences: int
     length: int
 
     def own(self, rules: Rules) -> int:
         """Tokens that one device has between layers."""
-        return self.rows // rules.parts("batch") * self.length
+        return self.sequences // rules.parts("batch") * self.length
 
     def group(self, rules: Rules) -> int:
         """Tokens of the devices that together hold all experts."""
-        return self.rows // rules.parts("groups") * self.length
+        return self.sequences // rules.parts("groups") * self.length
 
 
 def embedding_collectives(config: ModelConfig, rules: Rules, tokens: Tokens, dtype: str) -> list[Collective]:
@@ -61,13 +61,13 @@ def dense_collectives(config: ModelConfig, rules: Rules, tokens: Tokens, dtype: 
 
 def choice_collectives(rules: Rules, tokens: Tokens) -> list[Collective]:
     """What choosing the next token of each row greedily exchanges: best logits and tokens of each part of the
-    vocabulary, then the tokens of all rows.
+    vocabulary, then the tokens of all sequences.
     """
-    own, vocab = tokens.rows // rules.parts("batch"), rules["vocab"]
+    own, vocab = tokens.sequences // rules.parts("batch"), rules["vocab"]
     return [
         *_between(rules, "sample", "all-gather", vocab, own * rules.parts("vocab"), "float32"),
         *_between(rules, "sample", "all-gather", vocab, own * rules.parts("vocab"), "int32"),
-        *_between(rules, "sample", "all-gather", rules["batch"], tokens.rows, "int32"),
+        *_between(rules, "sample", "all-gather", rules["batch"], tokens.sequences, "int32"),
     ]
 
 
@@ -85,10 +85,10 @@ def forward_collectives(
 
 
 def step_collectives(
-    config: ModelConfig, rules: Rules, dispatch: DispatchName, rows: int, dtype: str
+    config: ModelConfig, rules: Rules, dispatch: DispatchName, sequences: int, dtype: str
 ) -> list[Collective]:
-    """What one greedy decode step exchanges, of `rows` sequences."""
-    tokens = Tokens(rows=rows, length=1)
+    """What one greedy decode step exchanges, of so many sequences."""
+    tokens = Tokens(sequences=sequences, length=1)
     return forward_collectives(config, rules, dispatch, tokens, dtype) + choice_collectives(rules, tokens)
 
 

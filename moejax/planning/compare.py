@@ -18,7 +18,7 @@ from moejax.planning.rows import MeshRow
 from moejax.planning.splits import EVERY_DISPATCH, splits
 from moejax.planning.units import BYTES, amount
 from moejax.planning.workload import Workload, default_lengths
-from moejax.runtime.buckets import MAX_SERVED_ROWS
+from moejax.runtime.buckets import MAX_SERVED_SEQUENCES
 from moejax.weights.dtypes import resolve_dtype
 
 USABLE = 0.9  # of a device's memory; the rest is the driver's, the compiler's and fragmentation
@@ -183,7 +183,7 @@ def largest_batch(plan: ComparisonInputs, setting: Setting, workload: Workload) 
     """The most sequences that fit, a power of two since batches are padded to one, as far as a server decodes so many
     at a time; 0 where not even one fits."""
     largest, size = 0, 1
-    while size <= MAX_SERVED_ROWS:
+    while size <= MAX_SERVED_SEQUENCES:
         held = footprint(plan.config, setting.rules, replace(workload, batch_size=size))
         if held.total > plan.usable_bytes:
             break

@@ -90,7 +90,7 @@ def predict_call(setting: Setting, call: ProgramCall, dtype: str) -> Phase:
         * (
             hardware.layer_overhead
             + read * hardware.expert_overhead
-            + call.own_rows(rules) * call.width * hardware.token_overhead
+            + call.own_sequences(rules) * call.width * hardware.token_overhead
         ),
     )
 
@@ -99,9 +99,9 @@ def _work(setting: Setting, call: ProgramCall, dtype: str, read: float, rows: fl
     """What the busiest device reads and computes, by the parts whose reads overlap with their own products."""
     config, rules = setting.config, setting.rules
     d, cost, share = config.embed_dim, coefficients.COST, device_weights(config, rules)
-    own_rows, item = call.own_rows(rules), ITEM_SIZES[dtype]
-    own = own_rows * call.width
-    routed = own if setting.dispatch == "all_to_all" else call.rows // rules.parts("groups") * call.width
+    own_sequences, item = call.own_sequences(rules), ITEM_SIZES[dtype]
+    own = own_sequences * call.width
+    routed = own if setting.dispatch == "all_to_all" else call.sequences // rules.parts("groups") * call.width
     held, product = share.elements, cost.flops_per_product
     query_heads, key_heads = config.num_heads // rules.parts("q_heads"), config.num_kv_heads // rules.parts("kv_heads")
     scores = product * cost.attention_products * own * query_heads * config.head_dim * call.visited
@@ -114,7 +114,7 @@ def _work(setting: Setting, call: ProgramCall, dtype: str, read: float, rows: fl
             (held["attention"] + held["router"] + held["mlp"]) * item, product * products, speed("project", own)
         ),
         "cache": PartCost(
-            cache_bytes(config, rules, call.rows, call.slots, dtype),
+            cache_bytes(config, rules, call.sequences, call.positions, dtype),
             config.num_layers * scores,
             speed(attend, query_heads / key_heads),
         ),
@@ -123,8 +123,8 @@ def _work(setting: Setting, call: ProgramCall, dtype: str, read: float, rows: fl
         ),
         "head": PartCost(
             (table + d + cost.embedding_rows * own * d) * item,  # with the last norm
-            product * own_rows * table,
-            speed("project", own_rows),
+            product * own_sequences * table,
+            speed("project", own_sequences),
         ),
     }
 
@@ -152,7 +152,7 @@ def _and(first: Phase, second: Phase) -> Phase:
 
 def call_collectives(setting: Setting, call: ProgramCall, dtype: str) -> list[Collective]:
     """Every collective of one call, in the order in which they run."""
-    tokens = Tokens(rows=call.rows, length=call.width)
+    tokens = Tokens(sequences=call.sequences, length=call.width)
     found = forward_collectives(setting.config, setting.rules, setting.dispatch, tokens, dtype)
     if setting.ragged:
         found = _ragged(found, setting)

@@ -4,8 +4,8 @@ MIN_PROMPT = 16
 MIN_CACHE = 64
 PREFILL_CHUNK = 2048  # tokens of one prompt that one call feeds; longer prompts take several
 PREFILL_TOKENS = 8192  # tokens of all prompts in one call
-MAX_ROWS = 64  # sequences that `moejax.decode` decodes at a time; more wait for a slot
-MAX_SERVED_ROWS = 1024  # that a server may be told to decode at a time
+MAX_SEQUENCES = 64  # sequences that `moejax.decode` decodes at a time; more wait for a slot
+MAX_SERVED_SEQUENCES = 1024  # that a server may be told to decode at a time
 STEPS_PER_CALL = 64  # most tokens per sequence that one call of the decode loop generates
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from moejax.runtime.buckets import MAX_SERVED_ROWS
+from moejax.runtime.buckets import MAX_SERVED_SEQUENCES
 from moejax.serving.baseline import NO_BASELINE, Choice
 
 DEFAULT_MAX_SEQ_LEN = 4096  # where the model allows more: a server allocates what it might need
@@ -26,8 +26,8 @@ class EngineSettings:
     prefill_chunk: int = 128
 
     def __post_init__(self) -> None:
-        if not 1 <= self.max_batch <= MAX_SERVED_ROWS:
-            raise ValueError(f"--max-batch must be from 1 to {MAX_SERVED_ROWS}, got {self.max_batch}")
+        if not 1 <= self.max_batch <= MAX_SERVED_SEQUENCES:
+            raise ValueError(f"--max-batch must be from 1 to {MAX_SERVED_SEQUENCES}, got {self.max_batch}")
         if self.max_queue < 1:
             raise ValueError(f"--max-queue must be at least 1, got {self.max_queue}")
         if not 16 <= self.prefill_chunk <= 8192 or self.prefill_chunk & (self.prefill_chunk - 1):

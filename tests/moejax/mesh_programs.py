@@ -48,8 +48,8 @@ def check_collectives(model: moejax.Model) -> str:
     (_, _, fed, *_), extend = found["extend"]
     assert fed.in_place
     compiled = compiled_collectives(extend.as_text(), shape)
-    of_prompt = forward_collectives(config, rules, dispatch, Tokens(rows=fed.prompts, length=fed.width), "float32")
-    choice = choice_collectives(rules, Tokens(rows=fed.prompts, length=1))
+    of_prompt = forward_collectives(config, rules, dispatch, Tokens(sequences=fed.prompts, length=fed.width), "float32")
+    choice = choice_collectives(rules, Tokens(sequences=fed.prompts, length=1))
     assert Counter(by_phase(compiled)) == Counter([*of_prompt, *choice, *reports])
     return collectives_table(in_step, shape)
 

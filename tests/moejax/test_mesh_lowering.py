@@ -84,7 +84,7 @@ def prefill(config: ModelConfig, mesh: str, dispatch: str, rows: int, length: in
 def check_step(config: ModelConfig, mesh: str | MeshConfig, dispatch: DispatchName, rows: int) -> None:
     """Those that a decode step asks for, in bfloat16; gathering the tokens of all rows is XLA's to insert."""
     text, parallel = decode_step(config, mesh, dispatch, rows)
-    rules, tokens = parallel.rules, Tokens(rows=rows, length=1)
+    rules, tokens = parallel.rules, Tokens(sequences=rows, length=1)
     found = lowered_collectives(text, rules.mesh.shape)
     assert all(one.in_loop for one in found)
     asked = forward_collectives(config, rules, dispatch, tokens, "bfloat16") + [
@@ -108,11 +108,11 @@ def test_full_size_decode_step(name: str, mesh: str, dispatch: DispatchName) -> 
 def test_full_size_prefill(name: str, mesh: str, dispatch: DispatchName) -> None:
     config = named_configs()[name]
     text, parallel = prefill(config, mesh, dispatch, rows=16, length=512)
-    tokens = Tokens(rows=16, length=512)
+    tokens = Tokens(sequences=16, length=512)
     found = by_phase(lowered_collectives(text, parallel.rules.mesh.shape))
     rules = parallel.rules
     asked = forward_collectives(config, rules, dispatch, tokens, "bfloat16")
-    asked += [one for one in choice_collectives(rules, Tokens(rows=16, length=1)) if one.axes == rules["vocab"]]
+    asked += [one for one in choice_collectives(rules, Tokens(sequences=16, length=1)) if one.axes == rules["vocab"]]
     assert Counter(found) == Counter(asked)
 
 

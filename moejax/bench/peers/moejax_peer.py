@@ -7,10 +7,10 @@ import numpy as np
 
 import moejax
 from moejax.bench.peers import Run, Runner, Served, Settings
-from moejax.runtime.buckets import MAX_ROWS
+from moejax.runtime.buckets import MAX_SEQUENCES
 from moejax.runtime.program_cache import keep_programs
 
-SERVE_HOW = f"one call of moejax.decode with all requests, {MAX_ROWS} sequences at a time"
+SERVE_HOW = f"one call of moejax.decode with all requests, {MAX_SEQUENCES} sequences at a time"
 
 
 def load(settings: Settings) -> Runner:

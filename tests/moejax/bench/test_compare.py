@@ -5,10 +5,10 @@ import json
 
 import pytest
 
-from moejax.bench.compare import Plan, as_json, check_installed, compare, installed, warm_up_requests
+from moejax.bench.compare import SystemsPlan, as_json, check_installed, compare, installed, warm_up_requests
 from moejax.bench.peers import PEERS, Peer, asked_peers, expand_peers
 from moejax.bench.process import PeerFailed
-from moejax.bench.works import Request, Work
+from moejax.bench.works import RaggedRequest, Work
 from tests.moejax.bench.fakes import SETTINGS, command
 
 WORK = Work(batch_size=2, input_len=3, output_len=5)
@@ -19,12 +19,12 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("moejax.bench.compare.SETTLE_SECONDS", 0.0)
 
 
-def plan(behaviours: dict[str, str], rounds: int = 2) -> Plan:
+def plan(behaviours: dict[str, str], rounds: int = 2) -> SystemsPlan:
     commands = {name: command(behaviour) for name, behaviour in behaviours.items()}
-    return Plan(
+    return SystemsPlan(
         contenders={name: ("moejax", SETTINGS) for name in behaviours},
         works=[WORK],
-        requests=[Request(prompt=[4], output_len=2), Request(prompt=[5, 6], output_len=3)],
+        requests=[RaggedRequest(prompt=[4], output_len=2), RaggedRequest(prompt=[5, 6], output_len=3)],
         rounds=rounds,
         vocab_size=50,
         commands={**commands, "reference": command("right")},
@@ -78,7 +78,9 @@ def test_systems_that_agree_are_judged_once() -> None:
 
 
 def test_which_requests_are_judged() -> None:
-    requests = [Request(prompt=[1] * length, output_len=2 * length) for length in (9, 1, *range(2, 9), *range(10, 30))]
+    requests = [
+        RaggedRequest(prompt=[1] * length, output_len=2 * length) for length in (9, 1, *range(2, 9), *range(10, 30))
+    ]
     chosen = warm_up_requests(requests)
     assert [len(one.prompt) for one in chosen] == [1, 5, 9, 13, 17, 21, 25, 29]
     assert [one.output_len for one in chosen] == [1, 2, 3, 4, 5, 6, 7, 8]

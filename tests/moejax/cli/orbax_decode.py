@@ -9,31 +9,26 @@ from typing import Annotated, Any
 import typer
 
 import tests.moejax.cli.patient  # noqa: F401
-from moejax.cli import console, devices, main, options, startup
+from moejax.cli import console, main, options, startup
 from moejax.cli.app import app
+from moejax.cli.devices import Devices, Processes
+from moejax.cli.groups import grouped
 from moejax.cli.help import SETTINGS, Command
 
 PROMPT = "A list is"
 
 
 @app.command(cls=Command, context_settings=SETTINGS)
+@grouped
 def orbax_decode(
     folder: str,
-    coordinator_address: devices.CoordinatorAddress = None,
-    num_processes: devices.NumProcesses = None,
-    process_id: devices.ProcessId = None,
-    simulate_devices: devices.SimulateDevices = None,
+    devices: Devices,
+    processes: Processes,
     debug: options.Debug = False,
     mesh: Annotated[str, typer.Option()] = "",
 ) -> None:
-    where = devices.Devices(
-        coordinator_address=coordinator_address,
-        num_processes=num_processes,
-        process_id=process_id,
-        simulate_devices=simulate_devices,
-    )
-    startup.enter(where, debug=debug)
-    startup.prepare_jax(where)
+    startup.enter(processes, debug=debug)
+    startup.prepare_jax(devices, processes)
     import moejax
     from convert import OrbaxFolder
 

@@ -9,18 +9,18 @@ from typing import Annotated
 
 import typer
 
-from moejax.cli import console, devices, main, options, rendezvous, startup
+from moejax.cli import console, main, options, rendezvous, startup
 from moejax.cli.app import app
+from moejax.cli.devices import Devices, Processes
+from moejax.cli.groups import grouped
 from moejax.cli.help import SETTINGS, Command
 
 
 @app.command(cls=Command, context_settings=SETTINGS)
+@grouped
 def loop(
-    simulate_devices: devices.SimulateDevices = None,
-    coordinator_address: devices.CoordinatorAddress = None,
-    num_processes: devices.NumProcesses = None,
-    process_id: devices.ProcessId = None,
-    distributed: devices.Distributed = False,
+    where: Devices,
+    processes: Processes,
     debug: options.Debug = False,
     seconds: Annotated[float, typer.Option(help="How long to go on.")] = 0.0,
     unrolled: Annotated[int, typer.Option(help="Psums in one program: many compile for long.")] = 1,
@@ -32,25 +32,18 @@ def loop(
     linger: Annotated[float, typer.Option(help="Seconds between joining the others and seeing their devices.")] = 0.0,
     read_stdin: Annotated[bool, typer.Option(help="Print what stdin holds.")] = False,
 ) -> None:
-    where = devices.Devices(
-        simulate_devices=simulate_devices,
-        coordinator_address=coordinator_address,
-        num_processes=num_processes,
-        process_id=process_id,
-        distributed=distributed,
-    )
-    startup.enter(where, debug=debug)
+    startup.enter(processes, debug=debug)
     rendezvous.JOIN_SECONDS = join_seconds
     rendezvous.HEARTBEAT_SECONDS = heartbeat_seconds
 
-    def join(where: devices.Devices) -> None:
-        rendezvous.join(where)
-        if where.process_id == 0:
+    def join(processes: Processes) -> None:
+        rendezvous.join(processes)
+        if processes.process_id == 0:
             console.write("joined\n")
         time.sleep(linger)
 
     startup.join = join
-    startup.prepare_jax(where, compile_cache=False)
+    startup.prepare_jax(where, processes, compile_cache=False)
     import jax
     import numpy as np
 

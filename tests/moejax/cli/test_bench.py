@@ -6,11 +6,12 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from convert import OrbaxFolder
-from moejax.bench.compare import Plan
+from moejax.bench.compare import SystemsPlan
 from moejax.bench.peers import PEERS
 from moejax.bench.standings import Standing
 from moejax.cli.bench_compare_plan import hf_folder
@@ -118,7 +119,7 @@ def test_counted_meshes_are_a_table_of_the_terminal(call: Call) -> None:
 
 
 def test_when_every_system_asked_for_fails_nothing_was_compared(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    def compared(plan: Plan, on_event: Callable[[str], None]) -> list[Standing]:
+    def compared(plan: SystemsPlan, on_event: Callable[[str], None]) -> list[Standing]:
         assert list(plan.contenders) == ["moejax", "vllm"]
         return [Standing(name="moejax", how="so"), Standing(name="vllm", failed="vllm ended (exit code 1)")]
 
@@ -131,11 +132,11 @@ def test_when_every_system_asked_for_fails_nothing_was_compared(call: Call, monk
     )
 
 
-def test_a_converted_folder_is_not_for_other_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_converted_folder_is_not_for_other_systems(tmp_path: Path) -> None:
     converted = SimpleNamespace(tensors=object.__new__(OrbaxFolder), folder=tmp_path)
-    monkeypatch.setattr("moejax.checkpoint.open_checkpoint", lambda source: converted)
+    facts: Any = SimpleNamespace(name="here", source=converted)
     with pytest.raises(ValueError, match="here is a converted folder, .* with: moejax convert here NEW_FOLDER"):
-        hf_folder("here", None, "bfloat16", tmp_path, 0)
+        hf_folder(facts, "bfloat16", tmp_path, 0)
 
 
 def test_the_counted_baseline_holds(call: Call) -> None:
@@ -180,7 +181,7 @@ def test_a_new_baseline_has_times_and_holds(call: Call, tmp_path: Path) -> None:
 def test_a_mesh_that_fails_is_an_error(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     """On devices that are there in a number that suffices; the comparison itself is a fake."""
 
-    def fake(plan: Plan, **_: object) -> list[Standing]:
+    def fake(plan: SystemsPlan, **_: object) -> list[Standing]:
         ours, mesh = plan.contenders
         return [Standing(name=ours), Standing(name=mesh, failed=f"{mesh} cannot load: out of memory")]
 

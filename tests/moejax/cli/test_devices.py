@@ -2,7 +2,7 @@
 
 import pytest
 
-from moejax.cli.devices import Devices, split_address
+from moejax.cli.devices import Processes, split_address
 from tests.moejax.cli.conftest import Call
 
 P = ("decode", "demo", "--prompt", "x")
@@ -63,11 +63,10 @@ def test_address_is_split(address: str, expected: tuple[str, int]) -> None:
 )
 def test_address_that_is_none_is_refused(address: str) -> None:
     with pytest.raises(ValueError, match="^--coordinator-address must be HOST:PORT, as in "):
-        Devices(coordinator_address=address, num_processes=2, process_id=0)
+        Processes(coordinator_address=address, num_processes=2, process_id=0)
 
 
 def test_one_process_is_not_several() -> None:
-    assert not Devices().several
-    assert not Devices(simulate_devices=8).several
-    assert Devices(distributed=True).several
-    assert Devices(coordinator_address="h:1", num_processes=1, process_id=0).several
+    assert not Processes().several
+    assert Processes(distributed=True).several
+    assert Processes(coordinator_address="h:1", num_processes=1, process_id=0).several

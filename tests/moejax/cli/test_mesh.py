@@ -310,13 +310,13 @@ def test_show_lists_every_array_and_its_bytes(call: Call, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("mesh", "batch", "said"),
     [
-        ("tensor=2", 3, "--batch-size 3 takes 4 rows, the next power of two"),
+        ("tensor=2", 3, "--batch-size 3 takes 4 sequences, the next power of two"),
         (
             "data=2,expert=2",
             1,
-            "--batch-size 1 takes 2 rows, the next power of two, rounded up to a multiple of data",
+            "--batch-size 1 takes 2 sequences, the next power of two, rounded up to a multiple of data",
         ),
-        ("data=3", 4, "--batch-size 4 takes 6 rows, the next power of two, rounded up to a multiple of data"),
+        ("data=3", 4, "--batch-size 4 takes 6 sequences, the next power of two, rounded up to a multiple of data"),
     ],
 )
 def test_show_says_when_a_batch_is_padded(call: Call, mesh: str, batch: int, said: str) -> None:

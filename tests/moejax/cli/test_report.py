@@ -92,7 +92,7 @@ def test_speed_is_that_of_the_whole_call(tiny: Tiny, monkeypatch: pytest.MonkeyP
     """Outputs of two prompts that are decoded together, or not: what the call generated, by what its steps took."""
     runs: list[DecodeRun] = []
     make = DecodeRun.__post_init__
-    monkeypatch.setattr(engine, "MAX_ROWS", slots)
+    monkeypatch.setattr(engine, "MAX_SEQUENCES", slots)
     monkeypatch.setattr(DecodeRun, "__post_init__", lambda self: (runs.append(self), make(self))[1])
     results = moejax.decode(tiny.model, [[68], [15]], max_tokens=4, n=3, temperature=1.0, seed=1)
     seconds = runs[0].times.decode

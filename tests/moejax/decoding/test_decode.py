@@ -102,7 +102,7 @@ def test_prompts_in_several_groups_and_batches(tiny: Tiny, monkeypatch: pytest.M
 
     monkeypatch.setattr(Slots, "feed", noted)
     monkeypatch.setattr(buckets, "PREFILL_TOKENS", 32)
-    monkeypatch.setattr(engine, "MAX_ROWS", 4)
+    monkeypatch.setattr(engine, "MAX_SEQUENCES", 4)
     prompts = prompts_of([3, 16, 9, 2, 12, 2, 14], seed=2)
     results = moejax.decode(tiny.model, prompts, max_tokens=MAX_TOKENS)
     assert fed == [[1, 2], [0, 3], [6, 4], [5]]  # four slots, and three again; each time the longest first
@@ -202,7 +202,7 @@ def test_outputs_of_one_prompt(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> N
     beside = moejax.decode(tiny.model, [*reversed(prompts)], [params, dataclasses.replace(params, n=3)])
     assert [len(result.outputs) for result in beside] == [1, 3]
     assert [output.token_ids for output in beside[1].outputs] == tokens
-    monkeypatch.setattr(engine, "MAX_ROWS", 2)  # outputs of one prompt in different batches
+    monkeypatch.setattr(engine, "MAX_SEQUENCES", 2)  # outputs of one prompt in different batches
     (apart,) = moejax.decode(tiny.model, prompts[0], params, n=3)
     assert [output.token_ids for output in apart.outputs] == tokens
     assert apart.stats.generated_tokens == 3 * MAX_TOKENS

@@ -167,7 +167,7 @@ def test_speed_is_over_all_batches_of_a_prompt(tiny: Tiny, monkeypatch: pytest.M
 
     monkeypatch.setattr(time, "perf_counter", lambda: now() + 1000 * calls)
     monkeypatch.setattr(Programs, "call", slow)
-    monkeypatch.setattr(engine, "MAX_ROWS", max_rows)
+    monkeypatch.setattr(engine, "MAX_SEQUENCES", max_rows)
     params = SamplingParams(max_tokens=7, n=3, temperature=1.0, seed=1)
     (result,) = moejax.decode(tiny.model, [68, 15], params)
     assert calls == -(-3 // max_rows)
@@ -180,7 +180,7 @@ def test_speed_is_over_all_batches_of_a_prompt(tiny: Tiny, monkeypatch: pytest.M
 
 
 def test_waiting_for_an_earlier_batch_delays_the_first_token(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "MAX_ROWS", 1)
+    monkeypatch.setattr(engine, "MAX_SEQUENCES", 1)
     first, second = (result.stats for result in moejax.decode(tiny.model, [[68], [15]], max_tokens=20))
     assert second.ttft_seconds > first.ttft_seconds + first.decode_seconds
     assert first.padded_rows == second.padded_rows == 0

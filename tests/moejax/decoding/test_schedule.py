@@ -98,7 +98,7 @@ def test_more_sequences_than_slots(tiny: Tiny, monkeypatch: pytest.MonkeyPatch, 
     """Each gets what it gets alone, and a stream makes the same calls, but for how many steps each takes."""
     prompts, params = everything(tiny, stop)
     alone = [moejax.decode(tiny.model, prompt, one)[0] for prompt, one in zip(prompts, params, strict=True)]
-    monkeypatch.setattr(engine, "MAX_ROWS", 4)
+    monkeypatch.setattr(engine, "MAX_SEQUENCES", 4)
     schedule.clear()
     together = moejax.decode(tiny.model, prompts, params)
     assert [result.token_ids for result in together] == [result.token_ids for result in alone]
@@ -116,7 +116,7 @@ def test_more_sequences_than_slots(tiny: Tiny, monkeypatch: pytest.MonkeyPatch, 
 def test_longest_start_first_and_results_stay_in_order(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch, schedule: Schedule
 ) -> None:
-    monkeypatch.setattr(engine, "MAX_ROWS", 2)
+    monkeypatch.setattr(engine, "MAX_SEQUENCES", 2)
     counts = [3, 20, 7, 11]
     params = [SamplingParams(max_tokens=count, ignore_eos=True) for count in counts]
     results = moejax.decode(tiny.model, prompts_of([5, 6, 7, 8]), params)
@@ -129,7 +129,7 @@ def test_a_call_in_place_writes_into_no_slot_that_is_taken(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch, schedule: Schedule
 ) -> None:
     """Two slots: the first call fills both, in place; those that follow fill one beside a sequence that goes on."""
-    monkeypatch.setattr(engine, "MAX_ROWS", 2)
+    monkeypatch.setattr(engine, "MAX_SEQUENCES", 2)
     moejax.decode(tiny.model, prompts_of([5, 6, 7]), [SamplingParams(max_tokens=n, ignore_eos=True) for n in (9, 4, 3)])
     assert [shape.in_place for _, _, shape in schedule.fed] == [True, False]
 
@@ -217,7 +217,7 @@ def test_sequences_come_and_go_on_a_mesh(
     """Slots that are filled again, and steps that shrink, where the batch is split over devices and where not."""
     prompts, params = everything(tiny)
     alone = [moejax.decode(tiny.model, prompt, one)[0] for prompt, one in zip(prompts, params, strict=True)]
-    monkeypatch.setattr(engine, "MAX_ROWS", 4)
+    monkeypatch.setattr(engine, "MAX_SEQUENCES", 4)
     monkeypatch.setattr(shapes, "SEQUENCE_STEPS_PER_COMPILATION", 8)
     load_tiny(tmp_path)
     model = moejax.load(tmp_path, dtype="float32", mesh=mesh, dispatch=dispatch)

@@ -12,7 +12,7 @@ import pytest
 from moejax.families.config import ModelConfig
 from moejax.measuring import compiled
 from moejax.measuring.compile_program import compile_job
-from moejax.measuring.compiled import Facts, Job, compile_splits, extrapolate
+from moejax.measuring.compiled import Job, ProgramFacts, compile_splits, extrapolate
 from moejax.moe.split import make_rules, resolve_split
 from moejax.planning.communication import by_phase, report_collectives
 from moejax.planning.compare import compare_meshes
@@ -44,7 +44,7 @@ SPLITS = [
 
 
 @pytest.fixture(scope="module")
-def facts() -> list[Facts]:
+def facts() -> list[ProgramFacts]:
     """What a subprocess found of each program, in the order of the jobs."""
     jobs = [job for split in SPLITS for job in compiled._jobs(CONFIG, split, WORKLOAD, (1, 2))]
     found = dict(compiled._run(CONFIG, jobs, devices=8))
@@ -53,10 +53,10 @@ def facts() -> list[Facts]:
 
 
 @pytest.fixture
-def known(facts: list[Facts], monkeypatch: pytest.MonkeyPatch) -> None:
+def known(facts: list[ProgramFacts], monkeypatch: pytest.MonkeyPatch) -> None:
     """`compile_splits` takes the facts from here instead of compiling again."""
 
-    def run(config: ModelConfig, jobs: Sequence[Job], devices: int) -> Iterator[tuple[int, Facts]]:
+    def run(config: ModelConfig, jobs: Sequence[Job], devices: int) -> Iterator[tuple[int, ProgramFacts]]:
         yield from reversed(list(enumerate(facts)))  # any order
 
     monkeypatch.setattr(compiled, "_run", run)
@@ -106,14 +106,14 @@ def test_a_wrong_prediction_is_told(monkeypatch: pytest.MonkeyPatch, name: str, 
 
 
 @pytest.mark.usefixtures("known")
-def test_arguments_that_nobody_declared_are_told(facts: list[Facts]) -> None:
+def test_arguments_that_nobody_declared_are_told(facts: list[ProgramFacts]) -> None:
     facts = list(facts)
     original, facts[0] = facts[0], replace(facts[0], argument_bytes=facts[0].argument_bytes + 4)
     (text,) = compiled._argument_differences(compiled._jobs(CONFIG, SPLITS[0], WORKLOAD, (1, 2))[0], facts[0])
     assert text.startswith("decode, 1 layers: ") and text.endswith(f"{original.argument_bytes + 4:,} compiled")
 
 
-def test_quick_programs_have_the_collectives_of_optimised_ones(facts: list[Facts]) -> None:
+def test_quick_programs_have_the_collectives_of_optimised_ones(facts: list[ProgramFacts]) -> None:
     job = compiled._jobs(CONFIG, SPLITS[2], WORKLOAD, (1, 2))[1]
     optimised = compile_job(CONFIG, job, quick=False)
     assert (job.phase, job.layers) == ("decode", 2)
@@ -121,7 +121,7 @@ def test_quick_programs_have_the_collectives_of_optimised_ones(facts: list[Facts
 
 
 @pytest.mark.slow
-def test_two_depths_tell_what_the_full_depth_has(facts: list[Facts]) -> None:
+def test_two_depths_tell_what_the_full_depth_has(facts: list[ProgramFacts]) -> None:
     """One split of a deep and narrow model, compiled whole."""
     assert jax.device_count() == 8
     deep = replace(CONFIG, num_layers=8)

@@ -99,7 +99,7 @@ def predicted(step: Executed) -> Phase:
     routing = RoutingModel(step.config.num_experts, step.config.experts_per_token)
     setting = Setting(config=step.config, rules=rules, dispatch="replicated", hardware=HARDWARE, routing=routing)
     call = decode_call(Workload(batch_size=BATCH, input_len=100, context=200, dtype=DTYPE), rules)
-    assert (call.rows, call.slots) == (BATCH, SLOTS)
+    assert (call.sequences, call.positions) == (BATCH, SLOTS)
     return predict_call(setting, call, DTYPE)
 
 
@@ -139,8 +139,8 @@ def check_prompts(step: Executed) -> None:
     for length in (100, 400):
         workload = Workload(batch_size=2, input_len=length, context=512, dtype=DTYPE)
         for call in prefill_calls(workload, make_rules(step.config, MeshConfig(), "replicated")):
-            first = call.slots - call.width
-            seen = [sum(key <= query for key in range(call.slots)) for query in range(first, call.slots)]
+            first = call.positions - call.width
+            seen = [sum(key <= query for key in range(call.positions)) for query in range(first, call.positions)]
             assert call.visited == sum(seen) / call.width
 
 
@@ -161,7 +161,7 @@ def check_activations(step: Executed) -> None:
         "logits": ((own, config.vocab_size // 2), f32),
         "logits as chosen from": ((own, config.vocab_size // 2), f32),
     }
-    call = ProgramCall(rows=16, width=width, requests=16, tokens=width, slots=8, visited=8, chooses=True)
+    call = ProgramCall(sequences=16, width=width, requests=16, tokens=width, positions=8, visited=8, chooses=True)
     rules = make_rules(config, MeshConfig(data=2, expert=2, tensor=2), "gather")
     found = activation_bytes(config, rules, call, "float16")
     assert found == sum(np.empty(shape, kind).nbytes for shape, kind in arrays.values())
@@ -239,7 +239,7 @@ def check_routing(step: Executed) -> None:
     """Ids and weights that a token takes along."""
     config = model_config("demo")
     rules = make_rules(config, MeshConfig(expert=4), "all_to_all")
-    found = moe_collectives(config, rules, "all_to_all", Tokens(rows=BATCH, length=1), DTYPE)
+    found = moe_collectives(config, rules, "all_to_all", Tokens(sequences=BATCH, length=1), DTYPE)
     assert [one.elements for one in found if one.dtype == "int32"] * config.num_layers == traced_exchange()
 
 

@@ -20,7 +20,7 @@ from moejax.planning.ranking import best, score
 from moejax.planning.reasons import reason
 from moejax.planning.rows import OBJECTIVES, Objective
 from moejax.planning.workload import Workload
-from moejax.runtime.buckets import MAX_SERVED_ROWS
+from moejax.runtime.buckets import MAX_SERVED_SEQUENCES
 from moejax.serving.settings import EngineSettings
 from moejax.weights.counts import weight_placements
 from sharding import MeshConfig, bytes_per_device, mesh_shapes
@@ -63,10 +63,10 @@ def test_counts_are_those_of_the_report_and_of_the_closed_forms(mesh: str, dispa
     padded = -(-4 // rules.parts("batch")) * rules.parts("batch")
     assert row.footprint.weights == bytes_per_device(weight_placements(weights_of(CONFIG), rules, "bfloat16"))
     assert row.footprint.kv == bytes_per_device(cache_placements(CONFIG, rules, padded, 3072, "bfloat16"))
-    step = Tokens(rows=padded, length=1)
+    step = Tokens(sequences=padded, length=1)
     expected = forward_collectives(CONFIG, rules, row.split.dispatch, step, "bfloat16")
     assert row.decode.collectives == expected + choice_collectives(rules, step)
-    prompts = Tokens(rows=padded, length=768)
+    prompts = Tokens(sequences=padded, length=768)
     expected = forward_collectives(CONFIG, rules, row.split.dispatch, prompts, "bfloat16")
     assert row.prefill.collectives == expected + choice_collectives(rules, step)
     assert row.prefill.calls == 1
@@ -126,10 +126,10 @@ def test_a_split_that_does_not_fit_is_counted_and_predicted_all_the_same() -> No
 
 def test_the_largest_batch_is_one_that_a_server_decodes_at_a_time() -> None:
     row = compare_meshes("demo", 1, "h200", batch_size=1)[0]
-    assert row.fits and row.footprint and row.largest_batch == MAX_SERVED_ROWS
-    EngineSettings(max_batch=MAX_SERVED_ROWS)
+    assert row.fits and row.footprint and row.largest_batch == MAX_SERVED_SEQUENCES
+    EngineSettings(max_batch=MAX_SERVED_SEQUENCES)
     with pytest.raises(ValueError, match="--max-batch must be from 1 to 1024, got 1025"):
-        EngineSettings(max_batch=MAX_SERVED_ROWS + 1)
+        EngineSettings(max_batch=MAX_SERVED_SEQUENCES + 1)
 
 
 def test_a_row_is_shown_in_a_line() -> None:

@@ -1,0 +1,129 @@
+"""The flags of `moejax mesh compare`, some of which `mesh show` has, too. Imports no JAX."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from moejax.cli.options import option, real, whole
+from moejax.families.table import named_configs
+
+WORK, SPLITS, PROOF, OUTPUT = "Workload", "Splits", "Checks", "Output"
+FORMATS = ("table", "json")
+
+Model = Annotated[
+    str,
+    option(
+        "--model",
+        metavar="MODEL",
+        help=f"A named configuration ({', '.join(named_configs())}), the path of a config.json, demo, or a checkpoint.",
+    ),
+]
+Context = Annotated[
+    int | None,
+    whole(
+        "--context",
+        panel=WORK,
+        help="Tokens of each sequence in the cache while a step is timed, 2048 by default; 0 leaves the cache out.",
+    ),
+]
+Dtype = Annotated[
+    str,
+    option(
+        "--dtype",
+        panel=WORK,
+        metavar="NAME",
+        help="Of weights and cache: bfloat16, float16, float32, or auto, as a checkpoint is stored.",
+    ),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareFlags:
+    """What is compared, how it is checked and where it goes.
+
+    Raises:
+        ValueError: for an unknown format, or two.
+    """
+
+    model: Model
+    devices: Annotated[int, whole("--devices", help="How many devices.")]
+    hardware: Annotated[
+        str,
+        option(
+            "--hardware",
+            metavar="NAME",
+            help="h100-sxm, h200, a100-80gb, v100-32gb, l40s, cpu, or a .toml file of yours.",
+        ),
+    ]
+    batch_size: Annotated[
+        str,
+        option("--batch-size", "-b", panel=WORK, metavar="N[,N...]", help="Sequences at a time, several to compare."),
+    ] = "1,8,32"
+    input_len: Annotated[
+        int | None, whole("--input-len", "-p", panel=WORK, help="Tokens of each prompt; 512 by default.")
+    ] = None
+    context: Context = None
+    dtype: Dtype = "bfloat16"
+    expert_load: Annotated[
+        str | None,
+        option(
+            "--expert-load",
+            panel=WORK,
+            metavar="FILE",
+            help="How often each expert was chosen, from moejax decode --save-expert-load; demo. Evenly without it.",
+        ),
+    ] = None
+    objective: Annotated[
+        str,
+        option("--objective", panel=SPLITS, metavar="NAME", help="What ranks: latency, throughput, ttft or memory."),
+    ] = "latency"
+    dispatch: Annotated[
+        str,
+        option(
+            "--dispatch",
+            panel=SPLITS,
+            metavar="NAME",
+            help="all, auto (what decode would take), replicated, gather or all_to_all.",
+        ),
+    ] = "all"
+    usable_fraction: Annotated[
+        float,
+        real(
+            "--usable-fraction",
+            panel=SPLITS,
+            help="Of a device's memory, that the model may take. (JAX itself preallocates 0.75 unless told otherwise.)",
+        ),
+    ] = 0.9
+    format: Annotated[
+        str | None, option("--format", panel=OUTPUT, metavar="NAME", help="table (the default) or json.")
+    ] = None
+    json: Annotated[bool, option("--json", panel=OUTPUT, help="The same as --format json.")] = False
+    plot: Annotated[
+        str | None,
+        option(
+            "--plot", panel=OUTPUT, metavar="FILE.png", help="Draw the steps' parts, and tokens/s against batch size."
+        ),
+    ] = None
+    compile: Annotated[
+        bool,
+        option(
+            "--compile",
+            panel=PROOF,
+            help="Compile every split for simulated devices, and compare its collectives and bytes. Takes about a "
+            "minute.",
+        ),
+    ] = False
+    measure: Annotated[
+        bool, option("--measure", panel=PROOF, help="Time every split on the devices here, and show how far it is off.")
+    ] = False
+    quiet: Annotated[bool, option("--quiet", panel=OUTPUT, help="No progress and no remarks on stderr.")] = False
+
+    def __post_init__(self) -> None:
+        if self.format not in (None, *FORMATS):
+            raise ValueError(f"--format must be {' or '.join(FORMATS)}, got {self.format!r}")
+        if self.json and self.format not in (None, "json"):
+            raise ValueError(f"--json is --format json, got --format {self.format} as well; give one of them")
+
+    @property
+    def as_json(self) -> bool:
+        """Whether a program reads the comparison."""
+        return self.json or self.format == "json"
