@@ -303,7 +303,7 @@ def test_show_lists_every_array_and_its_bytes(call: Call, monkeypatch: pytest.Mo
     text = " ".join(out.split())
     assert "data=1,expert=4,tensor=2, dispatch gather" in text
     assert re.search(r"attention\.q q_heads 4096/tensor, .* x 32 expert", text)
-    assert f"per device: weights {found['weight_bytes_per_device'] / 1e9:.1f} GB, cache of 16 rows" in text
+    assert f"per device: weights {found['weight_bytes_per_device'] / 1e9:.1f} GB, cache of 16 sequences" in text
     assert "padded" not in text
 
 
