@@ -7,6 +7,7 @@ them: so they are set here, before any test module is collected, and not through
 import os
 import signal
 import sys
+import warnings
 
 import hypothesis
 import pytest
@@ -47,12 +48,11 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(config.rootpath / ".pytest_cache" / "d" / "jax")
 
 
-@pytest.fixture(scope="session", autouse=True)
-def whole_programs() -> None:
-    """Two processes run the suite, and start others: none finds half of a compiled program in the folder of all."""
-    from moejax.runtime.program_cache import write_whole_programs
+def pytest_warning_recorded(warning_message: warnings.WarningMessage) -> None:
+    """Tests share compiled programs with commands that other tests kill: half of one is made anew, once."""
+    from moejax.runtime.program_cache import discard_unreadable
 
-    write_whole_programs()
+    discard_unreadable(str(warning_message.message), os.environ["JAX_COMPILATION_CACHE_DIR"])
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

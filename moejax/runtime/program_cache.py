@@ -1,8 +1,7 @@
-"""JAX's cache of compiled programs, made safe for processes that share it and for one that is killed meanwhile."""
+"""JAX's cache of compiled programs, mended where a program of an earlier run cannot be read."""
 
-import functools
 import os
-import secrets
+import re
 import tempfile
 import threading
 import warnings
@@ -19,53 +18,56 @@ _KEEP_EVERYTHING = {
     "jax_persistent_cache_min_entry_size_bytes": -1,
 }
 # How JAX's warnings begin where its cache fails; it goes on without, and warns again for every program.
+_READING = "Error reading persistent compilation cache entry"
+_WRITING = "Error writing persistent compilation cache entry"
 _CANNOT = {
-    "Error reading persistent compilation cache entry": "a compiled program of an earlier run cannot be read",
-    "Error writing persistent compilation cache entry": "a compiled program cannot be kept for the next run",
+    _READING: "a compiled program of an earlier run cannot be read",
+    _WRITING: "a compiled program cannot be kept for the next run",
 }
+_NAMED = re.compile(rf"{_READING} for '([^']+)'")
 
 
-@functools.cache
-def write_whole_programs() -> None:
-    """From now on a program is written beside its place and renamed, so that whoever finds it finds all of it.
+def discard_unreadable(warning: str, folder: str | None) -> bool:
+    """Removes the program in JAX's cache `folder` that JAX warns it cannot read, so that the one it compiles now is
+    kept; whether one was there.
 
-    JAX writes in place. A process that reads meanwhile finds a part, warns, and compiles the program itself. The part
-    that a killed process or a full disk leaves stays for good: every later run warns and compiles, and it still stays.
-    Here what JAX writes takes the place of what is there: it writes nothing that it could read.
+    JAX writes a program in place, and never over one that is there. So half of one, which a killed process or a full
+    disk leaves, would stay for good: every later run would warn and compile. Where another process is still writing
+    it, what that process writes goes nowhere, and ours is kept instead.
 
-    JAX has no public way to replace how its cache writes; tests/moejax/runtime/test_program_cache.py fails where this
-    one does nothing.
+    JAX names the program, not its file, so all of that name go; what is compiled again is kept again.
     """
-    from jax._src.lru_cache import LRUCache
-
-    put_in_place = LRUCache.put
-
-    def put(self: Any, key: str, value: bytes) -> None:
-        # With a limit to its size it locks the folder; and object stores show no object before all of it is there.
-        if self.eviction_enabled or "://" in str(self.path):
-            put_in_place(self, key, value)
-            return
-        path, part = self.path / f"{key}-cache", self.path / f"{key}.{secrets.token_hex(8)}.part"
-        try:
-            part.write_bytes(value)
-            if path.is_dir():
-                os.rmdir(path)  # an empty one; whatever somebody keeps in another is not ours to remove
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
-
-    LRUCache.put = put  # pyright: ignore[reportAttributeAccessIssue]: its type is of the method that this replaces
+    named = _NAMED.match(warning)
+    if named is None or not folder or "://" in folder:  # an object store shows nothing before all of it is there
+        return False
+    entry = re.compile(rf"{re.escape(named[1])}(-[0-9a-f]+)?-cache")  # the name has its hash already, or not
+    found = [path for path in Path(folder).glob("*-cache") if entry.fullmatch(path.name) and path.is_file()]
+    try:
+        for path in found:
+            path.unlink(missing_ok=True)
+    except OSError:  # then it stays, and the warning is for the user
+        return False
+    return bool(found)
 
 
-def warn_once(warn: Warn | None) -> None:
-    """From now on the first of JAX's warnings about its cache goes to `warn` in our words, the others nowhere."""
+def mend_and_warn_once(warn: Warn | None) -> None:
+    """From now on programs that JAX cannot read are made anew without a word; where that is impossible, or one cannot
+    be kept, the first of its warnings goes to `warn` in our words, the others nowhere.
+    """
     show, told = warnings.showwarning, threading.Lock()
+
+    def folder() -> str | None:
+        import jax
+
+        return jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]: made at run time
 
     def show_ours(message: Warning | str, category: type[Warning], *place: Any, **settings: Any) -> None:
         text = str(message)
         cannot = next((words for beginning, words in _CANNOT.items() if text.startswith(beginning)), None)
         if cannot is None:
             show(message, category, *place, **settings)
+        elif discard_unreadable(text, folder()):
+            return
         elif told.acquire(blocking=False) and warn is not None:  # taken once, whichever thread compiles
             reason = text.partition("': ")[2].partition("\n")[0] or text
             variable = "JAX_COMPILATION_CACHE_DIR" if "JAX_COMPILATION_CACHE_DIR" in os.environ else "XDG_CACHE_HOME"
@@ -81,8 +83,7 @@ def keep_programs(warn: Warn | None) -> None:
     """
     import jax
 
-    write_whole_programs()
-    warn_once(warn)
+    mend_and_warn_once(warn)
     for name, value in _KEEP_EVERYTHING.items():
         if name.upper() not in os.environ:
             jax.config.update(name, value)
