@@ -4,13 +4,13 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import combinations
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from scipy.optimize import nnls
 
 from moejax.families.config import ModelConfig
 from moejax.measuring.measured import check_real_devices, decode_seconds, prefill_seconds, random_model
@@ -155,21 +155,9 @@ def overheads() -> tuple[float, float, float]:
     few, many = (prefill_seconds(model, workload) for model in models)
     parts.append((1, NARROW.num_experts, PROMPT))
     seconds.append((many - few) / (DEPTHS[1] - DEPTHS[0]))
-    layer, expert, token = _not_negative_sum(np.array(parts), np.maximum(seconds, 1e-9))
+    measured = np.maximum(seconds, 1e-9)[:, None]
+    (layer, expert, token), _ = nnls(np.array(parts) / measured, np.ones(len(seconds)))
     return round(layer, 9), round(expert, 9), round(token, 9)  # no clock tells less than that
-
-
-def _not_negative_sum(parts: np.ndarray, seconds: np.ndarray) -> list[float]:
-    """What each part takes, for the least squares of relative errors: the best of all sets of parts that take time."""
-    wanted, best, least = parts / seconds[:, None], [0.0] * parts.shape[1], float("inf")
-    for number in range(1, parts.shape[1] + 1):
-        for used in map(list, combinations(range(parts.shape[1]), number)):
-            found = np.zeros(parts.shape[1])
-            found[used] = np.linalg.lstsq(wanted[:, used], np.ones(len(seconds)), rcond=None)[0]
-            error = float(np.square(wanted @ found - 1).sum())
-            if found.min() >= 0 and error < least:
-                best, least = found.tolist(), error
-    return best
 
 
 def measure_link(devices: Sequence[Any]) -> Link:
