@@ -56,7 +56,7 @@ def serve(
     debug: options.Debug = False,
 ) -> int:
     """Measure a running server under load. Exit code 0: every request was answered, 1: some failed."""
-    from moejax.bench import serving_load, serving_report  # here, so that --help does not import numpy
+    from moejax.bench import serving_load, serving_report  # here, so that --help starts quickly
 
     load = serving_load.Load(**{**vars(flags), "model": flags.model or ""})
     if flags.model is None:  # asked for last: a wrong flag is told without a server

@@ -69,7 +69,7 @@ def decode(
     model.check(checkpoint)
     live = _is_live(stream, prompts.count, params, json=json)
     startup.enter(processes, debug=debug)
-    from moejax.cli.facts import read_facts  # here and below, so that --help does not import numpy
+    from moejax.cli.facts import read_facts  # here and below, so that --help starts quickly
     from moejax.cli.prompts import encode_prompts
     from moejax.decoding.requests import make_requests
     from moejax.planning.auto import check_split

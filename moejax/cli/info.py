@@ -24,7 +24,7 @@ def info(
 
     With --mesh: whether it fits so many devices like the one that is here.
     """
-    from moejax.cli.inspection import inspect  # here, so that --help imports neither numpy nor rich
+    from moejax.cli.inspection import inspect  # here, so that --help starts quickly
 
     found = inspect(checkpoint, mesh.mesh, mesh.dispatch)
     if json:

@@ -43,7 +43,7 @@ def compare(flags: CompareFlags, debug: options.Debug = False) -> int:
     Needs no devices: times are predicted from the model's sizes and the figures of a hardware file.
     Exit code 0: some split fits, 1: none does, 2: an error.
     """
-    from moejax.cli.mesh_compare import run  # here, so that --help does not import numpy
+    from moejax.cli.mesh_compare import run  # here, so that --help starts quickly
 
     return 0 if run(flags) else DOES_NOT_FIT
 

@@ -10,7 +10,7 @@ from moejax.planning.advice import what_fits
 from moejax.planning.compare import ComparisonInputs, compare_meshes, make_plan
 from moejax.planning.export import comparison_json
 from moejax.planning.hardware import load_hardware
-from moejax.planning.ranking import check_objective
+from moejax.planning.objectives import check_objective
 from moejax.planning.rows import MeshRow
 
 MAX_BATCH_SIZE = 100_000

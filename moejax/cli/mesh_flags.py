@@ -5,6 +5,7 @@ from typing import Annotated
 
 from moejax.cli.options import option, real, whole
 from moejax.families.table import named_configs
+from moejax.planning.objectives import OBJECTIVES
 
 WORK, SPLITS, PROOF, OUTPUT = "Workload", "Splits", "Checks", "Output"
 FORMATS = ("table", "json")
@@ -74,7 +75,7 @@ class CompareFlags:
     ] = None
     objective: Annotated[
         str,
-        option("--objective", panel=SPLITS, metavar="NAME", help="What ranks: latency, throughput, ttft or memory."),
+        option("--objective", panel=SPLITS, metavar="NAME", help=f"What ranks: {', '.join(OBJECTIVES)}."),
     ] = "latency"
     dispatch: Annotated[
         str,

@@ -12,7 +12,8 @@ from rich.text import Text
 from moejax.cli.console import printable
 from moejax.cli.mesh_words import batch_note, crossover_table, definitions, impossible, missing, verdicts
 from moejax.planning.hardware import Hardware
-from moejax.planning.rows import MeshRow, Objective, Phase
+from moejax.planning.objectives import OBJECTIVES
+from moejax.planning.rows import MeshRow, Phase
 from moejax.planning.units import BYTES, SECONDS, Unit, amount, common_unit, number
 from moejax.runtime.buckets import MAX_SEQUENCES, MAX_SERVED_SEQUENCES
 
@@ -30,7 +31,6 @@ PARTS = (
     ("x", "exchange", "bandwidth_seconds", "red"),
     ("o", "overhead", "overhead_seconds", "magenta"),
 )
-RANKED_BY: dict[Objective, str] = {"latency": "step", "throughput": "peak", "ttft": "TTFT", "memory": "memory"}
 
 
 class Units(NamedTuple):
@@ -61,7 +61,7 @@ def compare_tables(
     model: str,
     devices: int,
     usable_fraction: float,
-    objective: Objective,
+    objective: str,
     fits_with: Sequence[str],
     width: int,
 ) -> Iterator[RenderableType]:
@@ -90,7 +90,7 @@ def compare_tables(
         yield Padding(Text.assemble((f"batch {batch:,}", "bold"), batch_note(batch)), (1, 0, 0, 0))
         fitting = [row for row in chosen if row.fits]
         if fitting:
-            yield _table(fitting, units, RANKED_BY[objective], width)
+            yield _table(fitting, units, OBJECTIVES[objective].column, width)
         yield verdicts(chosen, objective)
         if not fitting:
             yield missing(chosen, ())
@@ -188,7 +188,7 @@ def bar(phase: Phase, longest: float, length: int) -> Text:
     return text
 
 
-def _words(rows: Sequence[MeshRow], objective: Objective) -> list[tuple[str, Text]]:
+def _words(rows: Sequence[MeshRow], objective: str) -> list[tuple[str, Text]]:
     """What the words and letters of the tables mean."""
     step = Text("of decoding: ")
     for letter, name, field, colour in PARTS:

@@ -14,8 +14,9 @@ from moejax.cli.console import printable
 from moejax.planning.advice import nearest
 from moejax.planning.crossovers import GatherCrossover, gather_crossovers
 from moejax.planning.hardware import Hardware
+from moejax.planning.objectives import OBJECTIVES
 from moejax.planning.ranking import best
-from moejax.planning.rows import OBJECTIVES, MeshRow, Objective
+from moejax.planning.rows import MeshRow
 from moejax.planning.units import BYTES, FLOPS, LINK_RATES, amount
 from moejax.runtime.buckets import MAX_SEQUENCES, MAX_SERVED_SEQUENCES
 from sharding.collectives import wire_elements
@@ -33,7 +34,7 @@ def batch_note(batch: int) -> str:
     return f" (more than moejax serve decodes at a time: {MAX_SERVED_SEQUENCES:,} at most)"
 
 
-def verdicts(rows: Sequence[MeshRow], objective: Objective) -> Table:
+def verdicts(rows: Sequence[MeshRow], objective: str) -> Table:
     """Of one batch size: the best split for each objective and why, the first by `objective` in numbers, why others are
     out."""
     table = Table.grid(padding=(0, 1, 0, 0))

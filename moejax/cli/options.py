@@ -279,7 +279,7 @@ class MeshFlags:
 
     def split(self, facts: "SourceFacts", dtype: str, *, batch_size: int, max_seq_len: int | None = None) -> "Split":
         """The split asked for; "auto" is the best for `batch_size` sequences on the devices here. Starts JAX."""
-        from moejax.planning.auto import asked_split  # here, so that --help does not import numpy
+        from moejax.planning.auto import asked_split  # here, so that --help starts quickly
 
         return asked_split(
             facts.config,

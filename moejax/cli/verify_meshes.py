@@ -31,7 +31,7 @@ def run(
 
     every: whether every mesh of the visible devices is compared, beside those named.
     """
-    from moejax.cli.facts import read_facts  # here, so that --help does not import numpy
+    from moejax.cli.facts import read_facts  # here, so that --help starts quickly
 
     facts = read_facts(checkpoint, None)
     config = facts.config

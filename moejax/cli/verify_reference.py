@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def run(checkpoint: str, reference: str, *, dtype: str, json: bool, quiet: bool) -> bool:
     """Prints the numbers and a verdict, or a JSON object; returns whether they are the same."""
-    from moejax.measuring.reference import verify_reference  # here, so that --help imports neither numpy nor JAX
+    from moejax.measuring.reference import verify_reference  # here, so that --help starts quickly
 
     with console.progress(f"comparing {checkpoint} with {reference}", quiet=quiet) as step:
         startup.prepare_jax(quiet=quiet)

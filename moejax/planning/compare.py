@@ -11,7 +11,8 @@ from moejax.planning.expert_load import ExpertLoad
 from moejax.planning.footprint import footprint
 from moejax.planning.hardware import Hardware, load_hardware
 from moejax.planning.models import expert_shares, model_config, stored_dtype
-from moejax.planning.ranking import check_objective, ranked
+from moejax.planning.objectives import check_objective
+from moejax.planning.ranking import ranked
 from moejax.planning.reasons import with_reasons
 from moejax.planning.routing import RoutingModel
 from moejax.planning.rows import MeshRow

@@ -9,7 +9,8 @@ from typing import Any
 from moejax.planning.checks import CompiledCheck, Measured
 from moejax.planning.crossovers import gather_crossovers
 from moejax.planning.hardware import Hardware
-from moejax.planning.rows import OBJECTIVES, MeshRow, Objective, Phase
+from moejax.planning.objectives import OBJECTIVES
+from moejax.planning.rows import MeshRow, Phase
 from sharding import MeshConfig
 from sharding.collectives import Collective, wire_elements
 from sharding.collectives.collective import ITEM_SIZES
@@ -40,7 +41,7 @@ def comparison_json(rows: Sequence[MeshRow], hardware: Hardware, fits_with: Sequ
     }
 
 
-def winners(rows: Sequence[MeshRow]) -> dict[Objective, dict[str, str]]:
+def winners(rows: Sequence[MeshRow]) -> dict[str, dict[str, str]]:
     """Picks from the rows of one batch size the best for each objective and why; none where nothing fits."""
     return {
         objective: {"split": row.label, "reason": row.best_for[objective]}

@@ -2,16 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, get_args
 
 from moejax.moe.split import Split
 from moejax.planning.checks import CompiledCheck, Measured
 from moejax.planning.units import BYTES, SECONDS, amount, number
 from moejax.planning.workload import Workload
 from sharding.collectives import Collective
-
-Objective = Literal["latency", "throughput", "ttft", "memory"]
-OBJECTIVES: tuple[Objective, ...] = get_args(Objective)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +102,7 @@ class MeshRow:
     load_imbalance: float = 1.0
     largest_batch: int | None = None
     peak_tokens_per_second: float = 0.0
-    best_for: Mapping[Objective, str] = field(default_factory=dict)
+    best_for: Mapping[str, str] = field(default_factory=dict)
     compiled: CompiledCheck | None = None
     measured: Measured | None = None
 

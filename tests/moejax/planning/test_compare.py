@@ -16,9 +16,9 @@ from moejax.planning.costs import link_of
 from moejax.planning.expert_load import ExpertLoad
 from moejax.planning.export import comparison_json, winners
 from moejax.planning.hardware import load_hardware
+from moejax.planning.objectives import OBJECTIVES
 from moejax.planning.ranking import best, score
 from moejax.planning.reasons import reason
-from moejax.planning.rows import OBJECTIVES, Objective
 from moejax.planning.workload import Workload
 from moejax.runtime.buckets import MAX_SERVED_SEQUENCES
 from moejax.serving.settings import EngineSettings
@@ -41,7 +41,7 @@ def test_every_split_is_there_once(devices: int) -> None:
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_rows_are_in_the_order_of_the_objective(objective: Objective) -> None:
+def test_rows_are_in_the_order_of_the_objective(objective: str) -> None:
     rows = [row for row in compare_meshes(CONFIG, 8, "a100-80gb", batch_size=[2, 16], objective=objective) if row.built]
     for batch in (2, 16):
         chosen = [row for row in rows if row.workload.batch_size == batch]

@@ -1,12 +1,19 @@
 """Why a split is the best: plain sentences, whose numbers tell the splits apart."""
 
+import io
 import re
+from typing import cast
 
 import pytest
+from rich.console import Console
 
 from moejax import compare_meshes
+from moejax.cli.mesh_tables import compare_tables
+from moejax.planning.export import winners
+from moejax.planning.hardware import load_hardware
+from moejax.planning.objectives import OBJECTIVES, Objective
 from moejax.planning.reasons import reason
-from moejax.planning.rows import OBJECTIVES
+from moejax.planning.rows import MeshRow
 
 NUMBER = r"[\d,]*\d(?:\.\d+)?"
 UNIT = r"(?:GB|MB|kB|bytes|s|ms|us|ns)"
@@ -60,3 +67,37 @@ def test_a_reason_names_what_is_saved_the_next_and_those_that_are_as_good() -> N
     assert reason(pair[0], rows, "ttft").endswith(
         "; equally good: expert=2,tensor=2 replicated and expert=4 replicated"
     )
+
+
+def test_an_objective_is_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A made-up one, bytes that a step exchanges, ranks, is given reasons and heads its column."""
+
+    def exchanged(row: MeshRow) -> float:
+        assert row.decode
+        return row.decode.bandwidth_seconds + row.decode.latency_seconds
+
+    wire = Objective(
+        score=exchanged,
+        column="step",
+        saving=lambda row, other: f"exchanges for {exchanged(row):.3g} s",
+        behind=lambda mine, its: f"for {its - mine:.3g} s more",
+    )
+    monkeypatch.setitem(cast(dict[str, Objective], OBJECTIVES), "wire", wire)
+    rows = compare_meshes("mixtral-8x7b", 8, "h100-sxm", batch_size=8, objective="wire")
+    fitting = [row for row in rows if row.fits and row.built]
+    assert [exchanged(row) for row in fitting] == sorted(exchanged(row) for row in fitting)
+    assert f"{exchanged(fitting[0]):.3g}" in fitting[0].best_for["wire"]
+    assert winners(rows)["wire"]["split"] == fitting[0].label
+    console = Console(width=120, file=io.StringIO())
+    tables = compare_tables(
+        rows,
+        load_hardware("h100-sxm"),
+        model="mixtral-8x7b",
+        devices=8,
+        usable_fraction=0.9,
+        objective="wire",
+        fits_with=(),
+        width=120,
+    )
+    console.print(*tables)
+    assert "best wire:" in cast(io.StringIO, console.file).getvalue()
