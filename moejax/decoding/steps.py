@@ -183,17 +183,15 @@ def _accept(
     parallel: Parallel, state: DecodeState, logits: Float[Array, "B V"], features: Features
 ) -> tuple[DecodeState, StepOutput]:
     """Chooses each sequence's next token and decides whether it ends with it."""
+    in_output = state.in_output
     if features.greedy:
-        token, in_output, scores = best_tokens(parallel, logits), state.in_output, None
+        token, scores = best_tokens(parallel, logits), None
     else:
-        token, in_output, scores = parallel.map_sequences(
-            partial(_choose_on_device, features=features),
-            logits,
-            state.in_prompt,
-            state.in_output,
-            state.generated,
-            state.sampling,
-        )
+        # Without penalties there are no counts. XLA of JAX 0.11 crashes on the empty arrays that would be split here.
+        seen = (state.in_prompt, state.in_output) if features.penalize else None
+        on_device = partial(_choose_on_device, features=features)
+        token, counts, scores = parallel.map_sequences(on_device, logits, seen, state.generated, state.sampling)
+        in_output = in_output if counts is None else counts
     token = parallel.constrain(token)
     generated, sampling = state.generated + 1, state.sampling
     ended = jnp.any(token[:, None] == sampling.stop_ids, axis=1) | (generated >= sampling.max_tokens)
@@ -211,24 +209,25 @@ def _accept(
 
 def _choose_on_device(
     logits: Float[Array, "Bl V"],
-    in_prompt: Bool[Array, "Bl V"],
-    in_output: Int[Array, "Bl V"],
+    seen: tuple[Bool[Array, "Bl V"], Int[Array, "Bl V"]] | None,
     generated: Int[Array, " Bl"],
     sampling: SamplingState,
     *,
     features: Features,
-) -> tuple[Int[Array, " Bl"], Int[Array, "Bl V"], TokenScores | None]:
-    """One device's sequences with their whole vocabulary: next tokens, occurrences with them, and their scores."""
+) -> tuple[Int[Array, " Bl"], Int[Array, "Bl V"] | None, TokenScores | None]:
+    """One device's sequences with their whole vocabulary: next tokens, occurrences with them, and their scores.
+
+    seen: which tokens the prompts have, and how often the outputs; None where no sequence is penalised.
+    """
     adjusted = logits
-    if features.penalize:
-        adjusted = penalize(adjusted, in_prompt, in_output, sampling)
+    if seen is not None:
+        adjusted = penalize(adjusted, *seen, sampling)
     if features.min_tokens:
         adjusted = forbid_stops(adjusted, generated < sampling.min_tokens, sampling)
     token = choose(adjusted, generated, sampling, features)
-    if features.penalize:
-        in_output = in_output + jax.nn.one_hot(token, in_output.shape[1], dtype=jnp.int32)
+    counts = None if seen is None else seen[1] + jax.nn.one_hot(token, seen[1].shape[1], dtype=jnp.int32)
     scores = None if features.logprobs is None else score_tokens(logits, token, features.logprobs)
-    return token, in_output, scores
+    return token, counts, scores
 
 
 def _no_output(config: ModelConfig, features: Features, batch: int) -> StepOutput:
