@@ -7,21 +7,11 @@
 
 namespace moejax {
 
-inline float bits_to_float(uint32_t bits) {
-  float a;
-  std::memcpy(&a, &bits, sizeof a);
-  return a;
-}
-
 inline uint32_t float_to_bits(float a) {
   uint32_t bits;
   std::memcpy(&bits, &a, sizeof bits);
   return bits;
 }
-
-inline float widen_one(float a) { return a; }
-inline float widen_one(Float16 a) { return _cvtsh_ss(a.bits); }
-inline float widen_one(BFloat16 a) { return bits_to_float(static_cast<uint32_t>(a.bits) << 16); }
 
 // To the nearest value of the dtype, ties to even.
 inline void narrow(float a, float* result) { *result = a; }
