@@ -2,8 +2,8 @@
 
     python -m scripts.draw_poster docs/benchmarks/*/report.json --output docs/poster.svg
 
-The reports are those that `moejax bench compare --report` writes; each bar is the median of a report's rounds, and a
-bar that is shorter than its neighbour's is drawn as short. Without a report of a kind its part of the page says so.
+The reports are those of `moejax bench compare --json`; each bar is the median of a report's rounds, and a bar that is
+shorter than its neighbour's is drawn as short. Without a report of a kind its part of the page says so.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from moejax.bench.samples import ratio_text
+from moejax.bench.standings import ratio_text
 from moejax.moe.split import DISPATCHES
 from moejax.ops.table import BACKENDS
 from scripts.draw_parallelism import FAINT, HELD, HOME, INK, PANEL, box, svg, text

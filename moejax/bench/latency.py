@@ -1,5 +1,6 @@
 """Times one batch at a time: compilation, prefill and decoding apart, beside what was counted."""
 
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,8 +14,9 @@ from convert.memory import PeakMemory
 from moejax.bench import counted
 from moejax.bench.counted import Counted
 from moejax.bench.roofline import Roofline
-from moejax.bench.samples import mean_and_spread, percentiles
 from moejax.bench.works import Work
+
+PERCENTILES = (10, 25, 50, 75, 90, 99)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +143,16 @@ def count_work(model: moejax.Model, work: Work, prompts: list[list[int]]) -> tup
     results = _decode(model, prompts, work.output_len, return_routed_experts=True)
     routed = np.stack([_routed(result)[work.input_len :] for result in results])
     return counted.mean(counted.decode_steps(model.config, work.input_len, routed, item_size)), prompt_flops
+
+
+def mean_and_spread(samples: Sequence[float]) -> tuple[float, float]:
+    """The mean and the standard deviation (of a sample, 0 of a single one), as llama-bench gives them."""
+    return statistics.fmean(samples), statistics.stdev(samples) if len(samples) > 1 else 0.0
+
+
+def percentiles(samples: Sequence[float]) -> dict[str, float]:
+    """The value below which each of `PERCENTILES` percent of the samples lie, interpolated, as `vllm bench` keys it."""
+    return dict(zip(map(str, PERCENTILES), np.percentile(samples, PERCENTILES).tolist(), strict=True))
 
 
 def device_peak_bytes() -> int | None:

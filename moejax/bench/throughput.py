@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import moejax
-from moejax.bench.samples import mean_and_spread
+from moejax.bench.latency import mean_and_spread
 from moejax.bench.works import RaggedRequest
 
 

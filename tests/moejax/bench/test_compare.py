@@ -5,9 +5,10 @@ import json
 
 import pytest
 
-from moejax.bench.compare import SystemsPlan, as_json, check_installed, compare, installed, warm_up_requests
+from moejax.bench.compare import check_installed, compare, installed, warm_up_requests
 from moejax.bench.peers import PEERS, Peer, asked_peers, expand_peers
 from moejax.bench.process import PeerFailed
+from moejax.bench.standings import SystemsPlan, as_json
 from moejax.bench.works import RaggedRequest, Work
 from tests.moejax.bench.fakes import SETTINGS, command
 

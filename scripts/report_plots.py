@@ -1,7 +1,7 @@
 """PNG plots of a benchmark: latency, throughput and ratio against batch, and the fraction of the roofline. No JAX.
 
-What is drawn is planned without matplotlib, which comes with the extra `bench`. The background is white: a plot reads
-the same on a light and on a dark page. Each file holds the digest of the report that it was drawn from.
+What is drawn is planned without matplotlib. The background is white: a plot reads the same on a light and on a dark
+page. Each file holds the digest of the report that it was drawn from.
 """
 
 import hashlib
@@ -13,9 +13,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from moejax.bench.samples import ratio_text
+from moejax.bench.standings import OURS, measurements, ratio_text
 
-OURS = "moejax"
 # Okabe and Ito's palette, told apart by colour-blind readers; moejax is always the first.
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#7f7f7f")
 MARKERS = "osD^vPX"
@@ -32,19 +31,14 @@ class Plot:
     paint: Callable[[Any], None]
 
 
-def check_plots() -> None:
-    """Raises ValueError when matplotlib is not installed: to be asked before anything is measured."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ValueError("--report draws with matplotlib, which is not installed; run: pip install 'moejax[bench]'")
-
-
 def draw_plots(folder: Path, result: Mapping[str, Any]) -> None:
     """Draws what `result` has data for.
 
     Raises:
         ValueError: when matplotlib is not installed.
     """
-    check_plots()
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ValueError("plots are drawn with matplotlib, which is not installed; run: pip install 'moejax[bench]'")
     figures = import_module("matplotlib.figure")  # no pyplot: no window, no global state
     model = result["model"]
     title = f"{model['name']}, {model['dtype']}, {result['machine']['processor']}, {result['machine']['cores']} cores"
@@ -114,18 +108,16 @@ def _ratios(compared: Mapping[str, Any]) -> tuple[Bars, Bars]:
     """Of decoding and of requests; and of prefill."""
     decoding: Bars = {}
     prefill: Bars = {}
-    for work in compared["works"]:
-        batch, before = work["batch_size"], work["input_len"]
-        for one in work["results"]:
-            if one["contender"] != OURS:
-                prefill.setdefault(one["contender"], {})[f"{batch} x {before}"] = one["prefill"]["median_ratio"]
-                if "decode" in one:
-                    name = f"batch {batch}, after {before}"
-                    decoding.setdefault(one["contender"], {})[name] = one["decode"]["median_ratio"]
-    served = compared.get("throughput") or {"results": []}
-    for one in served["results"]:
-        if one["contender"] != OURS:
-            decoding.setdefault(one["contender"], {})[f"{served['num_requests']} requests"] = one["median_ratio"]
+    for one in measurements(compared):
+        if one.contender == OURS:
+            continue
+        if one.part == "throughput":
+            bars, name = decoding, f"{one.of['num_requests']} requests"
+        elif one.part == "decode":
+            bars, name = decoding, f"batch {one.of['batch_size']}, after {one.of['input_len']}"
+        else:
+            bars, name = prefill, f"{one.of['batch_size']} x {one.of['input_len']}"
+        bars.setdefault(one.contender, {})[name] = one.samples["median_ratio"]
     return decoding, prefill
 
 
