@@ -115,19 +115,16 @@ def compare(
         check_installed(present, absent)
     simulated = devices.simulate_devices
     meshes = meshes_of(asked.mesh or [], simulated)
-    config, dtype = facts.config, resolve_dtype(weights.dtype, auto="bfloat16")
-    # A mesh that cannot be, or cannot be timed, is told before anything is loaded.
-    sizes = {mesh: resolve_split(config, mesh, asked.dispatch).mesh.size for mesh in meshes}
+    dtype = resolve_dtype(weights.dtype, auto="bfloat16")
     if asked.num_iters and not simulated:
-        check_timed(sizes)
+        check_timed({mesh: resolve_split(facts.config, mesh, asked.dispatch).mesh.size for mesh in meshes})
     result: dict[str, Any] = describe_run()
-    result["model"] = describe_config(config, facts.name) | {"dtype": dtype}
+    result["model"] = describe_config(facts.config, facts.name) | {"dtype": dtype}
     if meshes:
+        decoding = [one for one in works if one.decode_tokens]
         result["strategies"] = {
             "how": COUNTED if simulated else f"{TIMED}; bytes are counted",
-            "rows": count_strategies(
-                config, meshes, [one for one in works if one.decode_tokens], dtype, asked.dispatch
-            ),
+            "rows": count_strategies(facts.config, meshes, decoding, dtype, asked.dispatch),
         }
     if not asked.num_iters:
         _print(result, json=json)

@@ -50,8 +50,17 @@ def latency(
         roofline = measure_roofline(loaded.dtype)
     measured = []
     with console.progress("timing", quiet=quiet) as step:
-        for one in measure_latency(loaded, works, roofline, warmup=num_iters_warmup, rounds=num_iters, on_round=step):
-            measured.append(one.as_json())
+        for one in works:
+            name = f"{one.prefill_name} {one.decode_name} b{one.batch_size}"
+            found = measure_latency(
+                loaded,
+                one,
+                roofline,
+                warmup=num_iters_warmup,
+                rounds=num_iters,
+                on_round=lambda what, name=name: step(f"{name}: {what}"),
+            )
+            measured.append(found)
     result = {
         **describe_run(),
         "model": describe_model(loaded, facts.name),

@@ -47,7 +47,7 @@ def throughput(
     check_rounds(1, num_iters)
     loaded = load_model(facts, mesh, model, batch_size=num_prompts, timed=True, quiet=quiet)
     with console.progress("timing", quiet=quiet) as step:
-        measured = measure_throughput(loaded, requests, rounds=num_iters, on_round=step).as_json()
+        measured = measure_throughput(loaded, requests, rounds=num_iters, on_round=step)
     lengths = {"input_len": list(input_len), "output_len": list(output_len)}
     result = {**describe_run(), "model": describe_model(loaded, facts.name), "throughput": lengths | measured}
     if json:
