@@ -7,8 +7,9 @@ page. Each file holds the digest of the report that it was drawn from.
 import hashlib
 import importlib.util
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -60,41 +61,49 @@ def plan_plots(result: Mapping[str, Any]) -> list[Plot]:
     """The pictures that a report has data for."""
     plots: list[Plot] = []
     if compared := result.get("compare"):
-        for before, after in dict.fromkeys((w["input_len"], w["output_len"]) for w in compared["works"]):
-            works = [w for w in compared["works"] if (w["input_len"], w["output_len"]) == (before, after)]
-            if after > 1:
-                plots += _against_batch(works, before, after)
+        plots += _against_batch(compared["works"])
         decoding, prefill = _ratios(compared)
         if decoding:
             what = "How many times as fast moejax decodes"
-            if compared.get("throughput"):
+            if compared["throughput"]:
                 what += " batches and ragged requests"
-            plots.append(Plot(file="ratio.png", what=what, paint=_bars(decoding)))
+            plots.append(Plot(file="ratio.png", what=what, paint=partial(_paint_bars, bars=decoding)))
         what = "How many times as fast moejax prefills"
-        plots.append(Plot(file="ratio_prefill.png", what=what, paint=_bars(prefill)))
+        plots.append(Plot(file="ratio_prefill.png", what=what, paint=partial(_paint_bars, bars=prefill)))
     if latency := result.get("latency"):
-        works = [one | {"results": [{"contender": OURS, "decode": _rate(one)}]} for one in latency if one["decode"]]
-        for before, after in dict.fromkeys((w["input_len"], w["output_len"]) for w in works):
-            same = [w for w in works if (w["input_len"], w["output_len"]) == (before, after)]
-            plots += _against_batch(same, before, after)
+        plots += _against_batch(
+            [one | {"results": [{"contender": OURS, "decode": _rate(one)}]} for one in latency if one["decode"]]
+        )
         what = "Fraction of the roofline measured in the same run"
-        plots.append(Plot(file="roofline.png", what=what, paint=_fractions(_utilisation(latency))))
+        paint = partial(_paint_fractions, series=_utilisation(latency))
+        plots.append(Plot(file="roofline.png", what=what, paint=paint))
     return plots
 
 
-def _against_batch(works: list[dict[str, Any]], before: int, after: int) -> list[Plot]:
-    rates: Series = {}
-    steps: Series = {}
-    for work in works:
+def _against_batch(works: Sequence[Mapping[str, Any]]) -> list[Plot]:
+    """Steps and rates of decoding over the batch size, a pair of pictures for each length of prompt and output."""
+    rates: dict[tuple[int, int], Series] = {}
+    steps: dict[tuple[int, int], Series] = {}
+    for work in [work for work in works if work["output_len"] > 1]:
+        lengths, batch = (work["input_len"], work["output_len"]), work["batch_size"]
         for one in work["results"]:
-            batch, rate = work["batch_size"], one["decode"]["median_tokens_per_second"]
-            rates.setdefault(one["contender"], []).append((batch, rate))
-            steps.setdefault(one["contender"], []).append((batch, 1e3 * batch / rate))
-    where, shape = f"Decoding after {before} tokens", f"p{before}_n{after}"
-    return [
-        Plot(file=f"latency_{shape}.png", what=f"{where}: milliseconds per step", paint=_lines(steps, "ms per step")),
-        Plot(file=f"throughput_{shape}.png", what=f"{where}: tokens per second", paint=_lines(rates, "tokens/s")),
-    ]
+            rate = one["decode"]["median_tokens_per_second"]
+            rates.setdefault(lengths, {}).setdefault(one["contender"], []).append((batch, rate))
+            steps.setdefault(lengths, {}).setdefault(one["contender"], []).append((batch, 1e3 * batch / rate))
+    plots = []
+    for before, after in rates:
+        for name, what, series, unit in (
+            ("latency", "milliseconds per step", steps[before, after], "ms per step"),
+            ("throughput", "tokens per second", rates[before, after], "tokens/s"),
+        ):
+            plots.append(
+                Plot(
+                    file=f"{name}_p{before}_n{after}.png",
+                    what=f"Decoding after {before} tokens: {what}",
+                    paint=partial(_paint_lines, series=series, unit=unit),
+                )
+            )
+    return plots
 
 
 def _rate(one: Mapping[str, Any]) -> dict[str, float]:
@@ -153,49 +162,38 @@ def _paint_series(axes: Any, series: Series) -> None:
     axes.legend(fontsize=8, frameon=False)
 
 
-def _lines(series: Series, unit: str) -> Callable[[Any], None]:
-    def paint(axes: Any) -> None:
-        _paint_series(axes, series)
-        axes.set_ylabel(unit)
-
-    return paint
+def _paint_lines(axes: Any, series: Series, unit: str) -> None:
+    _paint_series(axes, series)
+    axes.set_ylabel(unit)
 
 
-def _bars(bars: Bars) -> Callable[[Any], None]:
+def _paint_bars(axes: Any, bars: Bars) -> None:
     """A group for each piece of work and a bar for each system; moejax's own ratio is 1, the line across."""
-
-    def paint(axes: Any) -> None:
-        works = list(dict.fromkeys(work for one in bars.values() for work in one))
-        groups = {work: [name for name in bars if work in bars[name]] for work in works}
-        width = 0.84 / max(1, len(bars))
-        for place, (name, heights) in enumerate(bars.items()):
-            offsets = [
-                works.index(work) + (groups[work].index(name) - (len(groups[work]) - 1) / 2) * width for work in heights
-            ]
-            drawn = axes.bar(
-                offsets, heights.values(), width * 0.94, label=name, color=COLOURS[1:][place % (len(COLOURS) - 1)]
-            )
-            # on white, for the line at 1 would strike through those of bars that end near it
-            behind = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
-            labels = [ratio_text(height) for height in heights.values()]
-            axes.bar_label(drawn, labels, fontsize=7, padding=2, bbox=behind, zorder=3)
-        axes.axhline(1, color="#1f2328", linewidth=1, zorder=2)
-        axes.set_xticks(range(len(works)), works, fontsize=8)
-        axes.set_xlim(-0.5, len(works) - 0.5)
-        axes.set_ylabel("moejax / system (below 1: moejax loses)", fontsize=9)
-        axes.margins(y=0.15)
-        if bars:
-            axes.figure.legend(fontsize=8, frameon=False, loc="outside lower center", ncols=2)
-
-    return paint
+    works = list(dict.fromkeys(work for one in bars.values() for work in one))
+    groups = {work: [name for name in bars if work in bars[name]] for work in works}
+    width = 0.84 / max(1, len(bars))
+    for place, (name, heights) in enumerate(bars.items()):
+        offsets = [
+            works.index(work) + (groups[work].index(name) - (len(groups[work]) - 1) / 2) * width for work in heights
+        ]
+        colour = COLOURS[1:][place % (len(COLOURS) - 1)]
+        drawn = axes.bar(offsets, heights.values(), width * 0.94, label=name, color=colour)
+        # on white, for the line at 1 would strike through those of bars that end near it
+        behind = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
+        labels = [ratio_text(height) for height in heights.values()]
+        axes.bar_label(drawn, labels, fontsize=7, padding=2, bbox=behind, zorder=3)
+    axes.axhline(1, color="#1f2328", linewidth=1, zorder=2)
+    axes.set_xticks(range(len(works)), works, fontsize=8)
+    axes.set_xlim(-0.5, len(works) - 0.5)
+    axes.set_ylabel("moejax / system (below 1: moejax loses)", fontsize=9)
+    axes.margins(y=0.15)
+    if bars:
+        axes.figure.legend(fontsize=8, frameon=False, loc="outside lower center", ncols=2)
 
 
-def _fractions(series: Series) -> Callable[[Any], None]:
-    def paint(axes: Any) -> None:
-        _paint_series(axes, series)
-        highest = max(y for points in series.values() for _, y in points)
-        axes.set_ylim(0, max(1.05, 1.05 * highest))  # a kernel better than XLA's product passes 1
-        axes.axhline(1, color="#1f2328", linewidth=1)
-        axes.set_ylabel("of what the machine can do")
-
-    return paint
+def _paint_fractions(axes: Any, series: Series) -> None:
+    _paint_series(axes, series)
+    highest = max(y for points in series.values() for _, y in points)
+    axes.set_ylim(0, max(1.05, 1.05 * highest))  # a kernel better than XLA's product passes 1
+    axes.axhline(1, color="#1f2328", linewidth=1)
+    axes.set_ylabel("of what the machine can do")

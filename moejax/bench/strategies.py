@@ -69,7 +69,7 @@ def count_strategies(
                 "strategy": strategy_name(split.mesh),
                 "mesh": str(split.mesh),
                 "dispatch": split.dispatch,
-                "weight_bytes_per_device": weight_elements(config, rules) * ITEM_SIZES[dtype],
+                "weight_bytes_per_device": weight_bytes(config, rules, dtype),
                 "works": [_count(config, rules, split, work, dtype) for work in works],
             }
         )
@@ -91,11 +91,6 @@ def strategies_rows(strategies: dict[str, Any]) -> list[tuple[str, ...]]:
         for row in strategies["rows"]
         for work in row["works"]
     ]
-
-
-def weight_elements(config: ModelConfig, rules: Rules) -> int:
-    """Parameters that each device holds."""
-    return weight_bytes(config, rules, "float32") // ITEM_SIZES["float32"]
 
 
 def read_elements(config: ModelConfig, rules: Rules, tokens: int) -> float:
