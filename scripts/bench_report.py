@@ -126,7 +126,7 @@ def _throughput(one: dict[str, Any]) -> str:
 
 
 def _rules(compared: dict[str, Any]) -> str:
-    served = compared.get("throughput")
+    served = compared["throughput"]
     requests = f" ({served['rounds']} of the ragged requests)" if served else ""
     rounds = "1 round" if compared["rounds"] == 1 else f"{compared['rounds']} rounds"
     return (
@@ -140,7 +140,7 @@ def _rules(compared: dict[str, Any]) -> str:
 def _systems(compared: dict[str, Any]) -> str:
     lines = []
     for one in compared["contenders"]:
-        served = f"; ragged requests: {one['serve_how']}" if one["serve_how"] and compared.get("throughput") else ""
+        served = f"; ragged requests: {one['serve_how']}" if one["serve_how"] and compared["throughput"] else ""
         apart = f"; loading {one['load_seconds']:.1f} s, compiling and warming up {one['warmup_seconds']:.1f} s"
         failed = f"; FAILED: {one['failed']}" if one["failed"] else ""
         lines.append(f"- {one['name']}: {one['how'] or 'did not load'}{served}{apart}{failed}")
