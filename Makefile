@@ -30,7 +30,7 @@ test: $(VENV)/.installed-test ## install the test extra, then run the whole suit
 	@$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 # Interleaved rounds beside the other systems, both sizes; then what a step reads, and what strategies send. The commands
-# of docs/benchmarks.md are in scripts/bench_suite.py: each report has every sample, and one page has them all.
+# of docs/benchmarks.md are in scripts/bench_suite.py, which makes a report of each one's --json and one page of them all.
 BENCH := build/bench
 bench: $(VENV)/.installed-bench ## time moejax beside transformers and llama.cpp; reports in build/bench
 	@rm -rf $(BENCH) && mkdir -p $(BENCH)

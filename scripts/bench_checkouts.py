@@ -3,113 +3,94 @@
     git worktree add ../before HEAD~1
     python scripts/bench_checkouts.py --model 186m --rounds 4 ../before .
 
-The same random bfloat16 weights in each. Medians, and how many times faster each is than the first one, round by round.
-Of `decode`, a step is timed; of `prefill`, the first token; of `ragged:N:P:T`, whole calls of N requests of up to P
-tokens, for up to T more.
+`moejax bench compare` with checkouts in place of systems: the same random bfloat16 weights and prompts in each, tokens
+judged first. Medians, and how many times faster each is than the first one, round by round. Of decoding a step is
+timed, of a prefill the first token, and with `--num-prompts` whole calls of so many ragged requests.
 """
 
 import argparse
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+from moejax.bench.compare import compare
+from moejax.bench.peers import Settings
 from moejax.bench.random_folder import write_random_folder
+from moejax.bench.standings import OURS, Measurement, SystemsPlan, as_json, measurements
+from moejax.bench.works import Work, cross_product, ragged_requests
 from moejax.families.table import named_config
 
-WORKS = ("decode:1:128:48", "decode:8:128:32", "decode:16:128:32", "prefill:1:512:1")
-# What each checkout runs: only names that all of them have.
-WORKER = """
-import sys
-import time
-import numpy as np
-import moejax
-from moejax.cli.startup import prepare_jax
-
-prepare_jax(quiet=True)
-model = moejax.load(sys.argv[1], dtype="bfloat16", max_seq_len=2048)
-print("ready", flush=True)
-for line in sys.stdin:
-    kind, batch, before, after = line.strip().split(":")
-    shape = (int(batch), int(before))
-    if kind == "ragged":
-        rng = np.random.default_rng(shape)
-        lengths = rng.permutation(np.linspace(4, shape[1], shape[0]).round().astype(int)).tolist()
-        counts = rng.permutation(np.linspace(8, int(after), shape[0]).round().astype(int)).tolist()
-        prompts = [rng.integers(3, model.config.vocab_size, length).tolist() for length in lengths]
-        params = [moejax.SamplingParams(max_tokens=count, ignore_eos=True) for count in counts]
-        compiled, began = model.programs.compile_seconds, time.perf_counter()
-        moejax.decode(model, prompts, params)
-        print(time.perf_counter() - began - (model.programs.compile_seconds - compiled), flush=True)
-        continue
-    prompts = np.random.default_rng(shape).integers(3, model.config.vocab_size, shape).tolist()
-    stats = moejax.decode(model, prompts, max_tokens=int(after), ignore_eos=True)[0].stats
-    print(stats.decode_seconds / (int(after) - 1) if kind == "decode" else stats.ttft_seconds, flush=True)
-"""
+RAGGED = (16, 256)  # tokens in and out
 
 
 def main() -> None:
+    args = parse_args()
+    config = named_config(args.model)
+    works = cross_product(args.batch_size, [args.input_len], [args.output_len])
+    works += [Work(batch_size=1, input_len=length, output_len=1) for length in args.prefill_len]
+    names = dict(zip([OURS, *map(str, args.checkouts[1:])], args.checkouts, strict=True))
+    with tempfile.TemporaryDirectory() as folder:
+        write_random_folder(Path(folder), config, "bfloat16")
+        settings = Settings(
+            folder=folder,
+            scratch=folder,
+            dtype="bfloat16",
+            threads=os.cpu_count() or 1,
+            max_batch=max(args.batch_size),
+            max_len=2048,
+        )
+        plan = SystemsPlan(
+            contenders={name: (OURS, settings) for name in names},
+            works=works,
+            requests=ragged_requests(args.num_prompts, RAGGED, RAGGED, config.vocab_size) if args.num_prompts else [],
+            rounds=args.rounds,
+            vocab_size=config.vocab_size,
+            commands={name: worker_of(path) for name, path in names.items()},
+        )
+        standings = compare(plan, on_event=lambda text: print(text, file=sys.stderr, flush=True))
+    for one in measurements(as_json(plan, standings)):
+        print(line(one, names[one.contender]))
+    if failed := [one.failed for one in standings if one.failed]:
+        sys.exit("\n".join(failed))
+
+
+def parse_args() -> argparse.Namespace:
+    def whole(text: str) -> list[int]:
+        return [int(part) for part in text.split(",")]
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkouts", nargs="+", type=Path, help="folders of sources; the first one is compared with")
     parser.add_argument("--model", default="186m")
     parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--work", action="append", help=f"kind:batch:input:output; by default {' '.join(WORKS)}")
-    args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        write_random_folder(Path(folder), named_config(args.model), "bfloat16")
-        workers = [start(path.resolve(), folder) for path in args.checkouts]
-        for worker in workers:
-            answer(worker)
-        for work in args.work or WORKS:
-            compare(work, args.checkouts, workers, args.rounds)
-        for worker in workers:
-            worker.communicate()
+    parser.add_argument("-b", "--batch-size", type=whole, default=[1, 8, 16], help="comma-separated")
+    parser.add_argument("-p", "--input-len", type=int, default=128)
+    parser.add_argument("-n", "--output-len", type=int, default=32)
+    parser.add_argument("--prefill-len", type=whole, default=[512], help="prompts that are timed by themselves")
+    parser.add_argument("--num-prompts", type=int, default=0, help="ragged requests of 16-256 tokens, in and out")
+    return parser.parse_args()
 
 
-def start(checkout: Path, folder: str) -> subprocess.Popen[str]:
-    """A process of that checkout with the model loaded, for works on its standard input."""
-    environment = {**os.environ, "PYTHONPATH": str(checkout)}
-    command = [sys.executable, "-c", WORKER, folder]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=checkout, env=environment, stdin=pipe, stdout=pipe, text=True)
+def worker_of(checkout: Path) -> list[str]:
+    """The worker of that checkout; -P, for the folder that this runs in comes before PYTHONPATH otherwise."""
+    paths = f"PYTHONPATH={checkout.resolve()}"
+    return ["env", paths, sys.executable, "-P", "-m", "moejax.bench.worker", OURS]
 
 
-def compare(work: str, checkouts: list[Path], workers: list[subprocess.Popen[str]], rounds: int) -> None:
-    """Prints a line for each checkout, after a warm-up of all."""
-    kind, batch, before, _ = work.split(":")
-    seconds: list[list[float]] = [[] for _ in workers]
-    for turn in range(rounds + 1):
-        for worker, samples in zip(workers, seconds, strict=True):
-            assert worker.stdin is not None
-            worker.stdin.write(f"{work}\n")
-            worker.stdin.flush()
-            sample = float(answer(worker))
-            if turn:
-                samples.append(sample)
-    for checkout, samples in zip(checkouts, seconds, strict=True):
-        median = statistics.median(samples)
-        tokens = int(batch) if kind == "decode" else int(batch) * int(before)  # those of ragged prompts are half
-        ratios = sorted(first / one for first, one in zip(seconds[0], samples, strict=True))
-        print(
-            f"{work:18s}{1e3 * median:9.2f} ms {tokens / median:9.1f} tok/s  faster by {statistics.median(ratios):.2f} "
-            f"({ratios[0]:.2f} to {ratios[-1]:.2f})  {checkout}",
-            flush=True,
-        )
-
-
-def answer(worker: subprocess.Popen[str]) -> str:
-    """The next line of a process.
-
-    Raises:
-        SystemExit: when it ended instead; what it said of it is on standard error.
-    """
-    assert worker.stdout is not None
-    line = worker.stdout.readline()
-    if not line:
-        sys.exit("a checkout's process ended before it answered")
-    return line
+def line(one: Measurement, checkout: Path) -> str:
+    """What one checkout did of one part of the work."""
+    seconds = statistics.median(one.samples["seconds"])
+    if one.part == "throughput":
+        work = f"{one.of['num_requests']} requests"
+    else:
+        work = f"{one.of['name']} {one.part}"
+        seconds /= one.of["output_len"] - 1 if one.part == "decode" else 1
+    faster = [1 / ratio for ratio in one.samples["ratios"]]
+    return (
+        f"{work:26s}{1e3 * seconds:9.2f} ms {one.samples['median_tokens_per_second']:9.1f} tok/s  faster by "
+        f"{statistics.median(faster):.2f} ({min(faster):.2f} to {max(faster):.2f})  {one.tokens}  {checkout}"
+    )
 
 
 if __name__ == "__main__":

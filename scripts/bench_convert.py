@@ -10,15 +10,15 @@ memory; exits with 1 below `--at-least`.
 """
 
 import argparse
+import dataclasses
 import json
 import os
-import platform
 import shutil
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,26 +28,13 @@ os.environ["JAX_PLATFORMS"] = "cpu"  # arrays stay on the host
 import numpy as np
 
 import moejax
+from moejax.bench.machine import describe_machine, machine_line
 from moejax.families.config import ModelConfig
-from moejax.families.table import from_hf, parameters_of
+from moejax.families.table import family_of, named_config, parameters_of, weights_of
 
-CONFIG: dict[str, Any] = {
-    "architectures": ["MixtralForCausalLM"],
-    "model_type": "mixtral",
-    "torch_dtype": "bfloat16",
-    "vocab_size": 32000,
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "num_local_experts": 8,
-    "num_experts_per_tok": 2,
-    "max_position_embeddings": 4096,
-    "tie_word_embeddings": False,
-}
+MIXTRAL = named_config("mixtral-8x7b")
 COPY, TO_ORBAX, TO_HF = "copy", "HF to Orbax", "Orbax to HF"
 _BLOCK_BYTES = 8 << 20
-_LAYERS_PER_FILE = 1
 
 
 def main() -> None:
@@ -56,7 +43,7 @@ def main() -> None:
         folder = Path(scratch)
         source = folder / "hf"
         nbytes = write_random_checkpoint(source, args.gigabytes)
-        print(f"{cpu_name()}, {os.cpu_count()} cores, {nbytes / 1e9:.2f} GB of bfloat16 on {args.folder}", flush=True)
+        print(f"{machine_line(describe_machine())}, {nbytes / 1e9:.2f} GB of bfloat16 on {args.folder}", flush=True)
         found = measure(source, folder, args.rounds, cold=args.cold, workers=args.workers)
     medians = {name: statistics.median(speeds) for name, speeds in found.speeds.items()}
     cache = "dropped from the cache before each run" if args.cold else "in the cache"
@@ -156,57 +143,34 @@ def drop_from_cache(folder: Path) -> None:
             os.close(descriptor)
 
 
-def write_random_checkpoint(folder: Path, gigabytes: float, fields: Mapping[str, Any] = CONFIG) -> int:
-    """A bfloat16 Mixtral of about this size in files of one layer, as transformers names them; returns its bytes."""
-    one, two = (2 * parameters_of(from_hf({**fields, "num_hidden_layers": layers})).total for layers in (1, 2))
+def write_random_checkpoint(folder: Path, gigabytes: float, config: ModelConfig = MIXTRAL) -> int:
+    """A bfloat16 checkpoint of about this size, a file per layer, as transformers names them; returns its bytes."""
+    one, two = (2 * parameters_of(dataclasses.replace(config, num_layers=layers)).total for layers in (1, 2))
     layers = max(1, round((gigabytes * 1e9 - one) / (two - one)) + 1)
-    config = {**fields, "num_hidden_layers": layers}
+    config = dataclasses.replace(config, num_layers=layers)
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    (folder / "config.json").write_text(json.dumps(family_of(config).hf_config(config, "bfloat16"), indent=2))
     numbers = np.random.default_rng(0).standard_normal(_BLOCK_BYTES // 2).astype(np.float32) * 0.02
     block = (numbers.view(np.uint32) >> 16).astype(np.uint16).tobytes()  # the upper halves of small floats are bfloat16
-    tensors = list(tensor_shapes(from_hf(config)))
-    files = [tensors[:3], *([t for t in tensors[3:] if t[0].split(".")[2] in group] for group in _layer_groups(layers))]
+    files: dict[str, dict[str, tuple[int, ...]]] = {}
+    for weight in weights_of(config):
+        layer = weight.path.split(".")[1] if weight.path.startswith("layers.") else "outside of layers"
+        files.setdefault(layer, {}).update((tensor.names[0], weight.shape) for tensor in weight.tensors())
     weight_map, total = {}, 0
-    for number, held in enumerate(files, start=1):
+    for number, held in enumerate(files.values(), start=1):
         name = f"model-{number:05d}-of-{len(files):05d}.safetensors"
-        weight_map |= dict.fromkeys((tensor for tensor, _ in held), name)
+        weight_map |= dict.fromkeys(held, name)
         total += _write_file(folder / name, held, block)
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return total
 
 
-def tensor_shapes(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """The names and shapes of a Mixtral: what is outside of layers first, then the layers in order."""
-    d, f = config.embed_dim, config.expert_dim
-    q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    yield "lm_head.weight", (config.vocab_size, d)
-    yield "model.embed_tokens.weight", (config.vocab_size, d)
-    yield "model.norm.weight", (d,)
-    for layer in (f"model.layers.{number}" for number in range(config.num_layers)):
-        for expert in range(config.num_experts):
-            part = f"{layer}.block_sparse_moe.experts.{expert}"
-            yield from ((f"{part}.w1.weight", (f, d)), (f"{part}.w2.weight", (d, f)), (f"{part}.w3.weight", (f, d)))
-        yield f"{layer}.block_sparse_moe.gate.weight", (config.num_experts, d)
-        yield f"{layer}.input_layernorm.weight", (d,)
-        yield f"{layer}.post_attention_layernorm.weight", (d,)
-        for name, shape in {"q": (q, d), "k": (kv, d), "v": (kv, d), "o": (d, q)}.items():
-            yield f"{layer}.self_attn.{name}_proj.weight", shape
-
-
-def _layer_groups(layers: int) -> list[set[str]]:
-    return [
-        {str(layer) for layer in range(first, min(first + _LAYERS_PER_FILE, layers))}
-        for first in range(0, layers, _LAYERS_PER_FILE)
-    ]
-
-
-def _write_file(path: Path, tensors: list[tuple[str, tuple[int, ...]]], block: bytes) -> int:
+def _write_file(path: Path, tensors: Mapping[str, tuple[int, ...]], block: bytes) -> int:
     """A safetensors file whose numbers are those of `block`, again and again; returns the bytes of its tensors."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     size = 0
-    for name, shape in tensors:
+    for name, shape in tensors.items():
         stop = size + 2 * int(np.prod(shape))
         header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [size, stop]}
         size = stop
@@ -216,13 +180,6 @@ def _write_file(path: Path, tensors: list[tuple[str, tuple[int, ...]]], block: b
         for begin in range(0, size, len(block)):
             file.write(block[: size - begin])
     return size
-
-
-def cpu_name() -> str:
-    """The processor, as the system names it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 if __name__ == "__main__":

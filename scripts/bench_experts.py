@@ -1,6 +1,6 @@
 """Times one mixture-of-experts layer's experts for every backend over row counts: what `auto` is decided from.
 
-    python scripts/bench_experts.py --shape 1024,3584 --tokens 1,8,32,128,512
+    python -m scripts.bench_experts --shape 1024,3584 --tokens 1,8,32,128,512
 
 Random bfloat16 weights, 8 experts, top-2, uniform routing. Backends run in turn, `--rounds` times, a few calls each;
 the table shows the median milliseconds per layer. A program runs several layers one after the other, so that weights
@@ -8,22 +8,22 @@ come from memory and not from a cache that a single layer would fit.
 """
 
 import argparse
+import dataclasses
 import os
 import statistics
 import time
-from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax import Array
 
+from moejax.families.table import named_config
 from moejax.ops.expert import Expert
-from moejax.ops.routing import Routing
 from moejax.ops.table import BACKENDS, prepare_backend
 from moejax.runtime.platform import current_device
 from moejax.weights.layouts import Separate
 from moejax.weights.storage import Plain
+from scripts.kernel_timing import compiled, normal, random_layers, random_routing, walk
 
 EXPERTS, CHOSEN = 8, 2
 NAMES = [name for name, backend in BACKENDS.items() if backend.cannot(current_device()) is None]
@@ -39,18 +39,26 @@ def main() -> None:
     )
     print(f"{'tokens':>8s}" + "".join(f"{name:>10s}" for name in NAMES) + "   milliseconds per layer")
     prepare_backend("auto", jax.default_backend())
-    stacked, separate = make_layers(dim, hidden)
+    sizes = {"embed_dim": dim, "expert_dim": hidden, "num_experts": EXPERTS, "experts_per_token": CHOSEN}
+    config = dataclasses.replace(named_config("mixtral-8x7b"), **sizes)
+    stacked = random_layers(config, max(1, min(16, int(LAYER_BYTES / (EXPERTS * 6 * dim * hidden)))))
+    layers = {"stacked": stacked, "separate": [unstacked(layer) for layer in stacked]}
     for tokens in args.tokens:
-        programs = {name: compile_layers(name, tokens, dim, stacked, separate) for name in NAMES}
+        given = normal(tokens, dim), random_routing(config, tokens)
+        programs = {
+            name: compiled(walk(backend.apply), layers[backend.layout], *given)
+            for name, backend in BACKENDS.items()
+            if name in NAMES
+        }
         for run in programs.values():
-            run()
+            jax.block_until_ready(run())
         seconds: dict[str, list[float]] = {name: [] for name in programs}
         for _ in range(args.rounds):
             for name, run in programs.items():
-                run()  # brings caches back to where a decode loop would have them
+                jax.block_until_ready(run())  # brings caches back to where a decode loop would have them
                 began = time.perf_counter()
                 for _ in range(CALLS):
-                    run()
+                    jax.block_until_ready(run())
                 seconds[name].append((time.perf_counter() - began) / CALLS)
         cells = (1e3 * statistics.median(times) / len(stacked) for times in seconds.values())
         print(f"{tokens:8d}" + "".join(f"{cell:10.2f}" for cell in cells), flush=True)
@@ -67,44 +75,14 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def make_layers(dim: int, hidden: int) -> tuple[list[Expert], list[Expert]]:
-    """The same layers twice: stacked, and one array per expert."""
-    count = max(1, min(16, int(LAYER_BYTES / (EXPERTS * 6 * dim * hidden))))
-    rng = np.random.default_rng(0)
+def unstacked(layer: Expert) -> Expert:
+    """The same weights, one array per expert."""
 
-    def matrices(*shape: int) -> Array:
-        return jnp.asarray(rng.standard_normal((EXPERTS, *shape), np.float32) / shape[-1] ** 0.5, jnp.bfloat16)
+    def parts(value: Any) -> Separate:
+        experts = jnp.split(value.numbers(), EXPERTS)
+        return Separate(parts=tuple(Plain(array=one, axes=(None, None, None)) for one in experts))
 
-    def plain(array: Array) -> Plain:
-        return Plain(array=array, axes=(None, None, None))
-
-    layers = [(matrices(hidden, dim), matrices(hidden, dim), matrices(dim, hidden)) for _ in range(count)]
-    stacked = [Expert(*map(plain, layer)) for layer in layers]
-    separate = [
-        Expert(*(Separate(parts=tuple(plain(part[e : e + 1]) for e in range(EXPERTS))) for part in layer))
-        for layer in layers
-    ]
-    return stacked, separate
-
-
-def compile_layers(
-    name: str, tokens: int, dim: int, stacked: list[Expert], separate: list[Expert]
-) -> Callable[[], Array]:
-    """A call that runs every layer once with backend `name`."""
-    backend = next(b for known, b in BACKENDS.items() if known == name)
-    layers = stacked if backend.layout == "stacked" else separate
-    rng = np.random.default_rng(tokens)
-    experts = np.stack([rng.permutation(EXPERTS)[:CHOSEN] for _ in range(tokens)]).astype(np.int32)
-    routing = Routing(jnp.asarray(experts), jnp.full((tokens, CHOSEN), 1 / CHOSEN, jnp.float32))
-    x = jnp.asarray(rng.standard_normal((tokens, dim), np.float32), jnp.bfloat16)
-
-    def forward(layers: list[Expert], x: Array, routing: Routing) -> Array:
-        for layer in layers:
-            x = x + backend.apply(layer, x, routing).astype(x.dtype)
-        return x
-
-    program = jax.jit(forward).lower(layers, x, routing).compile()
-    return lambda: program(layers, x, routing).block_until_ready()
+    return Expert(*map(parts, layer))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""What the project set out to reach on a CPU, and which of it the reports show: a table for docs/benchmarks.md."""
+"""What several reports show together: the goals on a CPU that they reach, and whether they repeat other reports."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from moejax.bench.report_tables import OURS, table
+from moejax.bench.standings import OURS, Measurement, measurements
+from scripts.report_tables import table
 
 MODELS = ("random:186m", "random:742m")
 
@@ -43,16 +44,15 @@ def goals_table(reports: Sequence[dict[str, Any]]) -> str:
     rows = []
     for model in MODELS:
         compared = [one["compare"] for one in reports if "compare" in one and one["model"]["name"] == model]
+        timed = [one for report in compared for one in measurements(report)]
         for goal in GOALS:
-            results = [one for report in compared for one in measured(report, goal)]
-            rates = [rate for name, rate, _ in results if name == OURS]
+            results = [one for one in timed if is_about(goal, one)]
+            ours = next((one for one in results if one.contender == OURS), None)
             goal_form, measured_form, form, verdict = _cells(strongest_of(results, "transformers"), goal.transformers)
             goal_cpp, measured_cpp, _, verdict_cpp = _cells(strongest_of(results, "llama.cpp"), goal.llama_cpp)
             work = f"{model.removeprefix('random:')}, {goal.work}"
-            speed = f"{rates[0]['median_tokens_per_second']:,.0f}" if rates else ""
-            rows.append(
-                (work, speed, form, goal_form, measured_form, verdict, goal_cpp, measured_cpp, verdict_cpp),
-            )
+            speed = f"{ours.samples['median_tokens_per_second']:,.0f}" if ours else ""
+            rows.append((work, speed, form, goal_form, measured_form, verdict, goal_cpp, measured_cpp, verdict_cpp))
     header = (
         *("work", "moejax tok/s", "strongest transformers", "goal", "moejax / it (min to max)", "goal is"),
         *("goal", "moejax / llama.cpp (min to max)", "goal is"),
@@ -61,35 +61,60 @@ def goals_table(reports: Sequence[dict[str, Any]]) -> str:
     return f"{table(header, rows)}\n{note}\n"
 
 
-def measured(compared: dict[str, Any], goal: Goal) -> Iterator[tuple[str, dict[str, Any], str]]:
-    """Contender, its samples and the verdict on its tokens, for each system that did a goal's work."""
-    if goal.part == "throughput":
-        for one in (compared["throughput"] or {"results": []})["results"]:
-            yield one["contender"], one, one["tokens"]
-        return
-    for work in compared["works"]:
-        if goal.batch_size == work["batch_size"] and goal.input_len in (None, work["input_len"]):
-            for one in work["results"]:
-                if goal.part in one:
-                    yield one["contender"], one[goal.part], one["tokens"]
+def is_about(goal: Goal, one: Measurement) -> bool:
+    """Whether a goal is about this part of this work."""
+    sizes = {"batch_size": goal.batch_size, "input_len": goal.input_len}
+    return goal.part == one.part and all(one.of[name] == size for name, size in sizes.items() if size is not None)
 
 
-def strongest_of(results: Sequence[tuple[str, dict[str, Any], str]], family: str) -> tuple[str, dict[str, Any]] | None:
+def strongest_of(results: Sequence[Measurement], family: str) -> Measurement | None:
     """The system of a family against which moejax does worst, among those whose tokens are right."""
-    right = [(name, one) for name, one, tokens in results if name.startswith(family) and tokens != "WRONG"]
-    return min(right, key=lambda pair: pair[1]["median_ratio"], default=None)
+    right = [one for one in results if one.contender.startswith(family) and one.tokens != "WRONG"]
+    return min(right, key=lambda one: one.samples["median_ratio"], default=None)
 
 
-def _cells(best: tuple[str, dict[str, Any]] | None, goal: float | None) -> tuple[str, str, str, str]:
+def _cells(best: Measurement | None, goal: float | None) -> tuple[str, str, str, str]:
     """The goal, the ratio with its spread, whose it is, and the verdict."""
     if goal is None:
         return "", "", "", ""
     if best is None:
         return f"{goal:g}", "", "", "not measured"
-    name, one = best
-    met = one["median_ratio"] >= goal
-    median = f"{one['median_ratio']:.2f}"
+    ratio = best.samples["median_ratio"]
+    met = ratio >= goal
+    median = f"{ratio:.2f}"
     if not met and float(median) >= goal:
-        median = f"{one['median_ratio']:.4f}"  # missed by less than two digits show
-    spread = f"{median} ({min(one['ratios']):.2f} to {max(one['ratios']):.2f})"
-    return f"{goal:g}", spread, name.removeprefix("transformers-"), "met" if met else "**missed**"
+        median = f"{ratio:.4f}"  # missed by less than two digits show
+    spread = f"{median} ({_range(best.samples['ratios'])})"
+    return f"{goal:g}", spread, best.contender.removeprefix("transformers-"), "met" if met else "**missed**"
+
+
+def spread_table(wanted: Mapping[str, dict[str, Any]], here: Mapping[str, dict[str, Any]]) -> str:
+    """A row per model, work and system that both sets of reports have: both ratios with their spread, and whether they
+    overlap. What was timed in one round has no spread to be within.
+    """
+    theirs, ours = ratios(wanted), ratios(here)
+    rows: list[tuple[str, ...]] = []
+    for key in [key for key in theirs if key in ours]:
+        spread = len(theirs[key]) > 1
+        overlap = min(theirs[key]) <= max(ours[key]) and min(ours[key]) <= max(theirs[key])
+        verdict = "one round there" if not spread else "within" if overlap else "OUTSIDE"
+        rows.append((*key, _range(theirs[key]), _range(ours[key]), verdict))
+    stated = [row for row in rows if row[-1] != "one round there"]
+    within = sum(row[-1] == "within" for row in stated)
+    heading = f"{within} of {len(stated)} ratios, moejax / system, are within the spread of docs/benchmarks.md:\n\n"
+    return heading + table(("model", "work", "system", "docs, min to max", "here, min to max", ""), rows)
+
+
+def ratios(reports: Mapping[str, dict[str, Any]]) -> dict[tuple[str, str, str], list[float]]:
+    """Of every comparison, by model, work and system: moejax's speed over the system's, of every round."""
+    found = {}
+    for report in [one for one in reports.values() if "compare" in one]:
+        for one in [one for one in measurements(report["compare"]) if one.contender != OURS]:
+            served = one.part == "throughput"
+            work = f"{one.of['num_requests']} requests" if served else f"{one.of['name']}: {one.part}"
+            found[report["model"]["name"], work, one.contender] = one.samples["ratios"]
+    return found
+
+
+def _range(values: Sequence[float]) -> str:
+    return f"{min(values):.2f} to {max(values):.2f}"

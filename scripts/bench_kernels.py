@@ -17,7 +17,6 @@ import argparse
 import datetime
 import os
 import time
-from collections.abc import Callable
 from typing import Any
 
 # The model takes 93 GB of 141: more than the three quarters that JAX reserves by default.
@@ -38,7 +37,6 @@ from moejax.ops.triton.few_tokens import MOST_TOKENS
 from moejax.ops.triton.kernels import KERNELS, Kernels, kernels
 from moejax.ops.xla.permutation import sort_by_expert
 from moejax.runtime.platform import current_device
-from moejax.weights.storage import Plain
 from scripts.bench_decode_step import decode_rows
 from scripts.kernel_timing import (
     FULL,
@@ -51,7 +49,10 @@ from scripts.kernel_timing import (
     measure_rates,
     normal,
     print_row,
+    random_layers,
+    random_routing,
     seconds,
+    walk,
 )
 
 
@@ -98,38 +99,9 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def random_routing(plan: TimingPlan, tokens: int, seed: int = 0) -> Routing:
-    logits = normal(tokens, plan.config.num_experts, seed=seed, dtype="float32")
-    return route(logits, jnp.ones((tokens,), bool), plan.config.router)
-
-
-def random_layers(plan: TimingPlan) -> list[Expert]:
-    e, f, d = plan.config.num_experts, plan.config.expert_dim, plan.config.embed_dim
-    return [
-        Expert(
-            *(
-                Plain(array=normal(e, *shape, seed=3 * i + j), axes=(None, None, None))
-                for j, shape in enumerate(((f, d), (f, d), (d, f)))
-            )
-        )
-        for i in range(plan.layers)
-    ]
-
-
 def matrices(expert: Expert) -> tuple[Array, ...]:
     """gate, up and down as arrays."""
     return tuple(value.numbers() for value in expert)
-
-
-def walk(one_layer: Callable[[Expert, Array, Routing], Array]) -> Callable[..., Array]:
-    """One layer after the other, as a model has them."""
-
-    def layers(experts: list[Expert], x: Array, routing: Routing) -> Array:
-        for expert in experts:
-            x = x + one_layer(expert, x, routing).astype(x.dtype)
-        return x
-
-    return layers
 
 
 def layer_cost(plan: TimingPlan, routing: Routing) -> Cost:
@@ -163,13 +135,13 @@ def route_rows(plan: TimingPlan, implementation: Kernels, rates: Rates) -> None:
 
 def few_rows(plan: TimingPlan, implementation: Kernels, rates: Rates) -> dict[int, float]:
     """Seconds per layer, by tokens."""
-    experts, times = random_layers(plan), {}
+    experts, times = random_layers(plan.config, plan.layers), {}
 
     def ours(expert: Expert, x: Array, routing: Routing) -> Array:
         return implementation.expert_ffn(*matrices(expert), x, routing.experts, routing.weights)
 
     for tokens in plan.few:
-        routing, x = random_routing(plan, tokens), normal(tokens, plan.config.embed_dim)
+        routing, x = random_routing(plan.config, tokens), normal(tokens, plan.config.embed_dim)
         error = difference(
             jax.jit(ours)(experts[0], x, routing),
             jax.jit(KERNELS["reference"].expert_ffn)(*matrices(experts[0]), x, routing.experts, routing.weights),
@@ -185,7 +157,7 @@ def few_rows(plan: TimingPlan, implementation: Kernels, rates: Rates) -> dict[in
 
 def many_rows(plan: TimingPlan, implementation: Kernels, rates: Rates, suffix: str = "") -> dict[int, float]:
     """All of the prefill path, and its two products alone. Returns seconds per layer of the path, by tokens."""
-    experts, config, times = random_layers(plan), plan.config, {}
+    experts, config, times = random_layers(plan.config, plan.layers), plan.config, {}
     e = config.num_experts
 
     def ours(expert: Expert, x: Array, routing: Routing) -> Array:
@@ -198,7 +170,7 @@ def many_rows(plan: TimingPlan, implementation: Kernels, rates: Rates, suffix: s
         return implementation.combine(results[None], layout.places, routing.weights)
 
     for tokens in plan.many:
-        routing, x = random_routing(plan, tokens), normal(tokens, config.embed_dim)
+        routing, x = random_routing(config, tokens), normal(tokens, config.embed_dim)
         error = difference(
             jax.jit(ours)(experts[0], x, routing), jax.jit(BACKENDS["dense"].apply)(experts[0], x, routing)
         )

@@ -15,13 +15,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from moejax.bench.plots import draw_plots
-from moejax.bench.published import published_table
-from moejax.bench.report import circumstances, pictures, sections
 from scripts.bench_goals import goals_table
+from scripts.bench_report import DOCS, PUBLISHED, circumstances, pictures, sections, write_json
 from scripts.draw_poster import poster
+from scripts.report_plots import draw_plots
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
 INTRO = DOCS / "benchmarks_intro.md"
 GOALS_HERE = "<!-- the table of goals -->\n"  # in the introduction
 
@@ -54,7 +52,7 @@ def copy_reports(reports: Reports, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     for name, report in reports.items():
         (folder / name).mkdir(parents=True)
-        (folder / name / "report.json").write_text(f"{json.dumps(report, indent=1)}\n", encoding="utf-8")
+        write_json(folder / name, report)
         draw_plots(folder / name, report)
 
 
@@ -72,8 +70,7 @@ def page(intro: str, reports: Reports, below: str) -> str:
     for name, report in reports.items():
         parts += [f"## {name.replace('_', ' ')}\n", circumstances(report), *sections(report, level=3)]
         parts += [pictures(report, f"{below}{name}/")] if pictures(report, "") else []
-    parts += ["## Published figures of others\n", published_table()]
-    return "\n".join(parts)
+    return "\n".join([*parts, PUBLISHED.read_text(encoding="utf-8")])
 
 
 if __name__ == "__main__":

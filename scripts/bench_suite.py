@@ -2,20 +2,22 @@
 
     python -m scripts.bench_suite build/bench
 
-Each part writes its report to a folder of its own; then come the page and the poster of all, the goals, and whether
-this machine's ratios are within the spread of those in docs/benchmarks. Planned for less than 15 minutes on two cores.
+Each part has a report in a folder of its own, made of its --json; then come the page and the poster of all, the goals,
+and whether this machine's ratios are within the spread of those in docs/benchmarks. Planned for less than 15 minutes on
+two cores.
 """
 
 import argparse
+import json
 import shlex
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from scripts.bench_goals import goals_table
-from scripts.bench_page import DOCS, read_reports, write
-from scripts.bench_spread import spread_table
+from scripts.bench_goals import goals_table, spread_table
+from scripts.bench_page import read_reports, write
+from scripts.bench_report import DOCS, sections, write_report
 
 # A system loads once and compiles once per shape in each part, which takes most of the time. The larger model generates
 # fewer tokens in fewer rounds, so that both fit.
@@ -50,14 +52,18 @@ def main() -> None:
     sys.exit(WRONG_TOKENS if wrong else 0)
 
 
-def run_part(title: str, arguments: str, report: Path) -> bool:
-    """Runs one command of `moejax bench`; whether some system computed wrong tokens, which its report says, too."""
-    command = ["bench", *shlex.split(arguments), "--report", str(report)]
+def run_part(title: str, arguments: str, folder: Path) -> bool:
+    """Runs one command of `moejax bench`, prints its tables and writes its report; whether some tokens were wrong."""
+    command = ["bench", *shlex.split(arguments), "--json"]
     print(f"{title}: {shlex.join(['moejax', *command])}", flush=True)
     began = time.monotonic()
-    status = subprocess.run([sys.executable, "-m", "moejax", *command], check=False).returncode
-    if status not in (0, WRONG_TOKENS):
+    done = subprocess.run([sys.executable, "-m", "moejax", *command], check=False, stdout=subprocess.PIPE, text=True)
+    status = done.returncode
+    if status not in (0, WRONG_TOKENS) or not done.stdout:
         sys.exit(f"{title} failed with exit code {status}")
+    result = json.loads(done.stdout)
+    print("\n".join(sections(result, level=2)), flush=True)
+    write_report(folder, result)
     print(f"{title} took {time.monotonic() - began:.0f} s, ", end="")
     return status == WRONG_TOKENS
 

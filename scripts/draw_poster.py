@@ -1,18 +1,13 @@
-"""Draws docs/poster.svg: architecture, strategies and results on one page, from the JSON of benchmark reports.
+"""Draws the poster of scripts/bench_page.py: architecture, strategies and results, from the JSON of benchmark reports.
 
-    python -m scripts.draw_poster docs/benchmarks/*/report.json --output docs/poster.svg
-
-The reports are those that `moejax bench compare --report` writes; each bar is the median of a report's rounds, and a
-bar that is shorter than its neighbour's is drawn as short. Without a report of a kind its part of the page says so.
+The reports are those of `moejax bench compare --json`; each bar is the median of a report's rounds, and a bar that is
+shorter than its neighbour's is drawn as short. Without a report of a kind its part of the page says so.
 """
 
-import argparse
-import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
-from moejax.bench.samples import ratio_text
+from moejax.bench.standings import ratio_text
 from moejax.moe.split import DISPATCHES
 from moejax.ops.table import BACKENDS
 from scripts.draw_parallelism import FAINT, HELD, HOME, INK, PANEL, box, svg, text
@@ -28,15 +23,6 @@ LAYERS = (
     ("convert", "Hugging Face safetensors and Orbax, streamed and checked"),
     ("sharding", "one mesh: data x expert x tensor; collectives counted in compiled programs"),
 )
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("reports", nargs="+", type=Path, help="report.json files of moejax bench compare")
-    parser.add_argument("--output", type=Path, required=True)
-    args = parser.parse_args()
-    reports = [json.loads(path.read_text(encoding="utf-8")) for path in args.reports]
-    args.output.write_text(poster(reports), encoding="utf-8")
 
 
 def poster(reports: Sequence[dict[str, Any]]) -> str:
@@ -146,7 +132,3 @@ def circumstances(x: float, y: float, compared: Sequence[dict[str, Any]]) -> lis
     commit = one["versions"].get("commit", "release")
     words = f"Medians of {one['compare']['rounds']} interleaved rounds; {machine}; {one['date'][:10]}; {commit}."
     return [text(x, y + 8, words, size=11, fill=INK)]
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""What both halves of scripts/bench_kernels.py share: shapes, the device's rates, timing a call, a row of the table."""
+"""What the benchmarks of layers share: shapes, random layers and routing, the device's rates, timing a call, a row."""
 
 import dataclasses
 import statistics
@@ -13,6 +13,10 @@ from jax import Array
 
 from moejax.families.config import ModelConfig
 from moejax.families.table import named_config
+from moejax.ops.expert import Expert
+from moejax.ops.reference import route
+from moejax.ops.routing import Routing
+from moejax.weights.storage import Plain
 
 # Two bfloat16 results of one float32 sum in different order, hidden values rounded in between; outputs are of order 1.
 TOLERANCE = 0.05
@@ -101,6 +105,37 @@ def normal(*shape: int, seed: int = 0, dtype: str = "bfloat16") -> Array:
     scale = shape[-1] ** -0.5 if len(shape) == 3 else 1.0
     make = jax.jit(lambda key: (jax.random.normal(key, shape, jnp.float32) * scale).astype(dtype))
     return make(jax.random.key(seed, impl="rbg"))
+
+
+def random_routing(config: ModelConfig, tokens: int) -> Routing:
+    """Experts of each token, all equally likely."""
+    logits = normal(tokens, config.num_experts, dtype="float32")
+    return route(logits, jnp.ones((tokens,), bool), config.router)
+
+
+def random_layers(config: ModelConfig, layers: int) -> list[Expert]:
+    """Stacked experts, each layer with weights of its own, so that no cache keeps them from one call to the next."""
+    e, f, d = config.num_experts, config.expert_dim, config.embed_dim
+    return [
+        Expert(
+            *(
+                Plain(array=normal(e, *shape, seed=3 * i + j), axes=(None, None, None))
+                for j, shape in enumerate(((f, d), (f, d), (d, f)))
+            )
+        )
+        for i in range(layers)
+    ]
+
+
+def walk(one_layer: Callable[[Expert, Array, Routing], Array]) -> Callable[..., Array]:
+    """One layer after the other, as a model has them."""
+
+    def layers(experts: list[Expert], x: Array, routing: Routing) -> Array:
+        for expert in experts:
+            x = x + one_layer(expert, x, routing).astype(x.dtype)
+        return x
+
+    return layers
 
 
 def measure_rates(plan: TimingPlan) -> Rates:

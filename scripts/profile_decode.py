@@ -17,9 +17,9 @@ import jax
 from jax.profiler import ProfileData
 
 import moejax
-from moejax.bench.source import resolve_source
 from moejax.bench.works import Work
 from moejax.cli.startup import prepare_jax
+from moejax.families.table import RANDOM
 
 PARTS = ("experts", "products", "head", "attend", "rotate", "norm", "route", "XLA", "between")
 ROUNDS = 3
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--prefill-len", type=int, default=512, help="tokens of the prompt that is profiled alone")
     args = parser.parse_args()
     prepare_jax(quiet=True)
-    model = moejax.load(resolve_source(None, args.model), dtype="bfloat16", expert_backend="native", max_seq_len=4096)
+    model = moejax.load(f"{RANDOM}{args.model}", dtype="bfloat16", expert_backend="native", max_seq_len=4096)
     print(f"{'':16s}{'ms':>8s}" + "".join(f"{part:>10s}" for part in PARTS) + "   % of the time with tracing")
     for batch in map(int, args.batch_size.split(",")):
         work = Work(batch_size=batch, input_len=args.input_len, output_len=args.output_len)

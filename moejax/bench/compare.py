@@ -5,52 +5,42 @@ alike; ratios are taken round by round. A system whose tokens are wrong is timed
 """
 
 import os
-import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 
-from moejax.bench.peers import PEERS, Served, Settings
+from moejax.bench.peers import PEERS
 from moejax.bench.process import PeerFailed, PeerProcess, worker_command
-from moejax.bench.standings import REQUESTS, Standing, standings_json, work_name
+from moejax.bench.standings import OURS, REQUESTS, ROUNDS_PER_REQUEST_ROUND, Standing, SystemsPlan, work_name
 from moejax.bench.verdict import Gaps, judge
-from moejax.bench.works import RaggedRequest, Work
+from moejax.bench.works import RaggedRequest
 
 # Threads of torch and llama.cpp spin for a while after a call; the next system has to find the cores free.
 SETTLE_SECONDS = 0.3
-# A round of the requests takes longer than one of all else: so many of them, with such a part of their outputs, are the
-# warm-up, whose tokens are judged; and they are timed every third round.
+# So many of the requests, with such a part of their outputs, are the warm-up, whose tokens are judged.
 JUDGED_REQUESTS, WARM_UP_PART = 8, 8
-ROUNDS_PER_REQUEST_ROUND = 3
-OURS = "moejax"
+
+Tokens = dict[tuple[str, str], list[list[int]]]  # system, name of a question -> of each row
 
 
 @dataclass(frozen=True, kw_only=True)
-class SystemsPlan:
-    """What is compared.
+class Question:
+    """What every system is asked: the name of a work or REQUESTS, prompts, tokens to generate after each."""
 
-    contenders: name -> (row of PEERS, settings); the first is ours.  requests: for the throughput, or none.
-    """
+    name: str
+    prompts: list[list[int]]
+    output_lens: list[int]
 
-    contenders: Mapping[str, tuple[str, Settings]]
-    works: Sequence[Work]
-    requests: Sequence[RaggedRequest]
-    rounds: int
-    vocab_size: int
-    commands: Mapping[str, Sequence[str]] = field(default_factory=dict)  # of workers that are not moejax.bench.worker
 
-    @property
-    def threads(self) -> int:
-        """CPU threads of every system."""
-        _, settings = next(iter(self.contenders.values()))
-        return settings.threads
+@dataclass(frozen=True, kw_only=True)
+class Contest:
+    """Who takes part, and what became of everybody. running: the processes of those that have not failed."""
 
-    @property
-    def request_rounds(self) -> int:
-        """Rounds of the requests: the first of every three."""
-        return -(-self.rounds // ROUNDS_PER_REQUEST_ROUND)
+    plan: SystemsPlan
+    standings: Mapping[str, Standing]
+    running: dict[str, PeerProcess]
+    on_event: Callable[[str], None]
 
 
 def installed(names: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -81,102 +71,22 @@ def compare(plan: SystemsPlan, *, on_event: Callable[[str], None] = lambda text:
     """
     standings = {name: Standing(name=name) for name in plan.contenders}
     with ExitStack() as stack:
-        running: dict[str, PeerProcess] = {}
+        contest = Contest(plan=plan, standings=standings, running={}, on_event=on_event)
         for name, (peer, settings) in plan.contenders.items():
             on_event(f"loading {name}")
-            process = stack.enter_context(
-                PeerProcess(name, plan.commands.get(name) or worker_command(peer), _environment(settings.threads))
-            )
-            running[name] = process
-            _attempt(standings[name], running, lambda s=standings[name], p=process, c=settings: _load(s, p, c))
-        _check(plan, standings, running, on_event)
+            command = plan.commands.get(name) or worker_command(peer)
+            contest.running[name] = stack.enter_context(PeerProcess(name, command, _environment(settings.threads)))
+            with _attempt(contest, name) as process:
+                began = time.perf_counter()
+                process.load(settings)
+                standings[name].load_seconds = time.perf_counter() - began
+                standings[name].how, standings[name].serve_how = process.how, process.serve_how
+        asked = _questions(plan, warm_up_requests(plan.requests))
+        _judge(contest, asked, _warm_up(contest, asked))
+        asked = _questions(plan, plan.requests)
         for round_ in range(plan.rounds):
-            for work in plan.works:
-                on_event(f"round {round_ + 1} of {plan.rounds}: {work_name(work)}")
-                for name in _turned(list(running), round_):
-                    time.sleep(SETTLE_SECONDS)
-                    _attempt(standings[name], running, lambda n=name, w=work: _time(plan, standings[n], running[n], w))
-            serving = [name for name in running if running[name].serves]
-            for name in _turned(serving, round_) if plan.requests and not round_ % ROUNDS_PER_REQUEST_ROUND else []:
-                on_event(f"round {round_ + 1} of {plan.rounds}: {len(plan.requests)} requests, {name}")
-                time.sleep(SETTLE_SECONDS)
-                _attempt(standings[name], running, lambda n=name: _time_requests(plan, standings[n], running[n]))
+            _time_round(contest, asked, round_)
     return list(standings.values())
-
-
-def as_json(plan: SystemsPlan, standings: Sequence[Standing]) -> dict[str, Any]:
-    """The whole comparison."""
-    return standings_json(standings, plan.works, plan.requests, plan.rounds, plan.request_rounds)
-
-
-def _load(standing: Standing, process: PeerProcess, settings: Settings) -> None:
-    began = time.perf_counter()
-    process.load(settings)
-    standing.load_seconds = time.perf_counter() - began
-    standing.how, standing.serve_how = process.how, process.serve_how
-
-
-def _check(
-    plan: SystemsPlan,
-    standings: Mapping[str, Standing],
-    running: dict[str, PeerProcess],
-    on_event: Callable[[str], None],
-) -> None:
-    """Warms everybody up on every work, which also gives the tokens, and judges these in float32."""
-    tokens: dict[tuple[str, str], list[list[int]]] = {}
-    for work in plan.works:
-        for name in list(running):
-            on_event(f"warming up {name}: {work_name(work)}")
-            _attempt(
-                standings[name], running, lambda n=name, w=work: _warm_up(plan, standings[n], running[n], w, tokens)
-            )
-    short = warm_up_requests(plan.requests)
-    for name in [name for name in running if short and running[name].serves]:
-        on_event(f"warming up {name}: {len(short)} requests")
-        _attempt(standings[name], running, lambda n=name: _warm_up_requests(standings[n], running[n], short, tokens))
-    first, settings = next(iter(plan.contenders.values()))
-    with PeerProcess("the reference", plan.commands.get("reference") or worker_command(first)) as reference:
-        on_event("judging the tokens in float32")
-        reference.load(Settings(**{**asdict(settings), "dtype": "float32", "mesh": None, "dispatch": "auto"}))
-        prompts = {work_name(work): work.prompts(plan.vocab_size) for work in plan.works}
-        prompts[REQUESTS] = [one.prompt for one in short]
-        known: Gaps = {}
-        for name in running:
-            for what in [what for what in prompts if (name, what) in tokens]:
-                on_event(f"judging the tokens in float32: {name}, {what}")
-                found = judge(reference, prompts[what], tokens[name, what], settings.dtype, known)
-                standings[name].verdicts[what] = found
-
-
-def _warm_up(
-    plan: SystemsPlan,
-    standing: Standing,
-    process: PeerProcess,
-    work: Work,
-    tokens: dict[tuple[str, str], list[list[int]]],
-) -> None:
-    began = time.perf_counter()
-    run = process.run(work.prompts(plan.vocab_size), work.output_len)
-    standing.warmup_seconds[work_name(work)] = time.perf_counter() - began
-    tokens[standing.name, work_name(work)] = run.tokens
-
-
-def _time(plan: SystemsPlan, standing: Standing, process: PeerProcess, work: Work) -> None:
-    run = process.run(work.prompts(plan.vocab_size), work.output_len)
-    standing.prefill.setdefault(work_name(work), []).append(run.prefill_seconds)
-    standing.decode.setdefault(work_name(work), []).append(run.decode_seconds)
-
-
-def _warm_up_requests(
-    standing: Standing,
-    process: PeerProcess,
-    requests: Sequence[RaggedRequest],
-    tokens: dict[tuple[str, str], list[list[int]]],
-) -> None:
-    began = time.perf_counter()
-    served = _serve(process, requests)
-    standing.warmup_seconds[REQUESTS] = time.perf_counter() - began
-    tokens[standing.name, REQUESTS] = served.tokens
 
 
 def warm_up_requests(requests: Sequence[RaggedRequest]) -> list[RaggedRequest]:
@@ -187,23 +97,90 @@ def warm_up_requests(requests: Sequence[RaggedRequest]) -> list[RaggedRequest]:
     return [replace(one, output_len=-(-one.output_len // WARM_UP_PART)) for one in chosen]
 
 
-def _time_requests(plan: SystemsPlan, standing: Standing, process: PeerProcess) -> None:
-    standing.serve.append(_serve(process, plan.requests).seconds)
+def _questions(plan: SystemsPlan, requests: Sequence[RaggedRequest]) -> list[Question]:
+    questions = [
+        Question(
+            name=work_name(work),
+            prompts=work.prompts(plan.vocab_size),
+            output_lens=[work.output_len] * work.batch_size,
+        )
+        for work in plan.works
+    ]
+    if requests:
+        prompts, lengths = [one.prompt for one in requests], [one.output_len for one in requests]
+        questions.append(Question(name=REQUESTS, prompts=prompts, output_lens=lengths))
+    return questions
 
 
-def _serve(process: PeerProcess, requests: Sequence[RaggedRequest]) -> Served:
-    return process.serve([one.prompt for one in requests], [one.output_len for one in requests])
+def _warm_up(contest: Contest, asked: Sequence[Question]) -> Tokens:
+    """Warms everybody up on everything, which also gives the tokens."""
+    tokens: Tokens = {}
+    for question in asked:
+        for name in _able(contest, question):
+            contest.on_event(f"warming up {name}: {question.name}")
+            with _attempt(contest, name) as process:
+                began = time.perf_counter()
+                tokens[name, question.name], _ = _ask(process, question)
+                contest.standings[name].warmup_seconds[question.name] = time.perf_counter() - began
+    return tokens
 
 
-def _attempt(standing: Standing, running: dict[str, PeerProcess], action: Callable[[], object]) -> None:
-    """Runs `action`; a peer that fails is out, with the reason in its standing."""
+def _judge(contest: Contest, asked: Sequence[Question], tokens: Tokens) -> None:
+    """Judges the tokens by moejax in float32 on one device."""
+    first, settings = contest.plan.contenders[OURS]
+    command = contest.plan.commands.get("reference") or worker_command(first)
+    with PeerProcess("the reference", command) as reference:
+        contest.on_event("judging the tokens in float32")
+        reference.load(replace(settings, dtype="float32", mesh=None, dispatch="auto"))
+        known: Gaps = {}
+        for name in contest.running:
+            for question in [one for one in asked if (name, one.name) in tokens]:
+                contest.on_event(f"judging the tokens in float32: {name}, {question.name}")
+                found = judge(reference, question.prompts, tokens[name, question.name], settings.dtype, known)
+                contest.standings[name].verdicts[question.name] = found
+
+
+def _time_round(contest: Contest, asked: Sequence[Question], round_: int) -> None:
+    """Times everybody on everything once, beginning with another system in each round."""
+    for question in asked:
+        if question.name == REQUESTS and round_ % ROUNDS_PER_REQUEST_ROUND:
+            continue
+        able = _able(contest, question)
+        start = round_ % max(1, len(able))
+        for name in able[start:] + able[:start]:
+            contest.on_event(f"round {round_ + 1} of {contest.plan.rounds}: {question.name}, {name}")
+            time.sleep(SETTLE_SECONDS)
+            with _attempt(contest, name) as process:
+                _, seconds = _ask(process, question)
+                kept = contest.standings[name].seconds.setdefault(question.name, {})
+                for part, sample in seconds.items():
+                    kept.setdefault(part, []).append(sample)
+
+
+def _able(contest: Contest, question: Question) -> list[str]:
+    """Those who can answer: not everybody serves ragged requests."""
+    return [name for name, process in contest.running.items() if question.name != REQUESTS or process.serves]
+
+
+def _ask(process: PeerProcess, question: Question) -> tuple[list[list[int]], dict[str, float]]:
+    """The tokens of each row, and the seconds of each part, as a `Standing` has them."""
+    if question.name == REQUESTS:
+        served = process.serve(question.prompts, question.output_lens)
+        return served.tokens, {"all": served.seconds}
+    run = process.run(question.prompts, question.output_lens[0])
+    return run.tokens, {"prefill": run.prefill_seconds, "decode": run.decode_seconds}
+
+
+@contextmanager
+def _attempt(contest: Contest, name: str) -> Iterator[PeerProcess]:
+    """The process of a system; one that fails is out, with the reason in its standing."""
     try:
-        action()
+        yield contest.running[name]
     except PeerFailed as error:
-        if standing.name == OURS:
+        if name == OURS:
             raise
-        standing.failed = str(error)
-        running.pop(standing.name).close()
+        contest.standings[name].failed = str(error)
+        contest.running.pop(name).close()
 
 
 def _environment(threads: int) -> dict[str, str]:
@@ -215,13 +192,3 @@ def _environment(threads: int) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "XLA_PYTHON_CLIENT_PREALLOCATE": preallocate,
     }
-
-
-def _turned(names: list[str], by: int) -> list[str]:
-    start = by % max(1, len(names))
-    return names[start:] + names[:start]
-
-
-def scratch_folder() -> "tempfile.TemporaryDirectory[str]":
-    """Where peers put files of their own, on the disk that TMPDIR names."""
-    return tempfile.TemporaryDirectory(prefix="moejax-bench-", dir=os.environ.get("TMPDIR"))

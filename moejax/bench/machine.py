@@ -1,4 +1,4 @@
-"""Where and when a benchmark ran: machine, versions, date, command. Imports no JAX."""
+"""Where and when a benchmark ran: machine, versions, date, command; and which devices there are. Imports no JAX."""
 
 import importlib.metadata
 import os
@@ -6,7 +6,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,37 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue  # a peer that is not here has no version to state
     return found | ({"commit": commit} if (commit := _commit()) else {})
+
+
+def check_timed(sizes: Mapping[str, int]) -> None:
+    """Raises ValueError, before anything is loaded, when a mesh (its text -> its devices) cannot be timed here."""
+    split = {mesh: size for mesh, size in sizes.items() if size > 1}
+    if not split:
+        return
+    kind, devices = visible_devices()
+    for mesh, size in split.items():
+        count_only = f"--simulate-devices {size} counts what they exchange"
+        if kind == "cpu":
+            raise ValueError(f"--mesh {mesh}: CPU devices of a mesh are simulated and not timed; {count_only}")
+        if size > devices:
+            raise ValueError(f"--mesh {mesh} needs {size} devices, and JAX sees {devices}; {count_only}")
+
+
+def visible_devices() -> tuple[str, int]:
+    """The platform that JAX takes by default, as in "cpu" or "gpu", and its number of devices.
+
+    Another process is asked: JAX would hold a GPU's memory in this one.
+
+    Raises:
+        ValueError: when JAX cannot start.
+    """
+    ask = "import jax; print(jax.default_backend(), jax.device_count())"
+    done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise ValueError(f"JAX cannot start: {reason}; unset JAX_PLATFORMS, or set it to cpu")
+    name, count = done.stdout.split()[-2:]
+    return name, int(count)
 
 
 def _commit() -> str | None:

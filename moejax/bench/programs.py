@@ -1,13 +1,15 @@
-"""What is in a model's compiled programs: quantities that do not depend on how fast the machine is."""
+"""What a case of a baseline is now: what is in its compiled programs, and on one device how long it takes."""
 
 import re
+import statistics
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import jax
 
 import moejax
+from moejax.bench.baseline import case_work
 from moejax.bench.works import Work
 from sharding.collectives import compiled_collectives
 
@@ -18,6 +20,27 @@ _OPCODE = re.compile(r"\s+(?:ROOT )?%?[\w.\-]+ = (?:\(.*?\)|\S+) ([a-z][a-z\d\-]
 _FUSED = re.compile(r"(?:calls|to_apply)=%?([\w.\-]+)")
 
 
+def measure_case(case: Mapping[str, Any], *, rounds: int) -> dict[str, Any]:
+    """What is counted, and on one device, with rounds, the median seconds of prefill and of all decode steps."""
+    model = moejax.load(
+        case["source"],
+        mesh=case["mesh"],
+        dispatch=case["dispatch"],
+        dtype=case["dtype"],
+        expert_backend=case["expert_backend"],
+    )
+    work = case_work(case)
+    counted = count_programs(model, work)
+    if not rounds or model.mesh.size > 1:  # simulated devices are never timed
+        return {"counted": counted}
+    stats = [_decode(model, work)[0].stats for _ in range(rounds)]
+    times = {
+        "prefill": statistics.median(one.ttft_seconds for one in stats),
+        "decode": statistics.median(one.decode_seconds for one in stats),
+    }
+    return {"counted": counted, "times": times}
+
+
 def count_programs(model: moejax.Model, work: Work) -> dict[str, Any]:
     """Runs the work once in a freshly loaded model and counts what was compiled for it.
 
@@ -25,7 +48,7 @@ def count_programs(model: moejax.Model, work: Work) -> dict[str, Any]:
     them (a loop's body once), `argument_bytes`, `temp_bytes`, `output_bytes` of each device, `launches` (instructions
     that run as something of their own, loops' bodies once), `collectives` (kind, axes, elements, dtype: how many).
     """
-    moejax.decode(model, work.prompts(model.config.vocab_size), max_tokens=work.output_len, ignore_eos=True)
+    _decode(model, work)
     programs = model.programs.by_key()
     return {
         "compilations": len(programs),
@@ -46,6 +69,10 @@ def count_launches(text: str) -> int:
             if found[1] not in ("call", "while", "conditional"):  # these run what they call as it stands
                 fused.update(_FUSED.findall(line))
     return sum(count for name, count in counts.items() if name not in fused)
+
+
+def _decode(model: moejax.Model, work: Work) -> list[moejax.DecodeResult]:
+    return moejax.decode(model, work.prompts(model.config.vocab_size), max_tokens=work.output_len, ignore_eos=True)
 
 
 def _kind(key: Hashable) -> str:

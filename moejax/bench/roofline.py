@@ -4,7 +4,6 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,9 +43,12 @@ def measure_roofline(dtype: str, rounds: int = ROUNDS) -> Roofline:
     array = jax.jit(lambda: jnp.ones((elements,), jnp.float32))()
     matrix = jax.jit(lambda: jnp.full((side, side), 0.5, jnp.dtype(dtype)))()
     narrow = jax.jit(lambda a: jnp.matmul(a.reshape(-1, COLUMNS), jnp.ones((COLUMNS, 2), jnp.float32)))
-    read = _seconds(narrow, array, rounds=rounds)
-    copied = _seconds_in_place(array, rounds=rounds)
     product = jax.jit(lambda m: jnp.matmul(m, m, preferred_element_type=jnp.float32))
+    # Every element read and written once. A plain copy would be elided, and one into new memory would time the
+    # operating system's page faults: so signs are changed in place.
+    negate = jax.jit(jnp.negative, donate_argnums=0)
+    read = _seconds(narrow, array, rounds=rounds)
+    copied = _seconds(negate, array, rounds=rounds, in_place=True)
     multiplied = _seconds(product, matrix, rounds=rounds)
     return Roofline(
         copy_bytes_per_second=2 * 4 * elements / copied,
@@ -55,25 +57,14 @@ def measure_roofline(dtype: str, rounds: int = ROUNDS) -> Roofline:
     )
 
 
-def _seconds(function: Callable[[jax.Array], Any], argument: jax.Array, *, rounds: int) -> float:
-    jax.block_until_ready(function(argument))
+def _seconds(
+    function: Callable[[jax.Array], jax.Array], argument: jax.Array, *, rounds: int, in_place: bool = False
+) -> float:
+    """The median of a call; one that works in place gets its own result the next time."""
+    result = jax.block_until_ready(function(argument))
     seconds = []
     for _ in range(rounds):
         began = time.perf_counter()
-        jax.block_until_ready(function(argument))
-        seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds)
-
-
-def _seconds_in_place(array: jax.Array, *, rounds: int) -> float:
-    """Of reading and writing every element once. A plain copy would be elided, and one into new memory would time the
-    operating system's page faults: so signs are changed in place.
-    """
-    negate = jax.jit(jnp.negative, donate_argnums=0)
-    array = jax.block_until_ready(negate(array))
-    seconds = []
-    for _ in range(rounds):
-        began = time.perf_counter()
-        array = jax.block_until_ready(negate(array))
+        result = jax.block_until_ready(function(result if in_place else argument))
         seconds.append(time.perf_counter() - began)
     return statistics.median(seconds)

@@ -19,6 +19,10 @@ from sharding.collectives.collective import ITEM_SIZES
 
 COUNTED = "counted (simulated devices: no times)"
 TIMED = "timed on real devices"
+STRATEGIES_HEADER = (
+    *("parallelism", "batch", "MB held", "MB read/step"),
+    *("collectives/step", "kB sent/step", "MB sent/prefill"),
+)
 
 
 def meshes_of(names: Sequence[str], devices: int | None) -> list[str]:
@@ -65,16 +69,28 @@ def count_strategies(
                 "strategy": strategy_name(split.mesh),
                 "mesh": str(split.mesh),
                 "dispatch": split.dispatch,
-                "weight_bytes_per_device": weight_elements(config, rules) * ITEM_SIZES[dtype],
+                "weight_bytes_per_device": weight_bytes(config, rules, dtype),
                 "works": [_count(config, rules, split, work, dtype) for work in works],
             }
         )
     return rows
 
 
-def weight_elements(config: ModelConfig, rules: Rules) -> int:
-    """Parameters that each device holds."""
-    return weight_bytes(config, rules, "float32") // ITEM_SIZES["float32"]
+def strategies_rows(strategies: dict[str, Any]) -> list[tuple[str, ...]]:
+    """A row per strategy and batch: its cells under `STRATEGIES_HEADER`."""
+    return [
+        (
+            f"{row['strategy']}: {row['mesh']}, {row['dispatch']}",
+            str(work["batch_size"]),
+            f"{row['weight_bytes_per_device'] / 1e6:,.1f}",
+            f"{work['decode_step']['weight_bytes_read'] / 1e6:,.1f}",
+            str(work["decode_step"]["collectives"]),
+            f"{work['decode_step']['wire_bytes_per_device'] / 1e3:,.1f}",
+            f"{work['prefill']['wire_bytes_per_device'] / 1e6:,.2f}",
+        )
+        for row in strategies["rows"]
+        for work in row["works"]
+    ]
 
 
 def read_elements(config: ModelConfig, rules: Rules, tokens: int) -> float:

@@ -2,39 +2,11 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import moejax
-from moejax.bench.samples import mean_and_spread
+from moejax.bench.latency import mean_and_spread
 from moejax.bench.works import RaggedRequest
-
-
-@dataclass(frozen=True, kw_only=True)
-class Throughput:
-    """Seconds of each round for all requests together, compilation apart."""
-
-    requests: int
-    prompt_tokens: int
-    output_tokens: int
-    seconds: list[float]
-    compile_seconds: float
-
-    def as_json(self) -> dict[str, Any]:
-        """In the keys of `vllm bench throughput`, of the mean round, and every sample."""
-        elapsed, spread = mean_and_spread(self.seconds)
-        total = self.prompt_tokens + self.output_tokens
-        return {
-            "elapsed_time": elapsed,
-            "num_requests": self.requests,
-            "total_num_tokens": total,
-            "requests_per_second": self.requests / elapsed,
-            "tokens_per_second": total / elapsed,
-            "output_tokens_per_second": self.output_tokens / elapsed,
-            "elapsed_times": self.seconds,
-            "elapsed_stdev": spread,
-            "compile_seconds": self.compile_seconds,
-        }
 
 
 def measure_throughput(
@@ -43,8 +15,10 @@ def measure_throughput(
     *,
     rounds: int,
     on_round: Callable[[str], None] = lambda text: None,
-) -> Throughput:
-    """Decodes all requests `rounds` times, after once to compile.
+) -> dict[str, Any]:
+    """Decodes all requests `rounds` times, after once to compile; gives what is known of it as JSON.
+
+    In the keys of `vllm bench throughput`, of the mean round, and the seconds of every round, compilation apart.
 
     Raises:
         ValueError: for requests that the model cannot serve.
@@ -59,13 +33,20 @@ def measure_throughput(
         began = time.perf_counter()
         run_requests(model, requests)
         seconds.append(time.perf_counter() - began)
-    return Throughput(
-        requests=len(requests),
-        prompt_tokens=sum(len(request.prompt) for request in requests),
-        output_tokens=sum(map(len, outputs)),
-        seconds=seconds,
-        compile_seconds=compile_seconds,
-    )
+    elapsed, spread = mean_and_spread(seconds)
+    output_tokens = sum(map(len, outputs))
+    total = sum(len(request.prompt) for request in requests) + output_tokens
+    return {
+        "elapsed_time": elapsed,
+        "num_requests": len(requests),
+        "total_num_tokens": total,
+        "requests_per_second": len(requests) / elapsed,
+        "tokens_per_second": total / elapsed,
+        "output_tokens_per_second": output_tokens / elapsed,
+        "elapsed_times": seconds,
+        "elapsed_stdev": spread,
+        "compile_seconds": compile_seconds,
+    }
 
 
 def run_requests(model: moejax.Model, requests: Sequence[RaggedRequest]) -> list[list[int]]:

@@ -1,6 +1,7 @@
 """`moejax bench compare`: moejax beside other systems, each in a process of its own."""
 
-import json
+import json as json_format
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,7 +10,7 @@ from moejax.cli import bench_options as flags
 from moejax.cli import console, options
 from moejax.cli.bench_compare_plan import make_plan, with_meshes
 from moejax.cli.bench_compare_table import show
-from moejax.cli.bench_runs import describe_config, works_of, write_report
+from moejax.cli.bench_runs import describe_config, works_of
 from moejax.cli.devices import Devices
 from moejax.cli.groups import grouped
 from moejax.cli.options import option, whole
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = (
     "moejax bench compare path/to/hf-folder --peers transformers,transformers-compiled,llama.cpp",
-    "moejax bench compare --random 186m -b 1,8,16 -p 128 -n 64 --num-prompts 64 --report results",
+    "moejax bench compare --random 186m -b 1,8,16 -p 128 -n 64 --num-prompts 64 --json > result.json",
     "moejax bench compare --random 186m --peers none --mesh all --simulate-devices 4",
 )
 
@@ -84,9 +85,9 @@ def compare(
     source: flags.SourceFlags,
     work: flags.WorkFlags,
     asked: ComparisonFlags,
-    results: flags.ResultFlags,
     weights: options.WeightFlags,
     devices: Devices,
+    json: flags.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> int:
@@ -95,12 +96,12 @@ def compare(
     Exit code 0: every system's tokens are right, 1: some are wrong, no system asked for could be
     compared, or a mesh failed.
     """
-    from moejax.bench.compare import as_json, check_installed, installed, scratch_folder
+    from moejax.bench.compare import check_installed, installed
     from moejax.bench.compare import compare as run_compare
-    from moejax.bench.machine import describe_run
+    from moejax.bench.machine import check_timed, describe_run
     from moejax.bench.peers import asked_peers
+    from moejax.bench.standings import as_json
     from moejax.bench.strategies import COUNTED, TIMED, count_strategies, meshes_of
-    from moejax.bench.visible_devices import check_timed
     from moejax.bench.works import check_amount
     from moejax.cli.facts import read_facts
     from moejax.moe.split import resolve_split
@@ -114,38 +115,36 @@ def compare(
         check_installed(present, absent)
     simulated = devices.simulate_devices
     meshes = meshes_of(asked.mesh or [], simulated)
-    results.check()
-    config, dtype = facts.config, resolve_dtype(weights.dtype, auto="bfloat16")
-    # A mesh that cannot be, or cannot be timed, is told before anything is loaded.
-    sizes = {mesh: resolve_split(config, mesh, asked.dispatch).mesh.size for mesh in meshes}
+    dtype = resolve_dtype(weights.dtype, auto="bfloat16")
     if asked.num_iters and not simulated:
-        check_timed(sizes)
+        check_timed({mesh: resolve_split(facts.config, mesh, asked.dispatch).mesh.size for mesh in meshes})
     result: dict[str, Any] = describe_run()
-    result["model"] = describe_config(config, facts.name) | {"dtype": dtype}
+    result["model"] = describe_config(facts.config, facts.name) | {"dtype": dtype}
     if meshes:
+        decoding = [one for one in works if one.decode_tokens]
         result["strategies"] = {
             "how": COUNTED if simulated else f"{TIMED}; bytes are counted",
-            "rows": count_strategies(
-                config, meshes, [one for one in works if one.decode_tokens], dtype, asked.dispatch
-            ),
+            "rows": count_strategies(facts.config, meshes, decoding, dtype, asked.dispatch),
         }
     if not asked.num_iters:
-        _finish(result, results)
+        _print(result, json=json)
         return 0
-    with scratch_folder() as folder, console.progress("comparing", quiet=quiet) as step:
+    with (
+        tempfile.TemporaryDirectory(prefix="moejax-bench-") as folder,
+        console.progress("comparing", quiet=quiet) as step,
+    ):
         plan = make_plan(facts, Path(folder), works, present, asked, weights, dtype)
         if meshes and not simulated:
             plan = with_meshes(plan, meshes, asked.dispatch)
         standings = run_compare(plan, on_event=step)
     result["compare"] = as_json(plan, standings) | {"not_installed": absent, "threads": plan.threads}
-    _finish(result, results)
+    _print(result, json=json)
     return _exit_code(standings, present)
 
 
-def _finish(result: dict[str, Any], results: flags.ResultFlags) -> None:
-    write_report(result, results)
-    if results.json:
-        console.write(f"{json.dumps(result)}\n")
+def _print(result: dict[str, Any], *, json: bool) -> None:
+    if json:
+        console.write(f"{json_format.dumps(result)}\n")
     else:
         show(result)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from moejax.cli import bench_options
 
 if TYPE_CHECKING:
-    from moejax.bench.compare import SystemsPlan
+    from moejax.bench.standings import SystemsPlan
     from moejax.cli.bench_compare import ComparisonFlags
     from moejax.cli.facts import SourceFacts
     from moejax.cli.options import WeightFlags
@@ -28,8 +28,8 @@ def make_plan(
     Raises:
         ValueError: for a converted folder, which only moejax reads.
     """
-    from moejax.bench.compare import OURS, SystemsPlan
     from moejax.bench.peers import Settings
+    from moejax.bench.standings import OURS, SystemsPlan
     from moejax.bench.works import ragged_requests
 
     config, count = facts.config, flags.num_prompts
@@ -77,7 +77,7 @@ def hf_folder(facts: "SourceFacts", dtype: str, scratch: Path, seed: int) -> str
 
 def with_meshes(plan: "SystemsPlan", meshes: list[str], dispatch: str) -> "SystemsPlan":
     """The plan with moejax on each mesh as one more contender."""
-    from moejax.bench.compare import OURS
+    from moejax.bench.standings import OURS
 
     _, settings = plan.contenders[OURS]
     more = {f"{OURS} {mesh}": (OURS, dataclasses.replace(settings, mesh=mesh, dispatch=dispatch)) for mesh in meshes}

@@ -1,5 +1,6 @@
 """How `moejax bench compare` shows what it found."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from moejax.cli import console
@@ -38,7 +39,7 @@ def _strategies(strategies: dict[str, Any]) -> "Table":
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    from moejax.bench.report_tables import STRATEGIES_HEADER, strategies_rows
+    from moejax.bench.strategies import STRATEGIES_HEADER, strategies_rows
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column(STRATEGIES_HEADER[0])
@@ -53,33 +54,32 @@ def _table(compared: dict[str, Any]) -> "Table":
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
+    from moejax.bench.standings import measurements
+
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("test", no_wrap=True)
     table.add_column("system", no_wrap=True)
     for name in ("tok/s", "min to max", "moejax / system"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("tokens", no_wrap=True)
-    for work in compared["works"]:
-        batch, before, after = (work[key] for key in ("batch_size", "input_len", "output_len"))
-        for part, test in (("prefill", f"b{batch} pp{before}"), ("decode", f"b{batch} tg{after} @ d{before}")):
-            for one in work["results"]:
-                if part in one:
-                    row = cells(one[part], one["contender"])
-                    table.add_row(test, one["contender"], *row, TOLD[one["tokens"]])
-    for one in (compared["throughput"] or {}).get("results", []):
-        requests = f"{compared['throughput']['num_requests']} requests"
-        table.add_row(requests, one["contender"], *cells(one, one["contender"]), TOLD[one["tokens"]])
+    for one in measurements(compared):
+        if one.part == "throughput":
+            test = f"{one.of['num_requests']} requests"
+        else:
+            tokens = f"tg{one.of['output_len']} @ d" if one.part == "decode" else "pp"
+            test = f"b{one.of['batch_size']} {tokens}{one.of['input_len']}"
+        table.add_row(test, one.contender, *cells(one.samples, one.contender), TOLD[one.tokens])
     return table
 
 
-def cells(samples: dict[str, Any], contender: str) -> tuple[str, ...]:
+def cells(samples: Mapping[str, Any], contender: str) -> tuple[str, ...]:
     """The median rate and its range, the median ratio and its range; no ratio for moejax itself."""
-    from moejax.bench.samples import ratio_text
+    from moejax.bench.standings import OURS, ratio_text
 
     rates, ratios = samples["tokens_per_second"], samples["ratios"]
     ratio = f"{ratio_text(samples['median_ratio'])} ({min(ratios):.2f} to {max(ratios):.2f})"
     return (
         f"{samples['median_tokens_per_second']:,.1f}",
         f"{min(rates):,.1f} to {max(rates):,.1f}",
-        "" if contender == "moejax" else ratio,
+        "" if contender == OURS else ratio,
     )

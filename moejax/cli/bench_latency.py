@@ -1,10 +1,11 @@
 """`moejax bench latency`: prefill and decoding of one batch at a time."""
 
+import json as json_format
 from typing import TYPE_CHECKING, Annotated, Any
 
 from moejax.cli import bench_options as flags
 from moejax.cli import console, options, startup
-from moejax.cli.bench_runs import describe_model, works_of, write_result
+from moejax.cli.bench_runs import describe_model, headline, works_of
 from moejax.cli.groups import grouped
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "moejax bench latency path/to/checkpoint -b 1,8,16 -p 512 -n 128",
     "moejax bench latency --random 186m --json",
-    "moejax bench latency --random mixtral-8x7b --mesh tensor=8 --report results",
+    "moejax bench latency --random mixtral-8x7b --mesh tensor=8 --json > result.json",
 )
 
 
@@ -21,13 +22,13 @@ EXAMPLES = (
 def latency(
     source: flags.SourceFlags,
     work: flags.WorkFlags,
-    results: flags.ResultFlags,
     model: options.ModelFlags,
     mesh: options.MeshFlags,
     num_iters: flags.Rounds = 5,
     num_iters_warmup: Annotated[
         int, options.whole("--num-iters-warmup", panel=flags.WORK, help="Rounds before them, which compile.")
     ] = 1,
+    json: flags.Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
@@ -36,7 +37,6 @@ def latency(
 
     facts = read_facts(source.source(), None)
     works = works_of(facts, work)
-    results.check()
     startup.prepare_jax(compile_cache=not model.no_compile_cache, quiet=quiet)
     from moejax.bench.latency import check_rounds, measure_latency
     from moejax.bench.machine import describe_run
@@ -50,16 +50,28 @@ def latency(
         roofline = measure_roofline(loaded.dtype)
     measured = []
     with console.progress("timing", quiet=quiet) as step:
-        for one in measure_latency(loaded, works, roofline, warmup=num_iters_warmup, rounds=num_iters, on_round=step):
-            measured.append(one.as_json())
+        for one in works:
+            name = f"{one.prefill_name} {one.decode_name} b{one.batch_size}"
+            found = measure_latency(
+                loaded,
+                one,
+                roofline,
+                warmup=num_iters_warmup,
+                rounds=num_iters,
+                on_round=lambda what, name=name: step(f"{name}: {what}"),
+            )
+            measured.append(found)
     result = {
         **describe_run(),
         "model": describe_model(loaded, facts.name),
         "roofline": vars(roofline) | {"bandwidth": roofline.bandwidth},
         "latency": measured,
     }
-    if write_result(result, results):
-        console.write_rendered(_table(measured))
+    if json:
+        console.write(f"{json_format.dumps(result)}\n")
+        return
+    console.write(f"{headline(result)}\n")
+    console.write_rendered(_table(measured))
 
 
 def _table(measured: list[dict[str, Any]]) -> "Table":

@@ -1,13 +1,12 @@
 """The flags that several of the `moejax bench` commands have."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from moejax.cli.options import option, whole
-from moejax.families.table import named_configs
+from moejax.families.table import RANDOM, named_configs
 
 WORK, MODEL, OUTPUT = "What is timed", "Model", "Results"
 
@@ -44,6 +43,7 @@ def number_range(value: Any) -> Range:
 
 
 Rounds = Annotated[int, whole("--num-iters", "-r", panel=WORK, help="Rounds that are timed.")]
+Json = Annotated[bool, option("--json", panel=OUTPUT, help="Print a JSON object with every sample, and no table.")]
 
 
 def numbers_option(*names: str, help: str, **settings: Any) -> Any:
@@ -76,10 +76,19 @@ class SourceFlags:
     ] = None
 
     def source(self) -> str:
-        """What `moejax.load` takes; ValueError for a checkpoint and random weights, or neither."""
-        from moejax.bench.source import resolve_source
+        """What `moejax.load` takes.
 
-        return resolve_source(self.checkpoint, self.random)
+        Raises:
+            ValueError: for a checkpoint and random weights, or neither.
+        """
+        if self.random is None and self.checkpoint is not None:
+            return self.checkpoint
+        if self.random is not None and self.checkpoint is None:
+            return f"{RANDOM}{self.random}"
+        raise ValueError(
+            f"give a CHECKPOINT or --random MODEL, got {'both' if self.checkpoint else 'neither'}; MODEL is one of "
+            f"{', '.join(named_configs())}, or the path of a config.json"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,28 +106,3 @@ class WorkFlags:
             "--prefill-len", help="Also time the prefill of one prompt of N tokens by itself.", show_default=False
         ),
     ] = Numbers()
-
-
-@dataclass(frozen=True, kw_only=True)
-class ResultFlags:
-    """Where the numbers go."""
-
-    json: Annotated[bool, option("--json", panel=OUTPUT, help="Print a JSON object instead of a table.")] = False
-    report: Annotated[
-        Path | None,
-        option(
-            "--report",
-            panel=OUTPUT,
-            metavar="DIR",
-            help="Write JSON with every sample, a Markdown page and PNG plots there (needs moejax[bench]). DIR is "
-            "made, or written over; the folder that it is in has to exist.",
-            show_default=False,
-        ),
-    ] = None
-
-    def check(self) -> None:
-        """Raises ValueError where no report can be written."""
-        if self.report is not None:
-            from moejax.bench.report import check_report
-
-            check_report(self.report)

@@ -1,11 +1,10 @@
-"""What the commands that time one model share: which model, what stands beside its numbers, where they are written."""
+"""What the commands that time a model share: what is asked of it, and what stands beside its numbers."""
 
-import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moejax.cli import console
-from moejax.cli.bench_options import ResultFlags, WorkFlags
-from moejax.families.table import parameters_of
+from moejax.cli.bench_options import WorkFlags
+from moejax.families.table import RANDOM, parameters_of
 
 if TYPE_CHECKING:
     from moejax import Model
@@ -49,10 +48,14 @@ def check_length(facts: "SourceFacts", longest: int) -> None:
 
 def describe_config(config: "ModelConfig", source: str) -> dict[str, Any]:
     """What stands beside every number of a model of `config`."""
-    from moejax.bench.source import source_name
-
     parameters = parameters_of(config)
     return {"name": source_name(source), "parameters": parameters.total, "active_parameters": parameters.active}
+
+
+def source_name(source: str) -> str:
+    """A short name for tables: the last part of a path."""
+    path = Path(source.removeprefix(RANDOM))
+    return (RANDOM if source.startswith(RANDOM) else "") + (path.stem if path.suffix == ".json" else path.name)
 
 
 def describe_model(model: "Model", source: str) -> dict[str, Any]:
@@ -82,20 +85,3 @@ def headline(result: dict[str, Any]) -> str:
             f"{roofline['matrix_flops_per_second'] / 1e9:,.0f} GFLOP/s"
         )
     return "\n".join(lines)
-
-
-def write_result(result: dict[str, Any], flags: ResultFlags) -> bool:
-    """Writes the report that was asked for, then the result as JSON, or its headline; whether a table has to follow."""
-    write_report(result, flags)
-    console.write(f"{json.dumps(result) if flags.json else headline(result)}\n")
-    return not flags.json
-
-
-def write_report(result: dict[str, Any], flags: ResultFlags) -> None:
-    """Writes the report, if one was asked for."""
-    if flags.report is None:
-        return
-    from moejax.bench.report import write_report
-
-    write_report(flags.report, result)
-    console.remark(f"report written to {flags.report}")

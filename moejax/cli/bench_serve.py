@@ -3,11 +3,14 @@
 import dataclasses
 import json as json_format
 import math
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from moejax.cli import console, options
 from moejax.cli.groups import grouped
 from moejax.cli.options import option, real, whole
+
+if TYPE_CHECKING:
+    from moejax.bench.serving_load import Load
 
 EXAMPLES = (
     "moejax bench serve --base-url http://127.0.0.1:8000 --num-prompts 200 --max-concurrency 16",
@@ -60,7 +63,7 @@ def serve(
 
     load = serving_load.Load(**{**vars(flags), "model": flags.model or ""})
     if flags.model is None:  # asked for last: a wrong flag is told without a server
-        load = dataclasses.replace(load, model=_model_of(flags.base_url, flags.api_key))
+        load = dataclasses.replace(load, model=_model_of(load))
     requests = serving_load.plan(load)
     with console.progress(f"sending {flags.num_prompts} requests", quiet=quiet):
         outcomes, duration = serving_load.run(load, requests)
@@ -75,7 +78,7 @@ def serve(
     return SOME_FAILED if summary["failed"] else 0
 
 
-def _model_of(base_url: str, api_key: str | None) -> str:
+def _model_of(load: "Load") -> str:
     """The first model that the server lists.
 
     Raises:
@@ -83,14 +86,13 @@ def _model_of(base_url: str, api_key: str | None) -> str:
     """
     import http.client
 
-    from moejax.bench.serving_request import Refused, get_json, split_url
+    from moejax.bench.serving_request import Refused, get_json
 
-    headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
     try:
-        return get_json(split_url(base_url), "/v1/models", headers, timeout=10.0)["data"][0]["id"]
+        return get_json(load.url, "/v1/models", load.headers, timeout=10.0)["data"][0]["id"]
     except (Refused, OSError, http.client.HTTPException) as error:
         raise ValueError(
-            f"no model can be found at {base_url} ({error}); start a server with: moejax serve CHECKPOINT"
+            f"no model can be found at {load.base_url} ({error}); start a server with: moejax serve CHECKPOINT"
         ) from error
     except (LookupError, TypeError) as error:
-        raise ValueError(f"{base_url}/v1/models lists no model; give its name with --model") from error
+        raise ValueError(f"{load.base_url}/v1/models lists no model; give its name with --model") from error

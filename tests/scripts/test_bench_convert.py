@@ -1,15 +1,16 @@
 """The benchmark of conversion measures what it says it does; how fast it is stands in docs/conversion.md."""
 
+import dataclasses
 from pathlib import Path
 
-from scripts.bench_convert import CONFIG, COPY, TO_HF, TO_ORBAX, measure, write_random_checkpoint
+from scripts.bench_convert import COPY, MIXTRAL, TO_HF, TO_ORBAX, measure, write_random_checkpoint
 
-FIELDS = {**CONFIG, "num_local_experts": 2, "intermediate_size": 64, "hidden_size": 256, "vocab_size": 300}
+SMALL = dataclasses.replace(MIXTRAL, num_experts=2, expert_dim=64, embed_dim=256, vocab_size=300)
 ROUNDS = 2
 
 
 def test_every_round_converts_there_and_back(tmp_path: Path) -> None:
-    nbytes = write_random_checkpoint(tmp_path / "hf", 0.0, FIELDS)
+    nbytes = write_random_checkpoint(tmp_path / "hf", 0.0, SMALL)
     assert nbytes < 10**7
     found = measure(tmp_path / "hf", tmp_path, ROUNDS, verify=True)
     assert found.speeds.keys() == {COPY, TO_ORBAX, TO_HF}

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from moejax.bench.plots import digest, plan_plots
-from scripts.bench_goals import GOALS, goals_table
-from scripts.bench_page import DOCS, INTRO, page, read_reports
-from scripts.bench_spread import spread_table
+from scripts.bench_goals import GOALS, goals_table, spread_table
+from scripts.bench_page import INTRO, page, read_reports
+from scripts.bench_report import DOCS
 from scripts.draw_poster import poster
+from scripts.report_plots import digest, plan_plots
 
 REPORTS = read_reports(DOCS / "benchmarks")
 COMPARED = next(one for one in REPORTS.values() if "compare" in one)

@@ -8,13 +8,14 @@ import pytest
 
 from moejax.cli.app import run
 from scripts import bench_suite
+from scripts.bench_report import DOCS
 
 
 @pytest.mark.parametrize("arguments", bench_suite.PARTS.values(), ids=bench_suite.PARTS)
 def test_every_part_is_a_command(arguments: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Its flags are taken: the first thing that is wrong with it is where its report goes."""
-    assert run(["bench", *shlex.split(arguments), "--report", "no/such"]) == 2
-    assert capsys.readouterr().err == "error: --report no/such: there is no folder no; make it first\n"
+    """Its flags are taken: the first thing that is wrong with it is a model that is given besides."""
+    assert run(["bench", *shlex.split(arguments), "--json", "demo"]) == 2
+    assert capsys.readouterr().err.startswith("error: give a CHECKPOINT or --random MODEL, got both; ")
 
 
 def test_both_sizes_and_every_goal_are_run() -> None:
@@ -27,22 +28,32 @@ def test_both_sizes_and_every_goal_are_run() -> None:
 
 
 @pytest.mark.parametrize(("status", "wrong"), [(0, False), (1, True)])
-def test_wrong_tokens_are_told_and_do_not_end_it(
-    status: int, wrong: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_part_has_tables_and_a_report_and_wrong_tokens_do_not_end_it(
+    status: int,
+    wrong: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     asked = []
+    printed = (DOCS / "benchmarks" / "5_strategies_742m" / "report.json").read_text(encoding="utf-8")
 
-    def done(command: list[str], *, check: bool) -> subprocess.CompletedProcess[bytes]:
+    def done(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
         asked.append(command)
-        return subprocess.CompletedProcess(command, status)
+        return subprocess.CompletedProcess(command, status, stdout=printed)
 
     monkeypatch.setattr(subprocess, "run", done)
-    assert bench_suite.run_part("part 1 of 1", "latency -b 1", Path("r")) is wrong
-    assert asked[0][1:] == ["-m", "moejax", "bench", "latency", "-b", "1", "--report", "r"]
-    assert capsys.readouterr().out.startswith("part 1 of 1: moejax bench latency -b 1 --report r\npart 1 of 1 took ")
+    assert bench_suite.run_part("part 1 of 1", "compare -b 1", tmp_path / "r") is wrong
+    assert asked[0][1:] == ["-m", "moejax", "bench", "compare", "-b", "1", "--json"]
+    out = capsys.readouterr().out
+    assert out.startswith("part 1 of 1: moejax bench compare -b 1 --json\n## Parallelism\n")
+    assert "part 1 of 1 took " in out
+    assert {path.name for path in (tmp_path / "r").iterdir()} == {"report.json", "report.md"}
 
 
-def test_a_part_that_fails_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(subprocess, "run", lambda command, check: subprocess.CompletedProcess(command, 2))
-    with pytest.raises(SystemExit, match="part 2 of 6 failed with exit code 2"):
+@pytest.mark.parametrize("status", [1, 2])
+def test_a_part_that_fails_ends_it(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that ends with 1, as wrong tokens do, and has printed nothing."""
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, status, stdout=""))
+    with pytest.raises(SystemExit, match=f"part 2 of 6 failed with exit code {status}"):
         bench_suite.run_part("part 2 of 6", "latency", Path("r"))

@@ -5,7 +5,7 @@ file here and a row in `PEERS`.
 """
 
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib import import_module
@@ -84,11 +84,11 @@ class Peer:
         return [name for name in self.needs if importlib.util.find_spec(name) is None]
 
 
-_COMPILED = "moejax.bench.peers.transformers_compiled:load"
+_COMPILED = "moejax.bench.peers.transformers_peer:load_compiled"
 _TORCH = {"needs": ("torch", "transformers"), "install": "pip install 'moejax[bench]'"}
 PEERS: dict[str, Peer] = {
     "moejax": Peer(load="moejax.bench.peers.moejax_peer:load", ours=True),
-    "transformers": Peer(load="moejax.bench.peers.transformers_generate:load", **_TORCH),
+    "transformers": Peer(load="moejax.bench.peers.transformers_peer:load_generate", **_TORCH),
     "transformers-compiled-grouped_mm": Peer(load=_COMPILED, options={"experts": "grouped_mm"}, **_TORCH),
     "transformers-compiled-batched_mm": Peer(load=_COMPILED, options={"experts": "batched_mm"}, **_TORCH),
     "llama.cpp": Peer(
@@ -111,35 +111,20 @@ def asked_peers(text: str) -> list[str]:
         ValueError: for an unknown name, or none at all.
     """
     names = [name.strip() for name in text.split(",") if name.strip()]
+    known = [*GROUPS, *(peer for peer in PEERS if not PEERS[peer].ours)]
     if names == ["none"]:
         return []
     if not names or "none" in names:
         raise ValueError(
             f"--peers must be names of systems with commas, or none for moejax alone, got {text!r}: the systems are "
-            f"{', '.join(_known())}"
+            f"{', '.join(known)}"
         )
-    return expand_peers(names)
-
-
-def expand_peers(names: Sequence[str]) -> list[str]:
-    """The rows of `PEERS` that `names` stand for, each once, in order.
-
-    Raises:
-        ValueError: for an unknown name.
-    """
-    found: list[str] = []
     for name in names:
-        if name not in PEERS and name not in GROUPS or name == "moejax":
-            known = _known()
+        if name not in known:
             near = get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"unknown peer {name!r}: the known ones are {', '.join(known)}{hint}")
-        found += [one for one in GROUPS.get(name, (name,)) if one not in found]
-    return found
-
-
-def _known() -> list[str]:
-    return [*GROUPS, *(peer for peer in PEERS if not PEERS[peer].ours)]
+    return list(dict.fromkeys(peer for name in names for peer in GROUPS.get(name, (name,))))
 
 
 def load_peer(name: str, settings: Settings) -> Runner:

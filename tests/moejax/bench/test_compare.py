@@ -5,9 +5,10 @@ import json
 
 import pytest
 
-from moejax.bench.compare import SystemsPlan, as_json, check_installed, compare, installed, warm_up_requests
-from moejax.bench.peers import PEERS, Peer, asked_peers, expand_peers
+from moejax.bench.compare import check_installed, compare, installed, warm_up_requests
+from moejax.bench.peers import PEERS, Peer, asked_peers
 from moejax.bench.process import PeerFailed
+from moejax.bench.standings import SystemsPlan, as_json
 from moejax.bench.works import RaggedRequest, Work
 from tests.moejax.bench.fakes import SETTINGS, command
 
@@ -106,26 +107,26 @@ def test_a_single_token_has_no_decoding() -> None:
     assert work["name"] == "b2 pp3 tg1"
 
 
-def test_names_of_peers() -> None:
-    assert expand_peers(["transformers-compiled", "transformers", "transformers"]) == [
+def test_names_of_peers_in_a_flag() -> None:
+    assert asked_peers("vllm, transformers,vllm") == ["vllm", "transformers"]
+    assert asked_peers("transformers-compiled,transformers,transformers") == [
         "transformers-compiled-grouped_mm",
         "transformers-compiled-batched_mm",
         "transformers",
     ]
-    with pytest.raises(ValueError) as caught:
-        expand_peers(["lama.cpp"])
-    assert str(caught.value) == (
-        "unknown peer 'lama.cpp': the known ones are transformers-compiled, transformers, "
-        "transformers-compiled-grouped_mm, transformers-compiled-batched_mm, llama.cpp, vllm; did you mean 'llama.cpp'?"
-    )
-
-
-def test_names_of_peers_in_a_flag() -> None:
-    assert asked_peers("vllm, transformers,vllm") == ["vllm", "transformers"]
     assert asked_peers("none") == []
     for text in ("", " , ", "none,vllm"):
         with pytest.raises(ValueError, match=f"names of systems with commas, or none for moejax alone, got '{text}'"):
             asked_peers(text)
+
+
+def test_an_unknown_peer() -> None:
+    with pytest.raises(ValueError) as caught:
+        asked_peers("lama.cpp")
+    assert str(caught.value) == (
+        "unknown peer 'lama.cpp': the known ones are transformers-compiled, transformers, "
+        "transformers-compiled-grouped_mm, transformers-compiled-batched_mm, llama.cpp, vllm; did you mean 'llama.cpp'?"
+    )
 
 
 def test_what_is_not_installed_is_named_with_its_install_line(monkeypatch: pytest.MonkeyPatch) -> None:

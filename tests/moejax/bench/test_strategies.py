@@ -2,11 +2,10 @@
 
 import pytest
 
-from moejax.bench.strategies import count_strategies, meshes_of, strategy_name, weight_elements
+from moejax.bench.strategies import count_strategies, meshes_of, strategy_name
 from moejax.bench.works import Work
 from moejax.families.table import named_configs, parameters_of
 from moejax.model.structure import make_parallel, make_structure
-from moejax.moe.split import make_rules
 from sharding import MeshConfig, bytes_per_device
 
 MIXTRAL = named_configs()["mixtral-8x7b"]
@@ -17,10 +16,10 @@ WORK = Work(batch_size=8, input_len=16, output_len=2)
 @pytest.mark.parametrize("mesh", ["tensor=8", "expert=8", "expert=4,tensor=2", "data=2,expert=4"])
 def test_weights_per_device_are_those_that_the_model_declares(mesh: str, dispatch: str) -> None:
     config = MeshConfig.parse(mesh)
-    rules = make_rules(MIXTRAL, config, dispatch)  # pyright: ignore[reportArgumentType]
+    (row,) = count_strategies(MIXTRAL, [mesh], [WORK], "bfloat16", dispatch)
     parallel = make_parallel(MIXTRAL, config.abstract(), dispatch)
     placements = make_structure(MIXTRAL, "blocked", "bfloat16", parallel).placements()
-    assert 2 * weight_elements(MIXTRAL, rules) == bytes_per_device(placements)
+    assert row["weight_bytes_per_device"] == bytes_per_device(placements)
 
 
 def test_intra_and_inter_expert_move_the_same_when_replicated() -> None:

@@ -1,11 +1,10 @@
-"""Shapes of requests, statistics of samples, sources and meshes: what needs no model."""
+"""Shapes of requests and statistics of samples: what needs no model."""
 
 import statistics
 
 import pytest
 
-from moejax.bench.samples import mean_and_spread, percentiles, ratios
-from moejax.bench.source import resolve_source, source_name
+from moejax.bench.latency import mean_and_spread, percentiles
 from moejax.bench.works import Work, cross_product, ragged_requests
 
 
@@ -56,22 +55,3 @@ def test_percentiles_and_spread() -> None:
     )
     assert mean_and_spread([1.0, 3.0]) == (2.0, statistics.stdev([1, 3]))
     assert mean_and_spread([1.0]) == (1.0, 0.0)
-    assert ratios([1.0, 2.0], [2.0, 1.0]) == [2.0, 0.5]
-    with pytest.raises(ValueError):
-        ratios([1.0], [1.0, 2.0])
-
-
-def test_a_source_is_what_load_takes() -> None:
-    assert resolve_source(None, "186m") == "random:186m" == source_name("random:186m")
-    assert resolve_source("some/where/model", None) == "some/where/model"
-    assert source_name("some/where/model") == "model" and source_name("random:some/small.json") == "random:small"
-
-
-@pytest.mark.parametrize(("given", "got"), [((None, None), "neither"), (("demo", "186m"), "both")])
-def test_one_source_is_needed(given: tuple[str | None, str | None], got: str) -> None:
-    with pytest.raises(ValueError) as caught:
-        resolve_source(*given)
-    assert str(caught.value) == (
-        f"give a CHECKPOINT or --random MODEL, got {got}; MODEL is one of mixtral-8x7b, mixtral-8x22b, 186m, 742m, or "
-        "the path of a config.json"
-    )

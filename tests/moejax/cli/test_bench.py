@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 
 from convert import OrbaxFolder
-from moejax.bench.compare import SystemsPlan
 from moejax.bench.peers import PEERS
-from moejax.bench.standings import Standing
+from moejax.bench.standings import Standing, SystemsPlan
 from moejax.cli.bench_compare_plan import hf_folder
+from moejax.cli.bench_options import SourceFlags
+from moejax.cli.bench_runs import source_name
+from scripts.bench_report import write_report
 from tests.moejax.cli.conftest import Call
 from tests.moejax.decoding.tiny_checkpoint import Tiny
 
@@ -46,12 +48,11 @@ def test_latency_prints_a_row_for_each_test(call: Call, tiny: Tiny, tiny_folder:
     assert outcome.out.count(" ± ") == 4
 
 
-def test_latency_writes_every_sample_in_vllms_keys(call: Call, tiny: Tiny, tiny_folder: Path, tmp_path: Path) -> None:
-    flags = ("-r", "3", "--prefill-len", "24", "--json", "--quiet", "--report", tmp_path / "r")
+def test_latency_prints_every_sample_in_vllms_keys(call: Call, tiny: Tiny, tiny_folder: Path, tmp_path: Path) -> None:
+    flags = ("-r", "3", "--prefill-len", "24", "--json", "--quiet")
     outcome = call("bench", "latency", tiny_folder, *SMALL, *flags)
     assert outcome.status == 0, outcome.err
     result = json.loads(outcome.out)
-    assert result == json.loads((tmp_path / "r" / "report.json").read_text())
     one, alone = result["latency"]
     assert (alone["batch_size"], alone["input_len"], alone["decode"]) == (1, 24, None)
     assert len(one["latencies"]) == len(one["prefill"]["seconds"]) == len(one["decode"]["seconds"]) == 3
@@ -63,6 +64,7 @@ def test_latency_writes_every_sample_in_vllms_keys(call: Call, tiny: Tiny, tiny_
     assert one["mbu"] == pytest.approx(step["bytes"] * rate / result["roofline"]["bandwidth"])
     assert one["peak_memory_bytes"] > 10**7
     assert {"command", "date", "machine", "versions", "model"} <= result.keys()
+    write_report(tmp_path / "r", result)
     page = (tmp_path / "r" / "report.md").read_text()
     assert "| tg3 @ d16 |" in page and "NOT MEASURED BY US" in page
     assert (tmp_path / "r" / "roofline.png").read_bytes().startswith(b"\x89PNG")
@@ -139,6 +141,22 @@ def test_a_converted_folder_is_not_for_other_systems(tmp_path: Path) -> None:
         hf_folder(facts, "bfloat16", tmp_path, 0)
 
 
+def test_a_source_is_what_load_takes() -> None:
+    assert SourceFlags(random="186m").source() == "random:186m" == source_name("random:186m")
+    assert SourceFlags(checkpoint="some/where/model").source() == "some/where/model"
+    assert source_name("some/where/model") == "model" and source_name("random:some/small.json") == "random:small"
+
+
+@pytest.mark.parametrize(("given", "got"), [((None, None), "neither"), (("demo", "186m"), "both")])
+def test_one_source_is_needed(given: tuple[str | None, str | None], got: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        SourceFlags(checkpoint=given[0], random=given[1]).source()
+    assert str(caught.value) == (
+        f"give a CHECKPOINT or --random MODEL, got {got}; MODEL is one of mixtral-8x7b, mixtral-8x22b, 186m, 742m, or "
+        "the path of a config.json"
+    )
+
+
 def test_the_counted_baseline_holds(call: Call) -> None:
     """The regression guard that CI runs: FLOPs, bytes, collectives, launches and compilations of the demo model."""
     outcome = call("bench", "check", BASELINE, "--counted-only")
@@ -186,8 +204,8 @@ def test_a_mesh_that_fails_is_an_error(call: Call, monkeypatch: pytest.MonkeyPat
         return [Standing(name=ours), Standing(name=mesh, failed=f"{mesh} cannot load: out of memory")]
 
     monkeypatch.setattr("moejax.bench.compare.compare", fake)
-    monkeypatch.setattr("moejax.bench.compare.as_json", lambda *_: {})
-    monkeypatch.setattr("moejax.bench.visible_devices.visible_devices", lambda: ("gpu", 2))
+    monkeypatch.setattr("moejax.bench.standings.as_json", lambda *_: {})
+    monkeypatch.setattr("moejax.bench.machine.visible_devices", lambda: ("gpu", 2))
     outcome = call("bench", "compare", "demo", "--peers", "none", "--mesh", "expert=2", "--json")
     assert (outcome.status, outcome.err) == (1, "error: moejax expert=2 cannot load: out of memory\n")
     outcome = call("bench", "compare", "demo", "--peers", "none", "--mesh", "expert=4")
@@ -209,7 +227,6 @@ WRONG = [
     (("throughput", "demo", "-p", "9-2"), RANGE),
     (("throughput", "demo", "-n", "a-b"), "--output-len must be LOW-HIGH with 1 <= LOW <= HIGH"),
     (("throughput", "demo", "-p", "5-"), "--input-len must be LOW-HIGH with 1 <= LOW <= HIGH"),
-    (("throughput", "demo", "--report", "no/such"), "--report no/such: there is no folder no; make it first"),
     (("throughput", "demo", "--num-prompts", "0"), "--num-prompts must be at least 1, got 0"),
     (("compare", "demo", "--peers", "vlm"), "unknown peer 'vlm'"),
     (("compare", "demo", "--peers", ""), "--peers must be names of systems with commas, or none for moejax alone"),

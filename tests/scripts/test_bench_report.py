@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from moejax.bench import plots, published
-from moejax.bench.machine import describe_run, machine_line
-from moejax.bench.report import check_report, markdown, write_report
-from moejax.bench.report_tables import compare_table, table
-from moejax.bench.samples import ratio_text
+from moejax.bench.machine import describe_run
+from moejax.bench.standings import ratio_text
+from scripts import bench_report, report_plots
+from scripts.bench_report import PUBLISHED, markdown, read_result, write_report
+from scripts.report_tables import compare_table, table
 
 
 def samples(rate: float, ratio: float) -> dict[str, Any]:
@@ -64,11 +64,12 @@ def comparison() -> dict[str, Any]:
     return {**describe_run(["bench", "compare", "a b"]), "model": model, "compare": compared}
 
 
-def test_a_report_has_page_samples_and_plots(tmp_path: Path) -> None:
+def test_a_report_has_page_samples_and_plots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = comparison()
-    check_report(tmp_path / "new")
-    write_report(tmp_path / "new", given)
-    check_report(tmp_path / "new")  # which is written over
+    (tmp_path / "result.json").write_text(json.dumps(given))
+    monkeypatch.setattr("sys.argv", ["bench_report", str(tmp_path / "result.json"), str(tmp_path / "new")])
+    bench_report.main()
+    write_report(tmp_path / "new", given)  # which is written over
     assert json.loads((tmp_path / "new" / "report.json").read_text()) == given
     page = (tmp_path / "new" / "report.md").read_text()
     assert "- command: `moejax bench compare 'a b'`" in page
@@ -77,11 +78,11 @@ def test_a_report_has_page_samples_and_plots(tmp_path: Path) -> None:
     assert "2 rounds (1 of the ragged requests)" in page
     assert "NOT MEASURED BY US" in page
     names = ["latency_p128_n64.png", "throughput_p128_n64.png", "ratio.png", "ratio_prefill.png"]
-    assert [plot.file for plot in plots.plan_plots(given)] == names
+    assert [plot.file for plot in report_plots.plan_plots(given)] == names
     for name in names:
         assert f"({name})" in page
         drawn = (tmp_path / "new" / name).read_bytes()
-        assert drawn.startswith(b"\x89PNG") and plots.digest(given).encode() in drawn
+        assert drawn.startswith(b"\x89PNG") and report_plots.digest(given).encode() in drawn
 
 
 def test_a_narrow_loss_does_not_look_like_a_draw() -> None:
@@ -111,36 +112,36 @@ def test_losses_are_bold_and_wrong_tokens_named() -> None:
     assert served == [["moejax", "7.0", "same tokens"], ["slower", "3.5", "WRONG"]]
 
 
-def test_without_matplotlib_nothing_is_measured_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_matplotlib_the_install_line_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError) as caught:
-        plots.check_plots()
-    assert str(caught.value) == (
-        "--report draws with matplotlib, which is not installed; run: pip install 'moejax[bench]'"
-    )
+    with pytest.raises(ValueError, match=r"matplotlib.* pip install 'moejax\[bench\]'"):
+        write_report(tmp_path, comparison())
 
 
-def test_where_a_report_cannot_be_written(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"--report .*/a/b: there is no folder .*/a; make it first"):
-        check_report(tmp_path / "a" / "b")
-    (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match=r"--report .*/file is a file; name a folder"):
-        check_report(tmp_path / "file")
+@pytest.mark.parametrize("text", ["{", "[]", '{"duration": 1}'])
+def test_what_is_no_result_of_a_benchmark(tmp_path: Path, text: str) -> None:
+    (tmp_path / "result.json").write_text(text)
+    with pytest.raises(ValueError, match="result.json is no .*--json"):
+        read_result(tmp_path / "result.json")
+
+
+def test_where_a_report_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "result.json").write_text(json.dumps(comparison()))
+    monkeypatch.setattr("sys.argv", ["bench_report", str(tmp_path / "result.json"), str(tmp_path / "no" / "such")])
+    with pytest.raises(SystemExit, match="2"):
+        bench_report.main()
+    assert f"No such file or directory: '{tmp_path / 'no' / 'such'}'" in capsys.readouterr().err
 
 
 def test_every_published_figure_has_its_source() -> None:
-    assert {one.system.split()[0] for one in published.PUBLISHED} >= {"gpt-fast", "TensorRT-LLM", "vLLM"}
-    assert all(one.source.startswith("https://") for one in published.PUBLISHED)
+    rows = [line.split("|")[1:-1] for line in PUBLISHED.read_text(encoding="utf-8").splitlines() if line[:1] == "|"][2:]
+    assert {row[0].split()[0] for row in rows} >= {"gpt-fast", "TensorRT-LLM", "vLLM"}
+    assert all(row[-1].strip().startswith("https://") for row in rows)
 
 
 def test_tables_are_aligned() -> None:
     lines = table(("a", "long"), [("x", "1"), ("yyyy", "22")]).splitlines()
     assert len({len(line) for line in lines}) == 1
     assert lines[1] == "| ---- | ---: |"
-
-
-def test_the_machine_is_described() -> None:
-    run = describe_run(["bench"])
-    assert run["machine"]["cores"] >= 1 and run["machine"]["memory_gb"] > 0
-    assert f"{run['machine']['cores']} cores" in machine_line(run["machine"])
-    assert {"python", "jax", "numpy"} <= run["versions"].keys()

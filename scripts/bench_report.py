@@ -1,45 +1,75 @@
-"""Writes a report: JSON with every sample, a Markdown page, PNG plots. Imports no JAX."""
+"""Makes a report of what `moejax bench latency`, `throughput` or `compare` print with --json.
 
+    moejax bench compare demo --peers transformers --json > result.json
+    python -m scripts.bench_report result.json DIR
+
+DIR gets report.json with every sample, report.md and the PNG plots that the result has data for; it is made, or written
+over. Plots need matplotlib, which `pip install 'moejax[bench]'` brings.
+"""
+
+import argparse
 import json
 from pathlib import Path
 from typing import Any
 
 from moejax.bench.machine import machine_line
-from moejax.bench.plots import check_plots, draw_plots, plan_plots
-from moejax.bench.published import published_table
-from moejax.bench.report_tables import compare_table, latency_table, strategies_table
+from scripts.report_plots import draw_plots, plan_plots
+from scripts.report_tables import compare_table, latency_table, strategies_table
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+# Figures that others published of systems that do not run here: cited, for scale alone.
+PUBLISHED = DOCS / "benchmarks_published.md"
 
 
-def check_report(folder: Path) -> None:
-    """Raises ValueError when a report cannot be written there: to be asked before anything is measured.
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("result", type=Path, help="what a command printed")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="where the report goes")
+    args = parser.parse_args()
+    try:
+        write_report(args.folder, read_result(args.result))
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
 
-    The rule of every command that writes: what it writes is made, the folder that this goes into has to exist.
+
+def read_result(path: Path) -> dict[str, Any]:
+    """A result that a command printed.
+
+    Raises:
+        OSError: when there is no such file.
+        ValueError: when it holds something else.
     """
-    if not folder.absolute().parent.is_dir():
-        raise ValueError(f"--report {folder}: there is no folder {folder.parent}; make it first")
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"--report {folder} is a file; name a folder")
-    check_plots()
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON ({error}); moejax bench prints it with --json") from error
+    if not isinstance(result, dict) or not {"command", "machine", "model"} <= result.keys():
+        raise ValueError(f"{path} is no result of moejax bench latency, throughput or compare with --json")
+    return result
 
 
 def write_report(folder: Path, result: dict[str, Any]) -> None:
     """Writes `report.json`, `report.md` and the plots that `result` has data for to `folder`.
 
     Raises:
-        OSError: when the folder cannot be written.
+        OSError: when the folder cannot be written, or that which it is in does not exist.
         ValueError: when matplotlib is not installed.
     """
     folder.mkdir(exist_ok=True)
-    (folder / "report.json").write_text(f"{json.dumps(result, indent=1)}\n", encoding="utf-8")
+    write_json(folder, result)
     draw_plots(folder, result)
     (folder / "report.md").write_text(markdown(result), encoding="utf-8")
+
+
+def write_json(folder: Path, result: dict[str, Any]) -> None:
+    """Writes `report.json`, every sample."""
+    (folder / "report.json").write_text(f"{json.dumps(result, indent=1)}\n", encoding="utf-8")
 
 
 def markdown(result: dict[str, Any]) -> str:
     """The page."""
     parts = ["# Benchmark\n", circumstances(result), *sections(result, level=2), pictures(result, "")]
-    parts += ["## Published figures of others\n", published_table()]
-    return "\n".join(parts)
+    return "\n".join([*parts, PUBLISHED.read_text(encoding="utf-8")])
 
 
 def pictures(result: dict[str, Any], folder: str) -> str:
@@ -96,7 +126,7 @@ def _throughput(one: dict[str, Any]) -> str:
 
 
 def _rules(compared: dict[str, Any]) -> str:
-    served = compared.get("throughput")
+    served = compared["throughput"]
     requests = f" ({served['rounds']} of the ragged requests)" if served else ""
     rounds = "1 round" if compared["rounds"] == 1 else f"{compared['rounds']} rounds"
     return (
@@ -110,9 +140,13 @@ def _rules(compared: dict[str, Any]) -> str:
 def _systems(compared: dict[str, Any]) -> str:
     lines = []
     for one in compared["contenders"]:
-        served = f"; ragged requests: {one['serve_how']}" if one["serve_how"] and compared.get("throughput") else ""
+        served = f"; ragged requests: {one['serve_how']}" if one["serve_how"] and compared["throughput"] else ""
         apart = f"; loading {one['load_seconds']:.1f} s, compiling and warming up {one['warmup_seconds']:.1f} s"
         failed = f"; FAILED: {one['failed']}" if one["failed"] else ""
         lines.append(f"- {one['name']}: {one['how'] or 'did not load'}{served}{apart}{failed}")
     lines += [f"- {name}: {reason}" for name, reason in compared["not_installed"].items()]
     return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

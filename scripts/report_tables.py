@@ -1,15 +1,10 @@
 """The tables of a report, in Markdown that also reads as plain text. Imports no JAX."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from moejax.bench.samples import ratio_text
-
-OURS = "moejax"
-STRATEGIES_HEADER = (
-    *("parallelism", "batch", "MB held", "MB read/step"),
-    *("collectives/step", "kB sent/step", "MB sent/prefill"),
-)
+from moejax.bench.standings import OURS, measurements, ratio_text
+from moejax.bench.strategies import STRATEGIES_HEADER, strategies_rows
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -28,23 +23,6 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(header), line(rule), *map(line, rows)]) + "\n"
 
 
-def strategies_rows(strategies: dict[str, Any]) -> list[tuple[str, ...]]:
-    """A row per strategy and batch: its cells under `STRATEGIES_HEADER`."""
-    return [
-        (
-            f"{row['strategy']}: {row['mesh']}, {row['dispatch']}",
-            str(work["batch_size"]),
-            f"{row['weight_bytes_per_device'] / 1e6:,.1f}",
-            f"{work['decode_step']['weight_bytes_read'] / 1e6:,.1f}",
-            str(work["decode_step"]["collectives"]),
-            f"{work['decode_step']['wire_bytes_per_device'] / 1e3:,.1f}",
-            f"{work['prefill']['wire_bytes_per_device'] / 1e6:,.2f}",
-        )
-        for row in strategies["rows"]
-        for work in row["works"]
-    ]
-
-
 def strategies_table(strategies: dict[str, Any]) -> str:
     """Intra-expert, inter-expert and hybrid side by side; the heading says whether anything was timed."""
     return (
@@ -56,24 +34,18 @@ def strategies_table(strategies: dict[str, Any]) -> str:
 def compare_table(compared: dict[str, Any]) -> str:
     """A row per piece of work and system: rates, and how many times faster moejax was. Losses are in bold."""
     rows = []
-    for work in compared["works"]:
-        batch, before, after = (work[key] for key in ("batch_size", "input_len", "output_len"))
-        for part, name in (
-            ("prefill", f"pp{before}, batch {batch}"),
-            ("decode", f"tg{after} @ d{before}, batch {batch}"),
-        ):
-            for one in work["results"]:
-                if part in one:
-                    rows.append((name, one["contender"], *_cells(one[part], one["contender"]), one["tokens"]))
-    served = compared.get("throughput") or {"results": []}
-    for one in served["results"]:
-        name = f"{served['num_requests']} ragged requests"
-        rows.append((name, one["contender"], *_cells(one, one["contender"]), one["tokens"]))
+    for one in measurements(compared):
+        if one.part == "throughput":
+            name = f"{one.of['num_requests']} ragged requests"
+        else:
+            test = f"pp{one.of['input_len']}" if one.part == "prefill" else decode_name(one.of)
+            name = f"{test}, batch {one.of['batch_size']}"
+        rows.append((name, one.contender, *_cells(one.samples, one.contender), one.tokens))
     header = ("work", "system", "tok/s, median", "min to max", "moejax / system, median", "min to max", "its tokens")
     return table(header, rows)
 
 
-def _cells(samples: dict[str, Any], contender: str) -> tuple[str, str, str, str]:
+def _cells(samples: Mapping[str, Any], contender: str) -> tuple[str, str, str, str]:
     rates, ratios = samples["tokens_per_second"], samples["ratios"]
     measured = (f"{samples['median_tokens_per_second']:,.1f}", f"{min(rates):,.1f} to {max(rates):,.1f}")
     if contender == OURS:
@@ -104,7 +76,7 @@ def latency_table(measured: Sequence[dict[str, Any]]) -> str:
             step = counted["decode_step"]
             rows.append(
                 (
-                    f"tg{one['output_len']} @ d{one['input_len']}",
+                    decode_name(one),
                     batch,
                     *_rate(one["decode"], one["output_len"] - 1),
                     f"{step['bytes'] / 1e6:,.0f} MB, {step['flops'] / 1e9:,.2f} GFLOP/step",
@@ -115,6 +87,11 @@ def latency_table(measured: Sequence[dict[str, Any]]) -> str:
             )
     header = ("test", "batch", "tok/s", "ms, median", "counted", "of peak", "compile s", "memory GB")
     return table(header, rows)
+
+
+def decode_name(work: Mapping[str, Any]) -> str:
+    """As llama-bench calls it: tg128 @ d512 generates 128 tokens after 512."""
+    return f"tg{work['output_len']} @ d{work['input_len']}"
 
 
 def _rate(summary: dict[str, Any], steps: int) -> tuple[str, str]:
