@@ -6,32 +6,55 @@
 
 #include "elementwise.h"
 #include "parallel.h"
-#include "product.h"
 
 namespace moejax {
 
 // q and y [B, K, G, T, H], k and v [B, K, S, H]: G query heads for each key/value head. Query t of row b stands at
-// position starts[b] + t and sees the slots up to there, the last `window` of them if that is not 0.
+// position starts[b] + t and sees the positions up to there, the last `window` of them if that is not 0.
 template <typename T>
 struct AttentionCall {
-  int64_t batch, kv_heads, group, queries, slots, width, window;
+  int64_t batch, kv_heads, group, queries, positions, width, window;
   const T *q, *k, *v;
   const int32_t* starts;
   float* y;
 };
 
-constexpr int64_t kQueriesPerTask = 16;
-constexpr int64_t kPanel = 12;    // query heads whose scores are computed together: tiles of products are full
-constexpr int64_t kValueRows = 4;  // query heads that share a pass over the values
-constexpr int64_t kValueBlocks = kFloats == 16 ? 4 : 2;  // vectors of a value that a pass sums
-
-// One query of one head: the slots `begin` to `end` - 1 are what it sees.
-template <typename T>
-struct QueryRow {
-  const T* q;
-  float* y;
+// The positions `begin` to `end` - 1 are what a query sees.
+struct Seen {
   int64_t begin, end;
 };
+
+// What query t sees, of a row and key/value head (b K + the head).
+template <typename T>
+inline Seen seen_by(const AttentionCall<T>& call, int64_t head, int64_t t) {
+  const int64_t position = call.starts[head / call.kv_heads] + t;
+  const int64_t last = std::clamp<int64_t>(position, 0, call.positions - 1);
+  return {call.window ? std::clamp<int64_t>(position - call.window + 1, 0, last) : 0, last + 1};
+}
+
+constexpr int kHeads = 4;  // query heads that share a pass over keys or values
+constexpr int64_t kValueBlocks = kFloats == 16 ? 4 : 2;  // vectors of a value that a pass sums
+
+// score[r][i] of R queries and the keys `begin` to `end` - 1, which are read once.
+template <typename T, int R>
+inline void score_keys(const T* const* q, const T* k, Seen seen, int64_t width, float* const* score) {
+  using P = Packs<T>;
+  constexpr int64_t kWidth = P::kTogether * kFloats;
+  const int64_t rest = width % kWidth, whole = width - rest;
+  for (int64_t i = seen.begin; i < seen.end; i++) {
+    Floats sum[R];
+    for (int r = 0; r < R; r++) sum[r] = zeros();
+    for (int64_t h = 0; h < whole; h += kWidth) {
+      const typename P::Pack key = P::read(k + i * width + h);
+      for (int r = 0; r < R; r++) sum[r] = P::dot(sum[r], P::read(q[r] + h), key);
+    }
+    if (rest) {
+      const typename P::Pack key = P::read_some(k + i * width + whole, rest);
+      for (int r = 0; r < R; r++) sum[r] = P::dot(sum[r], P::read_some(q[r] + whole, rest), key);
+    }
+    for (int r = 0; r < R; r++) score[r][i] = sum_of(sum[r]);
+  }
+}
 
 // score[i] becomes e^(scale (score[i] - peak)), for `count` scores and zeros up to the next full vector; their sum.
 inline float exponentials(float* score, int64_t count, float scale) {
@@ -39,14 +62,11 @@ inline float exponentials(float* score, int64_t count, float scale) {
   std::fill(score + count, score + padded, -std::numeric_limits<float>::infinity());
   Floats peaks = load(score);
   for (int64_t i = kFloats; i < padded; i += kFloats) peaks = maximum(load(score + i), peaks);
-  float lanes[kFloats];
-  store(lanes, peaks);
-  float peak = lanes[0];
-  for (int i = 1; i < kFloats; i++) peak = lanes[i] > peak ? lanes[i] : peak;
+  const float peak = highest_of(peaks);
   for (int64_t i = 0; i < padded; i++) score[i] = exp_negative(scale * (score[i] - peak));
   Floats total = zeros();
   for (int64_t i = 0; i < padded; i += kFloats) total = multiply_add(load(score + i), broadcast(1.0f), total);
-  return _mm_cvtss_f32(sums(total, zeros(), zeros(), zeros()));
+  return sum_of(total);
 }
 
 // y[r][h] += sum over i from `begin` to `end` - 1 of weight[r][i] v[i][h], in this order, for R rows.
@@ -96,77 +116,45 @@ inline void add_values(const float* const* weight, const T* v, int64_t begin, in
   if (h < width) add_last_values<T, R>(weight, v, begin, end, width, h, y);
 }
 
-// The weighted values of up to R rows: what all of them see together, before and after it each row alone.
-template <typename T, int R = kValueRows>
-inline void weigh_values(int64_t rows, const QueryRow<T>* row, const float* const* weight, const T* v, int64_t width) {
+// One query for each of up to R heads that share the keys k and values v.
+template <typename T, int R = kHeads>
+inline void attend_heads(int64_t heads, const T* const* q, const T* k, const T* v, Seen seen, int64_t width, float scale,
+                         std::vector<float>& scores, float* const* y) {
   if constexpr (R > 0) {
-    if (rows != R) return weigh_values<T, R - 1>(rows, row, weight, v, width);
-    float* y[R];
-    for (int r = 0; r < R; r++) y[r] = row[r].y;
-    const int64_t begin = row[R - 1].begin, end = std::max(begin, row[0].end);  // later queries begin and end later
-    for (int r = 0; r < R; r++) add_values<T, 1>(weight + r, v, row[r].begin, std::min(begin, row[r].end), width, y + r);
-    add_values<T, R>(weight, v, begin, std::min(end, row[0].end), width, y);
-    for (int r = 0; r < R; r++) add_values<T, 1>(weight + r, v, end, row[r].end, width, y + r);
-  }
-}
-
-// Up to kPanel queries of heads that share the keys k and values v.
-template <typename T>
-void attend_panel(const QueryRow<T>* row, int64_t rows, const T* k, const T* v, int64_t width, float scale,
-                  std::vector<float>& scores) {
-  const int64_t base = row[0].begin, slots = row[rows - 1].end - base;
-  const int64_t stride = divide_up(slots, kFloats) * kFloats + kFloats;  // room for zeros after a row's last score
-  scores.resize(kPanel * stride);
-  const T* q[kPanel];
-  const float* weight[kPanel];
-  float total[kPanel];
-  for (int64_t r = 0; r < rows; r++) q[r] = row[r].q;
-  product(q, rows, k + base * width, slots, width, scores.data(), stride);
-  for (int64_t r = 0; r < rows; r++) {
-    float* first = scores.data() + r * stride + row[r].begin - base;
-    total[r] = exponentials(first, row[r].end - row[r].begin, scale);
-    weight[r] = scores.data() + r * stride - base;  // of slot i at [i]
-    std::fill(row[r].y, row[r].y + width, 0.0f);
-  }
-  for (int64_t r = 0; r < rows; r += kValueRows) {
-    weigh_values<T>(std::min(kValueRows, rows - r), row + r, weight + r, v, width);
-  }
-  for (int64_t r = 0; r < rows; r++) {
-    for (int64_t h = 0; h < width; h++) row[r].y[h] /= total[r];
-  }
-}
-
-// `count` queries from t on, of row b and key/value head `head` (b K + the head), for all of its G query heads.
-template <typename T>
-void attend_queries(const AttentionCall<T>& call, int64_t head, int64_t t, int64_t count, float scale,
-                    std::vector<float>& scores) {
-  const int64_t rows = count * call.group, cached = head * call.slots * call.width;
-  for (int64_t done = 0; done < rows; done += kPanel) {
-    QueryRow<T> row[kPanel];
-    const int64_t some = std::min(kPanel, rows - done);
-    for (int64_t r = 0; r < some; r++) {
-      const int64_t query = t + (done + r) / call.group, g = (done + r) % call.group;
-      const int64_t place = ((head * call.group + g) * call.queries + query) * call.width;
-      const int64_t position = call.starts[head / call.kv_heads] + query;
-      const int64_t last = std::clamp<int64_t>(position, 0, call.slots - 1);
-      const int64_t first = call.window ? std::clamp<int64_t>(position - call.window + 1, 0, last) : 0;
-      row[r] = {call.q + place, call.y + place, first, last + 1};
+    if (heads != R) return attend_heads<T, R - 1>(heads, q, k, v, seen, width, scale, scores, y);
+    const int64_t count = seen.end - seen.begin, stride = count + 2 * kFloats;  // room for zeros after the last score
+    scores.resize(R * stride);
+    float* score[R];
+    float total[R];
+    for (int r = 0; r < R; r++) score[r] = scores.data() + r * stride - seen.begin;  // of position i at [i]
+    score_keys<T, R>(q, k, seen, width, score);
+    for (int r = 0; r < R; r++) {
+      total[r] = exponentials(score[r] + seen.begin, count, scale);
+      std::fill(y[r], y[r] + width, 0.0f);
     }
-    attend_panel(row, some, call.k + cached, call.v + cached, call.width, scale, scores);
+    add_values<T, R>(score, v, seen.begin, seen.end, width, y);
+    for (int r = 0; r < R; r++) {
+      for (int64_t h = 0; h < width; h++) y[r][h] /= total[r];
+    }
   }
 }
 
+// The query of row b and key/value head `head` (b K + the head), for all of its G query heads: a decode step, which has
+// too few queries to be worth packing keys.
 template <typename T>
-void attend(xla::ffi::ThreadPool& pool, const AttentionCall<T>& call) {
-  const int64_t heads = call.batch * call.kv_heads, blocks = divide_up(call.queries, kQueriesPerTask);
-  const int64_t bytes = 2 * heads * call.slots * call.width * static_cast<int64_t>(sizeof(T)) * call.queries;
-  const float scale = 1.0f / std::sqrt(static_cast<float>(call.width));
-  auto run = [&](size_t, int64_t task) {
-    thread_local std::vector<float> scores;
-    const int64_t first = task % blocks * kQueriesPerTask, count = std::min(kQueriesPerTask, call.queries - first);
-    attend_queries(call, task / blocks, first, count, scale, scores);
-  };
-  in_parallel<1>(pool, threads_for(pool, bytes), {heads * blocks}, run);
+void attend_one(const AttentionCall<T>& call, int64_t head, float scale) {
+  thread_local std::vector<float> scores;
+  const int64_t cached = head * call.positions * call.width;
+  for (int64_t g = 0; g < call.group; g += kHeads) {
+    const int64_t some = std::min<int64_t>(kHeads, call.group - g);
+    const T* q[kHeads];
+    float* y[kHeads];
+    for (int64_t r = 0; r < some; r++) {
+      q[r] = call.q + (head * call.group + g + r) * call.width;
+      y[r] = call.y + (head * call.group + g + r) * call.width;
+    }
+    attend_heads<T>(some, q, call.k + cached, call.v + cached, seen_by(call, head, 0), call.width, scale, scores, y);
+  }
 }
 
 }  // namespace moejax

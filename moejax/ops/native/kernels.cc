@@ -1,7 +1,7 @@
 // The functions that XLA calls. Shapes are checked where Python traces the call; ids are values, and checked here.
 #include <string>
 
-#include "attention.h"
+#include "attention_blocks.h"
 #include "experts.h"
 #include "linear.h"
 #include "rows.h"

@@ -1,10 +1,4 @@
-// x w^T for rows that lie anywhere and weights that are packed as they are multiplied.
-//
-// Packed weights of O outputs and I inputs are strips of 64 outputs, [O / 64][I / N][64][N], N inputs of an output side
-// by side: 2 of bfloat16, 1 of other dtypes. The last strip and the last inputs are filled up with zeros. One element (or
-// pair) of a row, broadcast, multiplies a vector of outputs, so nothing is summed across lanes, weights are read in the
-// order in which they lie, and each result is the sum over its inputs from first to last: its bits depend on its row and
-// its weights alone, whatever is computed beside it.
+// x w^T for rows that lie anywhere and weights [outputs, depth].
 #pragma once
 
 #include <algorithm>
@@ -13,96 +7,98 @@
 
 namespace moejax {
 
-constexpr int64_t kStrip = 64;  // outputs
-constexpr int kStripVectors = kStrip / kFloats;
-constexpr int64_t kRowBlock = 96;     // rows that stay in the second-level cache while the weights of a task pass
-constexpr int64_t kInputBlock = 128;  // inputs of a strip that stay in the first-level cache between its vectors
-
-// Vectors of outputs, and rows, whose sums the registers hold beside a vector of weights and what is broadcast.
+constexpr int kOutputs = 4;  // weights' rows of a tile
+// Rows of a tile, such that its sums, the weights and one row's pack fit the registers.
 template <typename T>
-constexpr int kTileVectors = kRegisters == 32 ? 4 : 2;
-template <typename T>
-constexpr int kTileRows = kRegisters == 32 ? (Packs<T>::kRegisters == 1 ? 6 : 4) : (Packs<T>::kRegisters == 1 ? 4 : 3);
+constexpr int kTileRows = kFloats == 16 ? (Packs<T>::kRegisters == 1 ? 6 : 5) : 2;
+constexpr int64_t kRowBlock = 96;  // rows that stay in the second-level cache while the weights of a task pass
 
-template <typename T>
-inline int64_t strips_of(int64_t outputs) {
-  return (outputs + kStrip - 1) / kStrip;
-}
-
-// Elements of a packed strip.
-template <typename T>
-inline int64_t strip_size(int64_t inputs) {
-  constexpr int64_t n = Packs<T>::kTogether;
-  return (inputs + n - 1) / n * n * kStrip;
-}
-
-// sum[r][kStrip] + the products of R rows x[r] with kTileVectors vectors of a strip, for the inputs `begin` to `end` - 1.
-template <typename T, int R>
-inline void tile(const T* const* x, const T* w, int64_t begin, int64_t end, float* sum) {
+// Adds the products of R rows x[r] with O rows of w to their sums, for the first `whole` elements, each sum in the same
+// order. Weights that come from memory (`kStream`) are read in the order in which they lie, which the CPU foresees: it
+// loses a third to a half of its bandwidth to four streams at once. The rows that follow find them in a cache.
+template <bool kStream, typename T, int R, int O>
+inline void add_products(const T* const* x, const T* w, int64_t depth, int64_t whole, Floats (&sum)[R][kOutputs]) {
   using P = Packs<T>;
-  constexpr int64_t n = P::kTogether;
-  constexpr int V = kTileVectors<T>;
-  Floats sums[R][V];
-  for (int r = 0; r < R; r++) {
-    for (int v = 0; v < V; v++) sums[r][v] = load(sum + r * kStrip + v * kFloats);
-  }
-  const int64_t whole = end - (end - begin) % n;
-  w += begin * kStrip;
-  for (int64_t i = begin; i < whole; i += n, w += n * kStrip) {
-    typename P::Pack weights[V];
-    for (int v = 0; v < V; v++) weights[v] = P::read(w + v * n * kFloats);
-    for (int r = 0; r < R; r++) {
-      const typename P::Pack row = P::all(x[r] + i);
-      for (int v = 0; v < V; v++) sums[r][v] = P::dot(sums[r][v], weights[v], row);
-    }
-  }
-  for (int r = 0; whole < end && r < R; r++) {  // half a pair: nothing behind it is touched
-    const typename P::Pack row = P::last(x[r] + whole);
-    for (int v = 0; v < V; v++) sums[r][v] = P::dot(sums[r][v], P::read(w + v * n * kFloats), row);
-  }
-  for (int r = 0; r < R; r++) {
-    for (int v = 0; v < V; v++) store(sum + r * kStrip + v * kFloats, sums[r][v]);
-  }
-}
-
-// y[r * stride + o] for R rows x[r] and `outputs` o of a strip.
-template <typename T, int R>
-inline void strip_rows(const T* const* x, const T* w, int64_t outputs, int64_t inputs, float* y, int64_t stride) {
-  constexpr int V = kTileVectors<T>;
-  constexpr int64_t n = Packs<T>::kTogether;
-  alignas(64) float sum[R * kStrip] = {};
-  const int64_t block = V == kStripVectors ? std::max<int64_t>(inputs, 1) : kInputBlock;
-  for (int64_t begin = 0; begin < inputs; begin += block) {
-    for (int v = 0; v < kStripVectors && v * kFloats < outputs; v += V) {
-      tile<T, R>(x, w + v * n * kFloats, begin, std::min(inputs, begin + block), sum + v * kFloats);
-    }
-  }
-  for (int r = 0; r < R; r++) std::memcpy(y + r * stride, sum + r * kStrip, outputs * sizeof(float));
-}
-
-template <typename T, int R = kTileRows<T>>
-inline void some_rows(int64_t rows, const T* const* x, const T* w, int64_t outputs, int64_t inputs, float* y,
-                      int64_t stride) {
-  if constexpr (R > 0) {
-    if (rows == R) return strip_rows<T, R>(x, w, outputs, inputs, y, stride);
-    some_rows<T, R - 1>(rows, x, w, outputs, inputs, y, stride);
-  }
-}
-
-// y[r * stride + o] of `rows` rows x[r] and the `outputs` o of packed weights from their first strip on.
-template <typename T>
-void product(const T* const* x, int64_t rows, const T* w, int64_t outputs, int64_t inputs, float* y, int64_t stride) {
-  constexpr int64_t kRows = kTileRows<T>;
-  const int64_t size = strip_size<T>(inputs);
-  for (int64_t block = 0; block < rows; block += kRowBlock) {
-    const int64_t end = std::min(rows, block + kRowBlock);
-    const T* strip = w;
-    for (int64_t o = 0; o < outputs; o += kStrip, strip += size) {
-      const int64_t some = std::min(kStrip, outputs - o);
-      for (int64_t r = block; r < end; r += kRows) {
-        some_rows<T>(std::min(kRows, end - r), x + r, strip, some, inputs, y + r * stride + o, stride);
+  if (kStream) {
+    for (int o = 0; o < O; o++) {
+      for (int64_t d = 0; d < whole; d += P::kWidth) {
+        typename P::Pack weights = P::read(w + o * depth + d);
+        for (int r = 0; r < R; r++) sum[r][o] = P::dot(sum[r][o], P::read(x[r] + d), weights);
       }
     }
+    return;
+  }
+  for (int64_t d = 0; d < whole; d += P::kWidth) {
+    typename P::Pack weights[O];
+    for (int o = 0; o < O; o++) weights[o] = P::read(w + o * depth + d);
+    for (int r = 0; r < R; r++) {
+      typename P::Pack row = P::read(x[r] + d);
+      for (int o = 0; o < O; o++) sum[r][o] = P::dot(sum[r][o], row, weights[o]);
+    }
+  }
+}
+
+// y[r * stride + o] for R rows x[r] and O rows of w, at most kOutputs.
+template <bool kStream, typename T, int R, int O>
+inline void tile(const T* const* x, const T* w, int64_t depth, float* y, int64_t stride) {
+  using P = Packs<T>;
+  Floats sum[R][kOutputs];
+  for (int r = 0; r < R; r++) {
+    for (int o = 0; o < kOutputs; o++) sum[r][o] = zeros();
+  }
+  const int64_t rest = depth % P::kWidth, whole = depth - rest;
+  add_products<kStream, T, R, O>(x, w, depth, whole, sum);
+  if (rest) {
+    typename P::Pack weights[O];
+    for (int o = 0; o < O; o++) weights[o] = P::read_some(w + o * depth + whole, rest);
+    for (int r = 0; r < R; r++) {
+      typename P::Pack row = P::read_some(x[r] + whole, rest);
+      for (int o = 0; o < O; o++) sum[r][o] = P::dot(sum[r][o], row, weights[o]);
+    }
+  }
+  constexpr int kFour = O == kOutputs ? R / 4 * 4 : 0;
+  for (int r = 0; r < kFour; r += 4) store_sums_of_four_rows(sum + r, y + r * stride, stride);
+  for (int r = kFour; r < R; r++) {
+    __m128 total = sums(sum[r][0], sum[r][1], sum[r][2], sum[r][3]);
+    if constexpr (O == kOutputs) {
+      _mm_storeu_ps(y + r * stride, total);
+    } else {
+      alignas(16) float all[kOutputs];
+      _mm_store_ps(all, total);
+      std::memcpy(y + r * stride, all, O * sizeof(float));
+    }
+  }
+}
+
+template <bool kStream, typename T, int O, int R = kTileRows<T>>
+inline void tile_rows(int64_t rows, const T* const* x, const T* w, int64_t depth, float* y, int64_t stride) {
+  if constexpr (R > 0) {
+    if (rows == R) return tile<kStream, T, R, O>(x, w, depth, y, stride);
+    tile_rows<kStream, T, O, R - 1>(rows, x, w, depth, y, stride);
+  }
+}
+
+// y[r * stride + o] of `rows` rows x[r] and O rows of w, which the first tile of rows brings in.
+template <typename T, int O>
+inline void strip(const T* const* x, int64_t rows, const T* w, int64_t depth, float* y, int64_t stride) {
+  constexpr int64_t kRows = kTileRows<T>;
+  tile_rows<true, T, O>(std::min(kRows, rows), x, w, depth, y, stride);
+  for (int64_t r = kRows; r < rows; r += kRows) {
+    tile_rows<false, T, O>(std::min(kRows, rows - r), x + r, w, depth, y + r * stride, stride);
+  }
+}
+
+// y[r * stride + o] of `rows` rows x[r] and `outputs` rows of w.
+template <typename T>
+void product(const T* const* x, int64_t rows, const T* w, int64_t outputs, int64_t depth, float* y, int64_t stride) {
+  for (int64_t block = 0; block < rows; block += kRowBlock) {
+    const int64_t count = std::min(kRowBlock, rows - block);
+    float* target = y + block * stride;
+    int64_t o = 0;
+    for (; o + kOutputs <= outputs; o += kOutputs) {
+      strip<T, kOutputs>(x + block, count, w + o * depth, depth, target + o, stride);
+    }
+    for (; o < outputs; o++) strip<T, 1>(x + block, count, w + o * depth, depth, target + o, stride);
   }
 }
 

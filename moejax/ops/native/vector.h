@@ -1,4 +1,7 @@
-// Vectors of float32 sums, and how elements of each dtype are multiplied into them.
+// Vectors of float32 sums, and how a pack of elements of each dtype is multiplied into them.
+//
+// A dot product runs through its operands in packs, adds lane by lane, and sums the lanes at the end in one fixed tree.
+// That order depends on the operands' length alone, so a row's result has the same bits whatever is computed beside it.
 #pragma once
 
 #include <immintrin.h>
@@ -24,13 +27,6 @@ inline float bits_to_float(uint32_t bits) {
 inline float widen_one(float a) { return a; }
 inline float widen_one(Float16 a) { return _cvtsh_ss(a.bits); }
 inline float widen_one(BFloat16 a) { return bits_to_float(static_cast<uint32_t>(a.bits) << 16); }
-
-// Two neighbours as they lie.
-inline int32_t pair_at(const BFloat16* p) {
-  int32_t pair;
-  std::memcpy(&pair, p, sizeof pair);
-  return pair;
-}
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
 
@@ -69,6 +65,28 @@ inline __m128 sums(Floats a, Floats b, Floats c, Floats d) {
   abcd = _mm512_add_ps(abcd, _mm512_permute_ps(abcd, 0xB1));
   __m512i firsts = _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
   return _mm512_castps512_ps128(_mm512_permutexvar_ps(firsts, abcd));
+}
+
+// The same of sixteen, sum[row][output], into y[row * stride + output]: half as many shuffles for each, the same tree.
+inline void store_sums_of_four_rows(const Floats (*sum)[4], float* y, int64_t stride) {
+  auto quarters = [sum](int o) {  // of rows 0, 1, 2, 3, a row in each 128 bits
+    auto halves = [](Floats a, Floats b) {
+      return _mm512_add_ps(_mm512_mask_blend_ps(0xFF00, a, b), _mm512_shuffle_f32x4(a, b, 0x4E));
+    };
+    Floats even = halves(sum[0][o], sum[2][o]), odd = halves(sum[1][o], sum[3][o]);
+    Floats swapped = _mm512_mask_blend_ps(0x0F0F, even, odd);
+    return _mm512_add_ps(_mm512_mask_blend_ps(0xF0F0, even, odd), _mm512_shuffle_f32x4(swapped, swapped, 0xB1));
+  };
+  auto eighths = [](Floats a, Floats b) {
+    return _mm512_add_ps(_mm512_mask_blend_ps(0xCCCC, a, b), _mm512_shuffle_ps(a, b, 0x4E));
+  };
+  Floats even = eighths(quarters(0), quarters(2)), odd = eighths(quarters(1), quarters(3));
+  Floats swapped = _mm512_mask_blend_ps(0x5555, even, odd);
+  Floats all = _mm512_add_ps(_mm512_mask_blend_ps(0xAAAA, even, odd), _mm512_permute_ps(swapped, 0xB1));
+  _mm_storeu_ps(y, _mm512_castps512_ps128(all));
+  _mm_storeu_ps(y + stride, _mm512_extractf32x4_ps(all, 1));
+  _mm_storeu_ps(y + 2 * stride, _mm512_extractf32x4_ps(all, 2));
+  _mm_storeu_ps(y + 3 * stride, _mm512_extractf32x4_ps(all, 3));
 }
 
 #elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
@@ -117,21 +135,37 @@ inline __m128 sums(Floats a, Floats b, Floats c, Floats d) {
   return _mm_add_ps(_mm_movelh_ps(pq, rs), _mm_movehl_ps(rs, pq));
 }
 
+// The same of sixteen, sum[row][output], into y[row * stride + output].
+inline void store_sums_of_four_rows(const Floats (*sum)[4], float* y, int64_t stride) {
+  for (int r = 0; r < 4; r++) _mm_storeu_ps(y + r * stride, sums(sum[r][0], sum[r][1], sum[r][2], sum[r][3]));
+}
+
 #else
 #error "needs a CPU with AVX2, FMA and F16C, or with AVX-512"
 #endif
 
-// How elements of dtype T are multiplied: `read` takes kTogether elements of each of kFloats outputs, which lie side by
-// side; `all` and `last` give every output the same elements of a row, of which `last` has but the first; `dot` adds their
-// products to float32 sums.
+// The sum of the lanes, in a fixed tree, and the highest of them.
+inline float sum_of(Floats a) { return _mm_cvtss_f32(sums(a, zeros(), zeros(), zeros())); }
+inline float highest_of(Floats a) {
+  float lanes[kFloats];
+  store(lanes, a);
+  float highest = lanes[0];
+  for (int i = 1; i < kFloats; i++) highest = lanes[i] > highest ? lanes[i] : highest;
+  return highest;
+}
+
+// Elements of dtype T, `kWidth` at a time, or the first `count` of a pack and 0 after them. `all` has the same kTogether
+// elements in every lane, `last` the first of them and 0. `dot` adds the products of two packs to float32 sums, kTogether
+// in each lane.
 template <typename T>
-struct Packs {  // float32 and float16
+struct Packs {  // float32 and float16: as many elements as sums
   using Pack = Floats;
-  static constexpr int kTogether = 1;
+  static constexpr int kTogether = 1, kWidth = kFloats;
   static constexpr int kRegisters = 1;
-  static Pack read(const T* p) { return widen(p); }
-  static Pack all(const float* p) { return broadcast(*p); }
-  static Pack all(const Float16* p) { return broadcast(widen_one(*p)); }
+  static Pack read(const float* p) { return load(p); }
+  static Pack read(const Float16* p) { return widen(p); }
+  static Pack read_some(const T* p, int64_t count) { return widen_some(p, count); }
+  static Pack all(const T* p) { return broadcast(widen_one(*p)); }
   static Pack last(const T* p) { return all(p); }
   static Floats dot(Floats sum, Pack a, Pack b) { return multiply_add(a, b, sum); }
 };
@@ -141,10 +175,15 @@ struct Packs {  // float32 and float16
 template <>
 struct Packs<BFloat16> {
   using Pack = __m512bh;
-  static constexpr int kTogether = 2;
+  static constexpr int kTogether = 2, kWidth = 2 * kFloats;
   static constexpr int kRegisters = 1;
   static Pack read(const BFloat16* p) { return (Pack)_mm512_loadu_si512(p); }
-  static Pack all(const BFloat16* p) { return (Pack)_mm512_set1_epi32(pair_at(p)); }
+  static Pack read_some(const BFloat16* p, int64_t count) { return (Pack)read_bits(p, count); }
+  static Pack all(const BFloat16* p) {
+    int32_t pair;
+    std::memcpy(&pair, p, sizeof pair);
+    return (Pack)_mm512_set1_epi32(pair);
+  }
   static Pack last(const BFloat16* p) { return (Pack)_mm512_set1_epi32(p->bits); }
   static Floats dot(Floats sum, Pack a, Pack b) { return _mm512_dpbf16_ps(sum, a, b); }
 };
@@ -152,29 +191,30 @@ struct Packs<BFloat16> {
 #else
 
 template <>
-struct Packs<BFloat16> {  // widened in place: the second of a pair masked, the first one shifted
+struct Packs<BFloat16> {  // pairs of elements, widened in place: the upper one masked, the lower one shifted
   struct Pack {
-    Floats first, second;
+    Floats lower, upper;
   };
-  static constexpr int kTogether = 2;
+  static constexpr int kTogether = 2, kWidth = 2 * kFloats;
   static constexpr int kRegisters = 2;
 #if defined(__AVX512F__)
-  static Pack read(const BFloat16* p) { return pairs(_mm512_loadu_si512(p)); }
-  static Pack pairs(__m512i bits) {
+  static Pack read(const BFloat16* p) { return widen_pairs(_mm512_loadu_si512(p)); }
+  static Pack widen_pairs(__m512i bits) {
     return {_mm512_castsi512_ps(_mm512_slli_epi32(bits, 16)),
             _mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(0xFFFF0000)))};
   }
 #else
-  static Pack read(const BFloat16* p) { return pairs(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
-  static Pack pairs(__m256i bits) {
+  static Pack read(const BFloat16* p) { return widen_pairs(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+  static Pack widen_pairs(__m256i bits) {
     return {_mm256_castsi256_ps(_mm256_slli_epi32(bits, 16)),
             _mm256_castsi256_ps(_mm256_and_si256(bits, _mm256_set1_epi32(0xFFFF0000)))};
   }
 #endif
+  static Pack read_some(const BFloat16* p, int64_t count) { return widen_pairs(read_bits(p, count)); }
   static Pack all(const BFloat16* p) { return {broadcast(widen_one(p[0])), broadcast(widen_one(p[1]))}; }
   static Pack last(const BFloat16* p) { return {broadcast(widen_one(*p)), zeros()}; }
   static Floats dot(Floats sum, Pack a, Pack b) {
-    return multiply_add(a.second, b.second, multiply_add(a.first, b.first, sum));
+    return multiply_add(a.lower, b.lower, multiply_add(a.upper, b.upper, sum));
   }
 };
 

@@ -172,7 +172,10 @@ def test_attend(dtype: str, b: int, k: int, g: int, t: int, s: int, h: int, wind
     q, keys, values = (normal(shape, dtype) for shape in ((b, k, g, t, h), (b, k, s, h), (b, k, s, h)))
     starts = jnp.asarray(np.random.default_rng(s).integers(0, s - t + 1, b), jnp.int32)
     got = attend(q, keys, values, starts, window)
-    np.testing.assert_allclose(got, reference_attend(q, keys, values, starts, window), rtol=0, atol=FLOAT32_ATOL)
+    # Of several queries weights are rounded to bfloat16, by at most 2^-9 of each and so of their sum.
+    rounding = 2**-8 * float(jnp.abs(values.astype(jnp.float32)).max()) if dtype == "bfloat16" and t > 1 else 0
+    expected = reference_attend(q, keys, values, starts, window)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=FLOAT32_ATOL + rounding)
 
 
 @dtypes

@@ -1,0 +1,156 @@
+// Attention of prompts: blocks of queries against blocks of keys, both products as those of packed weights.
+//
+// Blocks of keys begin at multiples of kKeys whatever the prompt was cut into, and a block that a query does not see
+// changes none of its numbers, so a query's result has the same bits however many queries are computed beside it.
+#pragma once
+
+#include <limits>
+#include <type_traits>
+#include <vector>
+
+#include "attention.h"
+#include "elementwise.h"
+#include "strips.h"
+
+namespace moejax {
+
+constexpr int64_t kKeys = kStrip;   // of a block: the outputs of its scores
+constexpr int64_t kBlockRows = 128;  // queries of a task, all heads of a key/value head counted: they share packed keys
+
+// What is multiplied: bfloat16 where the CPU multiplies it, else float32. Then softmax weights are rounded to bfloat16, and
+// their sum is that of the rounded ones.
+template <typename T>
+using Multiplied = std::conditional_t<std::is_same_v<T, BFloat16> && Packs<BFloat16>::kRegisters == 1, BFloat16, float>;
+
+inline void convert(const BFloat16* x, int64_t count, BFloat16* y) { std::memcpy(y, x, count * sizeof *y); }
+template <typename T>
+inline void convert(const T* x, int64_t count, float* y) {
+  for (int64_t i = 0; i < count; i++) y[i] = widen_one(x[i]);
+}
+
+// Keys [count, width] as packed weights of kKeys outputs: their scores. What is missing of kKeys is 0.
+template <typename T, typename M>
+inline void pack_keys(const T* k, int64_t count, int64_t width, M* packed) {
+  constexpr int64_t n = Packs<M>::kTogether;
+  std::vector<M> row(divide_up(width, n) * n);
+  if (count < kKeys) std::fill(packed, packed + strip_size<M>(width), M{});
+  for (int64_t key = 0; key < count; key++) {
+    convert(k + key * width, width, row.data());
+    for (int64_t h = 0; h < width; h += n) std::memcpy(packed + h * kKeys + key * n, row.data() + h, n * sizeof(M));
+  }
+}
+
+// Values [count, width] as packed weights of `width` outputs: what their weights make of them.
+template <typename T, typename M>
+inline void pack_values(const T* v, int64_t count, int64_t width, M* packed) {
+  constexpr int64_t n = Packs<M>::kTogether;
+  const int64_t size = strip_size<M>(kKeys);
+  std::fill(packed, packed + strips_of<M>(width) * size, M{});
+  M row[kStrip];
+  for (int64_t first = 0; first < width; first += kStrip, packed += size) {
+    const int64_t some = std::min(kStrip, width - first);
+    for (int64_t key = 0; key < count; key++) {
+      convert(v + key * width + first, some, row);
+      M* to = packed + key / n * n * kStrip + key % n;
+      for (int64_t h = 0; h < some; h++) to[h * n] = row[h];
+    }
+  }
+}
+
+// Scores of one query and a block become weights e^(scale (score - peak)) against the highest so far, 0 for keys before
+// `begin` and from `end` on. Returns what earlier sums have to be multiplied by.
+template <typename M>
+inline float weigh(const float* score, int64_t begin, int64_t end, float scale, float* peak, float* total, M* weight) {
+  if (begin >= kKeys || end <= 0) {
+    std::fill(weight, weight + kKeys, M{});
+    return 1.0f;
+  }
+  alignas(64) float seen[kKeys];
+  float highest = *peak;
+  for (int64_t i = 0; i < kKeys; i++) seen[i] = i >= begin && i < end ? score[i] : -std::numeric_limits<float>::infinity();
+  Floats best = broadcast(highest);
+  for (int64_t i = 0; i < kKeys; i += kFloats) best = maximum(load(seen + i), best);
+  highest = highest_of(best);
+  for (int64_t i = 0; i < kKeys; i++) seen[i] = exp_negative(scale * (seen[i] - highest));
+  for (int64_t i = 0; i < kKeys; i++) narrow(seen[i], weight + i);
+  Floats sum = zeros();
+  for (int64_t i = 0; i < kKeys; i += kFloats) sum = multiply_add(widen(weight + i), broadcast(1.0f), sum);
+  const float factor = *peak == highest ? 1.0f : exp_negative(scale * (*peak - highest));
+  *peak = highest;
+  *total = *total * factor + sum_of(sum);
+  return factor;
+}
+
+// Buffers of a thread, which its tasks use one after the other.
+template <typename M>
+struct BlockBuffers {
+  std::vector<M> queries, keys, values, weights;
+  std::vector<float> scores, sums;
+};
+
+// `count` queries from t on, of row b and key/value head `head` (b K + the head), for all of its G query heads.
+template <typename T>
+void attend_block(const AttentionCall<T>& call, int64_t head, int64_t t, int64_t count, float scale) {
+  using M = Multiplied<T>;
+  thread_local BlockBuffers<M> buffers;
+  const int64_t rows = count * call.group, width = call.width, strips = strips_of<M>(width);
+  const T* k = call.k + head * call.positions * width;
+  const T* v = call.v + head * call.positions * width;
+  buffers.queries.resize(rows * width);
+  buffers.keys.resize(strip_size<M>(width));
+  buffers.values.resize(strips * strip_size<M>(kKeys));
+  buffers.weights.resize(rows * kKeys);
+  buffers.scores.resize(rows * kKeys);
+  buffers.sums.assign(strips * rows * kStrip, 0.0f);
+  std::vector<const M*> query(rows), weight(rows);
+  std::vector<float> peak(rows, -std::numeric_limits<float>::infinity()), total(rows, 0.0f);
+  std::vector<Seen> seen(rows);
+  for (int64_t r = 0; r < rows; r++) {
+    const int64_t place = ((head * call.group + r % call.group) * call.queries + t + r / call.group) * width;
+    convert(call.q + place, width, buffers.queries.data() + r * width);
+    query[r] = buffers.queries.data() + r * width;
+    weight[r] = buffers.weights.data() + r * kKeys;
+    seen[r] = seen_by(call, head, t + r / call.group);
+  }
+  for (int64_t first = seen[0].begin / kKeys * kKeys; first < seen[rows - 1].end; first += kKeys) {
+    const int64_t there = std::min(kKeys, call.positions - first), last = std::min(there, seen[rows - 1].end - first);
+    pack_keys(k + first * width, last, width, buffers.keys.data());
+    pack_values(v + first * width, last, width, buffers.values.data());
+    multiply(query.data(), rows, buffers.keys.data(), kKeys, width, buffers.scores.data(), kKeys);
+    for (int64_t r = 0; r < rows; r++) {
+      const float factor = weigh(buffers.scores.data() + r * kKeys, seen[r].begin - first, seen[r].end - first, scale, &peak[r],
+                                 &total[r], buffers.weights.data() + r * kKeys);
+      if (factor == 1.0f) continue;
+      for (int64_t s = 0; s < strips; s++) {
+        float* sum = buffers.sums.data() + (s * rows + r) * kStrip;
+        for (int64_t h = 0; h < kStrip; h++) sum[h] *= factor;
+      }
+    }
+    for (int64_t s = 0; s < strips; s++) {
+      add_multiplied(weight.data(), rows, buffers.values.data() + s * strip_size<M>(kKeys), kKeys,
+                  buffers.sums.data() + s * rows * kStrip);
+    }
+  }
+  for (int64_t r = 0; r < rows; r++) {
+    float* y = call.y + ((head * call.group + r % call.group) * call.queries + t + r / call.group) * width;
+    for (int64_t h = 0; h < width; h++) y[h] = buffers.sums[(h / kStrip * rows + r) * kStrip + h % kStrip] / total[r];
+  }
+}
+
+// One query of a sequence on its own, several by blocks: which it is decides a result's last bits, and nothing else does.
+template <typename T>
+void attend(xla::ffi::ThreadPool& pool, const AttentionCall<T>& call) {
+  const bool one = call.queries == 1;
+  const int64_t each = one ? 1 : std::max<int64_t>(1, kBlockRows / call.group), blocks = divide_up(call.queries, each);
+  const int64_t heads = call.batch * call.kv_heads;
+  const int64_t bytes = 2 * heads * call.positions * call.width * static_cast<int64_t>(sizeof(T)) * call.queries;
+  const float scale = 1.0f / std::sqrt(static_cast<float>(call.width));
+  auto run = [&](size_t, int64_t task) {
+    if (one) return attend_one(call, task, scale);
+    const int64_t first = task % blocks * each;
+    attend_block(call, task / blocks, first, std::min(each, call.queries - first), scale);
+  };
+  in_parallel<1>(pool, threads_for(pool, bytes), {heads * blocks}, run);
+}
+
+}  // namespace moejax
