@@ -12,6 +12,7 @@ import pytest
 
 from moejax.cli import console
 from moejax.runtime.program_cache import warn_once, write_whole_programs
+from tests.messages import says
 
 KEY = "jit_step-0123"
 
@@ -128,8 +129,7 @@ def test_jaxs_warnings_are_one_line_of_ours(tmp_path: Path) -> None:
         text=True,
         check=True,
     )
-    assert done.stderr.startswith("warning: a compiled program of an earlier run cannot be read (FileExistsError: ")
-    assert done.stderr.endswith("; if this stays, set JAX_COMPILATION_CACHE_DIR to a folder that can be written\n")
+    says(done.stderr, "warning: ", "FileExistsError", "JAX_COMPILATION_CACHE_DIR")
     assert done.stderr.count("\n") == 1
 
 
@@ -144,5 +144,5 @@ def test_quiet_has_no_warning_of_the_cache(quiet: bool, capsys: pytest.CaptureFi
             full = "OSError: [Errno 28] No space left on device"
             warnings.warn(f"Error writing persistent compilation cache entry for '{name}': {full}", stacklevel=1)
         warnings.warn("of something else", stacklevel=1)
-    assert capsys.readouterr().err.count("No space left on device); if this stays, set") == (0 if quiet else 1)
+    assert capsys.readouterr().err.count("No space left on device") == (0 if quiet else 1)
     assert others == ["of something else"]

@@ -15,6 +15,7 @@ from moejax import SamplingParams
 from moejax.serving.engine import Engine
 from moejax.serving.jobs import Delta, EngineError, Mailbox, QueueFull, ServedRequest, wake
 from moejax.serving.running import CHUNK_SECONDS
+from tests.messages import refuses, says
 from tests.moejax.serving.live import WAIT_SECONDS, finished, job, make_engine, scheduler_of, wait_until_ready
 
 # Short, exactly a short group, one more, a chunk, one more, several chunks, nearly the whole cache.
@@ -244,7 +245,7 @@ def test_queue_has_a_bound_and_takes_all_jobs_or_none(model: "moejax.Model", eng
     async def main() -> None:
         with engine.paused():
             jobs = [job(model, [1, 2], next(numbers), max_tokens=1) for _ in range(101)]
-            with pytest.raises(QueueFull, match="0 requests are waiting, the most are 100"):
+            with refuses(QueueFull, "0 requests", "100"):
                 engine.submit(jobs)
             engine.submit(jobs[:100])
             with pytest.raises(QueueFull, match="100 requests"):
@@ -288,13 +289,14 @@ def test_death_of_the_thread_is_told_to_everybody(
         dying.submit(jobs)
         ends = await asyncio.wait_for(asyncio.gather(*map(finished, jobs), return_exceptions=True), WAIT_SECONDS)
         assert [type(end) for end in ends] == [EngineError] * 9
-        assert "the engine has failed (SystemExit)" in str(ends[0])
-        with pytest.raises(EngineError, match="start the server again"):
+        for end in ends:
+            says(str(end), "SystemExit")
+        with refuses(EngineError, "start the server"):
             dying.submit([job(model, [1], next(numbers), max_tokens=1)])
 
     asyncio.run(main())
     assert dying.status == "dead"
-    with pytest.raises(EngineError, match="the engine has failed"):
+    with refuses(EngineError, "failed"):
         _ = dying.model
 
 
@@ -312,7 +314,8 @@ def test_drained_engine_finishes_what_runs_and_gives_up_what_waits(model: "moeja
         ending.drain(WAIT_SECONDS)
         ends = await asyncio.wait_for(asyncio.gather(*map(finished, jobs), return_exceptions=True), WAIT_SECONDS)
         assert ends[:4] == jobs[:4]
-        assert [str(end) for end in ends[4:]] == ["the server is shutting down"] * 2
+        for end in ends[4:]:
+            says(str(end), "shutting down")
         check(model, *jobs[:4])
 
     asyncio.run(main())
