@@ -50,7 +50,7 @@ def served(folder: Path, port: int, *flags: str) -> Iterator[tuple[subprocess.Po
             except httpx.TransportError:  # it listens before it answers
                 pass
             time.sleep(0.05)
-        assert statuses == {200, 503}, "it answers while it loads"
+        assert statuses <= {200, 503}  # 503 where it was asked before it had loaded
         yield process, url
     finally:
         if process.poll() is None:

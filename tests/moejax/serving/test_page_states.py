@@ -1,6 +1,7 @@
 """The page in a browser, on a server that says what a test tells it to: failures, focus, speech, sizes, colours."""
 
 import dataclasses
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -47,6 +48,19 @@ def loaded(page: Page, stub: Stub, **facts: Any) -> Page:
     page.driver.refresh()
     page.wait_until_idle()
     return page
+
+
+def test_text_is_shown_while_more_of_it_is_generated(page: Page, stub: Stub) -> None:
+    shown = threading.Event()
+    stub.ours = [tokens(3, 0.1), shown, tokens(7, 0.5, last=True)]
+    page["generate"].click()
+    try:
+        wait_for(lambda: page.texts() == ["word word word "])
+        assert not page.idle
+    finally:
+        shown.set()
+    page.wait_until_idle()
+    assert page.texts() == ["word " * 10]
 
 
 # --- failures ---
