@@ -92,7 +92,7 @@ def test_what_cannot_be_checked_here_is_told_in_one_line(call: Call, tmp_path: P
     taken.write_text("")
     for arguments, facts in (
         ((*COMPARE, "--measure"), ("--measure", "8 CPU devices", "simulated")),
-        ((*COMPARE[:-4], "-p", "32", "--context", "0", "--compile"), ("cache", "--context")),
+        ((*COMPARE[:-4], "-p", "32", "--context", "0", "--compile"), ("--context 0", "context of at least 1")),
         (("mesh", "calibrate"), ("calibrate", "8 CPU devices", "simulated")),
         (("mesh", "calibrate", "--output", taken), (taken, "remove it")),
         (("mesh", "calibrate", "--output", tmp_path / "x.json"), ("--output", ".toml")),

@@ -135,7 +135,7 @@ def test_port_that_is_taken(call: Call, tiny: Tiny, tiny_folder: Path) -> None:
         (("--dispatch", "gather"), ("add --mesh",)),
         (("--max-request-bytes", "9"), ("--max-request-bytes", "1024", "got 9")),
         (("--shutdown-seconds", "-1"), ("--shutdown-seconds", "0")),
-        (("--write-seconds", "0"), ("--write-seconds", "0", "86400", "got 0")),
+        (("--write-seconds", "0"), ("--write-seconds", "0", "86400", "got 0.0")),
     ],
 )
 def test_mistakes_are_told_before_anything_is_loaded(
