@@ -94,19 +94,19 @@ def _one_more(*args: Any) -> list[Collective]:
 
 @pytest.mark.usefixtures("known")
 @pytest.mark.parametrize(
-    ("name", "wrong", "facts"),
+    ("name", "wrong", "told"),
     [
         ("report_collectives", _one_more, ("decode", "1 x all-reduce", "expert", "7 int32", "0 compiled")),
         ("cache_bytes", lambda *args: 99, ("decode", "99 bytes", "196,608")),
     ],
 )
 def test_a_wrong_prediction_is_told(
-    monkeypatch: pytest.MonkeyPatch, name: str, wrong: Any, facts: tuple[str, ...]
+    monkeypatch: pytest.MonkeyPatch, name: str, wrong: Any, told: tuple[str, ...]
 ) -> None:
     monkeypatch.setattr(compiled, name, wrong)
     check, *_ = compile_splits(CONFIG, SPLITS, WORKLOAD)
     assert not check.equal
-    says("\n".join(check.differences), *facts)
+    says("\n".join(check.differences), *told)
 
 
 @pytest.mark.usefixtures("known")

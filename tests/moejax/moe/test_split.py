@@ -261,7 +261,7 @@ def test_what_auto_stands_for() -> None:
             assert "expert=1" in reason
         else:
             says(reason, config.num_heads, f"expert x tensor = {group}")
-            assert ("not divide" in reason) != divides
+            assert ("do not divide" in reason) != divides
         assert "\n" not in reason
 
 
