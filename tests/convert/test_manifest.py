@@ -9,6 +9,7 @@ import pytest
 
 from convert import CheckpointError, read_manifest
 from convert.manifest import ArrayEntry, Manifest
+from tests.messages import refuses
 
 ENTRY = ArrayEntry(
     item="layers.0.attention",
@@ -58,31 +59,30 @@ def test_another_programs_manifest_is_none_of_ours(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "facts"),
     [
-        ({"format_version": 1}, "has format_version 1, this moejax reads 2 and 3"),
-        ({"format_version": 4}, "has format_version 4, this moejax reads 2 and 3"),
-        ({"arrays": {}}, "lists no arrays"),
-        ({"arrays": []}, "arrays is [], expected an object"),
-        ({"files": {"config.json": 1}}, "files is {'config.json': 1}, expected an object of strings"),
-        ({"arrays": {"q": {"item": "a"}}}, "array 'q' is described by {'item': 'a'}, expected item, key, shape"),
-        (entry(item="../../etc"), "array 'q' has the item '../../etc', expected a name inside the folder"),
-        (entry(item="a/b"), "has the item 'a/b'"),
-        (entry(item=".."), "has the item '..'"),
-        (entry(key="/etc/passwd"), "has the key '/etc/passwd'"),
-        (entry(shape=[2, -1]), "has shape [2, -1]"),
-        (entry(shape=[2**40, 2**40]), "has shape [1099511627776, 1099511627776]"),
-        (entry(shape=[True]), "has shape [True]"),
-        (entry(dtype="I8"), "has dtype 'I8', expected BF16, F16, F32, F64"),
-        (entry(dtype=["BF16"]), "has dtype ['BF16']"),
-        (entry(checksum="sha256:ab"), "has the checksum 'sha256:ab'"),
-        (entry(finite=1), "has finite 1"),
+        ({"format_version": 1}, ("format_version", "1", "2", "3")),
+        ({"format_version": 4}, ("format_version", "4", "2", "3")),
+        ({"arrays": {}}, ("lists no arrays",)),
+        ({"arrays": []}, ("arrays", "[]", "object")),
+        ({"files": {"config.json": 1}}, ("files", "{'config.json': 1}", "object")),
+        ({"arrays": {"q": {"item": "a"}}}, ("'q'", "{'item': 'a'}", "item, key, shape")),
+        (entry(item="../../etc"), ("'q'", "'../../etc'")),
+        (entry(item="a/b"), ("item 'a/b'",)),
+        (entry(item=".."), ("has the item '..'",)),
+        (entry(key="/etc/passwd"), ("key '/etc/passwd'",)),
+        (entry(shape=[2, -1]), ("has shape [2, -1]",)),
+        (entry(shape=[2**40, 2**40]), ("has shape [1099511627776, 1099511627776]",)),
+        (entry(shape=[True]), ("has shape [True]",)),
+        (entry(dtype="I8"), ("has dtype 'I8', expected BF16, F16, F32, F64",)),
+        (entry(dtype=["BF16"]), ("has dtype ['BF16']",)),
+        (entry(checksum="sha256:ab"), ("checksum 'sha256:ab'",)),
+        (entry(finite=1), ("has finite 1",)),
     ],
 )
-def test_names_what_is_wrong(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(CheckpointError) as caught:
+def test_names_what_is_wrong(tmp_path: Path, changes: dict[str, Any], facts: tuple[str, ...]) -> None:
+    with refuses(CheckpointError, *facts):
         read_manifest(written(tmp_path, **changes))
-    assert message in str(caught.value)
 
 
 def test_half_a_manifest_is_damaged(tmp_path: Path) -> None:

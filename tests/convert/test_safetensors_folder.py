@@ -19,6 +19,7 @@ from tests.convert.checkpoint_files import (
     write_sharded,
     write_single,
 )
+from tests.messages import refuses
 
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 A, B = np.array([1, 2], np.float32), np.array([[3.0]], np.float16)
@@ -76,10 +77,10 @@ def test_refuses_a_path_that_is_no_folder(tmp_path: Path) -> None:
     ("files", "facts"),
     [
         ([], ("nothing", SINGLE, INDEX)),
-        (["config.json", "model.gguf"], ("'config.json', 'model.gguf'", SINGLE, INDEX)),
+        (["config.json", "model.gguf"], ("'config.json'", "'model.gguf'", SINGLE, INDEX)),
         (
             ["config.json", "pytorch_model-1.bin", "pytorch_model-2.bin", "a.pt", "b.pth", "c.ckpt"],
-            ("'a.pt', 'b.pth', 'c.ckpt' and 2 more", "pickle", "from_pretrained('FOLDER')", "save_pretrained"),
+            ("'a.pt'", "'b.pth'", "'c.ckpt'", "2 more", "pickle", "from_pretrained('FOLDER')", "save_pretrained"),
         ),
         ([FIRST, SECOND, "pytorch_model.bin"], (f"'{FIRST}', '{SECOND}'", "no index", INDEX)),
     ],
@@ -104,9 +105,9 @@ def test_refuses_an_index_that_leaves_the_folder(tmp_path: Path, leaving: str) -
 @pytest.mark.parametrize(
     ("weight_map", "facts"),
     [
-        (None, ("weight_map is None",)),
+        (None, ("weight_map", "None")),
         ({}, ("weight_map is {}",)),
-        (["a"], ("weight_map is ['a']",)),
+        (["a"], ("weight_map", "['a']")),
         ({"a": 1}, ("'a'", " 1", ".safetensors")),
         ({"a": "a.bin"}, ("'a'", "'a.bin'", ".safetensors")),
     ],
@@ -181,7 +182,7 @@ def test_refuses_what_is_no_regular_file(tmp_path: Path, name: str) -> None:
 
 def test_reading_an_unknown_tensor_names_what_is_there(tmp_path: Path) -> None:
     checkpoint = SafetensorsFolder.open(sharded(tmp_path))
-    with pytest.raises(CheckpointError, match=r"holds no tensor 'z', only 'a', 'b', 'c'$"):
+    with refuses(CheckpointError, "'z'", "'a'", "'b'", "'c'"):
         checkpoint.read("z")
 
 
@@ -190,13 +191,13 @@ def test_reading_after_the_file_has_gone_shrunk_or_been_replaced(tmp_path: Path)
     file = tmp_path / SINGLE
     size = file.stat().st_size
     os.truncate(file, size - 3)
-    with pytest.raises(CheckpointError, match="was truncated after it was opened") as caught:
+    with refuses(CheckpointError, "truncated") as caught:
         checkpoint.read("a")
     assert (
         str(file) in str(caught.value) and f"{size} bytes" in str(caught.value) and str(size - 3) in str(caught.value)
     )
     file.rename(tmp_path / "other")  # which keeps the number that the system gave the first
-    with pytest.raises(CheckpointError, match="No such file or directory"):
+    with refuses(CheckpointError, "No such file"):
         checkpoint.read("a")
     write_single(tmp_path, {"a": A})
     with pytest.raises(CheckpointError, match="another file"):

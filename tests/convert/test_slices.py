@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 
 from convert import CheckpointError, SafetensorsFolder
 from convert.reading import BLOCK_BYTES
+from tests.messages import refuses
 
 
 @st.composite
@@ -64,20 +65,20 @@ def test_a_nan_is_told_with_its_place_in_the_whole_tensor(tmp_path: Path) -> Non
     save_file({"w": whole}, tmp_path / "model.safetensors")
     tensors = SafetensorsFolder.open(tmp_path)
     tensors.read_into("w", np.empty((4, 3), np.float32), (slice(0, 4), slice(0, 3)))  # not in this part
-    with pytest.raises(CheckpointError, match="1 NaN or infinite values of 12, the first at flat index 16"):
+    with refuses(CheckpointError, "1", "NaN", "12", "16"):
         tensors.read_into("w", np.empty((4, 3), np.float32), (slice(0, 4), slice(3, 6)))
 
 
 @pytest.mark.parametrize(
-    ("index", "shape", "message"),
+    ("index", "shape", "facts"),
     [
-        ((slice(0, 4),), (4, 6), "the index has 1 axes"),
-        ((slice(0, 4, 2), slice(0, 6)), (2, 6), "slices must have step 1"),
-        ((slice(0, 2), slice(0, 6)), (4, 6), r"shape \(2, 6\), the array to fill has \(4, 6\)"),
+        ((slice(0, 4),), (4, 6), ("index", "1 axes")),
+        ((slice(0, 4, 2), slice(0, 6)), (2, 6), ("step 1",)),
+        ((slice(0, 2), slice(0, 6)), (4, 6), ("(2, 6)", "(4, 6)")),
     ],
     ids=["too few axes", "a step", "another shape"],
 )
-def test_bad_index(tmp_path: Path, index: tuple[slice, ...], shape: tuple[int, ...], message: str) -> None:
+def test_bad_index(tmp_path: Path, index: tuple[slice, ...], shape: tuple[int, ...], facts: tuple[str, ...]) -> None:
     save_file({"w": np.zeros((4, 6), np.float32)}, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match=message):
+    with refuses(ValueError, *facts):
         SafetensorsFolder.open(tmp_path).read_into("w", np.empty(shape, np.float32), index)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from convert import CheckpointError, TensorInfo
 from convert.zarr_array import CHUNK_BYTES, chunk_shape, read_array, write_array
+from tests.messages import refuses
 
 DTYPES = {"BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype("<f2"), "F32": np.dtype("<f4"), "F64": np.dtype("<f8")}
 VALUES = np.arange(24, dtype=np.float32).reshape(4, 6)
@@ -111,7 +112,7 @@ def test_damage_is_found_in_any_part_that_reads_its_chunk(
     raw[-5] ^= 1
     for damaged in (raw, raw[:100], b""):
         chunk.write_bytes(damaged)
-        with pytest.raises(CheckpointError, match="was damaged after it was converted") as caught:
+        with refuses(CheckpointError, "damaged") as caught:
             read(folder, values, index)
         assert str(folder) in str(caught.value)
         other = (slice(0, 384), slice(3072, 4096))

@@ -16,6 +16,7 @@ import moejax
 from convert import CheckpointError, OrbaxFolder
 from moejax.conversion import parse_size
 from tests.hf_models import build, read_back
+from tests.messages import refuses, says
 from tests.moejax.conversion_folders import (
     DTYPES,
     Tensors,
@@ -138,12 +139,10 @@ def test_ignored_tensors_are_listed_with_the_reason(tmp_path: Path) -> None:
         "model.layers.0.self_attn.rotary_emb.inv_freq": np.zeros(4, np.float32),
     }
     report = moejax.convert(write_hf(tmp_path / "hf", config, weights | extra), tmp_path / "orbax")
-    reasons = {
-        "lm_head.weight": "tied to the embedding",
-        "model.layers.0.self_attn.rotary_emb.inv_freq": "derived from rope_theta",
-    }
-    assert dict(report.ignored) == reasons
-    assert OrbaxFolder.open(tmp_path / "orbax").manifest.ignored == reasons
+    assert report.ignored.keys() == extra.keys()
+    says(report.ignored["lm_head.weight"], "tied")
+    says(report.ignored["model.layers.0.self_attn.rotary_emb.inv_freq"], "rope_theta")
+    assert OrbaxFolder.open(tmp_path / "orbax").manifest.ignored == dict(report.ignored)
 
 
 def test_orbax_alone_restores_every_item(tmp_path: Path, small: tuple[dict[str, Any], Tensors]) -> None:
@@ -208,14 +207,14 @@ def test_sizes(text: str, expected: int) -> None:
 
 
 def test_options_that_make_no_sense(tmp_path: Path) -> None:
-    for options, message in [
-        ({"shard_size": "5 apples"}, "shard_size must be a number of bytes such as 5GB"),
-        ({"shard_size": "0GB"}, "shard_size must be a number of bytes"),
-        ({"shard_size": "1GB"}, "shard_size is for conversions to Hugging Face's format"),
-        ({"workers": 0}, "workers must be a number from 1, got 0"),
-        ({"dtype": "int8"}, "unknown dtype 'int8'"),
+    for options, facts in [
+        ({"shard_size": "5 apples"}, ("shard_size", "5GB", "got '5 apples'")),
+        ({"shard_size": "0GB"}, ("shard_size", "got '0GB'")),
+        ({"shard_size": "1GB"}, ("shard_size", "Hugging Face")),
+        ({"workers": 0}, ("workers", "1", "got 0")),
+        ({"dtype": "int8"}, ("'int8'",)),
     ]:
-        with pytest.raises(ValueError, match=message):
+        with refuses(ValueError, *facts):
             moejax.convert("demo", tmp_path / "target", **options)
     assert not (tmp_path / "target").exists()
 
@@ -223,6 +222,6 @@ def test_options_that_make_no_sense(tmp_path: Path) -> None:
 def test_source_and_target_must_be_apart(tmp_path: Path, small: tuple[dict[str, Any], Tensors]) -> None:
     hf = write_hf(tmp_path / "hf", *small)
     for target in (hf, hf / "orbax", tmp_path):
-        with pytest.raises(CheckpointError, match="overlap; give a folder apart from the source"):
+        with refuses(CheckpointError, "overlap"):
             moejax.convert(hf, target, force=True)
     assert_same_tensors(tensors_in(hf), small[1])

@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 
+from tests.messages import says
 from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 600  # for both to load and compile, on a machine that is busy with other things
-
-SAME = "start all of them again with the same prompts, flags and checkpoint"
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +48,8 @@ def test_processes_draw_the_same_tokens_without_a_seed(reports: list[dict[str, A
 
 
 def test_what_differs_is_refused_in_every_process(reports: list[dict[str, Any]]) -> None:
-    expected = [
-        f"process 1 of this run was not given the same {what} as process 0; {SAME}"
-        for what in ("dtype", "prompts", "sampling parameters", "form of output (streamed or not)", "prompts")
-    ]
-    assert [report["refusals"] for report in reports] == [expected, expected]
+    differ = ("dtype", "prompts", "sampling parameters", "output", "prompts")
+    first, second = (report["refusals"] for report in reports)
+    assert first == second and len(first) == len(differ)
+    for message, what in zip(first, differ, strict=True):
+        says(message, "process 1", what, "process 0")

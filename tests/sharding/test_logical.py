@@ -3,6 +3,7 @@
 import pytest
 
 from sharding import LOGICAL_AXES, check_logical_axes
+from tests.messages import refuses
 
 
 @pytest.mark.parametrize(
@@ -26,22 +27,17 @@ def test_every_known_name_is_accepted() -> None:
 
 @pytest.mark.parametrize("name", ["heads", "expert", "Embed", ""])
 def test_an_unknown_name_lists_the_known_ones(name: str) -> None:
-    with pytest.raises(ValueError) as caught:
+    with refuses(ValueError, repr(name), ", ".join(LOGICAL_AXES)):
         check_logical_axes(("embed", name), (4, 4))  # type: ignore[arg-type]
-    assert str(caught.value) == (
-        f"unknown logical axis {name!r}; the known ones are batch, groups, sequence, vocab, embed, q_heads, "
-        "kv_heads, head_dim, experts, mlp, hidden"
-    )
 
 
 def test_a_name_twice() -> None:
     """Two axes of one array cannot be split over the same devices."""
-    with pytest.raises(ValueError, match=r"\('embed', 'embed'\) name one axis twice; give the second one None"):
+    with refuses(ValueError, "('embed', 'embed')", "None"):
         check_logical_axes(("embed", "embed"), (4, 4))
 
 
 @pytest.mark.parametrize("shape", [(), (4,), (4, 4, 4)])
 def test_a_count_that_is_not_the_rank(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError) as caught:
+    with refuses(ValueError, "('mlp', 'embed')", "2 axes", shape):
         check_logical_axes(("mlp", "embed"), shape)
-    assert str(caught.value) == f"logical axes ('mlp', 'embed') name 2 axes, but the array has shape {shape}"

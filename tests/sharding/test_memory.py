@@ -8,6 +8,7 @@ import jax
 import pytest
 
 from sharding import DeviceMemory, device_memory, memory
+from tests.messages import refuses
 
 GB = 10**9
 
@@ -64,7 +65,7 @@ def test_simulated_devices_share_the_memory_of_the_machine(monkeypatch: pytest.M
 
 @pytest.mark.parametrize("stats", [None, {}, {"bytes_in_use": 1}])
 def test_an_accelerator_that_says_nothing(stats: dict[str, int] | None) -> None:
-    with pytest.raises(RuntimeError, match=r"\(H200\) does not report its memory"):
+    with refuses(RuntimeError, "(H200)"):
         device_memory([accelerator(stats)])
 
 

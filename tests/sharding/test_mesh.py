@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import AxisType
 
 from sharding import MESH_AXES, MeshConfig, mesh_config, mesh_shapes
+from tests.messages import refuses
 
 
 @pytest.mark.parametrize(
@@ -31,33 +32,28 @@ def test_how_a_mesh_is_written(text: str, sizes: tuple[int, int, int]) -> None:
 
 @pytest.mark.parametrize("text", ["", "8", "expert", "expert=", "expert=4,", "expert=-1", "expert=two", "expert=4.0"])
 def test_what_is_no_mesh(text: str) -> None:
-    with pytest.raises(ValueError) as caught:
+    with refuses(ValueError, '"data=1,expert=4,tensor=2"', f"got {text!r}"):
         MeshConfig.parse(text)
-    assert str(caught.value) == f'a mesh is written like "data=1,expert=4,tensor=2", got {text!r}'
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "facts"),
     [
-        ("experts=4", "unknown axis 'experts', the axes are data, expert, tensor; did you mean 'expert'?"),
-        ("=4", "unknown axis '', the axes are data, expert, tensor"),
-        ("pipeline=4", "unknown axis 'pipeline', the axes are data, expert, tensor"),
-        ("expert=4,expert=2", "mesh 'expert=4,expert=2' names the axis 'expert' twice"),
+        ("experts=4", ("'experts'", "data, expert, tensor", "'expert'")),
+        ("=4", ("''", "data, expert, tensor")),
+        ("pipeline=4", ("'pipeline'", "data, expert, tensor")),
+        ("expert=4,expert=2", ("'expert'", "twice")),
     ],
 )
-def test_axes_that_do_not_exist_or_come_twice(text: str, message: str) -> None:
-    with pytest.raises(ValueError) as caught:
+def test_axes_that_do_not_exist_or_come_twice(text: str, facts: tuple[str, ...]) -> None:
+    with refuses(ValueError, repr(text), *facts):
         MeshConfig.parse(text)
-    assert str(caught.value).endswith(message)
-    assert repr(text) in str(caught.value)
 
 
 @pytest.mark.parametrize("size", ["1000000000", "1" + "0" * 5000], ids=len)
 def test_an_axis_longer_than_any_cluster(size: str) -> None:
-    with pytest.raises(ValueError) as caught:
+    with refuses(ValueError, "expert", "999,999,999", f"got {size[:40]}"):
         MeshConfig.parse(f"expert={size}")
-    said = f"mesh axis expert must be at most 999,999,999 devices, got {size[:40]}; use fewer devices"
-    assert str(caught.value) == said
 
 
 def test_any_type_of_integer_is_a_size() -> None:
@@ -70,13 +66,12 @@ def test_any_type_of_integer_is_a_size() -> None:
 @pytest.mark.parametrize("axis", MESH_AXES)
 def test_sizes_that_are_none(axis: str, size: Any) -> None:
     sizes: dict[str, Any] = {axis: size}
-    with pytest.raises(ValueError) as caught:
+    with refuses(ValueError, axis, f"got {size!r}"):
         MeshConfig(**sizes)
-    assert str(caught.value) == f"mesh axis {axis} must be a positive whole number, got {size!r}"
 
 
 def test_a_size_of_zero_in_words() -> None:
-    with pytest.raises(ValueError, match=r"mesh axis tensor must be a positive whole number, got 0"):
+    with refuses(ValueError, "tensor", "got 0"):
         MeshConfig.parse("tensor=0")
 
 
@@ -87,9 +82,8 @@ def test_every_form_in_which_a_mesh_is_given() -> None:
 
 @pytest.mark.parametrize("given", [4, (1, 4, 2), {"expert": 4}])
 def test_another_type_is_no_mesh(given: Any) -> None:
-    with pytest.raises(ValueError) as caught:
+    with refuses(ValueError, "mesh", "MeshConfig", '"expert=4,tensor=2"', f"got {given!r}"):
         mesh_config(given)
-    assert str(caught.value) == (f'mesh must be a MeshConfig, a string like "expert=4,tensor=2" or None, got {given!r}')
 
 
 @pytest.mark.parametrize(("devices", "count"), [(1, 1), (2, 3), (8, 10), (12, 18), (64, 28)])
@@ -126,26 +120,19 @@ def test_built_over_some_devices() -> None:
 
 @pytest.mark.parametrize(
     ("given", "there"),
-    [(None, "there are 8 cpu devices"), (2, "there are 2 cpu devices"), (1, "there is 1 cpu device")],
+    [(None, "8 cpu devices"), (2, "2 cpu devices"), (1, "1 cpu device")],
 )
 def test_more_devices_than_there_are(given: int | None, there: str) -> None:
     mesh = MeshConfig(expert=3, tensor=3)
-    with pytest.raises(ValueError) as caught:
+    remedies = ("--simulate-devices 9", "jax.config.update('jax_num_cpu_devices', 9)")
+    with refuses(ValueError, "data=1,expert=3,tensor=3", "9 devices", there, *remedies):
         mesh.build(None if given is None else jax.devices()[:given])
-    assert str(caught.value) == (
-        f"mesh data=1,expert=3,tensor=3 needs 9 devices, but {there}; use a smaller mesh, or simulated CPU devices: "
-        "--simulate-devices 9, in Python jax.config.update('jax_num_cpu_devices', 9) before the first use of JAX"
-    )
 
 
 def test_several_processes_must_all_have_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(ValueError) as caught:
+    with refuses(ValueError, "data=1,expert=4,tensor=1", "4", "8 devices", "2 processes"):
         MeshConfig(expert=4).build()
-    assert str(caught.value) == (
-        "mesh data=1,expert=4,tensor=1 takes 4 of the 8 devices of 2 processes; with several processes it must take "
-        "all of them"
-    )
     assert MeshConfig(expert=8).build().size == 8
 
 

@@ -6,6 +6,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from sharding import LOGICAL_AXES, MeshConfig, Rules, partition_spec
+from tests.messages import refuses
 
 MESH = MeshConfig(data=2, expert=4, tensor=3)
 RULES = Rules.of(MESH, batch=("data",), experts=("expert",), mlp=("tensor",), vocab=("expert", "tensor"))
@@ -23,20 +24,19 @@ def test_axes_of_size_one_split_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("axes", "message"),
+    ("axes", "facts"),
     [
-        ({"experts": ("experts",)}, "rule for experts: unknown mesh axis 'experts', the axes are data, expert, tensor"),
-        ({"mlp": ("tensor", "tensor")}, "rule for mlp: a mesh axis is named twice in ('tensor', 'tensor')"),
+        ({"experts": ("experts",)}, ("experts", "'experts'", "data, expert, tensor")),
+        ({"mlp": ("tensor", "tensor")}, ("mlp", "twice", "('tensor', 'tensor')")),
     ],
 )
-def test_rules_that_make_no_sense(axes: Any, message: str) -> None:
-    with pytest.raises(ValueError) as caught:
+def test_rules_that_make_no_sense(axes: Any, facts: tuple[str, ...]) -> None:
+    with refuses(ValueError, *facts):
         Rules.of(MESH, **axes)
-    assert str(caught.value) == message
 
 
 def test_a_rule_for_an_unknown_axis_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"^unknown logical axis 'heads'; the known ones are batch, groups, "):
+    with refuses(ValueError, "'heads'", "batch, groups"):
         Rules.of(MESH, heads=("tensor",))
 
 
@@ -48,29 +48,25 @@ def test_what_one_device_holds() -> None:
 
 
 @pytest.mark.parametrize(
-    ("axes", "shape", "message"),
+    ("axes", "shape", "facts"),
     [
-        (("batch", "embed"), (3, 4), "axis batch of size 3 does not divide over mesh axis data = 2 of "),
-        (("embed", "mlp"), (4, 31), "axis mlp of size 31 does not divide over mesh axis tensor = 3 of "),
-        (("vocab",), (18,), "axis vocab of size 18 does not divide over mesh axis expert x tensor = 12 of "),
+        (("batch", "embed"), (3, 4), ("batch", "3", "data = 2")),
+        (("embed", "mlp"), (4, 31), ("mlp", "31", "tensor = 3")),
+        (("vocab",), (18,), ("vocab", "18", "expert x tensor = 12")),
     ],
 )
-def test_what_does_not_divide(axes: Any, shape: tuple[int, ...], message: str) -> None:
-    with pytest.raises(ValueError) as caught:
+def test_what_does_not_divide(axes: Any, shape: tuple[int, ...], facts: tuple[str, ...]) -> None:
+    with refuses(ValueError, *facts, "data=2,expert=4,tensor=3"):
         RULES.local_shape(axes, shape)
-    assert str(caught.value) == message + "data=2,expert=4,tensor=3"
 
 
 def test_two_axes_over_one_mesh_axis() -> None:
-    with pytest.raises(ValueError) as caught:
+    with refuses(ValueError, "experts", "vocab", "'expert'", "data=2,expert=4,tensor=3"):
         RULES.spec(("experts", "vocab"))
-    assert str(caught.value) == (
-        "axes experts and vocab of one array are both split over mesh axis 'expert' of data=2,expert=4,tensor=3"
-    )
 
 
 def test_axes_are_checked_against_the_array() -> None:
-    with pytest.raises(ValueError, match=r"logical axes \('batch',\) name 1 axes, but the array has shape \(2, 2\)"):
+    with refuses(ValueError, "('batch',)", "1 axes", "(2, 2)"):
         RULES.local_shape(("batch",), (2, 2))
 
 

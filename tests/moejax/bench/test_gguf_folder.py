@@ -13,6 +13,7 @@ from moejax.bench.gguf_folder import permute_rows, write_gguf
 from moejax.bench.random_folder import write_random_folder
 from moejax.checkpoint import open_checkpoint
 from moejax.families.config import ModelConfig
+from tests.messages import refuses
 
 CONFIG = ModelConfig(
     vocab_size=300,
@@ -95,9 +96,7 @@ def test_tied_embeddings_have_no_output(tmp_path: Path) -> None:
 
 def test_a_sliding_window_is_refused(tmp_path: Path) -> None:
     write_random_folder(tmp_path / "hf", dataclasses.replace(CONFIG, sliding_window=16), "float32")
-    with pytest.raises(
-        ValueError, match="a sliding window of 16 tokens, which GGUF's architecture llama does not have"
-    ):
+    with refuses(ValueError, "16 tokens", "GGUF", "llama"):
         write_gguf(tmp_path / "hf", tmp_path / "model.gguf", "float32")
     assert not (tmp_path / "model.gguf").exists()
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from moejax.bench.process import PeerFailed, PeerProcess, worker_command
+from tests.messages import refuses
 from tests.moejax.bench.fakes import SETTINGS
 
 VLLM = """
@@ -94,7 +95,7 @@ def test_vllm_runs_and_serves_by_its_offline_interface(vllm: dict[str, str], gpu
     with PeerProcess("vllm", worker_command("vllm"), vllm) as peer:
         peer.load(SETTINGS)
         assert peer.serves
-        assert peer.how == "LLM.generate, its defaults" + ", 27% of the GPU's memory" * gpu
+        assert "LLM.generate" in peer.how and ("27%" in peer.how) == gpu
         run = peer.run([[5, 6], [7, 8]], 4)
         assert run.tokens == [[7, 8, 9, 10], [9, 10, 11, 12]]
         # The prefill is a call for one token, decoding what the whole call takes longer.
@@ -104,6 +105,8 @@ def test_vllm_runs_and_serves_by_its_offline_interface(vllm: dict[str, str], gpu
 
 
 def test_what_vllm_refuses_is_told(vllm: dict[str, str]) -> None:
-    with PeerProcess("vllm", worker_command("vllm"), vllm) as peer, pytest.raises(PeerFailed) as caught:
+    with (
+        PeerProcess("vllm", worker_command("vllm"), vllm) as peer,
+        refuses(PeerFailed, "vllm cannot load", "ValueError", "none as float8"),
+    ):
         peer.load(SETTINGS.__class__(**{**vars(SETTINGS), "dtype": "float8"}))
-    assert str(caught.value) == "vllm cannot load: ValueError: cannot load none as float8"

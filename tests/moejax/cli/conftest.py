@@ -1,6 +1,7 @@
 """The command line in this process: as a user calls it, but without the seconds that a new interpreter costs."""
 
 import io
+import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from moejax.cli import console
 from moejax.cli.app import run
 from tests.moejax.cli.several import Starter
 from tests.moejax.decoding.tiny_checkpoint import Tiny, load_tiny
@@ -35,7 +37,11 @@ Call = Callable[..., Outcome]
 
 @pytest.fixture
 def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Call:
-    """`call("decode", "demo", ..., stdin=b"...")` runs `moejax decode demo ...`."""
+    """`call("decode", "demo", ..., stdin=b"...")` runs `moejax decode demo ...`.
+
+    Without the lines that say that a command still runs: which of them there are is a question of the machine.
+    """
+    monkeypatch.setattr(console, "PLAIN_SECONDS", math.inf)
 
     def call(*arguments: str | Path, stdin: bytes = b"") -> Outcome:
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))

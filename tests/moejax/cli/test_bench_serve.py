@@ -6,6 +6,7 @@ import shlex
 import pytest
 
 from moejax.cli.bench_serve import EXAMPLES
+from tests.messages import error_line, says
 from tests.moejax.bench.stub_server import serving, steady
 from tests.moejax.cli.conftest import Call
 
@@ -38,42 +39,42 @@ def test_failed_requests_are_shown_and_decide_the_exit_code(call: Call) -> None:
     with serving(steady(0, 0), status=429, text='{"error": {"message": "the queue is full"}}') as stub:
         outcome = call("bench", "serve", "--base-url", stub.base_url, *FEW)
     assert outcome.status == 1
-    assert outcome.out.startswith("0 requests completed, 3 failed in ")
-    assert outcome.err == "error: 3 x HTTP 429: the queue is full\n"
+    says(outcome.out, "0 requests", "3 failed")
+    error_line(outcome.err, "3 x HTTP 429", "queue is full")
 
 
 def test_without_a_server_the_error_says_how_to_start_one(call: Call) -> None:
     outcome = call("bench", "serve", "--base-url", "http://127.0.0.1:1")
     assert (outcome.status, outcome.out) == (2, "")
-    assert outcome.err.count("\n") == 1
-    assert "start a server with: moejax serve CHECKPOINT" in outcome.err
+    error_line(outcome.err, "moejax serve CHECKPOINT")
 
 
 @pytest.mark.parametrize("arguments", [("bench",), ("bench", "--help")], ids=" ".join)
 def test_group_without_a_command_is_help(call: Call, arguments: tuple[str, ...]) -> None:
     outcome = call(*arguments)
     assert (outcome.status, outcome.err) == (0, "")
-    assert "  serve       Measure a running server under load." in outcome.out
+    assert "\n  serve " in outcome.out
 
 
 @pytest.mark.parametrize(
-    ("flag", "value", "message"),
+    ("flag", "value", "facts"),
     [
-        ("--num-prompts", "0", "must be at least 1, got 0"),
-        ("--num-prompts", "99999999999", "must be at most 100,000, got 99999999999; use fewer"),
-        ("--input-len", "0", "must be at least 1, got 0"),
-        ("--request-rate", "nan", "must be above 0, got nan"),
-        ("--request-rate", "0", "must be above 0, got 0.0"),
-        ("--range-ratio", "nan", "must be from 0 to below 1, got nan"),
-        ("--timeout", "0", "must be above 0, got 0.0"),
-        ("--vocab-size", "0", "must be more than 10, got 0"),
+        ("--num-prompts", "0", ("1", "got 0")),
+        ("--num-prompts", "99999999999", ("100,000", "got 99999999999")),
+        ("--input-len", "0", ("1", "got 0")),
+        ("--request-rate", "nan", ("0", "got nan")),
+        ("--request-rate", "0", ("0", "got 0.0")),
+        ("--range-ratio", "nan", ("0", "1", "got nan")),
+        ("--timeout", "0", ("0", "got 0.0")),
+        ("--vocab-size", "0", ("10", "got 0")),
     ],
 )
 def test_wrong_values_are_named_as_flags_before_a_server_is_asked(
-    call: Call, flag: str, value: str, message: str
+    call: Call, flag: str, value: str, facts: tuple[str, ...]
 ) -> None:
     outcome = call("bench", "serve", "--base-url", "http://127.0.0.1:1", flag, value)
-    assert (outcome.status, outcome.err) == (2, f"error: {flag} {message}\n")
+    assert outcome.status == 2
+    error_line(outcome.err, flag, *facts)
 
 
 def test_examples_use_flags_that_exist(call: Call) -> None:

@@ -14,6 +14,7 @@ from moejax.cli.serve import EXAMPLES as SERVE_EXAMPLES
 from moejax.decoding.sampling_params import PARAMETER_NAMES
 from moejax.families.table import named_configs
 from moejax.ops.table import BackendName
+from tests.messages import says
 from tests.moejax.cli.conftest import Call
 
 # Sampling parameters whose flag is not simply their name.
@@ -51,14 +52,15 @@ def test_help_has_examples_and_fits(
 def test_list_of_commands_is_not_cut(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     out = call("--help").out
-    assert "  info     Show what is in a checkpoint and whether it fits here.\n" in out
-    assert "..." not in out.partition("Commands:")[2]
+    commands = out.partition("Commands:")[2]
+    assert re.search(r"^  info  +\w+", commands, re.M)
+    assert "..." not in commands
 
 
 @pytest.mark.parametrize("command", ["decode", "info"])
 def test_help_of_the_checkpoint_names_the_named_models(call: Call, command: str) -> None:
     text = " ".join(call(command, "--help").out.split())
-    assert f"random:NAME for random weights, with NAME one of {', '.join(named_configs())}, or the path of a" in text
+    says(text, "random:NAME", ", ".join(named_configs()))
 
 
 @pytest.mark.parametrize(("command", "heading"), [("decode", "Argument"), ("convert", "Arguments")])
@@ -68,12 +70,12 @@ def test_arguments_have_a_heading(call: Call, command: str, heading: str) -> Non
 
 def test_every_expert_backend_is_named(call: Call) -> None:
     text = " ".join(call("decode", "--help").out.split())
-    assert f"How experts are computed: auto, {', '.join(get_args(BackendName))}." in text
+    says(text, ", ".join(("auto", *get_args(BackendName))))
 
 
 def test_exit_codes_of_verify(call: Call) -> None:
     text = " ".join(call("verify", "--help").out.split())
-    assert "Exit code 0: the same, 1: not the same, 2: an error." in text
+    says(text, "0", "1", "2")
 
 
 def test_no_arguments_is_help(call: Call) -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.messages import says
 from tests.moejax.cli.conftest import Call
 
 BATCHES = {
@@ -22,4 +23,4 @@ def test_auto_is_asked_for_the_batch(command: tuple[str, ...], call: Call, monke
     monkeypatch.setattr("moejax.serving.server.open_socket", lambda host, port: None)  # nobody would close it
     outcome = call(*command, "--mesh", "auto", "--dispatch", "gather")
     assert outcome.status == 2
-    assert f"asked for {BATCHES[command]} sequences by gather" in outcome.err
+    says(outcome.err, f"{BATCHES[command]} sequences", "gather")

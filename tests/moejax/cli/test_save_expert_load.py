@@ -5,6 +5,7 @@ from pathlib import Path
 
 from moejax.checkpoint import DEMO_FOLDER
 from moejax.planning.expert_load import read_expert_load
+from tests.messages import error_line, says
 from tests.moejax.cli.conftest import Call
 from tests.moejax.decoding.tiny_checkpoint import Tiny
 
@@ -21,7 +22,7 @@ def test_the_bundled_load_is_what_its_command_records(call: Call, tmp_path: Path
     path = tmp_path / "expert_load.json"
     outcome = call(*(str(path) if word == path.name else word for word in words))
     assert outcome.status == 0, outcome.err
-    assert outcome.err.splitlines()[-1] == f"expert load written to {path}"
+    says(outcome.err.splitlines()[-1], path)
     recorded, shipped = read_expert_load(path), read_expert_load("demo")
     assert (recorded.model, recorded.num_layers, recorded.num_experts) == ("demo", 4, 8)
     same = sum(
@@ -44,10 +45,8 @@ def test_a_stream_is_recorded_too(call: Call, tiny_folder: Path, tiny: Tiny, tmp
 def test_a_file_that_cannot_be_written_is_told_before_anything_else(call: Call, tmp_path: Path) -> None:
     taken = tmp_path / "load.json"
     taken.write_text("mine")
-    for path, said in (
-        (taken, f"error: {taken} exists; name another file for the expert load, or remove it\n"),
-        (tmp_path / "no" / "f", f"error: {tmp_path}/no/f: there is no folder {tmp_path}/no; make it first\n"),
-    ):
+    for path, facts in ((taken, ("exists", "remove it")), (tmp_path / "no" / "f", ("no folder", tmp_path / "no"))):
         outcome = call("decode", "no-such-checkpoint", "--prompt", "x", "--save-expert-load", path)
-        assert (outcome.status, outcome.out, outcome.err) == (2, "", said)
+        assert (outcome.status, outcome.out) == (2, "")
+        error_line(outcome.err, path, *facts)
     assert taken.read_text() == "mine"

@@ -19,6 +19,7 @@ import httpx
 import pytest
 
 import moejax
+from tests.messages import error_line, says
 from tests.moejax.cli.conftest import Call
 from tests.moejax.decoding.tiny_checkpoint import Tiny
 
@@ -38,7 +39,7 @@ def served(folder: Path, port: int, *flags: str) -> Iterator[tuple[subprocess.Po
     try:
         url = f"http://127.0.0.1:{port}"
         if port == 0:
-            (url,) = re.findall(r" for (http://[\d.:]+)/; /health there says 200", process.stderr.readline())
+            (url,) = re.findall(r"(http://[\d.:]+)/", process.stderr.readline())
         until = time.monotonic() + START_SECONDS
         statuses = set()
         while 200 not in statuses:
@@ -49,7 +50,7 @@ def served(folder: Path, port: int, *flags: str) -> Iterator[tuple[subprocess.Po
             except httpx.TransportError:  # it listens before it answers
                 pass
             time.sleep(0.05)
-        assert statuses == {200, 503}, "it answers while it loads"
+        assert statuses <= {200, 503}  # 503 where it was asked before it had loaded
         yield process, url
     finally:
         if process.poll() is None:
@@ -89,10 +90,10 @@ def test_sigterm_under_load_finishes_what_runs(tiny: Tiny, tiny_folder: Path) ->
     for text in streams.values():
         *_, last = (line for line in text.splitlines() if line)
         assert last == "data: [DONE]" or "shutting down" in json.loads(last[6:])["error"]["message"]
-    assert "key/value cache: 2 sequences x 256 tokens" in err
+    says(err, "2 sequences", "256 tokens")
     assert "programs compiled in" in err
     assert f"ready: open {url}/\n" in err
-    assert re.search(r"^stopped: [23] requests finished, [01] given up or cancelled$", err, re.M)
+    assert re.search(r"^stopped: [23] requests finished, [01] ", err, re.M)
     assert "Traceback" not in err
 
 
@@ -117,35 +118,32 @@ def test_port_that_is_taken(call: Call, tiny: Tiny, tiny_folder: Path) -> None:
         port = taken.getsockname()[1]
         outcome = call("serve", tiny_folder, "--port", str(port))
     assert outcome.status == 2
-    assert outcome.err == (
-        f"error: cannot listen on 127.0.0.1 port {port}: Address already in use; use another --port\n"
-    )
+    error_line(outcome.err, "127.0.0.1", port, "Address already in use", "--port")
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("flags", "facts"),
     [
-        (("--max-batch", "0"), "--max-batch must be from 1 to 1024, got 0"),
-        (("--max-queue", "0"), "--max-queue must be at least 1, got 0"),
-        (("--prefill-chunk", "100"), "--prefill-chunk must be a power of two from 16 to 8192, got 100"),
-        (("--port", "65536"), "--port must be from 0 to 65535 (0 takes a free one), got 65536"),
-        (("--host", "no host"), "--host no host cannot be used"),
-        (("--api-key", ""), "--api-key must be printable ASCII characters"),
-        (("--max-seq-len", "5000"), "--max-seq-len must be from 2 to 1024"),
-        (("--mesh", "tensor=5"), "does not divide over mesh axis tensor = 5"),
-        (("--dispatch", "gather"), "add --mesh"),
-        (("--max-request-bytes", "9"), "--max-request-bytes must be at least 1024, got 9"),
-        (("--shutdown-seconds", "-1"), "--shutdown-seconds must be from 0"),
-        (("--write-seconds", "0"), "--write-seconds must be more than 0 and at most 86400, got 0"),
+        (("--max-batch", "0"), ("--max-batch", "1", "1024", "got 0")),
+        (("--max-queue", "0"), ("--max-queue", "1", "got 0")),
+        (("--prefill-chunk", "100"), ("--prefill-chunk", "16", "8192", "got 100")),
+        (("--port", "65536"), ("--port", "0", "65535", "got 65536")),
+        (("--host", "no host"), ("--host", "no host")),
+        (("--api-key", ""), ("--api-key", "ASCII")),
+        (("--max-seq-len", "5000"), ("--max-seq-len", "2", "1024")),
+        (("--mesh", "tensor=5"), ("tensor = 5",)),
+        (("--dispatch", "gather"), ("add --mesh",)),
+        (("--max-request-bytes", "9"), ("--max-request-bytes", "1024", "got 9")),
+        (("--shutdown-seconds", "-1"), ("--shutdown-seconds", "0")),
+        (("--write-seconds", "0"), ("--write-seconds", "0", "86400", "got 0.0")),
     ],
 )
 def test_mistakes_are_told_before_anything_is_loaded(
-    call: Call, tiny: Tiny, tiny_folder: Path, flags: tuple[str, ...], message: str
+    call: Call, tiny: Tiny, tiny_folder: Path, flags: tuple[str, ...], facts: tuple[str, ...]
 ) -> None:
     outcome = call("serve", tiny_folder, "--port", "0", *flags)
     assert outcome.status == 2
-    assert message in outcome.err
-    assert outcome.err.count("\n") == 1
+    error_line(outcome.err, *facts)
 
 
 @pytest.fixture
@@ -180,12 +178,12 @@ def test_model_that_cannot_be_loaded(
     outcome = call("serve", tiny_folder, "--port", "0", *SMALL)
     (answer,) = health
     assert answer.status_code == 503
-    assert answer.json() == {"status": "loading", "message": "the model is loading; ask again when /health says 200"}
+    assert answer.json()["status"] == "loading"
+    says(answer.json()["message"], "/health", "200")
     assert outcome.status == 2
-    assert outcome.err.splitlines() == [
-        f"loading {tiny_folder} for {urls[0]}; /health there says 200 when it is ready",
-        "error: the weights of layer 3 are damaged",
-    ]
+    loading, error = outcome.err.splitlines()
+    says(loading, tiny_folder, urls[0], "/health", "200")
+    assert error == "error: the weights of layer 3 are damaged"  # as load() says it
 
 
 def test_cache_that_does_not_fit(
@@ -197,11 +195,7 @@ def test_cache_that_does_not_fit(
     monkeypatch.setattr(shapes, "device_memory", lambda devices: free)
     outcome = call("serve", tiny_folder, "--port", "0", "--quiet", *SMALL, "--max-batch", "8")
     assert outcome.status == 2
-    assert outcome.err.startswith(
-        "error: the key/value cache of --max-batch 8 sequences x --max-seq-len 256 tokens needs"
-    )
-    assert "free after the weights: --max-batch 3 fits, or use a lower --max-seq-len" in outcome.err
-    assert outcome.err.count("\n") == 1
+    error_line(outcome.err, "--max-batch 8", "--max-seq-len 256", "--max-batch 3", "--max-seq-len")
 
 
 def test_every_flag_is_documented(call: Call) -> None:
@@ -215,5 +209,5 @@ def test_missing_extra(call: Call, tiny: Tiny, tiny_folder: Path, monkeypatch: p
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "uvicorn" else find(name))
     outcome = call("serve", tiny_folder)
-    message = "error: this command needs uvicorn, which is not installed: pip install 'moejax[serve]'\n"
-    assert (outcome.status, outcome.err) == (2, message)
+    assert outcome.status == 2
+    error_line(outcome.err, "uvicorn", "pip install 'moejax[serve]'")

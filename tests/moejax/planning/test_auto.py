@@ -14,6 +14,7 @@ from moejax.planning.auto import auto_split, check_split, visible_hardware
 from moejax.planning.hardware import load_hardware
 from moejax.planning.ranking import best
 from sharding import DeviceMemory
+from tests.messages import refuses, says
 
 MIXTRAL = named_config("mixtral-8x7b")
 GIB = 2**30
@@ -45,7 +46,7 @@ def test_the_file_is_chosen_by_the_kind_of_device(memory: DeviceMemory) -> None:
 def test_an_unknown_kind_is_an_assumption_that_is_told(memory: DeviceMemory) -> None:
     found, said = visible_hardware([Device("NVIDIA X900", "gpu")])
     assert found.name == "h100-sxm" and found.memory_bytes == memory.total_bytes
-    assert said.startswith("no hardware file knows 'NVIDIA X900', assumed figures of h100-sxm")
+    says(said, "'NVIDIA X900'", "h100-sxm")
     assert visible_hardware([Device("TPU v5", "tpu")])[0].name == "cpu"
 
 
@@ -56,11 +57,9 @@ def test_it_is_what_the_comparison_ranks_first(memory: DeviceMemory) -> None:
     winner = best(compare_meshes(MIXTRAL, 4, hardware, batch_size=1, usable_fraction=1.0), "latency")
     assert winner and split == replace(winner.split, remark=split.remark)
     assert str(split.mesh) == "data=1,expert=1,tensor=4"
-    assert split.remark is not None and split.remark.startswith(
-        "mesh auto is data=1,expert=1,tensor=4, dispatch replicated: it reads 0.50 instead of 0.71 experts per layer "
-        "and device; the next, expert=2,tensor=2 replicated, takes "
-    )
-    assert split.remark.endswith("predicted for one sequence of 2,048 tokens; figures of h100-sxm")
+    assert split.remark is not None
+    says(split.remark, "data=1,expert=1,tensor=4", "replicated", "0.50 instead of 0.71", "expert=2,tensor=2 replicated")
+    says(split.remark, "one sequence", "2,048", "h100-sxm")
 
 
 def test_the_batch_decides(memory: DeviceMemory) -> None:
@@ -68,7 +67,8 @@ def test_the_batch_decides(memory: DeviceMemory) -> None:
     config, devices = replace(MIXTRAL, num_layers=8), [Device("cpu", "cpu")] * 4
     one, many = (auto_split(config, "float16", 4096, "auto", devices, batch_size=size) for size in (1, 32))
     assert (str(one.mesh), str(many.mesh)) == ("data=1,expert=1,tensor=4", "data=4,expert=1,tensor=1")
-    assert many.remark is not None and "predicted for 32 sequences at a time, each of 2,048 tokens" in many.remark
+    assert many.remark is not None
+    says(many.remark, "32 sequences", "2,048")
 
 
 def test_a_dispatch_that_was_named_is_the_only_one_ranked(memory: DeviceMemory) -> None:
@@ -85,17 +85,13 @@ def test_a_dispatch_that_was_named_is_the_only_one_ranked(memory: DeviceMemory) 
     with pytest.raises(ValueError, match="unknown dispatch 'gathr'"):
         check_split(MIXTRAL, "auto", "gathr")
     odd = replace(MIXTRAL, num_experts=2)
-    with pytest.raises(ValueError, match="number of experts is 2.* expert = 3"):
+    with refuses(ValueError, "experts is 2", "expert = 3"):
         auto_split(odd, "bfloat16", 4096, "gather", devices[:3])
 
 
 def test_a_model_that_fits_no_split_is_refused_with_the_gb_missing(memory: DeviceMemory) -> None:
-    with pytest.raises(ValueError) as caught:
+    with refuses(ValueError, "2 devices", "NVIDIA A100 SXM, 80 GB", "tensor=2", "93.8 GB", "64.4 GB", "29.4 GB"):
         auto_split(MIXTRAL, "float32", 4096, "auto", [Device("NVIDIA A100-SXM4-80GB", "gpu")] * 2)
-    assert str(caught.value) == (
-        "mesh auto: no split of this model over 2 devices (NVIDIA A100 SXM, 80 GB) fits; the nearest, tensor=2, "
-        "93.8 GB per device, 64.4 GB usable, 29.4 GB over; use more devices, or devices with more memory"
-    )
 
 
 def test_a_model_that_divides_over_no_split_but_data_takes_data(memory: DeviceMemory) -> None:

@@ -24,6 +24,7 @@ from moejax.runtime.buckets import MAX_SERVED_SEQUENCES
 from moejax.serving.settings import EngineSettings
 from moejax.weights.counts import weight_placements
 from sharding import MeshConfig, bytes_per_device, mesh_shapes
+from tests.messages import refuses
 
 CONFIG = named_config("mixtral-8x7b")
 
@@ -128,7 +129,7 @@ def test_the_largest_batch_is_one_that_a_server_decodes_at_a_time() -> None:
     row = compare_meshes("demo", 1, "h200", batch_size=1)[0]
     assert row.fits and row.footprint and row.largest_batch == MAX_SERVED_SEQUENCES
     EngineSettings(max_batch=MAX_SERVED_SEQUENCES)
-    with pytest.raises(ValueError, match="--max-batch must be from 1 to 1024, got 1025"):
+    with refuses(ValueError, "--max-batch", "1", "1024", "got 1025"):
         EngineSettings(max_batch=MAX_SERVED_SEQUENCES + 1)
 
 
@@ -163,12 +164,10 @@ def test_an_expert_load_makes_expert_slower_and_leaves_tensor_as_it_is() -> None
 
 def test_the_load_of_another_model_is_refused() -> None:
     load = ExpertLoad(model="demo", num_layers=4, num_experts=8, experts_per_token=2, tokens=4, counts=((1,) * 8,) * 4)
-    with pytest.raises(ValueError) as caught:
+    with refuses(
+        ValueError, "demo", "4 layers, 8 experts, 2 per token", "32 layers, 8 experts, 2 per token", "moejax decode"
+    ):
         compare_meshes(CONFIG, 4, "h200", expert_load=load)
-    assert str(caught.value).startswith(
-        "the expert load was recorded from demo (4 layers, 8 experts, 2 per token), but this model has 32 layers, "
-        "8 experts, 2 per token; record one with: moejax decode"
-    )
 
 
 def test_devices_of_several_nodes_use_the_network() -> None:
@@ -184,7 +183,7 @@ def test_devices_of_several_nodes_use_the_network() -> None:
     assert link_of(("data",), MeshConfig(data=8), hardware) == hardware.link
     uneven = MeshConfig(tensor=3, expert=4)  # the third group of three lies in two nodes
     assert link_of(("tensor",), uneven, hardware) == hardware.network
-    with pytest.raises(ValueError, match=r"has 8 devices in a node and no \[network\]: 32 devices need one"):
+    with refuses(ValueError, "8 devices", "[network]", "32 devices"):
         link_of(("expert",), mesh, dataclasses.replace(hardware, network=None))
 
 
@@ -200,18 +199,18 @@ def test_json_has_every_row_and_nothing_infinite() -> None:
 
 
 def test_too_many_devices_are_refused_at_once() -> None:
-    with pytest.raises(ValueError, match=r"devices must be at most 65,536, got 1e\+09"):
+    with refuses(ValueError, "devices", "65,536", "got 1e+09"):
         compare_meshes(CONFIG, 10**9, "h100-sxm")
 
 
 @pytest.mark.parametrize(
     ("fields", "complaint"),
     [
-        ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
-        ({"batch_size": True}, "batch_size must be a whole number of at least 1, got True"),
-        ({"batch_size": 1, "input_len": 1.5}, "input_len must be a whole number of at least 1, got 1.5"),
-        ({"batch_size": 1, "context": -1}, "context must be a whole number of at least 0, got -1"),
-        ({"batch_size": 1, "context": 100}, "context=100 is shorter than input_len=512"),
+        ({"batch_size": 0}, ("batch_size", "1", "got 0")),
+        ({"batch_size": True}, ("batch_size", "1", "got True")),
+        ({"batch_size": 1, "input_len": 1.5}, ("input_len", "1", "got 1.5")),
+        ({"batch_size": 1, "context": -1}, ("context", "0", "got -1")),
+        ({"batch_size": 1, "context": 100}, ("context=100", "input_len=512")),
     ],
 )
 def test_an_impossible_workload_is_refused(fields: dict, complaint: str) -> None:

@@ -11,6 +11,7 @@ from moejax.planning.crossovers import ThroughputCurve, batch_crossovers, curve
 from moejax.planning.plots import check_plot, chosen_curves, crossover_text, draw
 from moejax.planning.workload import Workload
 from sharding import MeshConfig
+from tests.messages import refuses
 
 SPLIT = Split(mesh=MeshConfig(), dispatch="replicated", remark=None)
 
@@ -66,17 +67,16 @@ def test_pictures_are_drawn(tmp_path: Path, hardware: str, devices: int, crosses
 
 
 def test_what_cannot_be_drawn_is_told_before() -> None:
-    with pytest.raises(ValueError, match="--plot must be a .png, .svg or .pdf file, got 'a.gif'"):
+    with refuses(ValueError, "--plot", ".png, .svg or .pdf", "'a.gif'"):
         check_plot("a.gif")
-    with pytest.raises(ValueError, match="there is no such folder; make it first"):
+    with refuses(ValueError, "no such folder", "make it"):
         check_plot("nowhere/a.png")
     rows = compare_meshes(named_config("mixtral-8x7b"), 1, "l40s", batch_size=1)
-    with pytest.raises(ValueError, match="no split of this model fits these devices, so there is nothing to draw"):
+    with refuses(ValueError, "no split"):
         draw(rows, make_plan("mixtral-8x7b", "l40s"), "", Path("a.png"))
 
 
 def test_without_matplotlib_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("moejax.planning.plots.find_spec", lambda name: None)
-    with pytest.raises(ValueError) as caught:
+    with refuses(ValueError, "--plot", "pip install 'moejax[bench]'"):
         check_plot("a.png")
-    assert str(caught.value) == "--plot needs matplotlib; install it with: pip install 'moejax[bench]'"

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from moejax.planning.hardware import SHIPPED, hardware_toml, load_hardware, shipped_hardware
+from tests.messages import refuses
 
 GOOD = """title = "a device"
 memory_bytes = 1000
@@ -73,92 +74,87 @@ def test_a_file_of_a_user(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "complaint"),
+    ("old", "new", "facts"),
     [
-        ("[link]", "[speeds.int8]\n[link]", "unknown key speeds.int8; the known ones are bfloat16, float16, float32"),
-        ("[link]", "[speeds.float32]\n[link]", "speeds.float32.project is missing; a hardware file needs it"),
+        ("[link]", "[speeds.int8]\n[link]", ("speeds.int8", "bfloat16, float16, float32")),
+        ("[link]", "[speeds.float32]\n[link]", ("speeds.float32.project", "missing")),
         (
             "[link]",
             SPEEDS.replace("{ 1 = 10.0 }", "{}") + "[link]",
-            "speeds.float32.experts must be FLOP/s by whole numbers of rows, as in { 1 = 2e10, 8 = 1e11 }, got {}",
+            ("speeds.float32.experts", "{ 1 = 2e10, 8 = 1e11 }", "got {}"),
         ),
         (
             "[link]",
             SPEEDS.replace("{ 1 = 10", "{ 0 = 10") + "[link]",
-            "speeds.float32.experts must be FLOP/s by whole numbers",
+            ("speeds.float32.experts", "whole numbers"),
         ),
         (
             "[link]",
             SPEEDS.replace("{ 1 = 10", f"{{ 1{'0' * 5000} = 10") + "[link]",
-            "speeds.float32.experts must be FLOP/s by whole numbers",
+            ("speeds.float32.experts", "whole numbers"),
         ),
         (
             "[link]",
             SPEEDS.replace("{ 1 = 10.0", "{ 1 = 10.0, 01 = 11.0") + "[link]",
-            "speeds.float32.experts has the row count 1 twice; keep one of them",
+            ("speeds.float32.experts", "row count 1 twice"),
         ),
         (
             "memory_bytes = 1000",
             f"memory_bytes = 0x{'f' * 5000}",
-            "memory_bytes must be at most 1e+24, got a number of thousands of digits",
+            ("memory_bytes", "1e+24", "thousands of digits"),
         ),
-        ("[link]", SPEEDS.replace("10.0", "0") + "[link]", "speeds.float32.experts.1 must be a number above 0, got 0"),
-        ("memory_bytes = 1000", "", "memory_bytes is missing; a hardware file needs it"),
-        ("bandwidth = 2\n", "", "link.bandwidth is missing; a hardware file needs it"),
-        ("memory_bytes = 1000", "memory_bytes = 0", "memory_bytes must be a whole number of at least 1, got 0"),
-        ("memory_bytes = 1000", "memory_bytes = 1e3", "memory_bytes must be a whole number of at least 1, got 1000.0"),
-        ("bandwidth = 10", "bandwidth = -1", "bandwidth must be a number above 0, got -1"),
-        ("bandwidth = 10", "bandwidth = 5e-324", "bandwidth must be 0 or a number between 1e-12 and 1e+24, got 5e-324"),
-        ("bandwidth = 10", f"bandwidth = 1{'0' * 400}", "bandwidth must be 0 or a number between 1e-12 and 1e+24"),
-        ("memory_bytes = 1000", f"memory_bytes = 1{'0' * 400}", "memory_bytes must be at most 1e+24"),
-        ("latency = 0", "latency = 1e308", "link.latency must be 0 or a number between 1e-12 and 1e+24, got 1e+308"),
-        ("bandwidth = 10", f"bandwidth = {'[' * 20_000}", "cannot be read as TOML"),
-        ("bandwidth = 10", "bandwidth = nan", "bandwidth must be a finite number, got nan"),
-        ("bandwidth = 10", "bandwidth = inf", "bandwidth must be a finite number, got inf"),
-        ("bandwidth = 10", "bandwidth = true", "bandwidth must be a finite number, got True"),
-        ("bandwidth = 10", 'bandwidth = "fast"', "bandwidth must be a finite number, got 'fast'"),
-        ("latency = 0", "latency = -0.1", "link.latency must be a number of at least 0, got -0.1"),
+        ("[link]", SPEEDS.replace("10.0", "0") + "[link]", ("speeds.float32.experts.1", "0", "got 0")),
+        ("memory_bytes = 1000", "", ("memory_bytes", "missing")),
+        ("bandwidth = 2\n", "", ("link.bandwidth", "missing")),
+        ("memory_bytes = 1000", "memory_bytes = 0", ("memory_bytes", "1", "got 0")),
+        ("memory_bytes = 1000", "memory_bytes = 1e3", ("memory_bytes", "1", "got 1000.0")),
+        ("bandwidth = 10", "bandwidth = -1", ("bandwidth", "0", "got -1")),
+        ("bandwidth = 10", "bandwidth = 5e-324", ("bandwidth", "0", "1e-12", "1e+24", "got 5e-324")),
+        ("bandwidth = 10", f"bandwidth = 1{'0' * 400}", ("bandwidth", "0", "1e-12", "1e+24")),
+        ("memory_bytes = 1000", f"memory_bytes = 1{'0' * 400}", ("memory_bytes", "1e+24")),
+        ("latency = 0", "latency = 1e308", ("link.latency", "0", "1e-12", "1e+24", "got 1e+308")),
+        ("bandwidth = 10", f"bandwidth = {'[' * 20_000}", ("TOML",)),
+        ("bandwidth = 10", "bandwidth = nan", ("bandwidth", "got nan")),
+        ("bandwidth = 10", "bandwidth = inf", ("bandwidth", "got inf")),
+        ("bandwidth = 10", "bandwidth = true", ("bandwidth", "got True")),
+        ("bandwidth = 10", 'bandwidth = "fast"', ("bandwidth", "got 'fast'")),
+        ("latency = 0", "latency = -0.1", ("link.latency", "0", "got -0.1")),
         (
             "devices_per_node = 4",
             "devices_per_node = 0",
-            "devices_per_node must be a whole number of at least 1, got 0",
+            ("devices_per_node", "1", "got 0"),
         ),
-        ("float32 = 5.0", "float33 = 5.0", "unknown key matrix_rate.float33; did you mean 'float32'?"),
-        ("float32 = 5.0", "", "matrix_rate must be FLOP/s for at least one of bfloat16, float16, float32, got {}"),
-        ("float32 = 5.0", "float32 = 0", "matrix_rate.float32 must be a number above 0, got 0"),
+        ("float32 = 5.0", "float33 = 5.0", ("matrix_rate.float33", "'float32'")),
+        ("float32 = 5.0", "", ("matrix_rate", "bfloat16, float16, float32", "got {}")),
+        ("float32 = 5.0", "float32 = 0", ("matrix_rate.float32", "0", "got 0")),
         (
             "devices_per_node = 4",
             "device_per_node = 4",
-            "unknown key device_per_node; did you mean 'devices_per_node'?",
+            ("device_per_node", "'devices_per_node'"),
         ),
-        ('title = "a device"', "title = 3", "title must be a text, got 3"),
-        ('title = "a device"', 'title = "x"\nkinds = "cpu"', "kinds must be a list of strings, got 'cpu'"),
-        ("[link]", "[links]", "link is missing; a hardware file needs it"),
-        ("[matrix_rate]", "[matrix_rate", "cannot be read as TOML"),
+        ('title = "a device"', "title = 3", ("title", "text", "got 3")),
+        ('title = "a device"', 'title = "x"\nkinds = "cpu"', ("kinds", "list", "got 'cpu'")),
+        ("[link]", "[links]", ("link", "missing")),
+        ("[matrix_rate]", "[matrix_rate", ("TOML",)),
         (
             "[matrix_rate]\nfloat32 = 5.0",
             "matrix_rate = 5.0",
-            "matrix_rate must be a table, as in [matrix_rate], got 5.0",
+            ("matrix_rate", "[matrix_rate]", "got 5.0"),
         ),
     ],
 )
-def test_a_missing_or_impossible_figure_is_named(tmp_path: Path, old: str, new: str, complaint: str) -> None:
+def test_a_missing_or_impossible_figure_is_named(tmp_path: Path, old: str, new: str, facts: tuple[str, ...]) -> None:
     assert old in GOOD
     path = tmp_path / "mine.toml"
     path.write_text(GOOD.replace(old, new, 1))
-    with pytest.raises(ValueError) as caught:
+    with refuses(ValueError, path, *facts) as caught:
         load_hardware(path)
-    message = str(caught.value)
-    assert message.startswith(f"{path}: {complaint}") and "\n" not in message.removeprefix(str(path))
+    assert "\n" not in str(caught.value).removeprefix(str(path))
 
 
 def test_unknown_names_list_the_known_ones() -> None:
-    with pytest.raises(ValueError) as caught:
+    with refuses(ValueError, "'h100'", ", ".join(shipped_hardware()), "'h100-sxm'"):
         load_hardware("h100")
-    assert str(caught.value) == (
-        f"unknown hardware 'h100': the known names are {', '.join(shipped_hardware())}, or the path of a .toml file; "
-        "did you mean 'h100-sxm'?"
-    )
-    with pytest.raises(ValueError, match="no such file; the hardware that comes with moejax is a100-80gb"):
+    with refuses(ValueError, "no such file", "a100-80gb"):
         load_hardware("nowhere.toml")
     assert {path.suffix for path in SHIPPED.iterdir()} == {".toml"}

@@ -11,6 +11,7 @@ from moejax.planning.hardware import Hardware, Link, load_hardware
 from moejax.planning.ranking import best
 from sharding import MeshConfig
 from sharding.collectives import wire_elements
+from tests.messages import refuses, says
 
 MIB = 2**20
 WEIGHTS = 2 * 46_702_792_704  # bytes, two for each parameter
@@ -46,7 +47,7 @@ def test_it_does_not_fit_one_h100_and_the_answer_says_by_how_much() -> None:
     assert not row.fits and row.footprint and row.footprint.weights == WEIGHTS
     usable = int(81_559 * MIB * 0.9)
     assert row.over_bytes == row.footprint.total - usable > 16.4e9
-    assert row.why_not == "does not fit: 93.8 GB per device, 77.0 GB usable, 16.8 GB over"
+    says(str(row.why_not), "93.8 GB", "77.0 GB", "16.8 GB")
     assert row.largest_batch == 0
 
 
@@ -54,7 +55,7 @@ def test_it_does_not_fit_two_v100() -> None:
     found = rows(2, "v100-32gb", dtype="float16")
     assert found and not any(row.fits for row in found.values())
     nearest = min(found.values(), key=lambda row: row.over_bytes)
-    assert nearest.why_not == "does not fit: 46.9 GB per device, 30.7 GB usable, 16.3 GB over"
+    says(str(nearest.why_not), "46.9 GB", "30.7 GB", "16.3 GB")
 
 
 @pytest.mark.parametrize(
@@ -71,7 +72,7 @@ def test_it_fits(devices: int, name: str, dtype: str, largest: int) -> None:
 
 
 def test_a_v100_computes_in_no_bfloat16() -> None:
-    with pytest.raises(ValueError, match="does not compute in bfloat16; use dtype=float16 or float32"):
+    with refuses(ValueError, "bfloat16", "dtype=float16 or float32"):
         rows(4, "v100-32gb")
 
 

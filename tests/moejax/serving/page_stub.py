@@ -55,7 +55,8 @@ class Stub:
     """What it answers.
 
     facts, health: of `/v1/moejax/info` and `/health`.
-    ours, baseline: the chunks that each streams; an ApiError is sent as a stream's error and ends it, None cuts it off.
+    ours, baseline: the chunks that each streams; an ApiError is sent as a stream's error and ends it, None cuts it off,
+        and what follows an Event waits for it.
     refusals: errors that the baseline's next requests get before there is a stream.
     """
 
@@ -99,6 +100,9 @@ async def events(chunks: Sequence[Any]) -> AsyncIterator[bytes]:
     for chunk in chunks:
         if chunk is None:
             return
+        if isinstance(chunk, threading.Event):
+            assert await asyncio.to_thread(chunk.wait, WAIT_SECONDS)
+            continue
         if isinstance(chunk, ApiError):
             yield event(chunk.body())
             return

@@ -10,6 +10,7 @@ import pytest
 
 from moejax.serving.baseline import Choice, Task
 from moejax.serving.baseline_process import BaselineFailed, BaselineProcess
+from tests.messages import says
 
 if TYPE_CHECKING:  # it imports JAX, before tests/conftest.py has set its options
     from tests.moejax.serving.live import Live
@@ -71,7 +72,7 @@ def test_without_a_baseline_there_is_no_route(live: "Live") -> None:
         answer = client.post("/v1/moejax/baseline/completions", json=ASKED)
         info = client.get("/v1/moejax/info").json()
     assert answer.status_code == 404
-    assert answer.json()["error"]["message"].startswith("there is no baseline: ")
+    says(answer.json()["error"]["message"], "no baseline")
     assert info["baseline"]["available"] is False
 
 
@@ -95,21 +96,21 @@ def test_stream_has_the_form_of_a_completion(live: "Live") -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "message"),
+    ("changed", "facts"),
     [
-        ({"stream": False}, "the baseline only streams"),
-        ({"prompt": ["a", "b"]}, "one prompt at a time, got 2"),
-        ({"n": 2, "temperature": 1}, "the baseline has no n, got 2"),
-        ({"logprobs": 2}, "the baseline has no logprobs"),
-        ({"return_routed_experts": True}, "the baseline has no return_routed_experts"),
+        ({"stream": False}, ("stream",)),
+        ({"prompt": ["a", "b"]}, ("one prompt", "got 2")),
+        ({"n": 2, "temperature": 1}, ("n", "got 2")),
+        ({"logprobs": 2}, ("logprobs",)),
+        ({"return_routed_experts": True}, ("return_routed_experts",)),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_what_it_does_not_do_is_refused(live: "Live", changed: dict[str, Any], message: str) -> None:
+def test_what_it_does_not_do_is_refused(live: "Live", changed: dict[str, Any], facts: tuple[str, ...]) -> None:
     async def story(client: httpx.AsyncClient) -> None:
         answer = await client.post("/v1/moejax/baseline/completions", json=ASKED | changed)
         assert answer.status_code == 400
-        assert message in answer.json()["error"]["message"]
+        says(answer.json()["error"]["message"], *facts)
 
     with_client(live, Scripted(three_tokens), story)
 

@@ -2,8 +2,10 @@
 
 import asyncio
 import itertools
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -15,6 +17,7 @@ from moejax import SamplingParams
 from moejax.serving.engine import Engine
 from moejax.serving.jobs import Delta, EngineError, Mailbox, QueueFull, ServedRequest, wake
 from moejax.serving.running import CHUNK_SECONDS
+from tests.messages import refuses, says
 from tests.moejax.serving.live import WAIT_SECONDS, finished, job, make_engine, scheduler_of, wait_until_ready
 
 # Short, exactly a short group, one more, a chunk, one more, several chunks, nearly the whole cache.
@@ -58,6 +61,32 @@ def check(model: "moejax.Model", *jobs: ServedRequest) -> None:
         for sequence, output in zip(one.sequences, result.outputs, strict=True):
             assert sequence.tokens == output.token_ids
             assert (sequence.finish_reason, sequence.stop_reason) == (output.finish_reason, output.stop_reason)
+
+
+@contextmanager
+def held(engine: Engine) -> Iterator[None]:
+    """Prompts are fed, which gives the first tokens; steps of the decode loop are taken when the block has ended.
+
+    However busy the machine is, a request that has begun is then not finished before the test has done the next thing.
+    """
+    slots, go_on = scheduler_of(engine).slots, threading.Event()
+    generate = slots.generate
+
+    def later(*args: Any, **rest: Any) -> Any:
+        assert go_on.wait(WAIT_SECONDS)
+        return generate(*args, **rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(slots, "generate", later)
+        try:
+            yield
+        finally:
+            go_on.set()
+
+
+async def first_token(one: ServedRequest) -> None:
+    async for _ in one.mailbox:
+        break
 
 
 def test_tokens_are_those_of_decode_alone(engine: Engine, model: "moejax.Model") -> None:
@@ -109,10 +138,10 @@ def test_a_reused_slot_keeps_nothing_of_the_request_before(engine: Engine, model
 
     async def main() -> list[ServedRequest]:
         long = [job(model, prompt(40, seed), next(numbers), max_tokens=60) for seed in range(4)]
-        engine.submit(long)
-        async for _ in long[0].mailbox:
-            break
-        engine.cancel(long[:3])
+        with held(engine):
+            engine.submit(long)
+            await first_token(long[0])
+            engine.cancel(long[:3])
         jobs = [job(model, prompt(200, 9 + seed), next(numbers), max_tokens=20) for seed in range(3)]
         await run(engine, jobs)
         return [*jobs, await finished(long[3])]
@@ -125,6 +154,7 @@ def test_prompts_are_fed_between_steps(engine: Engine, model: "moejax.Model", mo
     scheduler = scheduler_of(engine)
     calls: list[str] = []
     feed, generate = scheduler.slots.feed, scheduler.slots.generate
+    submitted = threading.Event()
 
     def slow_feed(*args: Any) -> Any:
         calls.append("feed")
@@ -132,6 +162,7 @@ def test_prompts_are_fed_between_steps(engine: Engine, model: "moejax.Model", mo
         return feed(*args)
 
     def one_step(wanted: int, **rest: int) -> Any:
+        assert submitted.wait(WAIT_SECONDS)
         calls.append("generate")
         return generate(1, **rest)
 
@@ -141,12 +172,12 @@ def test_prompts_are_fed_between_steps(engine: Engine, model: "moejax.Model", mo
     async def main() -> list[ServedRequest]:
         first = job(model, prompt(5, 1), next(numbers), max_tokens=60)
         engine.submit([first])
-        async for _ in first.mailbox:
-            break
+        await first_token(first)
         calls.clear()
         long = job(model, prompt(290, 2), next(numbers), max_tokens=2)
-        await run(engine, [long])
-        assert first.finished is False
+        engine.submit([long])
+        submitted.set()
+        await asyncio.wait_for(finished(long), WAIT_SECONDS)
         return [long, await finished(first)]
 
     check(model, *asyncio.run(main()))
@@ -225,17 +256,16 @@ def test_who_wants_a_whole_answer_is_woken_once() -> None:
 def test_a_cancelled_request_leaves_its_slots_to_others(engine: Engine, model: "moejax.Model") -> None:
     async def main() -> None:
         hogs = [job(model, prompt(9, seed), next(numbers), max_tokens=300) for seed in range(4)]
-        engine.submit(hogs)
         waiting = job(model, prompt(9, 5), next(numbers), max_tokens=5)
-        engine.submit([waiting])
-        async for _ in hogs[0].mailbox:
-            break
-        engine.cancel([hogs[0]])
+        with held(engine):
+            engine.submit([*hogs, waiting])
+            await first_token(hogs[0])
+            engine.cancel([hogs[0]])
         await asyncio.wait_for(finished(waiting), WAIT_SECONDS)
         engine.cancel(hogs)
         for hog in hogs:
             await asyncio.wait_for(finished(hog), WAIT_SECONDS)
-        assert any(len(hog.sequences[0].tokens) < 300 for hog in hogs)
+        assert len(hogs[0].sequences[0].tokens) < 300
 
     asyncio.run(main())
 
@@ -244,7 +274,7 @@ def test_queue_has_a_bound_and_takes_all_jobs_or_none(model: "moejax.Model", eng
     async def main() -> None:
         with engine.paused():
             jobs = [job(model, [1, 2], next(numbers), max_tokens=1) for _ in range(101)]
-            with pytest.raises(QueueFull, match="0 requests are waiting, the most are 100"):
+            with refuses(QueueFull, "0 requests", "100"):
                 engine.submit(jobs)
             engine.submit(jobs[:100])
             with pytest.raises(QueueFull, match="100 requests"):
@@ -254,16 +284,31 @@ def test_queue_has_a_bound_and_takes_all_jobs_or_none(model: "moejax.Model", eng
     asyncio.run(main())
 
 
-def test_paused_engine_makes_no_call(model: "moejax.Model", engine: Engine) -> None:
+def test_paused_engine_makes_no_call(model: "moejax.Model", engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pause comes while a call of the decode loop runs, which is one step long and the last one."""
+    slots, allowed = scheduler_of(engine).slots, threading.Semaphore(0)
+    generate = slots.generate
+
+    def one_step(wanted: int, **rest: int) -> Any:
+        assert allowed.acquire(timeout=WAIT_SECONDS)
+        return generate(1, **rest)
+
+    monkeypatch.setattr(slots, "generate", one_step)
+
     async def main() -> None:
         one = job(model, [1, 2], next(numbers), max_tokens=300)
         engine.submit([one])
-        async for _ in one.mailbox:
-            break
-        with engine.paused():
-            before = len(one.sequences[0].tokens)
-            await asyncio.sleep(0.2)
-            assert len(one.sequences[0].tokens) == before < 300
+        await first_token(one)
+        pause = engine.paused()
+        entering = asyncio.create_task(asyncio.to_thread(pause.__enter__))
+        while not engine._pauses:
+            await asyncio.sleep(0.01)
+        allowed.release(1000)
+        await asyncio.wait_for(entering, WAIT_SECONDS)
+        before = len(one.sequences[0].tokens)
+        await asyncio.sleep(0.2)  # in which it could make many calls
+        assert len(one.sequences[0].tokens) == before <= 3
+        pause.__exit__(None, None, None)
         await asyncio.wait_for(finished(one), WAIT_SECONDS)
         check(model, one)
 
@@ -288,13 +333,14 @@ def test_death_of_the_thread_is_told_to_everybody(
         dying.submit(jobs)
         ends = await asyncio.wait_for(asyncio.gather(*map(finished, jobs), return_exceptions=True), WAIT_SECONDS)
         assert [type(end) for end in ends] == [EngineError] * 9
-        assert "the engine has failed (SystemExit)" in str(ends[0])
-        with pytest.raises(EngineError, match="start the server again"):
+        for end in ends:
+            says(str(end), "SystemExit")
+        with refuses(EngineError, "start the server"):
             dying.submit([job(model, [1], next(numbers), max_tokens=1)])
 
     asyncio.run(main())
     assert dying.status == "dead"
-    with pytest.raises(EngineError, match="the engine has failed"):
+    with refuses(EngineError, "failed"):
         _ = dying.model
 
 
@@ -305,14 +351,15 @@ def test_drained_engine_finishes_what_runs_and_gives_up_what_waits(model: "moeja
 
     async def main() -> None:
         jobs = [job(model, [1, seed], next(numbers), max_tokens=300) for seed in range(6)]
-        ending.submit(jobs)
-        for one in jobs[:4]:
-            async for _ in one.mailbox:
-                break
-        ending.drain(WAIT_SECONDS)
+        with held(ending):
+            ending.submit(jobs)
+            for one in jobs[:4]:
+                await first_token(one)
+            ending.drain(WAIT_SECONDS)
         ends = await asyncio.wait_for(asyncio.gather(*map(finished, jobs), return_exceptions=True), WAIT_SECONDS)
         assert ends[:4] == jobs[:4]
-        assert [str(end) for end in ends[4:]] == ["the server is shutting down"] * 2
+        for end in ends[4:]:
+            says(str(end), "shutting down")
         check(model, *jobs[:4])
 
     asyncio.run(main())
@@ -327,10 +374,10 @@ def test_drained_engine_gives_up_what_runs_too_long(model: "moejax.Model", engin
 
     async def main() -> None:
         one = job(model, [1, 2], next(numbers), max_tokens=300)
-        ending.submit([one])
-        async for _ in one.mailbox:
-            break
-        ending.drain(0)
+        with held(ending):
+            ending.submit([one])
+            await first_token(one)
+            ending.drain(0)
         with pytest.raises(EngineError, match="shutting down"):
             await asyncio.wait_for(finished(one), WAIT_SECONDS)
         assert not one.finished

@@ -12,6 +12,7 @@ import pytest
 
 import moejax
 from moejax.decoding.scheduler import Scheduler
+from tests.messages import says
 from tests.moejax.serving.conftest import SIZES
 from tests.moejax.serving.live import WAIT_SECONDS, Live, running, settled
 
@@ -29,31 +30,31 @@ def error_of(answer: httpx.Response) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "facts"),
     [
-        (b"{", "the body is no valid JSON"),
-        (b"", "the body: Field required"),
-        (b"[]", "the body: Input should be a valid dictionary"),
-        (b"null", "the body: Field required|the body: Input should be"),
-        (b'{"prompt": "\xff\xfe"}', "There was an error parsing the body"),
-        (b'{"prompt": "a", "max_tokens": 1e999}', "max_tokens: "),
-        (b'{"prompt": "a", "temperature": NaN}', "temperature must be a number"),
-        (b'{"prompt": {"a": 1}}', "prompt must be a string, a list of strings"),
-        (b'{"prompt": "\\ud800"}', "surrogate"),
-        (b'{"prompt": "a", "model": "\\ud800"}', "does not exist"),
-        (b'{"prompt": "a", "\\ud800": 1}', "unable to parse raw data as a unicode string"),
-        (b'{"prompt": "a", "stop": ""}', "stop must be a non-empty string"),
-        (b'{"prompt": "a", "max_tokens": true}', "max_tokens: Input should be a valid integer"),
-        (b"[" * 100_000, "JSON|parsing"),
+        (b"{", ("JSON",)),
+        (b"", ("body", "required")),
+        (b"[]", ("body", "dictionary")),
+        (b"null", ("body",)),
+        (b'{"prompt": "\xff\xfe"}', ("body",)),
+        (b'{"prompt": "a", "max_tokens": 1e999}', ("max_tokens: ",)),
+        (b'{"prompt": "a", "temperature": NaN}', ("temperature",)),
+        (b'{"prompt": {"a": 1}}', ("prompt",)),
+        (b'{"prompt": "\\ud800"}', ("surrogate",)),
+        (b'{"prompt": "a", "model": "\\ud800"}', ("does not exist",)),
+        (b'{"prompt": "a", "\\ud800": 1}', ("unicode string",)),
+        (b'{"prompt": "a", "stop": ""}', ("stop", "non-empty")),
+        (b'{"prompt": "a", "max_tokens": true}', ("max_tokens", "integer")),
+        (b"[" * 100_000, ("body",)),
     ],
     ids=lambda value: str(value[:24]) if isinstance(value, bytes) else "",
 )
-def test_malformed_bodies(live: Live, content: bytes, message: str) -> None:
+def test_malformed_bodies(live: Live, content: bytes, facts: tuple[str, ...]) -> None:
     with live.client() as client:
         answer = client.post(COMPLETIONS, content=content, headers={"content-type": "application/json"})
     assert answer.status_code in (400, 404)
     error = error_of(answer)
-    assert any(part in error["message"] for part in message.split("|")), error
+    says(error["message"], *facts)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +69,7 @@ def test_bodies_that_are_not_said_to_be_json(live: Live, headers: dict[str, str]
     with live.client() as client:
         answer = client.post(COMPLETIONS, content=b'{"prompt": "a"}', headers=headers)
     assert answer.status_code == 400
-    assert error_of(answer)["message"] == f"send content-type: application/json ({got}); without it no body is read"
+    says(error_of(answer)["message"], "content-type: application/json", got)
 
 
 def test_requests_that_are_too_large(live: Live) -> None:
@@ -196,10 +197,10 @@ def test_engine_that_dies(model: "moejax.Model", monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(Scheduler, "wait", fail_later)
         with client.stream("POST", COMPLETIONS, json={**LONG, "stream": True}) as answer:
             *_, last = (line for line in answer.iter_lines() if line)
-        assert "the engine has failed (MemoryError)" in json.loads(last.removeprefix("data: "))["error"]["message"]
+        says(json.loads(last.removeprefix("data: "))["error"]["message"], "MemoryError")
         health = client.get("/health")
-        message = "the engine has failed; start the server again"
-        assert (health.status_code, health.json()) == (503, {"status": "dead", "message": message})
+        assert (health.status_code, health.json()["status"]) == (503, "dead")
+        says(health.json()["message"], "failed", "start the server")
         later = client.post(COMPLETIONS, json={"prompt": "a"})
         assert later.status_code == 503
         assert error_of(later)["type"] == "service_unavailable_error"

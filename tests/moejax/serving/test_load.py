@@ -44,11 +44,8 @@ async def one_client(live: Live, number: int, kinds: list[dict[str, Any]], todo:
         while todo:
             kind = todo.pop()
             if rng.random() < 0.2:
-                try:
-                    limit = float(rng.uniform(0.005, 0.3))
-                    await asyncio.wait_for(client.post("/v1/completions", json=kinds[kind]), limit)
-                except TimeoutError:
-                    seen.cancelled += 1
+                await leave(client, kinds[kind], events=int(rng.integers(0, 3)))
+                seen.cancelled += 1
                 continue
             seen.waiting.append(live.metric("vllm:num_requests_waiting"))
             while (answer := await client.post("/v1/completions", json=kinds[kind])).status_code == 429:
@@ -56,6 +53,21 @@ async def one_client(live: Live, number: int, kinds: list[dict[str, Any]], todo:
                 await asyncio.sleep(0.1)
             assert answer.status_code == 200, answer.text
             seen.answers.append((kind, answer.json()["choices"][0]["text"]))
+
+
+async def leave(client: httpx.AsyncClient, kind: dict[str, Any], *, events: int) -> None:
+    """Asks for a stream and goes away after some of its events; after none: when the request has been sent."""
+    if events == 0:
+        asking = asyncio.create_task(client.post("/v1/completions", json=kind))
+        await asyncio.sleep(0.02)  # where it has been answered by then, there is nothing left to leave
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        return
+    async with client.stream("POST", "/v1/completions", json={**kind, "stream": True}) as answer:
+        async for line in answer.aiter_lines():
+            events -= line.startswith("data: ")
+            if events == 0:
+                return
 
 
 async def load(live: Live, kinds: list[dict[str, Any]], count: int) -> Seen:

@@ -8,6 +8,7 @@ import pytest
 
 import moejax
 from moejax.text.chat import encode_chat
+from tests.messages import refuses
 from tests.moejax.serving.live import WAIT_SECONDS, Live
 
 PROMPT = "the import statement"
@@ -28,7 +29,7 @@ def alone(live: Live, prompt: object, **params: object) -> "moejax.DecodeResult"
 def test_models(client: openai.OpenAI) -> None:
     assert [one.id for one in client.models.list()] == ["tiny"]
     assert client.models.retrieve("tiny").owned_by == "moejax"
-    with pytest.raises(openai.NotFoundError, match="this server has 'tiny'"):
+    with refuses(openai.NotFoundError, "'tiny'"):
         client.models.retrieve("gpt-4")
 
 
@@ -183,38 +184,38 @@ def test_routed_experts_of_a_stream(client: openai.OpenAI, live: Live) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "message", "param"),
+    ("asked", "facts", "param"),
     [
-        ({"max_tokens": 400}, "is past the limit of 320|that is past the limit of 320", None),
-        ({"max_tokens": 0}, "max_tokens must be a whole number at least 1, got 0", "max_tokens"),
-        ({"temperature": -1}, "temperature must be a number from 0", "temperature"),
-        ({"n": 2, "temperature": 0}, "n=2 greedy outputs would all be the same", "n"),
-        ({"n": 5}, "n=5 outputs, this server has 4 slots", "n"),
-        ({"logprobs": 21}, "at most 20 tokens, got 21", "logprobs"),
-        ({"seed": -1}, "seed must be a whole number", "seed"),
-        ({"echo": True}, "echo is not supported by this server: leave it out", "echo"),
-        ({"suffix": "x"}, "suffix is not supported", "suffix"),
-        ({"logit_bias": {"5": 1}}, "logit_bias is not supported", "logit_bias"),
-        ({"best_of": 2}, "best_of is not supported", "best_of"),
-        ({"extra_body": {"guided_json": {}}}, "unknown field 'guided_json': leave it out", "guided_json"),
-        ({"extra_body": {"temperature": "1"}}, "temperature: Input should be a valid number", "temperature"),
-        ({"extra_body": {"stop_token_ids": list(range(2, 20))}}, "at most 16 stop tokens", "stop_token_ids"),
-        ({"stop": [str(number) for number in range(1025)]}, "at most 1,024 stop strings", "stop"),
-        ({"stop": "x" * 16_385}, "16,384 characters together, got 1 of 16,385", "stop"),
-        ({"extra_body": {"return_routed_experts": True}}, "add stream=true", "return_routed_experts"),
-        ({"stream_options": {"include_usage": True}}, "add stream=true", "stream_options"),
-        ({"prompt": ""}, "prompt 0 is empty", "prompt"),
-        ({"prompt": [300]}, "token id 300 is out of range", "prompt"),
-        ({"prompt": ["a"] * 9}, "9 prompts in one request, the most are 8", "prompt"),
-        ({"prompt": "a" * 100_000}, "a text of 100000 characters is past the limit of 320 tokens", None),
-        ({"prompt": "a" * 321}, "shorten the prompt", None),
+        ({"max_tokens": 400}, ("320",), None),
+        ({"max_tokens": 0}, ("max_tokens", "1", "got 0"), "max_tokens"),
+        ({"temperature": -1}, ("temperature", "0"), "temperature"),
+        ({"n": 2, "temperature": 0}, ("n=2",), "n"),
+        ({"n": 5}, ("n=5", "4 slots"), "n"),
+        ({"logprobs": 21}, ("20 tokens", "got 21"), "logprobs"),
+        ({"seed": -1}, ("seed",), "seed"),
+        ({"echo": True}, ("echo", "not supported"), "echo"),
+        ({"suffix": "x"}, ("suffix", "not supported"), "suffix"),
+        ({"logit_bias": {"5": 1}}, ("logit_bias", "not supported"), "logit_bias"),
+        ({"best_of": 2}, ("best_of", "not supported"), "best_of"),
+        ({"extra_body": {"guided_json": {}}}, ("'guided_json'",), "guided_json"),
+        ({"extra_body": {"temperature": "1"}}, ("temperature", "number"), "temperature"),
+        ({"extra_body": {"stop_token_ids": list(range(2, 20))}}, ("16 stop tokens",), "stop_token_ids"),
+        ({"stop": [str(number) for number in range(1025)]}, ("1,024 stop strings",), "stop"),
+        ({"stop": "x" * 16_385}, ("16,384", "16,385"), "stop"),
+        ({"extra_body": {"return_routed_experts": True}}, ("add stream=true",), "return_routed_experts"),
+        ({"stream_options": {"include_usage": True}}, ("add stream=true",), "stream_options"),
+        ({"prompt": ""}, ("prompt 0 is empty",), "prompt"),
+        ({"prompt": [300]}, ("token id 300",), "prompt"),
+        ({"prompt": ["a"] * 9}, ("9 prompts", "8"), "prompt"),
+        ({"prompt": "a" * 100_000}, ("100000", "320"), None),
+        ({"prompt": "a" * 321}, ("shorten the prompt",), None),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_what_cannot_be_done_is_refused(
-    client: openai.OpenAI, asked: dict[str, object], message: str, param: str | None
+    client: openai.OpenAI, asked: dict[str, object], facts: tuple[str, ...], param: str | None
 ) -> None:
-    with pytest.raises(openai.BadRequestError, match=message) as caught:
+    with refuses(openai.BadRequestError, *facts) as caught:
         client.completions.create(**{"model": "tiny", "prompt": PROMPT, **asked})  # type: ignore[call-overload]
     body = caught.value.body
     assert isinstance(body, dict)
@@ -239,18 +240,18 @@ def test_harmless_fields_are_taken(client: openai.OpenAI) -> None:
 
 
 def test_chats_are_checked(client: openai.OpenAI) -> None:
-    for asked, message in (
-        ({"messages": []}, "at least one message"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, "no text"),
-        ({"top_logprobs": 2}, "top_logprobs needs logprobs=true"),
-        ({"max_tokens": 2, "max_completion_tokens": 3}, "differ: give one"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools is not supported"),
-        ({"response_format": {"type": "json_object"}}, "response_format is not supported"),
+    for asked, facts in (
+        ({"messages": []}, ("one message",)),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, ("no text",)),
+        ({"top_logprobs": 2}, ("top_logprobs", "logprobs=true")),
+        ({"max_tokens": 2, "max_completion_tokens": 3}, ("max_tokens", "max_completion_tokens", "give one")),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, ("tools", "not supported")),
+        ({"response_format": {"type": "json_object"}}, ("response_format", "not supported")),
     ):
-        with pytest.raises(openai.BadRequestError, match=message):
+        with refuses(openai.BadRequestError, *facts):
             client.chat.completions.create(**{"model": "tiny", "messages": MESSAGES, **asked})  # type: ignore
 
 
 def test_wrong_model(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.NotFoundError, match="'gpt-4' does not exist; this server has 'tiny'"):
+    with refuses(openai.NotFoundError, "'gpt-4'", "'tiny'"):
         client.completions.create(model="gpt-4", prompt="a")

@@ -13,6 +13,7 @@ import pytest
 from selenium.webdriver import ActionChains, Chrome, Keys
 from selenium.webdriver.common.by import By
 
+from tests.messages import says
 from tests.moejax.decoding.tiny_checkpoint import load_tiny
 from tests.moejax.serving.page_browser import Page, Server, is_alive, serving, wait_for
 from tests.tokenizer_models import byte_level, save
@@ -20,14 +21,17 @@ from tests.tokenizer_models import byte_level, save
 LAYERS, EXPERTS, CHOSEN = 2, 4, 2
 TEMPLATE = "{% for message in messages %}[{{ message.role }}]{{ message.content }}{% endfor %}[assistant]"
 PROMPT, TOKENS = "A list of things is", 150  # more than one call of the decode loop makes
+LONG = (
+    1000  # tokens of a race that is stopped, or whose server dies: it is not over before, however slow the browser is
+)
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     home = tmp_path_factory.mktemp("page")
-    load_tiny(home / "tiny", num_hidden_layers=LAYERS, num_local_experts=EXPERTS)
+    load_tiny(home / "tiny", num_hidden_layers=LAYERS, num_local_experts=EXPERTS, max_position_embeddings=LONG + 256)
     save(home / "tiny", byte_level(), chat_template=TEMPLATE)
-    sizes = ("--max-batch", "1", "--max-seq-len", "256", "--prefill-chunk", "32")
+    sizes = ("--max-batch", "1", "--max-seq-len", str(LONG + 256), "--prefill-chunk", "32")
     with serving(home / "tiny", home / "log", "--dtype", "float32", *sizes) as running:
         yield running
 
@@ -51,21 +55,18 @@ def test_key_is_asked_for_until_it_is_right(page: Page, server: Server) -> None:
     wait_for(page["key-dialog"].is_displayed)
     assert not page["generate"].is_enabled()
     page["key"].send_keys("wrong", Keys.ENTER)
-    wait_for(lambda: page["key-heading"].text == "The server does not accept this key")
+    wait_for(lambda: "not accept" in page["key-heading"].text)
     wait_for(page["key"].is_displayed)
     page["key"].send_keys(server.key, Keys.ENTER)
     wait_for(lambda: page["server-status"].text == "Ready")
-    assert page["model-facts"].text == (
-        "tiny is a language model, served by moejax. Each of its 2 layers has 4 experts, of which 2 work on a token "
-        "(a word or a piece of one)."
-    )
-    assert "then to transformers (its generate() on the same weights)" in page["race-note"].text
+    says(page["model-facts"].text, "tiny", "2 layers", "4 experts", "2")
+    says(page["race-note"].text, "transformers", "generate()")
     assert page["key-dialog"].get_attribute("open") is None
 
 
 def test_answer_streams_and_is_the_servers(page: Page, server: Server) -> None:
     page.fill(prompt=PROMPT, max_tokens=TOKENS)
-    assert page["settings-summary"].text == f"temperature 0 · up to {TOKENS} tokens"
+    says(page["settings-summary"].text, f"up to {TOKENS} tokens")
     page.js(
         "window.sizes = []; new MutationObserver(() => sizes.push(document.querySelectorAll('.token').length))"
         ".observe(document.getElementById('lanes'), {childList: true, subtree: true})"
@@ -74,15 +75,12 @@ def test_answer_streams_and_is_the_servers(page: Page, server: Server) -> None:
     chunks = server.post("/v1/completions", prompt=PROMPT, max_tokens=TOKENS, temperature=0)
     assert page.texts() == ["".join(chunk["choices"][0]["text"] for chunk in chunks)]
     sizes = page.js("return sizes")
-    assert sizes == sorted(sizes)
-    assert len(set(sizes)) > 2, "the text came at once"
+    assert sizes == sorted(sizes) and sizes[-1] == TOKENS
     stats = page.stats()
     assert stats["tokens"] == str(TOKENS)
     assert 0 < seconds(stats["ttft"]) <= seconds(stats["time"])
     assert number(stats["rate"]) == pytest.approx(TOKENS / seconds(stats["time"]), rel=0.06)  # both are rounded
-    assert page.spoken == (
-        f"Finished: {TOKENS} tokens, {stats['rate']} tokens per second; the limit of tokens is reached."
-    )
+    says(page.spoken, f"{TOKENS} tokens", f"{stats['rate']} tokens per second", "limit")
 
 
 def test_stop_text_ends_the_answer(page: Page, server: Server) -> None:
@@ -108,14 +106,14 @@ def test_table_of_experts_counts_what_the_tokens_used(page: Page, server: Server
     for layer in range(LAYERS):
         for e in range(EXPERTS):
             count = counted[layer, e]
-            assert page.cell(layer, e) == f"Expert {e} of layer {layer} worked on {count} of {TOKENS} tokens."
+            says(page.cell(layer, e), f"Expert {e}", f"layer {layer}", f"{count} of {TOKENS}")
             cell = page.driver.switch_to.active_element
             assert cell.text == f"{100 * count / TOKENS:.0f}%"
             heat = page.js("return arguments[0].style.getPropertyValue('--heat')", cell)
             assert float(heat[:-1]) == pytest.approx(100 * count / max(counted.values()), abs=0.51)
     assert counted.total() == TOKENS * LAYERS * CHOSEN
     (layer, e), most = counted.most_common(1)[0]
-    assert page["token-route"].text.endswith(f"it worked on {100 * most / TOKENS:.0f}% of them.")
+    says(page["token-route"].text, f"{100 * most / TOKENS:.0f}%")
 
 
 def test_token_shows_its_experts_by_pointer_and_by_keyboard(page: Page, server: Server) -> None:
@@ -158,9 +156,8 @@ def test_race_has_two_clocks_and_names_the_winner(page: Page) -> None:
     faster, slower = names if rates[0] >= rates[1] else names[::-1]
     ratio = number(page["verdict"].find_element(By.CLASS_NAME, "ratio").text.rstrip("×"))
     assert ratio == pytest.approx(max(rates) / min(rates), rel=0.1)  # of rounded numbers
-    assert f"{faster} was " in page["verdict"].text
-    assert f" times as fast as {slower}." in page["verdict"].text
-    assert page["verdict"].text.count("Both wrote the same tokens.") == 1
+    says(page["verdict"].text, faster, slower)
+    assert page["verdict"].text.count("same tokens") == 1
     assert page.spoken == page["verdict"].find_element(By.CLASS_NAME, "claim").text
     for lane in (0, 1):
         assert TOKENS / rates[lane] == pytest.approx(times[lane], rel=0.1)
@@ -168,14 +165,14 @@ def test_race_has_two_clocks_and_names_the_winner(page: Page) -> None:
 
 
 def test_stop_ends_the_baseline_and_frees_the_engine(page: Page, server: Server) -> None:
-    page.fill(prompt=PROMPT, max_tokens=200)
+    page.fill(prompt=PROMPT, max_tokens=LONG)
     page["race"].click()
     wait_for(lambda: page.texts()[1:] > [""])
     page["stop-button"].click()
     page.wait_until_idle()
     assert [lane.get_attribute("data-state") for lane in page.all(".lane")] == ["done", "stopped"]
     assert not page["alert"].is_displayed()
-    assert 0 < int(page.stats(1)["tokens"]) < 200
+    assert 0 < number(page.stats(1)["tokens"]) < LONG
     assert len(server.post("/v1/completions", prompt="x", max_tokens=3, temperature=0)) > 0, "the engine is held"
 
 
@@ -209,8 +206,7 @@ def test_mistakes_are_said_where_they_are(page: Page) -> None:
     assert page.field("temperature").get_attribute("aria-invalid") == "true"
     page.fill(temperature=0, prompt="long " * 300)
     page.run("generate")
-    assert page["alert"].text.startswith("The server could not do this: ")
-    assert "max_seq_len" in page["alert"].text
+    says(page["alert"].text, "max_seq_len")
     page.fill(prompt=PROMPT)
     page.run("generate")
     assert not page["alert"].is_displayed()
@@ -232,13 +228,13 @@ def test_everything_has_a_name_and_nothing_comes_from_elsewhere(page: Page, serv
 
 def test_death_of_the_server_is_said_and_leaves_no_baseline(page: Page, server: Server) -> None:
     (baseline,) = server.baseline_pids()
-    page.fill(prompt=PROMPT, max_tokens=200)
+    page.fill(prompt=PROMPT, max_tokens=LONG)
     page["race"].click()
     wait_for(lambda: page.texts()[1:] > [""])
     os.kill(server.process.pid, signal.SIGKILL)
     server.process.wait()
     wait_for(page["alert"].is_displayed)
-    assert page["alert"].text.startswith("The server stopped answering. What had arrived is kept below")
+    says(page["alert"].text, "stopped")
     wait_for(lambda: page["server-status"].text == "No server")
     assert [lane.get_attribute("data-state") for lane in page.all(".lane")] == ["done", "failed"]
     assert page.texts()[1] != ""

@@ -10,6 +10,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 from moejax.text.stream import MAX_PIECES, Detokenizer, StopMatcher, TextStream
 from moejax.text.tokenizer import Tokenizer
+from tests.messages import refuses
 from tests.tokenizer_models import byte_level, loaded, sentencepiece
 
 QUICK = settings(max_examples=100, deadline=None)
@@ -179,7 +180,7 @@ def test_stop_that_begins_inside_one_that_was_let_pass() -> None:
 
 
 def test_empty_stop_string() -> None:
-    with pytest.raises(ValueError, match=r"^got an empty stop string in \('a', ''\), expected at least one character"):
+    with refuses(ValueError, "('a', '')"):
         StopMatcher(("a", ""), include=False)
 
 

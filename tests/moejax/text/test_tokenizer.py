@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from convert.errors import CheckpointError
 from moejax.text.tokenizer import Tokenizer, missing_tokenizer_message
+from tests.messages import refuses, says
 from tests.tokenizer_models import BOS, EOS, byte_level, loaded, save, sentencepiece
 
 BYTE_LEVEL, SENTENCEPIECE = loaded(byte_level()), loaded(sentencepiece())
@@ -172,13 +173,13 @@ def test_eos_that_only_the_config_calls_special(tmp_path: Path) -> None:
 
 
 def test_lone_surrogate(tokenizer: Tokenizer) -> None:
-    with pytest.raises(ValueError, match=r"^got text with a lone surrogate, '\\ud83d' at character 2, expected valid"):
+    with refuses(ValueError, "'\\ud83d'", "character 2"):
         tokenizer.encode("ab\ud83d")
 
 
 @pytest.mark.parametrize("token_id", [-1, 2**32])
 def test_impossible_id(token_id: int) -> None:
-    with pytest.raises(ValueError, match=f"^got token id {token_id}, expected 0 to 275$"):
+    with refuses(ValueError, f"token id {token_id}", "0 to 275"):
         SENTENCEPIECE.decode([token_id])
 
 
@@ -186,7 +187,7 @@ def test_text_outside_the_vocabulary(tmp_path: Path) -> None:
     tokenizer = load(
         save(tmp_path, tokenizers.Tokenizer(models.Unigram([("a", 0.0)], None)), bos_token="", eos_token="")
     )
-    with pytest.raises(ValueError, match="^this tokenizer cannot encode the text: .*unk_id"):
+    with refuses(ValueError, "cannot encode", "unk_id"):
         tokenizer.encode("b")
 
 
@@ -233,34 +234,35 @@ def write(path: Path, value: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "message"),
+    ("name", "content", "facts"),
     [
-        ("tokenizer.json", "", "EOF while parsing"),
-        ("tokenizer.json", "[" * 100_000, "expected"),
-        ("tokenizer.json", "{}", "Model missing"),
-        ("tokenizer_config.json", "{", "is not valid JSON: "),
-        ("tokenizer_config.json", "[" * 100_000, "is not valid JSON: "),
-        ("tokenizer_config.json", "[]", "expected a JSON object, got list"),
-        ("tokenizer_config.json", {"bos_token": 7}, "bos_token must be a token of tokenizer.json, got 7"),
-        ("tokenizer_config.json", {"eos_token": "<end>"}, "eos_token must be a token of tokenizer.json, got '<end>'"),
-        ("tokenizer_config.json", {"add_bos_token": "yes"}, "add_bos_token must be true or false, got 'yes'"),
-        ("tokenizer_config.json", {"chat_template": 3}, "chat_template must be a string or a list of named templates"),
-        ("tokenizer_config.json", {"chat_template": [{"name": "default"}, 3]}, "chat_template must be a string or a"),
-        ("tokenizer_config.json", {"chat_template": [{"name": "default", "template": 3}]}, "default must be a string"),
-        ("special_tokens_map.json", {"eos_token": [EOS]}, "eos_token must be a token of tokenizer.json, got"),
-        ("generation_config.json", {"eos_token_id": -1}, "eos_token_id must be the id of a token of tokenizer.json"),
-        ("generation_config.json", {"eos_token_id": 2**40}, "eos_token_id must be the id of a token"),
-        ("generation_config.json", {"eos_token_id": True}, "eos_token_id must be the id of a token"),
-        ("generation_config.json", {"eos_token_id": []}, "eos_token_id must be the id of a token"),
+        ("tokenizer.json", "", ("EOF while parsing",)),
+        ("tokenizer.json", "[" * 100_000, ("expected",)),
+        ("tokenizer.json", "{}", ("Model missing",)),
+        ("tokenizer_config.json", "{", ("is not valid JSON: ",)),
+        ("tokenizer_config.json", "[" * 100_000, ("is not valid JSON: ",)),
+        ("tokenizer_config.json", "[]", ("JSON object", "got list")),
+        ("tokenizer_config.json", {"bos_token": 7}, ("bos_token", "tokenizer.json", "got 7")),
+        ("tokenizer_config.json", {"eos_token": "<end>"}, ("eos_token", "tokenizer.json", "got '<end>'")),
+        ("tokenizer_config.json", {"add_bos_token": "yes"}, ("add_bos_token", "got 'yes'")),
+        ("tokenizer_config.json", {"chat_template": 3}, ("chat_template",)),
+        ("tokenizer_config.json", {"chat_template": [{"name": "default"}, 3]}, ("chat_template",)),
+        ("tokenizer_config.json", {"chat_template": [{"name": "default", "template": 3}]}, ("default",)),
+        ("special_tokens_map.json", {"eos_token": [EOS]}, ("eos_token", "tokenizer.json")),
+        ("generation_config.json", {"eos_token_id": -1}, ("eos_token_id", "tokenizer.json")),
+        ("generation_config.json", {"eos_token_id": 2**40}, ("eos_token_id",)),
+        ("generation_config.json", {"eos_token_id": True}, ("eos_token_id",)),
+        ("generation_config.json", {"eos_token_id": []}, ("eos_token_id",)),
     ],
 )
-def test_malformed_file(tmp_path: Path, name: str, content: Any, message: str) -> None:
+def test_malformed_file(tmp_path: Path, name: str, content: Any, facts: tuple[str, ...]) -> None:
     save(tmp_path, sentencepiece(), bos_token=None, eos_token=None)
     write(tmp_path / name, content)
     with pytest.raises(CheckpointError) as caught:
         Tokenizer.from_folder(tmp_path)
     text = str(caught.value)
-    assert text.startswith(f"{tmp_path / name}: ") and message in text and "\n" not in text
+    assert text.startswith(f"{tmp_path / name}: ") and "\n" not in text
+    says(text, *facts)
 
 
 @pytest.mark.parametrize(
@@ -278,22 +280,19 @@ def test_link_that_leads_nowhere(tmp_path: Path, name: str) -> None:
     save(tmp_path, sentencepiece(), bos_token=None, eos_token=None)
     (tmp_path / name).unlink(missing_ok=True)
     (tmp_path / name).symlink_to("blobs/1234")
-    with pytest.raises(CheckpointError) as caught:
+    with refuses(CheckpointError, tmp_path / name, "blobs/1234", "download"):
         Tokenizer.from_folder(tmp_path)
-    assert str(caught.value) == (
-        f"{tmp_path / name} is a link to blobs/1234, where there is no file to read; download it again"
-    )
 
 
 def test_tokenizer_model_that_is_a_link_to_nowhere(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.model").symlink_to("gone")
-    with pytest.raises(CheckpointError, match=r"tokenizer.model is a link to gone, where there is no file to read"):
+    with refuses(CheckpointError, "tokenizer.model", "gone"):
         missing_tokenizer_message(tmp_path)
 
 
 def test_folder_in_place_of_a_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").mkdir()
-    with pytest.raises(CheckpointError, match=r"tokenizer.json is no regular file; remove it and download it again$"):
+    with refuses(CheckpointError, "tokenizer.json", "regular", "download"):
         Tokenizer.from_folder(tmp_path)
 
 
@@ -301,7 +300,7 @@ def test_add_bos_token_without_a_bos_token(tmp_path: Path) -> None:
     backend = sentencepiece()
     backend.post_processor = processors.TemplateProcessing(single="$A", special_tokens=[])
     save(tmp_path, backend, bos_token=None, add_bos_token=True)
-    with pytest.raises(CheckpointError, match="add_bos_token is true but no bos_token is named$"):
+    with refuses(CheckpointError, "add_bos_token", "bos_token"):
         Tokenizer.from_folder(tmp_path)
 
 
@@ -309,7 +308,7 @@ def test_add_bos_token_without_a_bos_token(tmp_path: Path) -> None:
 def test_file_that_is_no_utf8(tmp_path: Path, name: str) -> None:
     save(tmp_path, sentencepiece())
     (tmp_path / name).write_bytes(b"\xff\xfe{}")
-    with pytest.raises(CheckpointError, match=f"{name}: cannot be read as UTF-8 text"):
+    with refuses(CheckpointError, name, "UTF-8"):
         Tokenizer.from_folder(tmp_path)
 
 
@@ -320,7 +319,7 @@ def test_tokenizer_json_that_makes_the_library_panic(tmp_path: Path) -> None:
     tree = json.loads(path.read_text(encoding="utf-8"))
     tree["post_processor"]["special_tokens"] = {}
     write(path, tree)
-    with pytest.raises(CheckpointError, match="tokenizer.json: no entry found for key"):
+    with refuses(CheckpointError, "tokenizer.json", "key"):
         Tokenizer.from_folder(tmp_path)
 
 
@@ -336,9 +335,7 @@ def test_interrupt_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_no_tokenizer(tmp_path: Path) -> None:
     assert Tokenizer.from_folder(tmp_path) is None
-    assert missing_tokenizer_message(tmp_path) == (
-        f"{tmp_path} has no tokenizer.json: give token ids instead of text, or add the tokenizer.json of this model"
-    )
+    says(missing_tokenizer_message(tmp_path), tmp_path, "token ids", "tokenizer.json")
 
 
 def test_only_a_sentencepiece_model(tmp_path: Path) -> None:
@@ -347,7 +344,7 @@ def test_only_a_sentencepiece_model(tmp_path: Path) -> None:
     (folder / "tokenizer.model").write_bytes(b"")
     assert Tokenizer.from_folder(folder) is None
     message = missing_tokenizer_message(folder)
-    assert message.startswith(f"{folder} has only the SentencePiece model tokenizer.model, no tokenizer.json: ")
+    says(message, folder, "tokenizer.model", "tokenizer.json")
     command = message.split("&& ")[1]
     python, flag, program = shlex.split(command)
     assert (python, flag) == ("python", "-c")

@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from sharding.collectives import Collective, CollectiveKind, compiled_collectives
+from tests.messages import refuses
 from tests.sharding.collectives.programs import (
     COLUMNS,
     EVERY_COLLECTIVE,
@@ -113,17 +114,17 @@ def test_resharding_spelled_with_axes_of_a_mesh() -> None:
 def test_a_mesh_of_another_size_is_refused() -> None:
     mesh = mesh_of((2, 2, 2))
     text = compiled_text(lower(collective("all-reduce", ("tensor",), 2), mesh))
-    with pytest.raises(ValueError, match="pass the mesh that the program was compiled for"):
+    with refuses(ValueError, "pass the mesh"):
         compiled_collectives(text, {"data": 1, "expert": 2, "tensor": 2})
 
 
 def test_groups_that_no_mesh_axes_have_are_refused() -> None:
     text = compiled_text(lower(collective("all-reduce", ("expert",), 2), mesh_of((2, 2, 2))))
-    with pytest.raises(ValueError, match=r"device groups \[\[0, 2\], .* no product of axes of mesh {'data': 8"):
+    with refuses(ValueError, "[[0, 2]", "{'data': 8"):
         compiled_collectives(text, {"data": 8, "expert": 1, "tensor": 1})
 
 
 def test_a_text_that_is_no_compiled_program_is_refused() -> None:
     text = lower(lambda x: x, mesh_of((2, 2, 2))).as_text()
-    with pytest.raises(ValueError, match=r"no ENTRY computation .* expected compiled.as_text\(\)"):
+    with refuses(ValueError, "ENTRY", "compiled.as_text()"):
         compiled_collectives(text, {"data": 2, "expert": 2, "tensor": 2})

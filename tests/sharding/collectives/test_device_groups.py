@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sharding.collectives.device_groups import axes_of_groups, axes_of_pairs, dense_groups, hlo_groups, stablehlo_groups
+from tests.messages import refuses
 
 
 @st.composite
@@ -33,31 +34,31 @@ def test_groups_give_back_the_axes_they_were_made_from(drawn: tuple, random) -> 
 
 
 @pytest.mark.parametrize(
-    ("groups", "message"),
+    ("groups", "facts"),
     [
-        ([[0, 1], [2, 3]], "do not hold each of the 8 devices"),
-        ([[0, 1, 2, 3], [4, 5, 6, 8]], "do not hold each of the 8 devices"),
-        ([[0, 1, 2, 3], [3, 5, 6, 7]], "do not hold each of the 8 devices"),
-        ([[0, 3], [1, 2], [4, 7], [5, 6]], "no product of axes"),
-        ([[0, 1], [2, 4], [3, 5], [6, 7]], "no product of axes"),
-        ([[0, 1], [2, 3], [4, 5, 6, 7]], "no product of axes"),
-        ([[0, 1, 2], [3, 4, 5], [6, 7]], "no product of axes"),
+        ([[0, 1], [2, 3]], ("each", "8 devices")),
+        ([[0, 1, 2, 3], [4, 5, 6, 8]], ("each", "8 devices")),
+        ([[0, 1, 2, 3], [3, 5, 6, 7]], ("each", "8 devices")),
+        ([[0, 3], [1, 2], [4, 7], [5, 6]], ("no product",)),
+        ([[0, 1], [2, 4], [3, 5], [6, 7]], ("no product",)),
+        ([[0, 1], [2, 3], [4, 5, 6, 7]], ("no product",)),
+        ([[0, 1, 2], [3, 4, 5], [6, 7]], ("no product",)),
     ],
 )
-def test_other_groups_are_refused_and_printed(groups: list[list[int]], message: str) -> None:
-    with pytest.raises(ValueError, match=message) as error:
+def test_other_groups_are_refused_and_printed(groups: list[list[int]], facts: tuple[str, ...]) -> None:
+    with refuses(ValueError, *facts) as error:
         axes_of_groups(groups, {"data": 2, "expert": 2, "tensor": 2})
     assert str(groups) in str(error.value)
 
 
 def test_a_permutation_beyond_the_mesh_is_refused() -> None:
-    with pytest.raises(ValueError, match="names device 4, mesh {'tensor': 4} has 4"):
+    with refuses(ValueError, "device 4", "{'tensor': 4}"):
         axes_of_pairs([[0, 4]], {"tensor": 4})
 
 
 @pytest.mark.parametrize("spelling", ["{{0,1},{2,3}", "[2,4]", "{{},{}}", "mesh<'a'=8> {'a'}", ""])
 def test_other_spellings_are_refused(spelling: str) -> None:
-    with pytest.raises(ValueError, match="replica groups spelled .* teach hlo_groups this spelling"):
+    with refuses(ValueError, "hlo_groups"):
         hlo_groups(spelling, 8)
 
 
@@ -76,7 +77,7 @@ def test_stablehlo_groups(spelling: str, groups: list[list[int]]) -> None:
 
 
 def test_other_stablehlo_groups_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"expected dense<...> : tensor<NxMxi64>"):
+    with refuses(ValueError, "dense<...> : tensor<NxMxi64>"):
         dense_groups("dense<[0, 1]> : tensor<2xi64>")
 
 
@@ -105,5 +106,5 @@ def test_stablehlo_groups_of_mesh_axes(axes: str, groups: list[list[int]]) -> No
     ids=["no such mesh", "devices in another order", "a part of an axis"],
 )
 def test_other_mesh_axes_are_refused(mesh: str, axis: str) -> None:
-    with pytest.raises(ValueError, match="expected whole axes of a mesh whose devices are in order"):
+    with refuses(ValueError, "whole axes", "in order"):
         stablehlo_groups(AXES.format(mesh, axis), MESHES)

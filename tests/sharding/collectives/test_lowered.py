@@ -12,6 +12,7 @@ from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 from jaxtyping import Array
 
 from sharding.collectives import Collective, CollectiveKind, lowered_collectives
+from tests.messages import refuses
 from tests.sharding.collectives.programs import (
     AXES,
     EVERY_COLLECTIVE,
@@ -117,13 +118,13 @@ def test_a_kind_that_is_not_counted_is_refused() -> None:
         sizes = jnp.ones(8, jnp.int32)
         return lax.ragged_all_to_all(x, x, sizes, sizes, sizes, sizes, axis_name="data")
 
-    with pytest.raises(ValueError, match="got a ragged_all_to_all; only all-reduce, all-gather"):
+    with refuses(ValueError, "ragged_all_to_all", "all-reduce, all-gather"):
         lowered_collectives(lower(local, mesh).as_text(), mesh.shape)
 
 
 def test_groups_that_no_mesh_axes_have_are_refused() -> None:
     text = lower(collective("all-reduce", ("expert",), 2), mesh_of((2, 2, 2))).as_text()
-    with pytest.raises(ValueError, match=r"device groups \[\[0, 2\], .* no product of axes of mesh {'data': 8"):
+    with refuses(ValueError, "[[0, 2]", "{'data': 8"):
         lowered_collectives(text, {"data": 8, "expert": 1, "tensor": 1})
 
 
@@ -131,19 +132,19 @@ def test_another_spelling_of_groups_is_refused() -> None:
     text = lower(collective("all-reduce", ("tensor",), 2), mesh_of((2, 2, 2))).as_text()
     other, found = re.subn(r"replica_groups = .*?(i64|\]>)", "replica_groups = #stablehlo.something_new<2>", text)
     assert found == 1
-    with pytest.raises(ValueError, match=r"spelled '#stablehlo.something_new<2>.*expected dense.* or axes of a mesh"):
+    with refuses(ValueError, "'#stablehlo.something_new<2>", "dense", "axes of a mesh"):
         lowered_collectives(other, {"data": 2, "expert": 2, "tensor": 2})
 
 
 def test_sizes_that_are_not_static_are_refused() -> None:
     text = lower(collective("all-reduce", ("tensor",), 2), mesh_of((2, 2, 2))).as_text()
     assert "}) : (tensor<16x3xf32>)" in text
-    with pytest.raises(ValueError, match=r"dynamic size '\?'; expected static shapes"):
+    with refuses(ValueError, "'?'", "static"):
         lowered_collectives(text.replace("(tensor<16x", "(tensor<?x"), {"data": 2, "expert": 2, "tensor": 2})
 
 
 def test_a_text_that_is_no_lowered_program_is_refused() -> None:
     mesh = mesh_of((2, 2, 2))
     text = compiled_text(lower(lambda x: x, mesh))
-    with pytest.raises(ValueError, match=r"no function @main .* expected lowered.as_text\(\)"):
+    with refuses(ValueError, "@main", "lowered.as_text()"):
         lowered_collectives(text, mesh.shape)

@@ -18,6 +18,7 @@ from moejax.ops.triton import grouped, grouped_tokamax
 from moejax.ops.triton.block_layout import block_layout
 from moejax.ops.triton.kernels import KERNELS, Kernels
 from moejax.runtime.platform import H100, tracing_for
+from tests.messages import refuses
 from tests.moejax.ops.triton.cases import FLOAT32_ATOL, REFERENCE, interpreted, normal, poisoned, routings, top
 
 BLOCK = 4
@@ -161,9 +162,7 @@ def test_a_refusal_of_tokamax_is_one_line(refusal: Exception, monkeypatch: pytes
         raise refusal
 
     monkeypatch.setitem(sys.modules, grouped_tokamax.PACKAGE, types.SimpleNamespace(ragged_dot_general=refuse))
-    with tracing_for(H100), pytest.raises(NotImplementedError) as caught:
+    shapes = ("float32", "(8, 8)", "(2, 12, 8)")
+    facts = (*shapes, "NVIDIA H100 80GB HBM3", "no such dtype", "no such GPU", "expert_backend='pallas'")
+    with tracing_for(H100), refuses(NotImplementedError, "tokamax", *facts):
         grouped_tokamax.grouped_matmul(normal(8, 8), normal(2, 12, 8), jnp.asarray([0, 1], jnp.int32))
-    assert str(caught.value) == (
-        "tokamax has no kernel for float32 rows (8, 8) and weights (2, 12, 8) on NVIDIA H100 80GB HBM3 (no such dtype; "
-        "no such GPU); use expert_backend='pallas'"
-    )
