@@ -39,7 +39,7 @@ def main() -> None:
             dtype="bfloat16",
             threads=os.cpu_count() or 1,
             max_batch=max(args.batch_size),
-            max_len=2048,
+            max_len=max(2 * RAGGED[1], *(work.input_len + work.output_len for work in works)),
         )
         plan = SystemsPlan(
             contenders={name: (OURS, settings) for name in names},

@@ -68,8 +68,9 @@ def plan_plots(result: Mapping[str, Any]) -> list[Plot]:
             if compared["throughput"]:
                 what += " batches and ragged requests"
             plots.append(Plot(file="ratio.png", what=what, paint=partial(_paint_bars, bars=decoding)))
-        what = "How many times as fast moejax prefills"
-        plots.append(Plot(file="ratio_prefill.png", what=what, paint=partial(_paint_bars, bars=prefill)))
+        if prefill:
+            what = "How many times as fast moejax prefills"
+            plots.append(Plot(file="ratio_prefill.png", what=what, paint=partial(_paint_bars, bars=prefill)))
     if latency := result.get("latency"):
         plots += _against_batch(
             [one | {"results": [{"contender": OURS, "decode": _rate(one)}]} for one in latency if one["decode"]]

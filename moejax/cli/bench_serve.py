@@ -90,7 +90,11 @@ def _model_of(load: "Load") -> str:
 
     try:
         return get_json(load.url, "/v1/models", load.headers, timeout=10.0)["data"][0]["id"]
-    except (Refused, OSError, http.client.HTTPException) as error:
+    except Refused as error:
+        raise ValueError(
+            f"the server at {load.base_url} answers {error}; or give the model's name with --model"
+        ) from error
+    except (OSError, http.client.HTTPException) as error:
         raise ValueError(
             f"no model can be found at {load.base_url} ({error}); start a server with: moejax serve CHECKPOINT"
         ) from error

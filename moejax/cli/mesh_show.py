@@ -85,7 +85,7 @@ def show_tables(found: Placed) -> Iterator[RenderableType]:
     yield table
     weights, cache = bytes_per_device(found.params), bytes_per_device(found.cache)
     yield Text(
-        f"per device: weights {amount(weights, BYTES)}, cache of {found.sequences:,} sequences {amount(cache, BYTES)}, "
+        f"per device: weights {amount(weights, BYTES)}, cache of {found.sequences:,} sequence{'s' * (found.sequences != 1)} {amount(cache, BYTES)}, "
         f"together {amount(weights + cache, BYTES)}"
     )
     if found.sequences != found.batch_size:

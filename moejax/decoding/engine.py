@@ -100,6 +100,8 @@ class DecodeRun:
                     scheduler.add(waiting.popleft())
             while scheduler.feeding:
                 yield self._feed(scheduler)
+            if waiting and scheduler.taken <= self._most_taken(waiting):
+                continue  # so many ended with their first token that the next are fed before a step
             if scheduler.running:
                 yield from self._step(scheduler, waiting)
 

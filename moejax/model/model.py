@@ -93,6 +93,12 @@ class Layer(nnx.Module):
         dtype: jax.typing.DTypeLike,
     ) -> None:
         attention, moe, mlp = (under(weights, name) for name in ("attention", "moe", "mlp"))
+        if bool(moe) == bool(mlp):
+            declared = "both moe.* and mlp.*" if moe else "neither moe.* nor mlp.*"
+            raise ValueError(
+                f"a layer of a {config.family} model declares {declared}: it has experts, or one network in their place; "
+                "what is computed beside experts belongs to moejax/moe/layer.py"
+            )
         self.attention_norm = RMSNorm(weights["attention_norm.scale"], config.norm_eps, parallel, ops, dtype=dtype)
         self.attention = Attention(config, attention, parallel, ops, dtype=dtype)
         self.moe_norm = RMSNorm(weights["moe_norm.scale"], config.norm_eps, parallel, ops, dtype=dtype)
@@ -114,7 +120,7 @@ class Layer(nnx.Module):
         if self.mlp is not None:
             with jax.named_scope("mlp"):
                 return x + self.mlp(self.moe_norm(x)), cache, None
-        assert self.moe is not None and table is not None, "a layer has experts or a network without"
+        assert self.moe is not None and table is not None, "a layer has experts where it has no network without"
         with jax.named_scope("moe"):
             mixed, routed = self.moe(self.moe_norm(x), valid, table)
         return x + mixed, cache, routed

@@ -170,7 +170,7 @@ def padding_remark(config: ModelConfig, mesh: MeshConfig) -> str | None:
         return None
     return (
         f"{config.num_experts} experts do not divide over expert = {mesh.expert}, so each layer has {places} places "
-        f"for them and {places - config.num_experts} stay empty"
+        f"for them and leaves {places - config.num_experts} of them empty"
     )
 
 
@@ -179,8 +179,8 @@ def can_split(config: ModelConfig, mesh: MeshConfig) -> bool:
     return not _uneven(config, mesh)
 
 
-def dispatch_name(name: str) -> DispatchName:
-    """Checks the name of a dispatch.
+def dispatch_name(name: str, *, others: tuple[str, ...] = ("auto",)) -> DispatchName:
+    """Checks the name of a dispatch; `others` may be given in its place.
 
     Raises:
         ValueError: for an unknown name.
@@ -188,9 +188,9 @@ def dispatch_name(name: str) -> DispatchName:
     for known in get_args(DispatchName):
         if name == known:
             return known
-    near = get_close_matches(str(name), DISPATCHES, n=1)
+    near = get_close_matches(str(name), (*others, *DISPATCHES), n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"unknown dispatch {name!r}: the known ones are auto, {', '.join(DISPATCHES)}{hint}")
+    raise ValueError(f"unknown dispatch {name!r}: the known ones are {', '.join((*others, *DISPATCHES))}{hint}")
 
 
 def _first_that_divides(size: int, mesh: MeshConfig, candidates: Iterable[MeshAxes]) -> MeshAxes:

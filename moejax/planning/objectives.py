@@ -1,6 +1,6 @@
 """What a comparison can be ranked by: a table, one row each. Imports no JAX.
 
-Adding one: a row in `OBJECTIVES`, with a function for its score and one for the sentence that says what a split saves.
+Adding one: a row in `OBJECTIVES`.
 """
 
 from collections.abc import Callable, Mapping, Sequence

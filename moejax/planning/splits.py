@@ -13,7 +13,7 @@ MOST_DEVICES = 65_536
 def check_dispatch(dispatch: str) -> None:
     """Raises ValueError for anything that is neither a dispatch, "auto" nor "all"."""
     if dispatch not in (EVERY_DISPATCH, "auto"):
-        dispatch_name(dispatch)
+        dispatch_name(dispatch, others=(EVERY_DISPATCH, "auto"))
 
 
 def splits(config: ModelConfig, devices: int, dispatch: str) -> Iterator[tuple[Split, str | None]]:

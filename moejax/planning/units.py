@@ -17,6 +17,8 @@ SECONDS = (Unit("s", 1.0, 10.0), Unit("ms", 1e-3, 0.1), Unit("us", 1e-6, 0.1), U
 LINK_RATES = (Unit("GB/s", 1e9, 0.1), Unit("MB/s", 1e6, 0.1), Unit("kB/s", 1e3, 0.1), Unit("bytes/s", 1.0, 0.0))
 FLOPS = (Unit("GFLOP", 1e9, 0.1), Unit("MFLOP", 1e6, 0.1), Unit("kFLOP", 1e3, 0.1), Unit("FLOP", 1.0, 0.0))
 
+FAR = 10_000  # ratio of two numbers that no unit suits both of
+
 _SUFFIXES = (("k", 1e3), ("M", 1e6), ("G", 1e9), ("T", 1e12))
 
 
@@ -49,7 +51,12 @@ def number(value: float) -> str:
 
 
 def pair(mine: float, its: float, units: Sequence[Unit] | None = None) -> tuple[str, str]:
-    """Two numbers to compare, in one unit, which the second has behind it, with digits enough to tell them apart."""
+    """Two numbers to compare, in one unit, which the second has behind it, with digits enough to tell them apart.
+
+    Where one is more than FAR times the other, each has a unit of its own.
+    """
+    if units and min(mine, its) > 0 and max(mine, its) > FAR * min(mine, its):
+        return amount(mine, units), amount(its, units)
     unit = common_unit((mine, its), units) if units else Unit("", 1.0, 0.0)
     first, second = _told_apart(mine / unit.scale, its / unit.scale, small=units is not None)
     return first, f"{second} {unit.name}".rstrip()

@@ -31,7 +31,10 @@ class PhysicalExperts:
             if missing := set(range(self.num_experts)) - set(held):
                 raise ValueError(f"layer {layer}: no place holds expert {min(missing)} of {self.num_experts}")
             if unknown := [expert for expert in held if not 0 <= expert <= self.num_experts]:
-                raise ValueError(f"layer {layer}: a place holds expert {unknown[0]}, the experts are 0 to {len(held)}")
+                raise ValueError(
+                    f"layer {layer}: a place holds expert {unknown[0]}, the experts are 0 to {self.num_experts - 1}, "
+                    f"and {self.num_experts} is an empty place"
+                )
 
     @classmethod
     def in_order(cls, num_layers: int, num_experts: int, num_places: int) -> "PhysicalExperts":

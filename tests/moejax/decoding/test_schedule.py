@@ -113,6 +113,24 @@ def test_more_sequences_than_slots(tiny: Tiny, monkeypatch: pytest.MonkeyPatch, 
     assert (schedule.fed, schedule.widths) == (fed, widths)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("short", [1, 8, 30])
+def test_sequences_that_end_with_their_first_token_make_room(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, short: int, stream: bool
+) -> None:
+    """More than there are slots, some of which end while prompts are fed."""
+    monkeypatch.setattr(engine, "MAX_SEQUENCES", 8)
+    prompts = prompts_of([1 + i % 5 for i in range(8 + short)])
+    params = [SamplingParams(max_tokens=1 if i < short else 6, ignore_eos=True) for i in range(len(prompts))]
+    if stream:
+        made = [0] * len(prompts)
+        for event in moejax.decode(tiny.model, prompts, params, stream=True):
+            made[event.index] += event.token_id is not None
+    else:
+        made = [len(result.token_ids) for result in moejax.decode(tiny.model, prompts, params)]
+    assert made == [one.max_tokens for one in params]
+
+
 def test_longest_start_first_and_results_stay_in_order(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch, schedule: Schedule
 ) -> None:

@@ -52,3 +52,8 @@ def test_two_numbers_can_be_told_apart() -> None:
     assert pair(0, 32.48e-6, SECONDS) == ("0", "32.5 us")
     assert pair(1e-5, 9e-5, SECONDS) == ("10.0", "90.0 us")
     assert pair(3.41e-18, 4.49e-18, SECONDS) == ("3.41e-09", "4.49e-09 ns")
+
+
+def test_numbers_far_apart_have_units_of_their_own() -> None:
+    assert pair(1.6e-9, 419e-6, SECONDS) == ("1.60 ns", "419 us")
+    assert pair(0.5e-3, 1.5e-3, SECONDS) == ("0.50", "1.50 ms")
