@@ -32,28 +32,45 @@ inline Seen seen_by(const AttentionCall<T>& call, int64_t head, int64_t t) {
   return {call.window ? std::clamp<int64_t>(position - call.window + 1, 0, last) : 0, last + 1};
 }
 
-constexpr int kHeads = 4;  // query heads that share a pass over keys or values
+constexpr int kHeads = kRegisters == 32 ? 4 : 2;  // query heads that share a pass over keys or values
 constexpr int64_t kValueBlocks = kFloats == 16 ? 4 : 2;  // vectors of a value that a pass sums
+
+// score[r][i] of R queries and the `Keys` keys from i on. A score has the same bits whatever is computed beside it.
+template <typename T, int R, int Keys>
+inline void score_some(const T* const* q, const T* k, int64_t i, int64_t width, float* const* score) {
+  using P = Packs<T>;
+  Floats sum[R][4];
+  for (int r = 0; r < R; r++) {
+    for (int j = 0; j < 4; j++) sum[r][j] = zeros();
+  }
+  const int64_t rest = width % P::kWidth, whole = width - rest;
+  for (int64_t h = 0; h < whole; h += P::kWidth) {
+    typename P::Pack row[R];
+    for (int r = 0; r < R; r++) row[r] = P::read(q[r] + h);
+    for (int j = 0; j < Keys; j++) {
+      const typename P::Pack key = P::read(k + (i + j) * width + h);
+      for (int r = 0; r < R; r++) sum[r][j] = P::dot(sum[r][j], row[r], key);
+    }
+  }
+  if (rest) {
+    for (int j = 0; j < Keys; j++) {
+      const typename P::Pack key = P::read_some(k + (i + j) * width + whole, rest);
+      for (int r = 0; r < R; r++) sum[r][j] = P::dot(sum[r][j], P::read_some(q[r] + whole, rest), key);
+    }
+  }
+  for (int r = 0; r < R; r++) {
+    alignas(16) float all[4];
+    _mm_store_ps(all, sums(sum[r][0], sum[r][1], sum[r][2], sum[r][3]));
+    std::memcpy(score[r] + i, all, Keys * sizeof(float));
+  }
+}
 
 // score[r][i] of R queries and the keys `begin` to `end` - 1, which are read once.
 template <typename T, int R>
 inline void score_keys(const T* const* q, const T* k, Seen seen, int64_t width, float* const* score) {
-  using P = Packs<T>;
-  constexpr int64_t kWidth = P::kTogether * kFloats;
-  const int64_t rest = width % kWidth, whole = width - rest;
-  for (int64_t i = seen.begin; i < seen.end; i++) {
-    Floats sum[R];
-    for (int r = 0; r < R; r++) sum[r] = zeros();
-    for (int64_t h = 0; h < whole; h += kWidth) {
-      const typename P::Pack key = P::read(k + i * width + h);
-      for (int r = 0; r < R; r++) sum[r] = P::dot(sum[r], P::read(q[r] + h), key);
-    }
-    if (rest) {
-      const typename P::Pack key = P::read_some(k + i * width + whole, rest);
-      for (int r = 0; r < R; r++) sum[r] = P::dot(sum[r], P::read_some(q[r] + whole, rest), key);
-    }
-    for (int r = 0; r < R; r++) score[r][i] = sum_of(sum[r]);
-  }
+  int64_t i = seen.begin;
+  for (; i + 4 <= seen.end; i += 4) score_some<T, R, 4>(q, k, i, width, score);
+  for (; i < seen.end; i++) score_some<T, R, 1>(q, k, i, width, score);
 }
 
 // score[i] becomes e^(scale (score[i] - peak)), for `count` scores and zeros up to the next full vector; their sum.
