@@ -23,11 +23,6 @@ def says(text: str, *facts: object) -> None:
         end = found.end()
 
 
-def lacks(text: str, fact: object) -> None:
-    """Fails if `text` has the fact as whole words."""
-    assert not whole(str(fact)).search(text), f"{fact!r} is in {text!r}"
-
-
 def whole(fact: str) -> re.Pattern[str]:
     before = r"(?<![\w-])(?<!\d[.,])" if fact[0].isdigit() else r"(?<!\w)" if fact[0].isalpha() else ""
     after = r"(?!\w)(?![.,]\d)" if fact[-1].isdigit() else r"(?!\w)" if fact[-1].isalpha() else ""

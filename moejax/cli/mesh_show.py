@@ -84,8 +84,9 @@ def show_tables(found: Placed) -> Iterator[RenderableType]:
         table.add_row(name, _split(one), size, ", ".join(one.replicated_over) or "-")
     yield table
     weights, cache = bytes_per_device(found.params), bytes_per_device(found.cache)
+    sequences = "1 sequence" if found.sequences == 1 else f"{found.sequences:,} sequences"
     yield Text(
-        f"per device: weights {amount(weights, BYTES)}, cache of {found.sequences:,} sequence{'s' * (found.sequences != 1)} {amount(cache, BYTES)}, "
+        f"per device: weights {amount(weights, BYTES)}, cache of {sequences} {amount(cache, BYTES)}, "
         f"together {amount(weights + cache, BYTES)}"
     )
     if found.sequences != found.batch_size:

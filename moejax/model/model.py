@@ -96,7 +96,7 @@ class Layer(nnx.Module):
         if bool(moe) == bool(mlp):
             declared = "both moe.* and mlp.*" if moe else "neither moe.* nor mlp.*"
             raise ValueError(
-                f"a layer of a {config.family} model declares {declared}: it has experts, or one network in their place; "
+                f"a layer of a {config.family} model declares {declared}: it has experts, or one network instead; "
                 "what is computed beside experts belongs to moejax/moe/layer.py"
             )
         self.attention_norm = RMSNorm(weights["attention_norm.scale"], config.norm_eps, parallel, ops, dtype=dtype)
