@@ -55,5 +55,5 @@ def test_two_numbers_can_be_told_apart() -> None:
 
 
 def test_numbers_far_apart_have_units_of_their_own() -> None:
-    assert pair(1.6e-9, 419e-6, SECONDS) == ("1.60 ns", "419 us")
+    assert pair(1.6e-9, 419e-6, SECONDS) == ("1.60 ns", "0.419 ms")
     assert pair(0.5e-3, 1.5e-3, SECONDS) == ("0.50", "1.50 ms")

@@ -58,7 +58,7 @@ class Scaled:
         return dataclasses.replace(self, whole=make(self.whole, self.axes), steps=make(self.steps, self.axes[:-1]))
 
     def numbers(self) -> Array:
-        return (self.whole * self.steps[..., None]).astype(self.dtype)
+        return (self.whole.astype(jnp.float32) * self.steps[..., None]).astype(self.dtype)
 
     def product(self, x: Float[Array, "*rows I"]) -> Float[Array, "*rows O"]:
         return linear(x, self.numbers())
