@@ -15,7 +15,7 @@
 namespace moejax {
 
 constexpr int64_t kKeys = kStrip;   // of a block: the outputs of its scores
-constexpr int64_t kBlockRows = 128;  // queries of a task, all heads of a key/value head counted: they share packed keys
+constexpr int64_t kBlockRows = 256;  // queries of a task, all heads of a key/value head counted: they share packed keys
 
 // What is multiplied: bfloat16 where the CPU multiplies it, else float32. Then softmax weights are rounded to bfloat16, and
 // their sum is that of the rounded ones.
@@ -30,13 +30,19 @@ inline void convert(const T* x, int64_t count, float* y) {
 
 // Keys [count, width] as packed weights of kKeys outputs: their scores. What is missing of kKeys is 0.
 template <typename T, typename M>
-inline void pack_keys(const T* k, int64_t count, int64_t width, M* packed) {
+inline void pack_keys(const T* k, int64_t count, int64_t width, std::vector<M>& rows, M* packed) {
   constexpr int64_t n = Packs<M>::kTogether;
-  std::vector<M> row(divide_up(width, n) * n);
-  if (count < kKeys) std::fill(packed, packed + strip_size<M>(width), M{});
-  for (int64_t key = 0; key < count; key++) {
-    convert(k + key * width, width, row.data());
-    for (int64_t h = 0; h < width; h += n) std::memcpy(packed + h * kKeys + key * n, row.data() + h, n * sizeof(M));
+  const int64_t whole = divide_up(width, n) * n;
+  rows.assign(kKeys * whole, M{});
+  for (int64_t key = 0; key < count; key++) convert(k + key * width, width, rows.data() + key * whole);
+  // In squares, so that what is read and what is written both stay in the first-level cache.
+  for (int64_t first = 0; first < kKeys; first += kFloats) {
+    for (int64_t h = 0; h < whole; h += n) {
+      M* to = packed + h * kKeys + first * n;
+      for (int64_t key = 0; key < kFloats; key++) {
+        std::memcpy(to + key * n, rows.data() + (first + key) * whole + h, n * sizeof(M));
+      }
+    }
   }
 }
 
@@ -57,6 +63,16 @@ inline void pack_values(const T* v, int64_t count, int64_t width, M* packed) {
   }
 }
 
+// Weights of softmax: to float32, or as near as bfloat16 can tell, which a shorter series is.
+inline void exponentials_of(const float* a, float* weight) {
+  for (int64_t i = 0; i < kKeys; i++) weight[i] = exp_negative(a[i]);
+}
+inline void exponentials_of(const float* a, BFloat16* weight) {
+  alignas(64) float exact[kKeys];
+  for (int64_t i = 0; i < kKeys; i++) exact[i] = exp_negative_to_bfloat16(a[i]);
+  narrow_all(exact, kKeys, weight);
+}
+
 // Scores of one query and a block become weights e^(scale (score - peak)) against the highest so far, 0 for keys before
 // `begin` and from `end` on. Returns what earlier sums have to be multiplied by.
 template <typename M>
@@ -66,13 +82,17 @@ inline float weigh(const float* score, int64_t begin, int64_t end, float scale, 
     return 1.0f;
   }
   alignas(64) float seen[kKeys];
-  float highest = *peak;
-  for (int64_t i = 0; i < kKeys; i++) seen[i] = i >= begin && i < end ? score[i] : -std::numeric_limits<float>::infinity();
-  Floats best = broadcast(highest);
-  for (int64_t i = 0; i < kKeys; i += kFloats) best = maximum(load(seen + i), best);
-  highest = highest_of(best);
-  for (int64_t i = 0; i < kKeys; i++) seen[i] = exp_negative(scale * (seen[i] - highest));
-  for (int64_t i = 0; i < kKeys; i++) narrow(seen[i], weight + i);
+  if (begin > 0 || end < kKeys) {
+    for (int64_t i = 0; i < kKeys; i++) {
+      seen[i] = i >= begin && i < end ? score[i] : -std::numeric_limits<float>::infinity();
+    }
+    score = seen;
+  }
+  Floats best = broadcast(*peak);
+  for (int64_t i = 0; i < kKeys; i += kFloats) best = maximum(load(score + i), best);
+  const float highest = highest_of(best);
+  for (int64_t i = 0; i < kKeys; i++) seen[i] = scale * (score[i] - highest);
+  exponentials_of(seen, weight);
   Floats sum = zeros();
   for (int64_t i = 0; i < kKeys; i += kFloats) sum = multiply_add(widen(weight + i), broadcast(1.0f), sum);
   const float factor = *peak == highest ? 1.0f : exp_negative(scale * (*peak - highest));
@@ -84,7 +104,7 @@ inline float weigh(const float* score, int64_t begin, int64_t end, float scale, 
 // Buffers of a thread, which its tasks use one after the other.
 template <typename M>
 struct BlockBuffers {
-  std::vector<M> queries, keys, values, weights;
+  std::vector<M> queries, key_rows, keys, values, weights;
   std::vector<float> scores, sums;
 };
 
@@ -114,7 +134,7 @@ void attend_block(const AttentionCall<T>& call, int64_t head, int64_t t, int64_t
   }
   for (int64_t first = seen[0].begin / kKeys * kKeys; first < seen[rows - 1].end; first += kKeys) {
     const int64_t there = std::min(kKeys, call.positions - first), last = std::min(there, seen[rows - 1].end - first);
-    pack_keys(k + first * width, last, width, buffers.keys.data());
+    pack_keys(k + first * width, last, width, buffers.key_rows, buffers.keys.data());
     pack_values(v + first * width, last, width, buffers.values.data());
     multiply(query.data(), rows, buffers.keys.data(), kKeys, width, buffers.scores.data(), kKeys);
     for (int64_t r = 0; r < rows; r++) {

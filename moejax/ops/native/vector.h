@@ -147,11 +147,14 @@ inline void store_sums_of_four_rows(const Floats (*sum)[4], float* y, int64_t st
 // The sum of the lanes, in a fixed tree, and the highest of them.
 inline float sum_of(Floats a) { return _mm_cvtss_f32(sums(a, zeros(), zeros(), zeros())); }
 inline float highest_of(Floats a) {
-  float lanes[kFloats];
-  store(lanes, a);
-  float highest = lanes[0];
-  for (int i = 1; i < kFloats; i++) highest = lanes[i] > highest ? lanes[i] : highest;
-  return highest;
+#if defined(__AVX512F__)
+  __m256 half = _mm256_max_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
+#else
+  __m256 half = a;
+#endif
+  __m128 four = _mm_max_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+  __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
 }
 
 // Elements of dtype T, `kWidth` at a time, or the first `count` of a pack and 0 after them. `all` has the same kTogether
