@@ -101,6 +101,14 @@ inline float weigh(const float* score, int64_t begin, int64_t end, float scale, 
   return factor;
 }
 
+// Whether all of `count` numbers are finite.
+template <typename T>
+inline bool all_finite(const T* x, int64_t count) {
+  bool finite = true;
+  for (int64_t i = 0; i < count; i++) finite &= widen_one(x[i]) - widen_one(x[i]) == 0.0f;
+  return finite;
+}
+
 // Buffers of a thread, which its tasks use one after the other.
 template <typename M>
 struct BlockBuffers {
@@ -146,9 +154,24 @@ void attend_block(const AttentionCall<T>& call, int64_t head, int64_t t, int64_t
         for (int64_t h = 0; h < kStrip; h++) sum[h] *= factor;
       }
     }
+    // A weight of 0 keeps out what a query does not see, but no infinity and no NaN: there each adds what it sees alone.
+    const bool all_seen = seen[0].end - first >= last && seen[rows - 1].begin <= first;
+    const bool together = all_seen || all_finite(v + first * width, last * width);
     for (int64_t s = 0; s < strips; s++) {
-      add_multiplied(weight.data(), rows, buffers.values.data() + s * strip_size<M>(kKeys), kKeys,
-                  buffers.sums.data() + s * rows * kStrip);
+      const M* values = buffers.values.data() + s * strip_size<M>(kKeys);
+      float* sums = buffers.sums.data() + s * rows * kStrip;
+      if (together) {
+        add_multiplied(weight.data(), rows, values, kKeys, sums);
+        continue;
+      }
+      for (int64_t r = 0; r < rows; r++) {
+        const int64_t begin = std::max<int64_t>(0, seen[r].begin - first), end = std::min(last, seen[r].end - first);
+        for (int64_t key = begin; key < end; key++) {
+          for (int64_t h = 0; h < std::min(kStrip, width - s * kStrip); h++) {
+            sums[r * kStrip + h] += widen_one(weight[r][key]) * widen_one(v[(first + key) * width + s * kStrip + h]);
+          }
+        }
+      }
     }
   }
   for (int64_t r = 0; r < rows; r++) {

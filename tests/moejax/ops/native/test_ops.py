@@ -211,3 +211,21 @@ def test_operands_that_do_not_fit_are_refused_while_tracing() -> None:
         expert_ffn(w[None], w[None], w[None], x, jnp.zeros((2, 1), jnp.int32), jnp.ones((2, 1)))
     with pytest.raises(TypeError, match="for 2 tokens"):
         expert_ffn(*random_layer(2, 8, 4).stacked, x, jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1)))
+
+
+@dtypes
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("window", [None, 5])
+def test_attend_keeps_what_is_not_finite_from_queries_that_do_not_see_it(
+    dtype: str, bad: float, window: int | None
+) -> None:
+    """Of a prompt, whose queries share blocks of keys: a value at position 70 is seen from there on."""
+    t, at = 100, 70
+    q, keys, values = (normal(shape, dtype) for shape in ((1, 2, 2, t, 16), (1, 2, t, 16), (1, 2, t, 16)))
+    starts = jnp.zeros(1, jnp.int32)
+    clean = np.asarray(attend(q, keys, values, starts, window))
+    got = np.asarray(attend(q, keys, values.at[:, :, at, 3].set(bad), starts, window))
+    sees = np.arange(t) >= at if window is None else (np.arange(t) >= at) & (np.arange(t) < at + window)
+    assert not np.isfinite(got[..., 3])[..., sees].any()
+    assert np.isfinite(got[..., ~sees, :]).all()
+    np.testing.assert_allclose(got[..., ~sees, :], clean[..., ~sees, :], rtol=0, atol=FLOAT32_ATOL)
