@@ -14,18 +14,23 @@ from moejax.planning.hardware import load_hardware
 from moejax.planning.objectives import OBJECTIVES, Objective
 from moejax.planning.reasons import reason
 from moejax.planning.rows import MeshRow
+from moejax.planning.units import BYTES, SECONDS
 from tests.messages import says
 
 NUMBER = r"[\d,]*\d(?:\.\d+)?"
 UNIT = r"(?:GB|MB|kB|bytes|s|ms|us|ns)"
+# With a unit of its own where the other number is far from it.
+MINE = rf"(?P<mine>{NUMBER})(?: (?P<own>{UNIT}))?"
+ITS = rf"(?P<its>{NUMBER}) (?P<unit>{UNIT})"
+SCALES = {unit.name: unit.scale for units in (BYTES, SECONDS) for unit in units}
 SAVINGS = (
     rf"reads (?P<mine>{NUMBER}) instead of (?P<its>{NUMBER}) experts per layer and device",
-    rf"reads (?P<mine>{NUMBER}) instead of (?P<its>{NUMBER}) {UNIT} of weights outside the experts per device",
-    rf"reads (?P<mine>{NUMBER}) instead of (?P<its>{NUMBER}) {UNIT} of the cache per device",
-    rf"spends (?P<mine>{NUMBER}) instead of (?P<its>{NUMBER}) {UNIT} on (?:computing that reads do not hide|"
+    rf"reads {MINE} instead of {ITS} of weights outside the experts per device",
+    rf"reads {MINE} instead of {ITS} of the cache per device",
+    rf"spends {MINE} instead of {ITS} on (?:computing that reads do not hide|"
     "sending data between devices|overhead of layers and experts)",
-    rf"waits (?P<mine>{NUMBER}) instead of (?P<its>{NUMBER}) {UNIT} for the latency of collectives",
-    rf"holds (?P<mine>{NUMBER}) instead of (?P<its>{NUMBER}) {UNIT} per device",
+    rf"waits {MINE} instead of {ITS} for the latency of collectives",
+    rf"holds {MINE} instead of {ITS} per device",
     rf"decodes (?P<its>{NUMBER}) instead of (?P<mine>{NUMBER}) tokens/s at the largest batch"
     rf"(?: of each)? \({NUMBER}(?: and {NUMBER})?\)",
 )
@@ -51,6 +56,9 @@ def test_every_reason_is_a_sentence_and_its_numbers_differ(model: str, devices: 
         saving, behind, *equal = text.split("; ")
         (found,) = filter(None, (re.fullmatch(pattern, saving) for pattern in SAVINGS))
         mine, its = (float(found[name].replace(",", "")) for name in ("mine", "its"))
+        named = found.groupdict()
+        if named.get("own"):
+            mine, its = mine * SCALES[named["own"]], its * SCALES[named["unit"]]
         assert mine < its, text
         assert re.fullmatch(rf"the next, {NAMES}, {BEHIND}", behind), text
         assert not equal or re.fullmatch(rf"equally good: {LIST}", equal[0]), text
