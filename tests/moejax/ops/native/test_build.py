@@ -178,16 +178,18 @@ def test_targets_carry_the_hash_of_the_sources() -> None:
     assert f"@moejax_linear_{build.source_hash()}" in text
 
 
+# Older CPUs that this one is, too: with AVX2 and FMA, and with AVX-512 but no products of bfloat16.
+OLDER = [
+    level for level, feature in (("x86-64-v3", "avx2"), ("x86-64-v4", "avx512vl")) if feature in build.cpu_features()
+]
+
+
+@pytest.mark.parametrize("level", OLDER)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float16"])
-def test_the_path_without_avx512(
-    dtype: str, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    """Compiled for a CPU with AVX2 and FMA, which this one is, too."""
+def test_the_paths_of_older_cpus(dtype: str, level: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache"))
-    flags = tuple(
-        "-march=x86-64-v3" if flag == "-march=native" else flag for flag in build.FLAGS if "mtune" not in flag
-    )
-    names = library.register(built_library(flags), "avx2")
+    flags = tuple(f"-march={level}" if flag == "-march=native" else flag for flag in build.FLAGS if "mtune" not in flag)
+    names = library.register(built_library(flags), level.replace("-", "_"))
     monkeypatch.setattr(ops, "targets", lambda: names)
     rng = np.random.default_rng(0)
     layer = random_layer(3, 45, 70, dtype)
@@ -200,8 +202,11 @@ def test_the_path_without_avx512(
     got = jax.jit(lambda x, scale: ops.rms_norm(x, scale, 1e-5))(x, scale).astype(jnp.float32)
     rtol = {"float32": 2e-6, "bfloat16": 2**-7, "float16": 2**-10}[dtype]  # a unit of the last bit
     np.testing.assert_allclose(got, reference.norm(x, scale, eps=1e-5).astype(jnp.float32), rtol=rtol, atol=1e-7)
-    q, keys = (jnp.asarray(rng.standard_normal(shape), dtype) for shape in ((2, 2, 3, 5, 20), (2, 2, 16, 20)))
-    arguments = (q, keys, -keys, jnp.asarray([3, 9], jnp.int32))
-    got = jax.jit(lambda *args: ops.attend(*args, window=6))(*arguments)
-    expected = jax.jit(lambda *args: reference.attend(*args, window=6))(*arguments)
-    np.testing.assert_allclose(got, expected, rtol=0, atol=5e-6)
+    for queries, window in ((1, None), (1, 60), (70, None), (70, 60)):  # a step, and a prompt in several blocks
+        q, keys = (
+            jnp.asarray(rng.standard_normal(shape), dtype) for shape in ((2, 2, 3, queries, 20), (2, 2, 150, 20))
+        )
+        arguments = (q, keys, -keys, jnp.asarray([3, 80], jnp.int32))
+        got = jax.jit(lambda *args, window=window: ops.attend(*args, window=window))(*arguments)
+        expected = jax.jit(lambda *args, window=window: reference.attend(*args, window=window))(*arguments)
+        np.testing.assert_allclose(got, expected, rtol=0, atol=5e-6)
