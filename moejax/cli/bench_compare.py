@@ -72,10 +72,7 @@ class ComparisonFlags:
     dispatch: options.Dispatch = "auto"
 
     def __post_init__(self) -> None:
-        if not self.mesh and self.dispatch != "auto":
-            raise ValueError(
-                f"--dispatch {self.dispatch} says how tokens travel on a mesh; add --mesh, as in --mesh expert=4"
-            )
+        options.check_dispatch(self.dispatch, mesh=bool(self.mesh))
         if self.num_prompts < 0:
             raise ValueError(f"--num-prompts must be at least 0, which leaves them out, got {self.num_prompts}")
         if self.num_iters < (0 if self.mesh else 1):

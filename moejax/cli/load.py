@@ -6,6 +6,7 @@ import moejax
 from moejax.cli import console
 from moejax.cli.facts import SourceFacts
 from moejax.cli.options import MeshFlags, ModelFlags
+from moejax.moe.split import Split
 from moejax.runtime.buckets import MAX_SEQUENCES
 from sharding import MeshConfig
 
@@ -31,14 +32,19 @@ def load_model(
                 f"mesh {split.mesh} uses {split.mesh.size} of the {jax.device_count()} devices that there are"
             )
     with console.progress(f"loading {facts.name}", quiet=quiet):
-        return moejax.load(
-            facts.source,
-            mesh=split,
-            dtype=flags.dtype,
-            max_seq_len=facts.max_seq_len,
-            expert_backend=flags.expert_backend,
-            seed=flags.seed,
-        )
+        return load_split(facts, split, flags, max_seq_len=facts.max_seq_len)
+
+
+def load_split(facts: SourceFacts, split: Split, flags: ModelFlags, *, max_seq_len: int) -> moejax.Model:
+    """Loads what `facts` are of, split as `split` says."""
+    return moejax.load(
+        facts.source,
+        mesh=split,
+        dtype=flags.dtype,
+        max_seq_len=max_seq_len,
+        expert_backend=flags.expert_backend,
+        seed=flags.seed,
+    )
 
 
 def _check_real(mesh: MeshConfig) -> None:

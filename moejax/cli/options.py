@@ -104,6 +104,12 @@ Dispatch = Annotated[
 ]
 
 
+def check_dispatch(dispatch: str, *, mesh: bool) -> None:
+    """Raises ValueError for a dispatch without a mesh."""
+    if not mesh and dispatch != "auto":
+        raise ValueError(f"--dispatch {dispatch} says how tokens travel on a mesh; add --mesh, as in --mesh expert=4")
+
+
 @dataclass(frozen=True, kw_only=True)
 class PromptFlags:
     """What is continued."""
@@ -272,10 +278,7 @@ class MeshFlags:
     dispatch: Dispatch = "auto"
 
     def __post_init__(self) -> None:
-        if self.mesh is None and self.dispatch != "auto":
-            raise ValueError(
-                f"--dispatch {self.dispatch} says how tokens travel on a mesh; add --mesh, as in --mesh expert=4"
-            )
+        check_dispatch(self.dispatch, mesh=self.mesh is not None)
 
     def split(self, facts: "SourceFacts", dtype: str, *, batch_size: int, max_seq_len: int | None = None) -> "Split":
         """The split asked for; "auto" is the best for `batch_size` sequences on the devices here. Starts JAX."""

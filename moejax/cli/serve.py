@@ -211,16 +211,9 @@ class _Loading:
         self._model: Model | None = None
 
     def load(self) -> "Model":
-        import moejax
+        from moejax.cli.load import load_split
 
-        self._model = moejax.load(
-            self._facts.source,
-            mesh=self._split,
-            dtype=self._flags.dtype,
-            max_seq_len=self._limit,
-            expert_backend=self._flags.expert_backend,
-            seed=self._flags.seed,
-        )
+        self._model = load_split(self._facts, self._split, self._flags, max_seq_len=self._limit)
         return self._model
 
     def progress(self) -> str:

@@ -95,13 +95,12 @@ class DecodeRun:
             groups.sort(key=lambda group: -group.request.params.max_tokens)
         waiting = deque(groups)
         while waiting or scheduler.groups:
-            if waiting and scheduler.taken <= self._most_taken(waiting):
+            # Again before a step where so many ended with their first token that the next may have their slots.
+            while waiting and scheduler.taken <= self._most_taken(waiting):
                 while waiting and len(waiting[0].sequences) <= scheduler.free:
                     scheduler.add(waiting.popleft())
-            while scheduler.feeding:
-                yield self._feed(scheduler)
-            if waiting and scheduler.taken <= self._most_taken(waiting):
-                continue  # so many ended with their first token that the next are fed before a step
+                while scheduler.feeding:
+                    yield self._feed(scheduler)
             if scheduler.running:
                 yield from self._step(scheduler, waiting)
 

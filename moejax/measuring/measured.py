@@ -17,7 +17,7 @@ from moejax.decoding.engine import DecodeRun
 from moejax.decoding.requests import make_requests
 from moejax.decoding.sampling_params import SamplingParams
 from moejax.families.config import ModelConfig
-from moejax.families.table import named_configs
+from moejax.families.table import RANDOM, named_configs
 from moejax.loading import random_model
 from moejax.moe.split import Split, make_rules
 from moejax.planning.checks import Measured
@@ -120,7 +120,7 @@ def measure_model(model: moejax.Model, plan: ComparisonInputs, workload: Workloa
 
 def is_random(source: str) -> bool:
     """Whether a model has no weights of its own."""
-    return source.removeprefix("random:") in named_configs() or source.endswith(".json") or source.startswith("random:")
+    return source.removeprefix(RANDOM) in named_configs() or source.endswith(".json") or source.startswith(RANDOM)
 
 
 def fitting_layers(config: ModelConfig, split: Split, workload: Workload, memory: DeviceMemory) -> int:
