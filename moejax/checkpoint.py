@@ -23,7 +23,7 @@ from convert import (
 )
 from moejax.families.config import ModelConfig
 from moejax.families.hf_config import read_config_json
-from moejax.families.table import family_of, from_hf
+from moejax.families.table import RANDOM, family_of, from_hf
 from moejax.text.tokenizer import Tokenizer
 from moejax.weights.weight import LogicalTensor
 
@@ -115,7 +115,7 @@ def _find_folder(source: str | Path) -> Path:
         return folder
     if folder.is_file():
         raise ValueError(f"{source} is a file; give the folder that holds config.json and the safetensors files")
-    if str(source).startswith("random:"):
+    if str(source).startswith(RANDOM):
         raise ValueError(
             f"{source} has random weights, which are in no file; give 'demo', the folder of a Hugging Face checkpoint "
             "or of a converted one"

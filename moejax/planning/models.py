@@ -4,7 +4,7 @@ from pathlib import Path
 
 from moejax.checkpoint import open_checkpoint
 from moejax.families.config import ModelConfig
-from moejax.families.table import did_you_mean, named_config, named_configs
+from moejax.families.table import RANDOM, did_you_mean, named_config, named_configs
 from moejax.planning.expert_load import RECORD, ExpertLoad, read_expert_load
 
 
@@ -14,7 +14,7 @@ def model_config(model: str | Path) -> ModelConfig:
     Raises:
         ValueError: for anything else, listing what there is.
     """
-    name = str(model).removeprefix("random:")
+    name = str(model).removeprefix(RANDOM)
     if name in named_configs() or name.endswith(".json"):
         return named_config(name)
     if name == "demo" or Path(name).is_dir():
@@ -31,7 +31,7 @@ def stored_dtype(model: str | Path) -> str:
     Raises:
         ValueError: as `model_config`.
     """
-    name = str(model).removeprefix("random:")
+    name = str(model).removeprefix(RANDOM)
     if name in named_configs() or name.endswith(".json"):
         return "bfloat16"
     return open_checkpoint(name).dtype

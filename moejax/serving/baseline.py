@@ -12,6 +12,7 @@ from typing import Any, Literal
 from convert import SafetensorsFolder
 from moejax.checkpoint import open_checkpoint
 from moejax.decoding.sampling_params import SamplingParams
+from moejax.families.table import RANDOM
 
 BASELINES = ("auto", "transformers", "plain", "none")
 PACKAGES = ("torch", "transformers")
@@ -121,7 +122,7 @@ def _obstacle(source: str) -> str | None:
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
         return f"{' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} not installed"
-    if source.startswith("random:"):
+    if source.startswith(RANDOM):
         return "random weights are in no folder that transformers could read"
     if not isinstance(open_checkpoint(source).tensors, SafetensorsFolder):
         return f"{source} was converted, and transformers reads Hugging Face folders"

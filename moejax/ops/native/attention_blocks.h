@@ -51,7 +51,7 @@ template <typename T, typename M>
 inline void pack_values(const T* v, int64_t count, int64_t width, M* packed) {
   constexpr int64_t n = Packs<M>::kTogether;
   const int64_t size = strip_size<M>(kKeys);
-  std::fill(packed, packed + strips_of<M>(width) * size, M{});
+  std::fill(packed, packed + strips_of(width) * size, M{});
   M row[kStrip];
   for (int64_t first = 0; first < width; first += kStrip, packed += size) {
     const int64_t some = std::min(kStrip, width - first);
@@ -121,7 +121,7 @@ template <typename T>
 void attend_block(const AttentionCall<T>& call, int64_t head, int64_t t, int64_t count, float scale) {
   using M = Multiplied<T>;
   thread_local BlockBuffers<M> buffers;
-  const int64_t rows = count * call.group, width = call.width, strips = strips_of<M>(width);
+  const int64_t rows = count * call.group, width = call.width, strips = strips_of(width);
   const T* k = call.k + head * call.positions * width;
   const T* v = call.v + head * call.positions * width;
   buffers.queries.resize(rows * width);

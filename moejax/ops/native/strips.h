@@ -19,15 +19,11 @@ constexpr int kStripVectors = kStrip / kFloats;
 constexpr int64_t kInputBlock = 128;  // inputs of a strip that stay in the first-level cache between its vectors
 
 // Vectors of outputs, and rows, whose sums the registers hold beside a vector of weights and what is broadcast.
-template <typename T>
 constexpr int kStripTileVectors = kRegisters == 32 ? 4 : 2;
 template <typename T>
 constexpr int kStripTileRows = kRegisters == 32 ? (Packs<T>::kRegisters == 1 ? 6 : 4) : (Packs<T>::kRegisters == 1 ? 4 : 3);
 
-template <typename T>
-inline int64_t strips_of(int64_t outputs) {
-  return (outputs + kStrip - 1) / kStrip;
-}
+inline int64_t strips_of(int64_t outputs) { return (outputs + kStrip - 1) / kStrip; }
 
 // Elements of a packed strip.
 template <typename T>
@@ -41,7 +37,7 @@ template <typename T, int R>
 inline void strip_tile(const T* const* x, const T* w, int64_t begin, int64_t end, float* sum) {
   using P = Packs<T>;
   constexpr int64_t n = P::kTogether;
-  constexpr int V = kStripTileVectors<T>;
+  constexpr int V = kStripTileVectors;
   Floats sums[R][V];
   for (int r = 0; r < R; r++) {
     for (int v = 0; v < V; v++) sums[r][v] = load(sum + r * kStrip + v * kFloats);
@@ -68,7 +64,7 @@ inline void strip_tile(const T* const* x, const T* w, int64_t begin, int64_t end
 // sum[r][kStrip] + the products of R rows x[r] with the first `outputs` of a strip.
 template <typename T, int R>
 inline void add_strip(const T* const* x, const T* w, int64_t outputs, int64_t inputs, float* sum) {
-  constexpr int V = kStripTileVectors<T>;
+  constexpr int V = kStripTileVectors;
   constexpr int64_t n = Packs<T>::kTogether;
   const int64_t block = V == kStripVectors ? std::max<int64_t>(inputs, 1) : kInputBlock;
   for (int64_t begin = 0; begin < inputs; begin += block) {
