@@ -8,10 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax import Array
-from jax.sharding import NamedSharding
 
-from convert import TensorSource
 from moejax.checkpoint import Checkpoint, open_checkpoint
 from moejax.families.config import ModelConfig, sequence_limit
 from moejax.families.table import RANDOM, named_config, weights_of
@@ -22,12 +19,15 @@ from moejax.moe.split import Split, dispatch_name, resolve_split
 from moejax.ops.table import prepare_backend
 from moejax.planning.auto import AUTO, auto_split
 from moejax.runtime.agreement import check_same
+from moejax.runtime.huge_pages import HugePages
 from moejax.runtime.programs import Programs
 from moejax.text.tokenizer import Tokenizer, missing_tokenizer_message
 from moejax.weights.dtypes import resolve_dtype
+from moejax.weights.filling import Empty, filled
 from moejax.weights.layouts import Piece
 from moejax.weights.params import ParamTree
-from moejax.weights.random import random_piece
+from moejax.weights.random import random_value
+from moejax.weights.storage import Stored
 from moejax.weights.weight import Weight, logical_tensors
 from sharding import MeshConfig, Placement, bytes_per_device, device_memory, mesh_config
 
@@ -229,8 +229,9 @@ def check_fits(structure: Structure) -> None:
 
 def random_params(structure: Structure, seed: int) -> ParamTree:
     """Random weights, made on the devices one array at a time."""
+    sharding, empty = structure.parallel.sharding, _host_memory()
     return structure.pack(
-        lambda weight, piece, held, array, where: random_piece(weight, piece, held, array.dtype, where, seed)
+        lambda weight, piece, held, declared: random_value(weight, piece, held, declared, sharding, seed, empty)
     )
 
 
@@ -244,39 +245,23 @@ def read_params(checkpoint: Checkpoint, structure: Structure) -> tuple[ParamTree
     """
     plan = checkpoint.plan(logical_tensors(weights_of(structure.config)))
 
-    def read(weight: Weight, piece: Piece, held: Sequence[int], array: Any, where: NamedSharding) -> Array:
+    sharding, empty = structure.parallel.sharding, _host_memory()
+
+    def make(weight: Weight, piece: Piece, held: Sequence[int], declared: Stored) -> Stored:
         sources = [plan.sources[tensor.path] for tensor in weight.tensors()]
-        entries = None if piece.places is None else [held[place] for place in piece.places]
-        parts = _Parts(checkpoint.tensors, sources, entries, array)
-        return jax.make_array_from_callback(array.shape, where, parts.read, dtype=array.dtype)
 
-    return structure.pack(read), plan.ignored
-
-
-class _Parts:
-    """The parts of one array, each read from the checkpoint when a device first asks for it.
-
-    entries: the source that each entry of the leading axis is read from, zeros past the last; None for a single tensor.
-    """
-
-    def __init__(self, tensors: TensorSource, sources: list[str], entries: list[int] | None, array: Any) -> None:
-        self._tensors, self._sources, self._entries, self._array = tensors, sources, entries, array
-        self._read: dict[tuple[tuple[int, int], ...], np.ndarray] = {}
-
-    def read(self, index: tuple[slice, ...] | None) -> np.ndarray:
-        """The part at `index`, which has a slice for every axis."""
-        assert index is not None, "a sharding gives every device an index"
-        bounds = tuple(part.indices(size)[:2] for part, size in zip(index, self._array.shape, strict=True))
-        if bounds not in self._read:
-            host = np.empty([last - first for first, last in bounds], self._array.dtype)
-            where = tuple(slice(*bound) for bound in bounds)
-            if self._entries is None:
-                self._tensors.read_into(self._sources[0], host, where)
+        def read(entry: int | None, where: tuple[slice, ...], out: np.ndarray) -> None:
+            expert = 0 if entry is None or piece.places is None else held[piece.places[entry]]
+            if expert < len(sources):
+                checkpoint.tensors.read_into(sources[expert], out, where)
             else:
-                for part, entry in zip(host, self._entries[where[0]], strict=True):
-                    if entry < len(self._sources):
-                        self._tensors.read_into(self._sources[entry], part, where[1:])
-                    else:
-                        part[...] = 0
-            self._read[bounds] = host
-        return self._read[bounds]
+                out[...] = 0  # an empty place
+
+        return filled(declared, piece, sharding, empty, read)
+
+    return structure.pack(make), plan.ignored
+
+
+def _host_memory() -> Empty:
+    """What makes host memory for numbers on their way to devices; those of a CPU keep it, so it is in huge pages."""
+    return HugePages().empty if jax.default_backend() == "cpu" else np.empty

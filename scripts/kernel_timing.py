@@ -117,12 +117,7 @@ def random_layers(config: ModelConfig, layers: int) -> list[Expert]:
     """Stacked experts, each layer with weights of its own, so that no cache keeps them from one call to the next."""
     e, f, d = config.num_experts, config.expert_dim, config.embed_dim
     return [
-        Expert(
-            *(
-                Plain(array=normal(e, *shape, seed=3 * i + j), axes=(None, None, None))
-                for j, shape in enumerate(((f, d), (f, d), (d, f)))
-            )
-        )
+        Expert(*(Plain.of(normal(e, *shape, seed=3 * i + j)) for j, shape in enumerate(((f, d), (f, d), (d, f)))))
         for i in range(layers)
     ]
 

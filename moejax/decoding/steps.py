@@ -160,7 +160,7 @@ def generate(
 def full_logits(model: Transformer, tokens: Int[Array, "B T"], length: Int[Array, " B"]) -> Float[Array, "B T V"]:
     """Logits at every position, teacher-forced."""
     batch, width = tokens.shape
-    dtype = model.embed.table.get_value().numbers().dtype
+    dtype = model.embed.table.get_value().dtype
     cache = empty_cache(model.config, batch, width, dtype, model.parallel)
     hidden, _, _ = model(tokens, jnp.zeros((batch,), jnp.int32), length, cache)
     return model.parallel.constrain(model.logits(hidden))

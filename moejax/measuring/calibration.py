@@ -20,7 +20,6 @@ from moejax.ops.table import resolve_backend
 from moejax.planning.hardware import DTYPES, Hardware, Link
 from moejax.planning.routing import distinct_experts
 from moejax.planning.workload import Workload
-from moejax.weights.storage import Plain
 from sharding import MeshConfig, device_memory
 
 RUNS = 5  # of everything that is timed; the shortest counts, since whatever else ran could only make it longer
@@ -128,11 +127,12 @@ def copy_bandwidth(device: Any) -> float:
 
 def matrix_rate(device: Any, dtype: str) -> float:
     """FLOP per second of a matrix product as the model computes them: operands of `dtype`, a float32 result."""
-    product = jax.jit(engine_operations().project)
+    ops = engine_operations()
+    product = jax.jit(ops.project)
     size = 512
     while True:
         x, weights = (jax.device_put(jnp.ones((size, size), dtype), device) for _ in range(2))
-        seconds = _shortest(product, x, Plain(array=weights, axes=(None, None)))
+        seconds = _shortest(product, x, ops.storage.of(weights))
         if seconds > PRODUCT_SECONDS or size >= LARGEST_PRODUCT:
             return 2 * size**3 / seconds
         size *= 2

@@ -19,7 +19,7 @@ from moejax.ops.routing import Routing
 from moejax.ops.table import Ops, make_ops, prepare_backend
 from moejax.planning.hardware import Curve, Operation
 from moejax.weights.layouts import Separate
-from moejax.weights.storage import Plain
+from moejax.weights.storage import Stored
 
 RUNS = 5  # the shortest counts, since whatever else ran could only make it longer
 ENOUGH_SECONDS = 0.02  # that a run should take, so that starting it does not count
@@ -50,11 +50,11 @@ def measure_speeds(dtype: str) -> dict[Operation, Curve]:
 def project_speeds(ops: Ops, dtype: str) -> Curve:
     """Products with square weights, one after the other."""
     count = BYTES // (WIDTH * WIDTH * jnp.dtype(dtype).itemsize)
-    weights = [_numbers((WIDTH, WIDTH), dtype, WIDTH) for _ in range(count)]
+    weights = [ops.storage.of(_numbers((WIDTH, WIDTH), dtype, WIDTH)) for _ in range(count)]
 
-    def once(x: Array, weights: list[Array]) -> Array:
+    def once(x: Array, weights: list[Stored]) -> Array:
         for w in weights:
-            (y,) = ops.project(x, Plain(array=w, axes=(None, None)))
+            (y,) = ops.project(x, w)
             x = y.astype(x.dtype)
         return x
 
@@ -74,7 +74,7 @@ def experts_speeds(ops: Ops, dtype: str) -> Curve:
         matrices = [_numbers(shape, dtype, shape[1])[None] for _ in range(EXPERTS)]
         if ops.layout == "stacked":
             matrices = [jnp.concatenate(matrices)]
-        parts = tuple(Plain(array=matrix, axes=(None, None, None)) for matrix in matrices)
+        parts = tuple(ops.storage.of(matrix) for matrix in matrices)
         values.append(parts[0] if ops.layout == "stacked" else Separate(parts=parts))
     experts = Expert(*values)
 

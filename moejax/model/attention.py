@@ -41,9 +41,13 @@ class Attention(nnx.Module):
     ) -> None:
         self.parallel, self.ops, self.window, self.eps = parallel, ops, config.sliding_window, config.norm_eps
         self.num_heads, self.num_kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
-        self.q, self.k, self.v, self.o = (param(weights[name], dtype=dtype) for name in ("q", "k", "v", "o"))
+        rules = parallel.rules
+        self.q, self.k, self.v, self.o = (
+            param(weights[name], rules, dtype=dtype, storage=ops.storage) for name in ("q", "k", "v", "o")
+        )
         self.q_bias, self.k_bias, self.v_bias, self.q_norm, self.k_norm = (
-            optional_param(weights, name, dtype=dtype) for name in ("q_bias", "k_bias", "v_bias", "q_norm", "k_norm")
+            optional_param(weights, name, rules, dtype=dtype)
+            for name in ("q_bias", "k_bias", "v_bias", "q_norm", "k_norm")
         )
 
     def __call__(

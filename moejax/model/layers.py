@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from moejax.moe.parallel import Parallel
 from moejax.ops.table import Ops
 from moejax.weights.params import param, value
+from moejax.weights.storage import Plain, Stored
 from moejax.weights.weight import Weight
 
 
@@ -21,7 +22,7 @@ class RMSNorm(nnx.Module):
 
     def __init__(self, scale: Weight, eps: float, parallel: Parallel, ops: Ops, *, dtype: jax.typing.DTypeLike) -> None:
         self.eps, self.parallel, self.ops = eps, parallel, ops
-        self.scale = param(scale, dtype=dtype)
+        self.scale = param(scale, parallel.rules, dtype=dtype)
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         rows = self.parallel.spec("batch")
@@ -30,25 +31,29 @@ class RMSNorm(nnx.Module):
 
 
 class Embedding(nnx.Module):
-    """A table of V vectors: token ids to vectors, and (tied, or as the output head) vectors to logits."""
+    """A table of V vectors: token ids to vectors, and (tied, or as the output head) vectors to logits.
 
-    def __init__(self, table: Weight, parallel: Parallel, ops: Ops, *, dtype: jax.typing.DTypeLike) -> None:
+    multiplied: whether there are logits of it.
+    """
+
+    def __init__(
+        self, table: Weight, parallel: Parallel, ops: Ops, *, multiplied: bool, dtype: jax.typing.DTypeLike
+    ) -> None:
         self.parallel, self.ops = parallel, ops
-        self.table = param(table, dtype=dtype)
+        self.table = param(table, parallel.rules, dtype=dtype, storage=ops.storage if multiplied else Plain)
 
     def encode(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         axes = self.parallel.axes("vocab")
 
-        def body(table: Float[Array, "Vl D"], tokens: Int[Array, "Bl T"]) -> Float[Array, "Bl T D"]:
+        def body(table: Stored, tokens: Int[Array, "Bl T"]) -> Float[Array, "Bl T D"]:
             if not axes:
-                return table.at[tokens].get(mode="clip")
+                return table.take(tokens)
             places = tokens - lax.axis_index(axes) * table.shape[0]
             here = ((places >= 0) & (places < table.shape[0]))[..., None]
-            return lax.psum(jnp.where(here, table.at[places].get(mode="clip"), jnp.zeros((), table.dtype)), axes)
+            return lax.psum(jnp.where(here, table.take(places), jnp.zeros((), table.dtype)), axes)
 
-        rows = self.parallel.spec("batch")
-        table = value(self.table).numbers()
-        return self.parallel.map(body, (self.parallel.spec("vocab"), rows), rows)(table, tokens)
+        table, rows = value(self.table), self.parallel.spec("batch")
+        return self.parallel.map(body, (self.parallel.specs(table), rows), rows)(table, tokens)
 
     def logits(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows V"]:
         """The last axis of the result is split as the vocabulary is."""
@@ -70,7 +75,9 @@ class DenseMLP(nnx.Module):
         self, weights: Mapping[str, Weight], parallel: Parallel, ops: Ops, *, dtype: jax.typing.DTypeLike
     ) -> None:
         self.parallel, self.ops = parallel, ops
-        self.gate, self.up, self.down = (param(weights[name], dtype=dtype) for name in ("gate", "up", "down"))
+        self.gate, self.up, self.down = (
+            param(weights[name], parallel.rules, dtype=dtype, storage=ops.storage) for name in ("gate", "up", "down")
+        )
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         gate, up, down = (value(one) for one in (self.gate, self.up, self.down))

@@ -36,7 +36,7 @@ class Transformer(nnx.Module):
     ) -> None:
         weights = {weight.parameter: weight for weight in weights_of(config)}
         self.config, self.parallel = config, parallel
-        self.embed = Embedding(weights["embed.table"], parallel, ops, dtype=dtype)
+        self.embed = Embedding(weights["embed.table"], parallel, ops, multiplied=config.tie_embeddings, dtype=dtype)
         self.layers = nnx.List(
             [
                 Layer(config, under(weights, f"layers.{layer}"), ops, parallel, places=places, dtype=dtype)
@@ -45,7 +45,7 @@ class Transformer(nnx.Module):
         )
         self.final_norm = RMSNorm(weights["final_norm.scale"], config.norm_eps, parallel, ops, dtype=dtype)
         if not config.tie_embeddings:
-            self.head = Embedding(weights["head.table"], parallel, ops, dtype=dtype)
+            self.head = Embedding(weights["head.table"], parallel, ops, multiplied=True, dtype=dtype)
         self.placement = Tables(jax.ShapeDtypeStruct((len(config.moe_layers), 3, places), jnp.int32))
 
     def __call__(

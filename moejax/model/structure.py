@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
-from jax.sharding import AbstractMesh, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh
 
 from moejax.families.config import ModelConfig
 from moejax.families.table import weights_of
@@ -20,6 +20,7 @@ from moejax.weights.counts import num_places, weight_placements
 from moejax.weights.layouts import Piece, pack, unpack
 from moejax.weights.params import ParamTree, declared_values, merge, split
 from moejax.weights.placement import PhysicalExperts
+from moejax.weights.storage import Stored
 from moejax.weights.weight import Weight
 from sharding import LogicalAxes, MeshConfig, Placement
 
@@ -59,8 +60,8 @@ class Structure:
         shapes: ParamTree = {path: value.per_array(whole) for path, value in declared_values(self.abstract).items()}
         return shapes | {PLACEMENT: whole(tables, (None,) * len(tables.shape))}
 
-    def pack(self, make: Callable[[Weight, Piece, Sequence[int], Any, NamedSharding], Array]) -> ParamTree:
-        """The parameters: `make(weight, piece, what the places hold, declared array, where it lives)` gives each array.
+    def pack(self, make: Callable[[Weight, Piece, Sequence[int], Stored], Stored]) -> ParamTree:
+        """The parameters: `make(weight, piece, what the places hold, declared value)` gives the numbers of each piece.
 
         The experts' tables are part of it.
         """
@@ -69,8 +70,8 @@ class Structure:
         for weight in weights_of(self.config):
             held = self.held(weight)
 
-            def one(piece: Piece, array: Any, axes: LogicalAxes, weight: Weight = weight, held: Any = held) -> Array:
-                return make(weight, piece, held, array, self.parallel.sharding(*axes))
+            def one(piece: Piece, declared: Stored, weight: Weight = weight, held: Any = held) -> Stored:
+                return make(weight, piece, held, declared)
 
             params[weight.parameter] = pack(
                 weight, values[weight.parameter], layout, self.experts.num_places, peers, one

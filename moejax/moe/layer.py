@@ -18,6 +18,7 @@ from moejax.ops.routing import Routing
 from moejax.ops.table import Ops
 from moejax.weights.params import param, value
 from moejax.weights.weight import Weight
+from sharding import Rules
 
 
 class Routed(NamedTuple):
@@ -46,10 +47,9 @@ class MoE(nnx.Module):
     ) -> None:
         self.policy, self.num_experts, self.places = config.router, config.num_experts, places
         self.parallel, self.ops = parallel, ops
-        self.router = param(weights["router"], dtype=dtype)
-        peers = parallel.rules.parts("experts")
+        self.router = param(weights["router"], parallel.rules, dtype=dtype, storage=ops.storage)
         self.experts = ExpertParams(
-            {name: weights[f"experts.{name}"] for name in Expert._fields}, ops, places, peers, dtype=dtype
+            {name: weights[f"experts.{name}"] for name in Expert._fields}, ops, places, parallel.rules, dtype=dtype
         )
 
     def __call__(
@@ -109,10 +109,11 @@ class ExpertParams(nnx.Module):
     """The parameters of a layer's experts: gate, up and down of all of them, in the layout of the expert backend."""
 
     def __init__(
-        self, weights: Mapping[str, Weight], ops: Ops, places: int, peers: int, *, dtype: jax.typing.DTypeLike
+        self, weights: Mapping[str, Weight], ops: Ops, places: int, rules: Rules, *, dtype: jax.typing.DTypeLike
     ) -> None:
         self.gate, self.up, self.down = (
-            param(weights[name], dtype=dtype, layout=ops.layout, places=places, peers=peers) for name in Expert._fields
+            param(weights[name], rules, dtype=dtype, storage=ops.storage, layout=ops.layout, places=places)
+            for name in Expert._fields
         )
 
     def values(self) -> Expert:

@@ -23,6 +23,7 @@ from moejax.ops.expert import Expert
 from moejax.ops.native import library, model_ops
 from moejax.ops.native import ops as native
 from moejax.ops.native.build import NativeError
+from moejax.ops.native.packed import Packed
 from moejax.ops.routing import Routing
 from moejax.ops.triton import experts as triton
 from moejax.ops.xla import attend as xla_attend
@@ -33,6 +34,7 @@ from moejax.ops.xla.ragged import ragged
 from moejax.ops.xla.rotate import rotate_into_cache
 from moejax.runtime.platform import Device, current_device
 from moejax.weights.layouts import LayoutName
+from moejax.weights.storage import Plain, Stored
 
 _logger = logging.getLogger(__name__)
 
@@ -54,7 +56,7 @@ class ExpertBackend:
     """A way to compute the experts of one device.
 
     apply: (experts, x [T, D], routing) -> float32 [T, D]; the routing counts the device's places from 0.
-    layout: how it wants their weights.
+    layout: how it wants their weights.  storage: of every matrix of a model that uses it.
     implementations: where the other operations come from, the first that has each; XLA's are the last.
     cannot: why it does not run on a device, or None; asking starts and compiles nothing.
     prepare: what has to be done before its first program, or None. Raises NativeError where it cannot be.
@@ -62,6 +64,7 @@ class ExpertBackend:
 
     apply: Callable[[Expert, Float[Array, "T D"], Routing], Float[Array, "T D"]]
     layout: LayoutName
+    storage: type[Stored] = Plain
     implementations: tuple[ImplementationName, ...] = ()
     cannot: Callable[[Device], str | None] = lambda device: None
     prepare: Callable[[], object] | None = None
@@ -73,6 +76,7 @@ BACKENDS: dict[BackendName, ExpertBackend] = {
     "native": ExpertBackend(
         apply=model_ops.experts,
         layout="stacked",
+        storage=Packed,
         implementations=("native",),
         cannot=library.cannot,
         prepare=library.targets,
@@ -97,6 +101,7 @@ class Ops:
     rotate: see `xla.rotate.rotate_into_cache`.  attend: see `reference.attend`.
     route: (logits [T, E], valid [T], policy) -> Routing.
     experts: (experts, x [T, D], routing) -> float32 [T, D].  layout: of their weights.
+    storage: of the matrices that `project` and `experts` multiply.
     chosen: which implementation computes each operation.
     """
 
@@ -107,6 +112,7 @@ class Ops:
     route: Callable[[Float[Array, "T E"], Bool[Array, " T"], RouterPolicy], Routing]
     experts: Callable[[Expert, Float[Array, "T D"], Routing], Float[Array, "T D"]]
     layout: LayoutName
+    storage: type[Stored]
     chosen: Mapping[Operation, ImplementationName]
 
     @property
@@ -135,7 +141,8 @@ def make_ops(
         preferred: list[ImplementationName] = [name for name in (*row.implementations, "xla") if name in known]
         chosen[operation] = asked or preferred[0]
     functions: dict[str, Any] = {operation: OPS[operation][name] for operation, name in chosen.items()}
-    return Ops(**functions, experts=row.apply, layout=row.layout, chosen=chosen)
+    storage = Packed if chosen["project"] == "native" else row.storage
+    return Ops(**functions, experts=row.apply, layout=row.layout, storage=storage, chosen=chosen)
 
 
 # What `auto` takes on a platform, and what instead where that cannot run.

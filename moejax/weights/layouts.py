@@ -11,9 +11,9 @@ from typing import Any, Literal, NamedTuple
 import jax
 from jax import Array
 
-from moejax.weights.storage import STORAGES, Plain, StorageName
+from moejax.weights.storage import Plain, Stored
 from moejax.weights.weight import Weight
-from sharding import LogicalAxes
+from sharding import LogicalAxes, Rules
 
 LayoutName = Literal["stacked", "separate"]
 
@@ -77,28 +77,31 @@ def declare(
     weight: Weight,
     layout: LayoutName,
     places: int,
-    peers: int,
+    rules: Rules,
     dtype: jax.typing.DTypeLike,
-    storage: StorageName = "plain",
-) -> Plain | Separate:
+    storage: type[Stored] = Plain,
+) -> Any:
     """A weight's value without numbers: shapes and dtypes of its arrays."""
-    kind = STORAGES[storage]
-    found = tuple(kind.declare(piece.shape, piece.axes, dtype) for piece in pieces(weight, layout, places, peers))
+    found = tuple(
+        storage.declare(
+            piece.shape, piece.axes, tuple(1 if axis is None else rules.parts(axis) for axis in piece.axes), dtype
+        )
+        for piece in pieces(weight, layout, places, rules.parts("experts"))
+    )
     return Separate(parts=found) if weight.experts is not None and layout == "separate" else found[0]
 
 
 def pack(
     weight: Weight,
-    declared: Plain | Separate,
+    declared: Any,
     layout: LayoutName,
     places: int,
     peers: int,
-    make: Callable[[Piece, Any, LogicalAxes], Array],
+    make: Callable[[Piece, Stored], Stored],
 ) -> Any:
-    """A weight's value: `make(piece, declared array, its axes)` gives the numbers of each array."""
+    """A weight's value: `make(piece, declared value)` gives the numbers of each part."""
     parts = tuple(
-        part.per_array(lambda array, axes, piece=piece: make(piece, array, axes))
-        for piece, part in zip(pieces(weight, layout, places, peers), _parts(declared), strict=True)
+        make(piece, part) for piece, part in zip(pieces(weight, layout, places, peers), _parts(declared), strict=True)
     )
     return Separate(parts=parts) if isinstance(declared, Separate) else parts[0]
 

@@ -10,10 +10,10 @@ from typing import Any
 import jax
 from flax import nnx
 
-from moejax.weights.layouts import LayoutName, Separate, declare
-from moejax.weights.storage import Plain
+from moejax.weights.layouts import LayoutName, declare
+from moejax.weights.storage import Plain, Stored
 from moejax.weights.weight import Weight
-from sharding import check_logical_axes
+from sharding import Rules, check_logical_axes
 
 ParamTree = dict[str, Any]  # path -> the value of a weight, and the tables of where experts are
 
@@ -24,24 +24,27 @@ class Tables(nnx.Variable[Any]):
 
 def param(
     weight: Weight,
+    rules: Rules,
     *,
     dtype: jax.typing.DTypeLike,
+    storage: type[Stored] = Plain,
     layout: LayoutName = "stacked",
     places: int = 0,
-    peers: int = 1,
 ) -> nnx.Param[Any]:
     """The parameter of one weight. No array is made: values come from a checkpoint or are random.
 
-    places, peers: of experts: how many places there are for them, and devices that hold equally many.
+    rules: how it is divided over devices.  storage: of a matrix that is multiplied, how that is done fastest.
+    places: of experts: how many places there are for them, equally many on each device that shares them.
     """
     check_logical_axes(weight.axes, weight.shape)
-    declared: Any = declare(weight, layout, places, peers, dtype)
-    return nnx.Param(declared, weight=weight)
+    return nnx.Param(declare(weight, layout, places, rules, dtype, storage), weight=weight)
 
 
-def optional_param(weights: Mapping[str, Weight], name: str, *, dtype: jax.typing.DTypeLike) -> nnx.Param[Any] | None:
+def optional_param(
+    weights: Mapping[str, Weight], name: str, rules: Rules, *, dtype: jax.typing.DTypeLike
+) -> nnx.Param[Any] | None:
     """The parameter called `name`, where the family declares one."""
-    return param(weights[name], dtype=dtype) if name in weights else None
+    return param(weights[name], rules, dtype=dtype) if name in weights else None
 
 
 def value(variable: nnx.Variable[Any] | None) -> Any:
@@ -61,7 +64,7 @@ def merge(graphdef: nnx.GraphDef[Any], abstract: Mapping[str, nnx.Variable[Any]]
     return nnx.merge(graphdef, nnx.from_flat_state(flat))
 
 
-def declared_values(abstract: Mapping[str, nnx.Variable[Any]]) -> dict[str, Plain | Separate]:
+def declared_values(abstract: Mapping[str, nnx.Variable[Any]]) -> dict[str, Any]:
     """The values without numbers of all weights, by path."""
     return {path: one.get_value() for path, one in abstract.items() if isinstance(one, nnx.Param)}
 

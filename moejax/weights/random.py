@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -11,8 +12,26 @@ import numpy as np
 from jax import Array, lax
 from jax.sharding import NamedSharding
 
+from moejax.weights.filling import Empty, stored
 from moejax.weights.layouts import Piece
+from moejax.weights.storage import Plain, Stored
 from moejax.weights.weight import Initialiser, Normal, Ones, Weight
+
+
+def random_value(
+    weight: Weight,
+    piece: Piece,
+    held: Sequence[int],
+    declared: Stored,
+    sharding: Callable[..., NamedSharding],
+    seed: int,
+    empty: Empty,
+) -> Stored:
+    """The value of one piece of a weight: see `random_piece`, and `filling.filled` for what it is put into."""
+    numbers = random_piece(weight, piece, held, declared.dtype, sharding(*piece.axes), seed)
+    if isinstance(declared, Plain):
+        return replace(declared, array=numbers)
+    return stored(declared, piece, numbers, sharding, empty)
 
 
 def random_piece(

@@ -6,25 +6,48 @@ place of arrays it can hold whatever belongs to each: shapes, shardings, partiti
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from moejax.runtime.platform import smallest_product
 from sharding import LogicalAxes
 
-StorageName = Literal["plain"]
+# (out, rows): puts these rows of a tensor (of its first axis; all of a number) into host memory, rounded to its dtype.
+Read = Callable[[np.ndarray, slice], None]
 
 
 class Stored(Protocol):
     """A weight's value, in some storage."""
 
+    @classmethod
+    def declare(
+        cls, shape: tuple[int, ...], axes: LogicalAxes, parts: tuple[int, ...], dtype: jax.typing.DTypeLike
+    ) -> Self:
+        """Without numbers: shapes and dtypes of its arrays.
+
+        parts: into how many each axis is divided on a mesh. A device's part of every array is that of its part of the
+        weight.
+        """
+        ...
+
+    @classmethod
+    def of(cls, numbers: Float[Array, "*stack O I"]) -> Self:
+        """Of numbers that a device holds whole."""
+        ...
+
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the weight, whatever the arrays are."""
+        ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the numbers that are computed with."""
         ...
 
     @property
@@ -36,8 +59,16 @@ class Stored(Protocol):
         """The same pytree with `make(array, its logical axes)` in the place of each array."""
         ...
 
+    def fill(self, entry: tuple[int, ...], read: Read) -> None:
+        """Puts a tensor into an entry of the leading axes, () of a weight that is one. Its arrays are host memory."""
+        ...
+
     def numbers(self) -> Array:
         """The numbers that are computed with, as one array of the weight's shape."""
+        ...
+
+    def take(self, ids: Int[Array, "*ids"]) -> Float[Array, "*ids I"]:
+        """Rows of a weight [O, I]; an id that is none is the nearest that is."""
         ...
 
     def product(self, x: Float[Array, "*rows I"]) -> Float[Array, "*rows O"]:
@@ -57,13 +88,22 @@ class Plain:
     axes: LogicalAxes = field(metadata={"static": True})
 
     @classmethod
-    def declare(cls, shape: tuple[int, ...], axes: LogicalAxes, dtype: jax.typing.DTypeLike) -> "Plain":
-        """Without numbers: the shape and dtype of the array."""
+    def declare(
+        cls, shape: tuple[int, ...], axes: LogicalAxes, parts: tuple[int, ...], dtype: jax.typing.DTypeLike
+    ) -> "Plain":
         return cls(array=jax.ShapeDtypeStruct(shape, dtype), axes=axes)
+
+    @classmethod
+    def of(cls, numbers: Array) -> "Plain":
+        return cls(array=numbers, axes=(None,) * numbers.ndim)
 
     @property
     def shape(self) -> tuple[int, ...]:
         return self.array.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.array.dtype
 
     @property
     def nbytes(self) -> int:
@@ -72,14 +112,17 @@ class Plain:
     def per_array(self, make: Callable[[Any, LogicalAxes], Any]) -> "Plain":
         return replace(self, array=make(self.array, self.axes))
 
+    def fill(self, entry: tuple[int, ...], read: Read) -> None:
+        read(self.array[(*entry, ...)], slice(None))
+
     def numbers(self) -> Array:
         return self.array
 
+    def take(self, ids: Int[Array, "*ids"]) -> Float[Array, "*ids I"]:
+        return self.array.at[ids].get(mode="clip")
+
     def product(self, x: Float[Array, "*rows I"]) -> Float[Array, "*rows O"]:
         return linear(x, self.array)
-
-
-STORAGES: dict[StorageName, type[Plain]] = {"plain": Plain}
 
 
 def linear(x: Float[Array, "*rows I"], w: Float[Array, "O I"]) -> Float[Array, "*rows O"]:

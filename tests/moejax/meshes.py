@@ -12,7 +12,7 @@ from moejax.ops.table import BackendName, make_ops
 from moejax.weights.counts import num_places
 from moejax.weights.layouts import pack
 from moejax.weights.params import ParamTree
-from moejax.weights.random import random_piece
+from moejax.weights.random import random_value
 from moejax.weights.weight import Weight, under
 from sharding import mesh_config
 
@@ -43,9 +43,9 @@ def made_params(abstract: Mapping[str, Any], seed: int, parallel: Parallel, back
         weight, value = variable.get_metadata("weight"), variable.get_value()
         places = value.shape[0] if weight.experts is not None else 0
 
-        def one(piece: Any, array: Any, axes: Any, weight: Weight = weight, places: int = places) -> Any:
+        def one(piece: Any, declared: Any, weight: Weight = weight, places: int = places) -> Any:
             held = [min(place, weight.experts or 0) for place in range(places)]
-            return random_piece(weight, piece, held, array.dtype, parallel.sharding(*axes), seed)
+            return random_value(weight, piece, held, declared, parallel.sharding, seed, np.empty)
 
         params[path] = pack(weight, value, layout, places, peers, one)
     return params

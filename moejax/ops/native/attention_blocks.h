@@ -50,7 +50,7 @@ inline void pack_keys(const T* k, int64_t count, int64_t width, std::vector<M>& 
 template <typename T, typename M>
 inline void pack_values(const T* v, int64_t count, int64_t width, M* packed) {
   constexpr int64_t n = Packs<M>::kTogether;
-  const int64_t size = strip_size<M>(kKeys);
+  const int64_t size = Packed<M>::size(kStrip, kKeys);
   std::fill(packed, packed + strips_of(width) * size, M{});
   M row[kStrip];
   for (int64_t first = 0; first < width; first += kStrip, packed += size) {
@@ -125,8 +125,8 @@ void attend_block(const AttentionCall<T>& call, int64_t head, int64_t t, int64_t
   const T* k = call.k + head * call.positions * width;
   const T* v = call.v + head * call.positions * width;
   buffers.queries.resize(rows * width);
-  buffers.keys.resize(strip_size<M>(width));
-  buffers.values.resize(strips * strip_size<M>(kKeys));
+  buffers.keys.resize(Packed<M>::size(kKeys, width));
+  buffers.values.resize(strips * Packed<M>::size(kStrip, kKeys));
   buffers.weights.resize(rows * kKeys);
   buffers.scores.resize(rows * kKeys);
   buffers.sums.assign(strips * rows * kStrip, 0.0f);
@@ -144,7 +144,7 @@ void attend_block(const AttentionCall<T>& call, int64_t head, int64_t t, int64_t
     const int64_t there = std::min(kKeys, call.positions - first), last = std::min(there, seen[rows - 1].end - first);
     pack_keys(k + first * width, last, width, buffers.key_rows, buffers.keys.data());
     pack_values(v + first * width, last, width, buffers.values.data());
-    multiply(query.data(), rows, buffers.keys.data(), kKeys, width, buffers.scores.data(), kKeys);
+    multiply(query.data(), rows, Packed<M>{buffers.keys.data(), kKeys, width}, 0, kKeys, buffers.scores.data(), kKeys);
     for (int64_t r = 0; r < rows; r++) {
       const float factor = weigh(buffers.scores.data() + r * kKeys, seen[r].begin - first, seen[r].end - first, scale, &peak[r],
                                  &total[r], buffers.weights.data() + r * kKeys);
@@ -158,7 +158,7 @@ void attend_block(const AttentionCall<T>& call, int64_t head, int64_t t, int64_t
     const bool all_seen = seen[0].end - first >= last && seen[rows - 1].begin <= first;
     const bool together = all_seen || all_finite(v + first * width, last * width);
     for (int64_t s = 0; s < strips; s++) {
-      const M* values = buffers.values.data() + s * strip_size<M>(kKeys);
+      const M* values = buffers.values.data() + s * Packed<M>::size(kStrip, kKeys);
       float* sums = buffers.sums.data() + s * rows * kStrip;
       if (together) {
         add_multiplied(weight.data(), rows, values, kKeys, sums);

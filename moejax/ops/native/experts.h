@@ -5,7 +5,7 @@
 
 #include "elementwise.h"
 #include "parallel.h"
-#include "product.h"
+#include "strips.h"
 
 namespace moejax {
 
@@ -16,7 +16,7 @@ struct ExpertsCall {
   const T* x;
   const int32_t* ids;
   const float* weights;
-  const T *gate, *up, *down;  // [E, F, D], [E, F, D], [E, D, F]
+  Packed<T> gate, up, down;  // of the first expert: [F, D], [F, D], [D, F]; the others come after it
   T* hidden;       // [R, F], workspace: rows sorted by expert, R = T A
   float* results;  // [R, D], workspace
   float* y;        // [T, D]
@@ -52,19 +52,17 @@ inline Sorted sort_rows(const int32_t* ids, int64_t tokens, int64_t chosen, int6
   return sorted;
 }
 
-// hidden [rows, F] at outputs `first` to `first` + `outputs` of one expert, gate_w and up_w [F, D], for the rows x[r].
+// hidden [rows, F] at the `outputs` from `first` on, for the rows x[r] of one expert.
 template <typename T>
-void gate_up(const T* gate_w, const T* up_w, const T* const* x, int64_t rows, int64_t depth, int64_t first,
-             int64_t outputs, T* hidden, int64_t stride) {
-  alignas(64) float gate[kRowBlock * 64], up[kRowBlock * 64];
-  for (int64_t r = 0; r < rows; r += kRowBlock) {
-    int64_t count = std::min(kRowBlock, rows - r);
-    product(x + r, count, gate_w + first * depth, outputs, depth, gate, outputs);
-    product(x + r, count, up_w + first * depth, outputs, depth, up, outputs);
-    for (int64_t i = 0; i < count; i++) {
-      gated(gate + i * outputs, up + i * outputs, outputs, hidden + (r + i) * stride + first);
+void gate_up(Packed<T> gate_w, Packed<T> up_w, const T* const* x, int64_t rows, int64_t first, int64_t outputs, T* hidden) {
+  for_tiles<T>(rows, [&](auto tile_rows, int64_t r) {
+    alignas(64) float gate[tile_rows * kStrip], up[tile_rows * kStrip];
+    multiply_tile<tile_rows>(x + r, gate_w, first, outputs, gate);
+    multiply_tile<tile_rows>(x + r, up_w, first, outputs, up);
+    for (int i = 0; i < tile_rows; i++) {
+      gated(gate + i * kStrip, up + i * kStrip, outputs, hidden + (r + i) * gate_w.outputs + first);
     }
-  }
+  });
 }
 
 // y[t] at outputs `first` to `first` + `outputs`: the sum over a of weight times result, in the order of a.
@@ -99,17 +97,16 @@ void run_experts(xla::ffi::ThreadPool& pool, const ExpertsCall<T>& call) {
   auto run = [&](size_t phase, int64_t task) {
     if (phase == 0) {
       const int64_t index = task / f_tasks, first = task % f_tasks * f_width;
-      const int64_t start = sorted.starts[index], count = sorted.starts[index + 1] - start;
-      const int64_t weights = sorted.used[index] * f * d;
-      gate_up(call.gate + weights, call.up + weights, x.data() + start, count, d, first, std::min(f_width, f - first),
-              call.hidden + start * f, f);
+      const int64_t start = sorted.starts[index], count = sorted.starts[index + 1] - start, e = sorted.used[index];
+      gate_up(call.gate.after(e), call.up.after(e), x.data() + start, count, first, std::min(f_width, f - first),
+              call.hidden + start * f);
       return;
     }
     const int64_t first = task * d_width, outputs = std::min(d_width, d - first);
     for (int64_t index = 0; index < used; index++) {
       const int64_t start = sorted.starts[index], count = sorted.starts[index + 1] - start;
-      product(hidden.data() + start, count, call.down + sorted.used[index] * d * f + first * f, outputs, f,
-              call.results + start * d + first, d);
+      multiply(hidden.data() + start, count, call.down.after(sorted.used[index]), first, outputs,
+               call.results + start * d + first, d);
     }
     combine(call, sorted, first, outputs);
   };

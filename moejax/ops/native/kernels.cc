@@ -1,9 +1,10 @@
-// The functions that XLA calls. Shapes are checked where Python traces the call; ids are values, and checked here.
+// The functions that XLA calls, and the one that loading calls. Shapes are checked where Python traces the call; ids are values, and checked here.
 #include <string>
 
 #include "attention_blocks.h"
 #include "experts.h"
 #include "linear.h"
+#include "pack.h"
 #include "rows.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -31,7 +32,7 @@ const T* elements(const ffi::AnyBuffer& buffer) {
   return static_cast<const T*>(buffer.untyped_data());
 }
 
-// x [T, D] and weights [O_i, D] -> float32 [T, O_i] each.
+// x [T, D] and packed weights [O_i, D] -> float32 [T, O_i] each.
 ffi::Error linear_call(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::RemainingArgs weights, ffi::RemainingRets results) {
   return with_dtype(x.element_type(), [&](auto zero) -> ffi::Error {
     using T = decltype(zero);
@@ -41,14 +42,14 @@ ffi::Error linear_call(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::RemainingArg
       auto y = results.get<ffi::BufferR2<ffi::F32>>(i);
       if (!w.has_value()) return w.error();
       if (!y.has_value()) return y.error();
-      parts.push_back({elements<T>(*w), w->dimensions()[0], (*y)->typed_data()});
+      parts.push_back({{elements<T>(*w), (*y)->dimensions()[1], x.dimensions()[1]}, (*y)->typed_data()});
     }
     linear<T>(pool, elements<T>(x), x.dimensions()[0], x.dimensions()[1], parts);
     return ffi::Error::Success();
   });
 }
 
-// x [T, D], ids [T, A], weights [T, A], gate and up [E, F, D], down [E, D, F] -> float32 [T, D], and two workspaces.
+// x [T, D], ids [T, A], weights [T, A], packed gate and up E [F, D], down E [D, F] -> float32 [T, D], and two workspaces.
 ffi::Error experts_call(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::BufferR2<ffi::S32> ids,
                         ffi::BufferR2<ffi::F32> weights, ffi::AnyBuffer gate, ffi::AnyBuffer up, ffi::AnyBuffer down,
                         ffi::Result<ffi::BufferR2<ffi::F32>> y, ffi::Result<ffi::AnyBuffer> hidden,
@@ -62,12 +63,21 @@ ffi::Error experts_call(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::BufferR2<ff
   }
   return with_dtype(x.element_type(), [&](auto zero) -> ffi::Error {
     using T = decltype(zero);
-    ExpertsCall<T> call{x.dimensions()[0],    x.dimensions()[1],
-                        hidden->dimensions()[1], ids.dimensions()[1], experts,
-                        elements<T>(x),       ids.typed_data(),
-                        weights.typed_data(), elements<T>(gate), elements<T>(up), elements<T>(down),
+    const int64_t d = x.dimensions()[1], f = hidden->dimensions()[1];
+    ExpertsCall<T> call{x.dimensions()[0],
+                        d,
+                        f,
+                        ids.dimensions()[1],
+                        experts,
+                        elements<T>(x),
+                        ids.typed_data(),
+                        weights.typed_data(),
+                        {elements<T>(gate), f, d},
+                        {elements<T>(up), f, d},
+                        {elements<T>(down), d, f},
                         static_cast<T*>(hidden->untyped_data()),
-                        results->typed_data(), y->typed_data()};
+                        results->typed_data(),
+                        y->typed_data()};
     run_experts(pool, call);
     return ffi::Error::Success();
   });
@@ -202,3 +212,14 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(moejax_rotate, moejax::rotate_call,
                                   .Ret<ffi::AnyBuffer>()
                                   .Ret<ffi::AnyBuffer>()
                                   .Ret<ffi::AnyBuffer>());
+
+// Rows [outputs, inputs] of elements of `size` bytes to strips of `width` outputs, `together` elements side by side.
+extern "C" void moejax_pack(const void* rows, int64_t outputs, int64_t inputs, int64_t size, int64_t together, int64_t width,
+                            void* packed) {
+  const char* from = static_cast<const char*>(rows);
+  if (size * together == 4) {
+    moejax::pack_rows(from, outputs, inputs, size, together, width, static_cast<uint32_t*>(packed));
+  } else {
+    moejax::pack_rows(from, outputs, inputs, size, together, width, static_cast<uint16_t*>(packed));
+  }
+}

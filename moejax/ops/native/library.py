@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from moejax.ops.native.build import NativeError, built_library, check_machine, source_hash
 from moejax.runtime.platform import Device
@@ -30,6 +31,21 @@ def targets() -> dict[str, str]:
     return loaded
 
 
+def pack_rows(rows: np.ndarray, packed: np.ndarray) -> None:
+    """Rows [outputs, inputs] into strips [S, K, W, N] of host memory, of which they fill the first; both contiguous.
+
+    Raises:
+        NativeError: when the kernels cannot be compiled or loaded here.
+    """
+    targets()
+    outputs, inputs = rows.shape
+    _, units, width, together = packed.shape
+    assert rows.flags.c_contiguous and packed.flags.c_contiguous and rows.dtype == packed.dtype
+    assert units == -(-inputs // together) and packed.shape[0] >= -(-outputs // width)
+    sizes = (ctypes.c_int64(size) for size in (outputs, inputs, rows.dtype.itemsize, together, width))
+    _library().moejax_pack(ctypes.c_void_p(rows.ctypes.data), *sizes, ctypes.c_void_p(packed.ctypes.data))
+
+
 def cannot(device: Device) -> str | None:
     """Why a device cannot run the kernels, as far as that shows without compiling them, or None."""
     if device.platform != "cpu":
@@ -47,15 +63,25 @@ def register(path: Path, suffix: str) -> dict[str, str]:
     Raises:
         NativeError: when the system cannot load it.
     """
-    try:
-        library = ctypes.CDLL(str(path))
-    except OSError as error:
-        raise NativeError(f"cannot load its library: {error}; remove it, and it is compiled again") from error
+    library = _opened(path)
     names = {kernel: f"moejax_{kernel}_{suffix}" for kernel in KERNELS}
     for kernel, name in names.items():
         function = getattr(library, f"moejax_{kernel}")
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(function), platform="cpu")
     return names
+
+
+def _opened(path: Path) -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise NativeError(f"cannot load its library: {error}; remove it, and it is compiled again") from error
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    """The library whose kernels `targets` has named; the system opens a file once."""
+    return _opened(built_library())
 
 
 @functools.cache

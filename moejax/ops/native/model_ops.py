@@ -1,18 +1,17 @@
-"""The operations of a model by the compiled kernels: values and caches as the model has them."""
-
-from typing import Any
+"""The operations of a model by the compiled kernels: values (`packed.py`) and caches as the model has them."""
 
 from jax import Array
 from jaxtyping import Float
 
 from moejax.ops.expert import Expert
 from moejax.ops.native import ops
+from moejax.ops.native.packed import Packed
 from moejax.ops.routing import Routing
 
 
-def project(x: Float[Array, "*rows I"], *weights: Any) -> tuple[Float[Array, "*rows O"], ...]:
+def project(x: Float[Array, "*rows I"], *weights: Packed) -> tuple[Float[Array, "*rows O"], ...]:
     """`reference.project`; all weights in one call."""
-    results = ops.linear(x.reshape(-1, x.shape[-1]), *(w.numbers() for w in weights))
+    results = ops.linear(x.reshape(-1, x.shape[-1]), *weights)
     return tuple(y.reshape(*x.shape[:-1], -1) for y in results)
 
 
@@ -23,5 +22,4 @@ def norm(x: Float[Array, "*rows D"], scale: Float[Array, " D"], *, eps: float) -
 
 def experts(experts: Expert, x: Float[Array, "T D"], routing: Routing) -> Float[Array, "T D"]:
     """`reference.expert_ffn`: one call reads each chosen expert's weights once, however many rows it has."""
-    gate, up, down = (value.numbers() for value in experts)
-    return ops.expert_ffn(gate, up, down, x, routing.experts, routing.weights)
+    return ops.expert_ffn(*experts, x, routing.experts, routing.weights)

@@ -12,34 +12,35 @@ from jaxtyping import Bool, Float, Int, Shaped
 from moejax.families.config import RouterPolicy
 from moejax.ops.bits import to_bits
 from moejax.ops.native.library import targets
+from moejax.ops.native.packed import Packed
 from moejax.ops.routing import Routing
 
 
-def linear(x: Float[Array, "T D"], *weights: Float[Array, "O D"]) -> tuple[Float[Array, "T O"], ...]:
-    """`reference.project`: every weight is read once."""
+def linear(x: Float[Array, "T D"], *weights: Packed) -> tuple[Float[Array, "T O"], ...]:
+    """`reference.project` of weights [O, D]: every weight is read once."""
     _check("linear", x, *weights)
     for w in weights:
         if w.shape[1:] != x.shape[1:]:
             raise TypeError(f"linear got rows {x.shape} and weights {w.shape}: their last axes must be equal")
     results = tuple(jax.ShapeDtypeStruct((x.shape[0], w.shape[0]), jnp.float32) for w in weights)
-    return tuple(jax.ffi.ffi_call(targets()["linear"], results)(x, *weights))
+    return tuple(jax.ffi.ffi_call(targets()["linear"], results)(x, *(w.array for w in weights)))
 
 
 def expert_ffn(
-    gate: Float[Array, "E F D"],
-    up: Float[Array, "E F D"],
-    down: Float[Array, "E D F"],
+    gate: Packed,
+    up: Packed,
+    down: Packed,
     x: Float[Array, "T D"],
     experts: Int[Array, "T A"],
     weights: Float[Array, "T A"],
 ) -> Float[Array, "T D"]:
-    """`reference.expert_ffn`: only chosen experts' weights are read, each once.
+    """`reference.expert_ffn` of gate and up [E, F, D], down [E, D, F]: only chosen experts' are read, each once.
 
     An id below 0 or above E ends the program with an error.
     """
     _check("expert_ffn", x, gate, up, down)
-    e, hidden = gate.shape[:2]
-    shapes, d = (gate.shape, up.shape, down.shape), x.shape[1]
+    (e, hidden), d = gate.shape[:2], x.shape[1]
+    shapes = (gate.shape, up.shape, down.shape)
     if shapes != ((e, hidden, d), (e, hidden, d), (e, d, hidden)):
         raise TypeError(f"expert_ffn got gate, up and down {shapes}, expected [E, F, {d}] twice and [E, {d}, F]")
     if experts.shape != weights.shape or experts.shape[:1] != x.shape[:1]:
@@ -50,7 +51,7 @@ def expert_ffn(
         jax.ShapeDtypeStruct((experts.size, d), jnp.float32),
     )
     call = jax.ffi.ffi_call(targets()["experts"], results)
-    return call(x, experts.astype(jnp.int32), weights.astype(jnp.float32), gate, up, down)[0]
+    return call(x, experts.astype(jnp.int32), weights.astype(jnp.float32), gate.array, up.array, down.array)[0]
 
 
 def attend(
@@ -123,7 +124,9 @@ def rotate_into_cache(
     return rotated, keys, values
 
 
-def _check(name: str, *arrays: Array) -> None:
+def _check(name: str, *arrays: Array | Packed) -> None:
+    if unpacked := [type(w).__name__ for w in arrays if not isinstance(w, Packed | Array)]:
+        raise TypeError(f"{name} got a weight that is {unpacked[0]}: the kernels multiply Packed ones")
     dtypes = {str(array.dtype) for array in arrays}
     if len(dtypes) > 1 or not dtypes <= {"float32", "float16", "bfloat16"}:
         raise TypeError(f"{name} got {', '.join(sorted(dtypes))}: all must be one of float32, float16, bfloat16")

@@ -164,9 +164,9 @@ void in_parallel(xla::ffi::ThreadPool& pool, int64_t threads, std::array<int64_t
   work(0);
 }
 
-// Outputs of one task: a multiple of kOutputs, so that every thread gets several tasks, and not over 64.
+// Outputs of one task: a strip's 64, or a half or a quarter of it where every thread would get only few tasks.
 inline int64_t outputs_per_task(int64_t outputs, int64_t threads) {
-  return std::clamp<int64_t>(outputs / (threads * 16) / 4 * 4, 4, 64);
+  return outputs >= threads * 256 ? 64 : outputs >= threads * 128 ? 32 : 16;
 }
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }

@@ -8,7 +8,7 @@ import numpy as np
 from moejax.ops.expert import Expert
 from moejax.ops.routing import Routing
 from moejax.weights.layouts import Separate
-from moejax.weights.storage import Plain
+from moejax.weights.storage import Plain, Stored
 
 
 def plain(array: jnp.ndarray) -> Plain:
@@ -27,12 +27,12 @@ class Layer:
         """The same weights with a leading axis E."""
         return Expert(*(jnp.stack(matrices) for matrices in zip(*self.experts, strict=True)))
 
-    def laid_out(self, layout: str) -> Expert:
-        """The values of weights that a backend with this layout is given on one device."""
+    def laid_out(self, layout: str, storage: type[Stored] = Plain) -> Expert:
+        """The values of weights that a backend with this layout and storage is given on one device."""
         if layout == "stacked":
-            return Expert(*map(plain, self.stacked))
+            return Expert(*map(storage.of, self.stacked))
         matrices = zip(*self.experts, strict=True)
-        return Expert(*(Separate(parts=tuple(plain(one[None]) for one in each)) for each in matrices))
+        return Expert(*(Separate(parts=tuple(storage.of(one[None]) for one in each)) for each in matrices))
 
 
 def random_layer(num_experts: int, d: int, f: int, dtype: str = "float32", seed: int = 0) -> Layer:

@@ -31,7 +31,7 @@ RUN = {name: jax.jit(BACKENDS[name].apply) for name in RUNNABLE}
 
 
 def apply(backend: BackendName, layer: Layer, x: np.ndarray | Array, routing: Routing) -> np.ndarray:
-    got = RUN[backend](layer.laid_out(BACKENDS[backend].layout), jnp.asarray(x), routing)
+    got = RUN[backend](layer.laid_out(BACKENDS[backend].layout, BACKENDS[backend].storage), jnp.asarray(x), routing)
     assert got.dtype == jnp.float32
     return np.asarray(got)
 

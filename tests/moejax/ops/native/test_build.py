@@ -15,6 +15,7 @@ import pytest
 
 from moejax.ops import reference
 from moejax.ops.native import build, library, ops
+from moejax.ops.native.packed import Packed
 from moejax.ops.native.build import NativeError, built_library, is_whole
 from moejax.ops.table import BACKENDS, _log_second_choice, prepare_backend, resolve_backend
 from moejax.runtime.platform import A100, current_device, tracing_for
@@ -174,7 +175,7 @@ def test_auto_says_why_it_takes_blocked(monkeypatch: pytest.MonkeyPatch, caplog:
 def test_targets_carry_the_hash_of_the_sources() -> None:
     """So that a program in XLA's cache never calls kernels of another version."""
     x = jnp.ones((2, 8))
-    text = jax.jit(lambda x, w: ops.linear(x, w)).lower(x, x).as_text()
+    text = jax.jit(lambda x, w: ops.linear(x, Packed.of(w))).lower(x, x).as_text()
     assert f"@moejax_linear_{build.source_hash()}" in text
 
 
@@ -195,7 +196,7 @@ def test_the_paths_of_older_cpus(dtype: str, level: str, monkeypatch: pytest.Mon
     layer = random_layer(3, 45, 70, dtype)
     x, ids = jnp.asarray(rng.standard_normal((17, 45)), dtype), jnp.asarray(rng.integers(0, 4, (17, 2)), jnp.int32)
     weights = jnp.asarray(rng.random((17, 2)), jnp.float32)
-    got = jax.jit(lambda *args: ops.expert_ffn(*args))(*layer.stacked, x, ids, weights)
+    got = jax.jit(lambda *args: ops.expert_ffn(*args))(*map(Packed.of, layer.stacked), x, ids, weights)
     expected = jax.jit(reference.expert_ffn)(*layer.stacked, x, ids, weights)
     np.testing.assert_allclose(got, expected, rtol=0, atol={"float32": 5e-6, "bfloat16": 5e-3, "float16": 1e-3}[dtype])
     scale = jnp.asarray(rng.standard_normal(45), dtype)

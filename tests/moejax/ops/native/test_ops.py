@@ -11,6 +11,7 @@ from jax import Array
 from moejax.ops import reference
 from moejax.ops.expert import Expert
 from moejax.ops.native import ops
+from moejax.ops.native.packed import Packed
 from moejax.ops.routing import Routing
 from tests.messages import refuses
 from tests.moejax.moe.oracle import Layer, moe_loop, random_layer
@@ -21,8 +22,8 @@ FLOAT32_ATOL = 5e-6
 # Hidden values rounded the other way in their last bit (2^-8 and 2^-11 of at most 4), times a weight of order 0.1.
 HIDDEN_ATOL = {"float32": 5e-6, "bfloat16": 5e-3, "float16": 1e-3}
 
-linear = jax.jit(ops.linear)
-expert_ffn = jax.jit(ops.expert_ffn)
+linear = jax.jit(lambda x, *weights: ops.linear(x, *map(Packed.of, weights)))
+expert_ffn = jax.jit(lambda gate, up, down, *rest: ops.expert_ffn(*map(Packed.of, (gate, up, down)), *rest))
 attend = jax.jit(ops.attend, static_argnums=4)
 reference_attend = jax.jit(reference.attend, static_argnums=4)
 
