@@ -92,7 +92,7 @@ def why_none() -> str | None:
         setting = _SETTING.read_text()
     except OSError:
         return "the kernel has none"
-    return f"switched off: {_SETTING} is never" if "[never]" in setting else "the system gave none"
+    return "transparent_hugepage/enabled is never" if "[never]" in setting else "the system gave none"
 
 
 def _advised(nbytes: int) -> np.ndarray:
