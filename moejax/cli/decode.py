@@ -96,6 +96,8 @@ def decode(
     if not quiet:
         console.remark(printed.done)
         console.remark(f"{printed.speed} | load {load_seconds:.1f} s")
+        if printed.memory:
+            console.remark(printed.memory)
     if save_expert_load is not None:
         _save_expert_load(Path(save_expert_load), checkpoint, loaded, printed, quiet=quiet)
 

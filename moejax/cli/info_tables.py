@@ -10,6 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from moejax.cli.amounts import count, size
 from moejax.cli.console import printable
 
 _MOST_LISTED = 5  # names in one cell; --json has them all
@@ -23,22 +24,6 @@ def tables(found: dict[str, Any]) -> list[RenderableType]:
         heading.append(f"  {printable(found['folder'])}", style="dim")
     summary = f"{found['family'].capitalize()}, {count(total)} parameters, of which a token uses {count(active)}"
     return [heading, Text(summary), *map(_indented, (_sizes(found), _features(found), _fit(found)))]
-
-
-def count(number: int) -> str:
-    """A number of parameters: 46.7 B, 3.94 M, 512."""
-    for unit, name in ((10**9, "B"), (10**6, "M")):
-        if number >= unit:
-            return f"{number / unit:.{3 - len(str(number // unit)) if number < 1000 * unit else 0}f} {name}"
-    return f"{number:,}"
-
-
-def size(nbytes: int) -> str:
-    """Bytes in powers of ten: 93.4 GB, 7.87 MB, 512 bytes."""
-    for unit, name in ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
-        if nbytes >= unit:
-            return f"{nbytes / unit:.3g} {name}"
-    return f"{nbytes} bytes"
 
 
 def _sizes(found: dict[str, Any]) -> Table:
@@ -74,6 +59,7 @@ def _features(found: dict[str, Any]) -> Table:
         ("experts", f"{count(found['parameters']['per_expert'])} parameters each, backend on this device: "
          f"{found['device']['expert_backend']}"),
         *_weights(found["weights"]),
+        *_huge_pages(found["device"]["huge_pages"]),
         *_text(found),
     ):  # fmt: skip
         table.add_row(name, printable(value))
@@ -96,6 +82,11 @@ def _weights(weights: dict[str, Any] | None) -> Iterator[tuple[str, str]]:
         yield weights["stored_in"], _listed([f"{name} {size(nbytes)}" for name, nbytes in files.items()])
     if ignored:
         yield "ignored", _listed([f"{name} ({reason})" for name, reason in ignored.items()])
+
+
+def _huge_pages(pages: dict[str, Any] | None) -> Iterator[tuple[str, str]]:
+    if pages is not None:
+        yield "huge pages", "yes, weights are loaded into them" if pages["available"] else f"none: {pages['reason']}"
 
 
 def _text(found: dict[str, Any]) -> Iterator[tuple[str, str]]:

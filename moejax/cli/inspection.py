@@ -13,6 +13,7 @@ from moejax.families.table import RANDOM, named_config, parameters_of, weights_o
 from moejax.moe.split import Split, make_rules
 from moejax.planning.auto import asked_split, check_split
 from moejax.planning.footprint import weight_bytes
+from moejax.runtime.huge_pages import why_none
 from moejax.text.tokenizer import missing_tokenizer_message
 from moejax.weights.weight import logical_tensors
 
@@ -104,7 +105,14 @@ def _device() -> dict[str, Any]:
         "total_bytes": memory.total_bytes,
         "free_bytes": memory.free_bytes,
         "expert_backend": resolve_backend("auto", jax.default_backend()),
+        "huge_pages": _huge_pages() if jax.default_backend() == "cpu" else None,
     }
+
+
+def _huge_pages() -> dict[str, Any]:
+    """Whether weights in a CPU's memory can lie in huge pages, or else why not."""
+    reason = why_none()
+    return {"available": reason is None, "reason": reason}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,8 @@ import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
+
 import moejax
 from moejax import DecodeResult, Model, SamplingParams
 from moejax.cli import console, report
@@ -11,10 +13,14 @@ from moejax.decoding.results import TokenLogprobs
 
 
 class Printed(NamedTuple):
-    """What is known of a call when all of it is printed: the lines of statistics, and rows per layer and expert."""
+    """What is known of a call when all of it is printed: the lines of statistics, and rows per layer and expert.
+
+    memory: of the weights on a CPU; None elsewhere, and where nobody reads it.
+    """
 
     done: str
     speed: str
+    memory: str | None
     expert_rows: tuple[tuple[int, ...], ...]
 
 
@@ -38,7 +44,8 @@ def stream(model: Model, prompt: list[int], params: SamplingParams, *, quiet: bo
     if logprobs:
         console.write_rendered("", report.logprob_table("log-probabilities", ids, logprobs))
     assert last.stats is not None, "the stream ended without its last event"
-    return Printed(*report.statistics([last.stats], [report.ending(last)]), last.stats.expert_rows)
+    done, speed = report.statistics([last.stats], [report.ending(last)])
+    return Printed(done, speed, memory(model, quiet=quiet), last.stats.expert_rows)
 
 
 def decode_all(
@@ -52,7 +59,15 @@ def decode_all(
     else:
         _show(model, results)
     endings = [report.ending(output) for result in results for output in result.outputs]
-    return Printed(*report.statistics([result.stats for result in results], endings), results[0].stats.expert_rows)
+    done, speed = report.statistics([result.stats for result in results], endings)
+    return Printed(done, speed, memory(model, quiet=quiet), results[0].stats.expert_rows)
+
+
+def memory(model: Model, *, quiet: bool) -> str | None:
+    """How the weights lie in a CPU's memory; None on other devices, and unasked when `quiet`."""
+    if quiet or model.devices[0].platform != "cpu":
+        return None
+    return report.memory_of_weights(jax.tree.leaves(model.params))
 
 
 def _show(model: Model, results: Sequence[DecodeResult]) -> None:

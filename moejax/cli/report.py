@@ -4,15 +4,18 @@ import dataclasses
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moejax.cli.amounts import size
 from moejax.cli.console import printable
 from moejax.decoding.results import DecodeEvent, DecodeResult, Output, Stats, TokenLogprobs
+from moejax.runtime.huge_pages import in_huge_pages, why_none
 
-if TYPE_CHECKING:  # imported where a table is made: plain text needs no rich
+if TYPE_CHECKING:  # rich is imported where a table is made: plain text needs none
+    import jax
     from rich.table import Table
 
 
@@ -81,6 +84,15 @@ def statistics(stats: Sequence[Stats], endings: Sequence[str]) -> tuple[str, str
         f"compile {max(one.compile_seconds for one in stats):.1f} s",
     ]
     return " | ".join(done), " | ".join(speed)
+
+
+def memory_of_weights(arrays: "Iterable[np.ndarray | jax.Array]") -> str:
+    """A line about weights in a CPU's memory: their bytes, and how much of them is in huge pages, or why nothing is."""
+    huge, total = in_huge_pages(arrays)
+    if huge:
+        return f"weights {size(total)}, {100 * huge // total}% in huge pages"
+    reason = why_none()
+    return f"weights {size(total)}, none in huge pages" + (f" ({reason})" if reason else "")
 
 
 def ending(output: Output | DecodeEvent) -> str:

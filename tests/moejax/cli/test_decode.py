@@ -12,6 +12,7 @@ import pytest
 import moejax
 from moejax.cli import output
 from moejax.moe.split import Split
+from moejax.runtime.platform import Device
 from moejax.text.chat import encode_chat
 from sharding import MeshConfig
 from tests.messages import error_line, says
@@ -23,6 +24,7 @@ F32 = ("--dtype", "float32")  # as `tiny` is loaded
 STATISTICS = re.compile(
     r"prompt 7 tokens \| generated 12 \(length\)\n"
     r"first token \d+\.\d{3} s \| decode [\d,]+\.\d tokens/s \| compile \d+\.\d s \| load \d+\.\d s\n"
+    r"weights [\d.]+ kB, (\d+%|none) in huge pages( \(.+\))?\n"
 )
 
 
@@ -53,6 +55,13 @@ def test_text_is_the_librarys(call: Call, tiny: Tiny, tiny_folder: Path, flag: s
     assert outcome.status == 0
     assert outcome.out == expected(tiny)[0].text + "\n"
     assert STATISTICS.fullmatch(outcome.err)
+
+
+def test_memory_is_said_of_a_cpu_alone(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert output.memory(tiny.model, quiet=False)
+    assert output.memory(tiny.model, quiet=True) is None
+    monkeypatch.setattr(moejax.Model, "devices", [Device(platform="gpu", kind="test device")])
+    assert output.memory(tiny.model, quiet=False) is None
 
 
 def test_every_flag_reaches_the_library(
@@ -88,7 +97,7 @@ def test_every_flag_reaches_the_library(
         for one in value if isinstance(value, tuple) else [value]:
             flags += [f"--{name.replace('_', '-')}", *([] if one is True else [str(one)])]
     reached: dict[str, Any] = {}
-    printed = output.Printed("done", "speed", ())
+    printed = output.Printed("done", "speed", None, ())
     monkeypatch.setattr(moejax, "load", lambda source, **settings: (source, settings), raising=False)
     monkeypatch.setattr(output, "decode_all", lambda *args, **_: reached.update(args=args) or printed)
     load = ("--dtype", "f16", "--expert-backend", "dense", "--max-seq-len", "99", "--dispatch", "gather")

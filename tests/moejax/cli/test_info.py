@@ -14,8 +14,8 @@ from safetensors.numpy import load_file, save_file
 
 import sharding
 from moejax.checkpoint import open_checkpoint
-from moejax.cli import console
-from moejax.cli.info_tables import count, size
+from moejax.cli import console, inspection
+from moejax.cli.amounts import count, size
 from moejax.families.table import named_configs, parameters_of
 from sharding import DeviceMemory
 from tests.messages import says
@@ -58,6 +58,23 @@ def test_json_describes_the_demo_checkpoint(call: Call) -> None:
     assert report["tokenizer"]["vocab_size"] == opened.config.vocab_size
     assert report["eos_token_ids"] == list(opened.eos_token_ids)
     assert report["fit"]["bfloat16"]["fits"]
+
+
+@pytest.mark.parametrize("reason", [None, "transparent_hugepage/enabled is never"])
+def test_huge_pages_of_a_cpu(call: Call, monkeypatch: pytest.MonkeyPatch, reason: str | None) -> None:
+    monkeypatch.setattr(inspection, "why_none", lambda: reason)
+    assert found(call, "demo")["device"]["huge_pages"] == {"available": reason is None, "reason": reason}
+    (line,) = (line for line in call("info", "demo").out.splitlines() if line.startswith("  huge pages  "))
+    says(line, "yes" if reason is None else reason)
+    assert len(line) <= 80
+
+
+def test_an_accelerator_has_no_huge_pages_to_speak_of(
+    call: Call, memory: DeviceMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert found(call, "demo")["device"]["huge_pages"] is None
+    assert "huge pages" not in call("info", "demo").out
 
 
 def test_what_fits_follows_from_the_devices_memory(call: Call, memory: DeviceMemory) -> None:

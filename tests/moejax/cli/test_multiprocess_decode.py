@@ -35,7 +35,7 @@ def test_replicated_prints_what_one_device_prints_as_it_comes(start: Starter, mo
     assert first.out == f"{result.text}\n"
     remark, *statistics = first.err.splitlines()
     assert remark.startswith("dispatch replicated on mesh data=1,expert=4,tensor=2: ")
-    assert len(statistics) == 2
+    assert len(statistics) == 3
     assert second == Ended(0, "", "")
 
 

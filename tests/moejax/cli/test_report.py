@@ -4,14 +4,19 @@ import json
 import math
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
 import moejax
 from moejax import DecodeResult, Logprob, Output, Stats
+from moejax.cli import report
+from moejax.cli.amounts import size
 from moejax.cli.report import as_json, statistics
 from moejax.decoding import engine
 from moejax.decoding.engine import DecodeRun
+from moejax.runtime.huge_pages import HugePages, why_none
+from tests.messages import says
 from tests.moejax.decoding.tiny_checkpoint import Tiny
 
 
@@ -85,6 +90,41 @@ def test_statistics_fit_a_terminal() -> None:
         "first token 99.500 s | decode 63,993.6 tokens/s | compile 99.9 s",
     )
     assert max(len(lines[0]), len(f"{lines[1]} | load 99.9 s")) <= 80
+
+
+@pytest.mark.parametrize(
+    ("counted", "reason", "words"),
+    [
+        ((1_400_000_000, 1_480_000_000), "unasked", ["1.48 GB", "94%"]),
+        ((1_479_999_999, 1_480_000_000), "unasked", ["99%"]),
+        ((7_740_000, 7_740_000), "unasked", ["7.74 MB", "100%"]),
+        (
+            (0, 1_480_000_000),
+            "transparent_hugepage/enabled is never",
+            ["none", "(transparent_hugepage/enabled is never)"],
+        ),
+        ((None, 1_480_000_000), "not Linux", ["1.48 GB", "none", "(not Linux)"]),
+        ((0, 1_480_000_000), None, ["1.48 GB", "none"]),
+    ],
+)
+def test_memory_of_weights(
+    monkeypatch: pytest.MonkeyPatch, counted: tuple[int | None, int], reason: str | None, words: list[str]
+) -> None:
+    monkeypatch.setattr(report, "in_huge_pages", lambda arrays: counted)
+    monkeypatch.setattr(report, "why_none", lambda: reason)
+    line = report.memory_of_weights([])
+    says(line, *words)
+    assert "unasked" not in line and "None" not in line
+    assert len(line) <= 80
+
+
+@pytest.mark.skipif(why_none() is not None, reason=f"no huge pages here: {why_none()}")
+def test_memory_of_weights_in_an_arena_and_of_a_loaded_model(tiny: Tiny) -> None:
+    array = HugePages().empty((2**20,), np.float32)
+    array[...] = 1
+    says(report.memory_of_weights([array, jax.device_put(array)]), "4.19 MB", "100%")
+    leaves = jax.tree.leaves(tiny.model.params)
+    says(report.memory_of_weights(leaves), size(sum(leaf.nbytes for leaf in leaves)))
 
 
 @pytest.mark.parametrize("slots", [2, 4, 6])
