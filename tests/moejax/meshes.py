@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from moejax.families.config import ModelConfig
 from moejax.families.table import weights_of
 from moejax.model.structure import make_parallel

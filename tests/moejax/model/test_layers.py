@@ -136,7 +136,7 @@ def test_rotation_is_float32_for_16_bit_heads() -> None:
 
 def embedding_of(table: np.ndarray, dtype: str) -> Embedding:
     axes: LogicalAxes = ("vocab", "embed")
-    embedding = Embedding(weight(table.shape, axes), ONE_DEVICE, make_ops("dense"), dtype=dtype)
+    embedding = Embedding(weight(table.shape, axes), ONE_DEVICE, make_ops("dense"), multiplied=True, dtype=dtype)
     return merge(*split(embedding), {"table": Plain(array=jnp.asarray(table, dtype), axes=axes)})
 
 

@@ -16,9 +16,11 @@ from moejax.moe.split import DISPATCHES
 from moejax.ops.routing import Routing
 from moejax.ops.table import BackendName, make_ops
 from moejax.ops.triton.kernels import KERNELS
-from moejax.weights.layouts import pack
+from moejax.weights.filling import stored
+from moejax.weights.layouts import Piece, pack
 from moejax.weights.params import merge, split
 from moejax.weights.placement import PhysicalExperts
+from moejax.weights.storage import Stored
 from tests.moejax.meshes import moe_module, on_mesh
 from tests.moejax.moe.oracle import Layer, moe_loop, random_layer, route_loop
 
@@ -87,9 +89,10 @@ def program(
         for path, variable in abstract.items():
             weight, value = variable.get_metadata("weight"), variable.get_value()
 
-            def one(piece: Any, array: Any, axes: Any, path: str = path) -> jax.Array:
+            def one(piece: Piece, declared: Stored, path: str = path) -> Stored:
                 whole = router if path == "router" else experts_of(layer, path, piece, experts.held[0])
-                return jax.device_put(whole, parallel.sharding(*axes))
+                numbers = jax.device_put(whole.astype(declared.dtype), parallel.sharding(*piece.axes))
+                return stored(declared, piece, numbers, parallel.sharding, np.empty)
 
             params[path] = pack(weight, value, make_ops(backend).layout, total, parallel.rules.parts("experts"), one)
         return layer_on_mesh(params, x, valid, experts.tables()[0])

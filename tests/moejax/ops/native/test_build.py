@@ -15,8 +15,8 @@ import pytest
 
 from moejax.ops import reference
 from moejax.ops.native import build, library, ops
-from moejax.ops.native.packed import Packed
 from moejax.ops.native.build import NativeError, built_library, is_whole
+from moejax.ops.native.packed import Packed
 from moejax.ops.table import BACKENDS, _log_second_choice, prepare_backend, resolve_backend
 from moejax.runtime.platform import A100, current_device, tracing_for
 from tests.messages import refuses, says
