@@ -18,6 +18,7 @@ from moejax.decoding.shapes import FeedShape, Part, Shapes, StepShape
 from moejax.decoding.some_slots import generate_some
 from moejax.decoding.state import Features, empty_state
 from moejax.loading import Model
+from moejax.ops.table import make_ops
 
 
 class Slots:
@@ -38,10 +39,10 @@ class Slots:
         self.sequences: list[Sequence | None] = [None] * shapes.parts.batch
         self._entropy = entropy
         self._size = (shapes.parts.batch, shapes.length)
-        everything = feature_sets[-1]
+        everything, zeros = feature_sets[-1], make_ops(model.structure.backend).zeros
         self._state = model.programs.call(
             ("empty state", everything, *self._size),
-            lambda: empty_state(model.config, everything, *self._size, model.dtype, model.parallel),
+            lambda: empty_state(model.config, everything, *self._size, model.dtype, model.parallel, zeros),
         )
 
     @property

@@ -1,6 +1,7 @@
 """What a decode step carries from token to token: every leaf has one entry per slot of the running batch (B)."""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from moejax.decoding.sampling_params import SamplingParams
 from moejax.families.config import ModelConfig
 from moejax.model.cache import KVCache, empty_cache, place_cache
 from moejax.moe.parallel import Parallel
+from moejax.ops import reference
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,13 +113,14 @@ def empty_state(
     length: int,
     dtype: jax.typing.DTypeLike,
     parallel: Parallel,
+    zeros: Callable[..., tuple[Array, ...]] = reference.zeros,
 ) -> DecodeState:
-    """A state of `batch` free slots with `length` cache positions each."""
+    """A state of `batch` free slots with `length` cache positions each; `zeros`: see `Ops.zeros`."""
     vocabulary = config.vocab_size if features.penalize else 0
     whole = jnp.zeros((batch,), jnp.int32)
     real = jnp.zeros((batch,), jnp.float32)
     state = DecodeState(
-        cache=empty_cache(config, batch, length, dtype, parallel),
+        cache=empty_cache(config, batch, length, dtype, parallel, zeros),
         token=whole,
         position=whole,
         generated=whole,

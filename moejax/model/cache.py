@@ -8,6 +8,7 @@ fastest.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from jaxtyping import Float, Int, Shaped
 from moejax.families.config import ModelConfig
 from moejax.families.kv_cache import CACHE_AXES, cache_shape
 from moejax.moe.parallel import Parallel
+from moejax.ops import reference
 from moejax.ops.bits import from_bits, stored_dtype
 
 
@@ -49,19 +51,26 @@ KVCache = tuple[LayerCache, ...]
 
 
 def empty_cache(
-    config: ModelConfig, batch: int, length: int, dtype: jax.typing.DTypeLike, parallel: Parallel
+    config: ModelConfig,
+    batch: int,
+    length: int,
+    dtype: jax.typing.DTypeLike,
+    parallel: Parallel,
+    zeros: Callable[..., tuple[Array, ...]] = reference.zeros,
 ) -> KVCache:
-    """A cache of zeros with `length` positions for each of `batch` slots, where caches live."""
-    shape = cache_shape(config, batch, length)
+    """A cache of zeros with `length` positions for each of `batch` slots, made where caches live.
+
+    zeros: see `Ops.zeros`.
+    """
     name = jnp.dtype(dtype).name
-    stored = stored_dtype(name)
-    return place_cache(
-        tuple(
-            LayerCache(k=jnp.zeros(shape, stored), v=jnp.zeros(shape, stored), dtype=name)
-            for _ in range(config.num_layers)
-        ),
-        parallel,
-    )
+    shape = parallel.rules.local_shape(CACHE_AXES, cache_shape(config, batch, length))
+    one = jax.ShapeDtypeStruct(shape, stored_dtype(name))
+
+    def on_device() -> KVCache:
+        keys_and_values = iter(zeros(*(one,) * 2 * config.num_layers))
+        return tuple(LayerCache(k=k, v=v, dtype=name) for k, v in zip(keys_and_values, keys_and_values, strict=True))
+
+    return parallel.map(on_device, (), parallel.spec(*CACHE_AXES))()
 
 
 def place_cache(cache: KVCache, parallel: Parallel) -> KVCache:

@@ -16,6 +16,11 @@ from moejax.ops.routing import Routing
 PRECISE = lax.Precision.HIGHEST  # float32 products in float32, not TF32
 
 
+def zeros(*results: jax.ShapeDtypeStruct) -> tuple[Array, ...]:
+    """Arrays of zeros."""
+    return tuple(jnp.zeros(one.shape, one.dtype) for one in results)
+
+
 def project(x: Float[Array, "*rows I"], *weights: Float[Array, "O I"]) -> tuple[Float[Array, "*rows O"], ...]:
     """x w^T for each weight; float32."""
     return tuple(

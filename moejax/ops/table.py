@@ -38,7 +38,7 @@ from moejax.weights.storage import Plain, Stored
 
 _logger = logging.getLogger(__name__)
 
-Operation = Literal["project", "norm", "rotate", "attend", "route"]
+Operation = Literal["project", "norm", "rotate", "attend", "route", "zeros"]
 ImplementationName = Literal["xla", "native", "triton", "tokamax"]
 BackendName = Literal["dense", "blocked", "native", "ragged", "pallas", "tokamax"]
 
@@ -48,6 +48,7 @@ OPS: Mapping[Operation, Mapping[ImplementationName, Callable[..., Any]]] = {
     "rotate": {"xla": rotate_into_cache, "native": native.rotate_into_cache},
     "attend": {"xla": xla_attend.attend, "native": native.attend},
     "route": {"xla": reference.route, "native": native.route, "triton": triton.pallas_route},
+    "zeros": {"xla": reference.zeros, "native": native.zeros},
 }
 
 
@@ -100,6 +101,7 @@ class Ops:
     norm: (x [*rows, D], scale [D], eps) -> x / rms(x) * scale, in the dtype of x.
     rotate: see `xla.rotate.rotate_into_cache`.  attend: see `reference.attend`.
     route: (logits [T, E], valid [T], policy) -> Routing.
+    zeros: (shapes and dtypes, ...) -> an array of zeros each: an empty cache.
     experts: (experts, x [T, D], routing) -> float32 [T, D].  layout: of their weights.
     storage: of the matrices that `project` and `experts` multiply.
     chosen: which implementation computes each operation.
@@ -110,6 +112,7 @@ class Ops:
     rotate: Callable[..., tuple[Array, Array, Array]]
     attend: Callable[..., Float[Array, "B K G T H"]]
     route: Callable[[Float[Array, "T E"], Bool[Array, " T"], RouterPolicy], Routing]
+    zeros: Callable[..., tuple[Array, ...]]
     experts: Callable[[Expert, Float[Array, "T D"], Routing], Float[Array, "T D"]]
     layout: LayoutName
     storage: type[Stored]

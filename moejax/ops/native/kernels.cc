@@ -6,6 +6,7 @@
 #include "linear.h"
 #include "pack.h"
 #include "rows.h"
+#include "zeros.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;
@@ -100,6 +101,18 @@ ffi::Error attend_call(ffi::ThreadPool pool, ffi::AnyBuffer q, ffi::AnyBuffer k,
   });
 }
 
+// -> results of any shapes and dtypes.
+ffi::Error zeros_call(ffi::ThreadPool pool, ffi::RemainingRets results) {
+  std::vector<Bytes> memory;
+  for (size_t i = 0; i < results.size(); i++) {
+    auto result = results.get<ffi::AnyBuffer>(i);
+    if (!result.has_value()) return result.error();
+    memory.push_back({static_cast<char*>((*result)->untyped_data()), static_cast<int64_t>((*result)->size_bytes())});
+  }
+  zero(pool, memory);
+  return ffi::Error::Success();
+}
+
 // x [T, D] and scale [D] -> as x.
 ffi::Error norm_call(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer scale, ffi::Result<ffi::AnyBuffer> y, float eps) {
   return with_dtype(x.element_type(), [&](auto zero) -> ffi::Error {
@@ -180,6 +193,8 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(moejax_attend, moejax::attend_call,
                                   .Arg<ffi::BufferR1<ffi::S32>>()
                                   .Ret<ffi::AnyBuffer>()
                                   .Attr<int64_t>("window"));
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(moejax_zeros, moejax::zeros_call, ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingRets());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(moejax_norm, moejax::norm_call,
                               ffi::Ffi::Bind()

@@ -23,9 +23,13 @@ FLOAT32_ATOL = 5e-6
 HIDDEN_ATOL = {"float32": 5e-6, "bfloat16": 5e-3, "float16": 1e-3}
 
 linear = jax.jit(lambda x, *weights: ops.linear(x, *map(Packed.of, weights)))
-expert_ffn = jax.jit(
-    lambda gate, up, down, x, ids, weights: ops.expert_ffn(*map(Packed.of, (gate, up, down)), x, ids, weights)
-)
+
+
+@jax.jit
+def expert_ffn(gate: Array, up: Array, down: Array, x: Array, ids: Array, weights: Array) -> Array:
+    return ops.expert_ffn(Packed.of(gate), Packed.of(up), Packed.of(down), x, ids, weights)
+
+
 attend = jax.jit(ops.attend, static_argnums=4)
 reference_attend = jax.jit(reference.attend, static_argnums=4)
 
