@@ -20,6 +20,7 @@ from moejax.ops.table import resolve_backend
 from moejax.planning.hardware import DTYPES, Hardware, Link
 from moejax.planning.routing import distinct_experts
 from moejax.planning.workload import Workload
+from moejax.runtime.huge_pages import collapse, copied
 from sharding import MeshConfig, device_memory
 
 RUNS = 5  # of everything that is timed; the shortest counts, since whatever else ran could only make it longer
@@ -106,13 +107,18 @@ def _rounded(figure: float) -> float:
 
 
 def copy_bandwidth(device: Any) -> float:
-    """Bytes per second of a device's memory, read and written, by the fastest of copies of growing size."""
+    """Bytes per second of a device's memory, read and written, by the fastest of copies of growing size.
+
+    On a CPU both arrays are in huge pages, as weights are.
+    """
     best, size = 0.0, COPIED_BYTES
     limit = min(LARGEST_COPY, device_memory([device]).free_bytes // 8)
     # Into a second array that is there already: fresh memory costs the time in which the system finds it.
     copy = jax.jit(lambda source, target: source + 0 * target[:1], donate_argnums=1)
     while size <= limit:
         source, target = (jax.device_put(jnp.ones((size // 4,), jnp.int32), device) for _ in range(2))
+        source = copied(source)
+        collapse(target)
         seconds = float("inf")
         for _ in range(RUNS):
             began = time.perf_counter()

@@ -1,6 +1,7 @@
 """Measures how fast this machine runs the engine's own operations, by how many rows share what they read.
 
-Everything that is read is larger than caches, as a model's weights and cache are.
+Everything that is read is larger than caches, as a model's weights and cache are. On a CPU weights are in huge pages,
+and caches in plain memory, as a model's are.
 """
 
 import math
@@ -18,6 +19,7 @@ from moejax.ops.expert import Expert
 from moejax.ops.routing import Routing
 from moejax.ops.table import Ops, make_ops, prepare_backend
 from moejax.planning.hardware import Curve, Operation
+from moejax.runtime.huge_pages import copied
 from moejax.weights.layouts import Separate
 from moejax.weights.storage import Stored
 
@@ -50,7 +52,7 @@ def measure_speeds(dtype: str) -> dict[Operation, Curve]:
 def project_speeds(ops: Ops, dtype: str) -> Curve:
     """Products with square weights, one after the other."""
     count = BYTES // (WIDTH * WIDTH * jnp.dtype(dtype).itemsize)
-    weights = [ops.storage.of(_numbers((WIDTH, WIDTH), dtype, WIDTH)) for _ in range(count)]
+    weights = [_stored_weight(ops, _numbers((WIDTH, WIDTH), dtype, WIDTH)) for _ in range(count)]
 
     def once(x: Array, weights: list[Stored]) -> Array:
         for w in weights:
@@ -74,7 +76,7 @@ def experts_speeds(ops: Ops, dtype: str) -> Curve:
         matrices = [_numbers(shape, dtype, shape[1])[None] for _ in range(EXPERTS)]
         if ops.layout == "stacked":
             matrices = [jnp.concatenate(matrices)]
-        parts = tuple(ops.storage.of(matrix) for matrix in matrices)
+        parts = tuple(_stored_weight(ops, matrix) for matrix in matrices)
         values.append(parts[0] if ops.layout == "stacked" else Separate(parts=parts))
     experts = Expert(*values)
 
@@ -105,6 +107,11 @@ def attend_speed(ops: Ops, dtype: str, group: int, *, prompt: bool) -> float:
     q = _numbers((batch, KEY_HEADS, group, queries, HEAD_WIDTH), dtype)
     seen = (slots + 1) / 2 if prompt else slots
     return _rounded(4 * q.size * seen / _seconds(once, q, (LayerCache(k=k, v=v, dtype=dtype), starts)))
+
+
+def _stored_weight(ops: Ops, numbers: Array) -> Stored:
+    """A weight as a model holds it."""
+    return ops.storage.of(numbers).per_array(lambda array, _: copied(array))
 
 
 def _rounded(speed: float) -> float:

@@ -4,6 +4,7 @@ Linux gives such pages (transparent huge pages) to who asks for them before touc
 on other systems, the arrays are the same in plain memory.
 """
 
+import ctypes
 import mmap
 import sys
 import threading
@@ -26,6 +27,7 @@ HUGE_BYTES = 2**21
 CHUNK_BYTES = 2**25  # that smaller arrays share
 LINE_BYTES = 64  # an array that begins at a multiple of these is not copied by `jax.device_put` on a CPU
 
+_COLLAPSE = 25  # MADV_COLLAPSE of <linux/mman.h>, which Python's mmap does not name
 _SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _MAPPINGS = Path("/proc/self/smaps")
 
@@ -57,6 +59,31 @@ class HugePages:
                 self._chunk, start = _advised(CHUNK_BYTES), 0
             self._used = start + nbytes
             return np.ndarray(shape, dtype, self._chunk, start)
+
+
+def copied(array: "jax.Array") -> "jax.Array":
+    """The same numbers in huge pages, as weights lie; `array` itself where it is not in a CPU's memory."""
+    import jax  # here, because the command line imports this file before it needs JAX
+
+    if next(iter(array.devices())).platform != "cpu":
+        return array
+    held = HugePages().empty(array.shape, array.dtype)
+    held[...] = np.asarray(array)
+    return jax.device_put(held, array.sharding)
+
+
+def collapse(array: "jax.Array") -> None:
+    """Has Linux (from 6.1 on) move an array that XLA has made on a CPU into huge pages, as far as whole ones fit in it.
+
+    It would do so whatever the system's setting is, so the setting is looked at.
+    """
+    if next(iter(array.devices())).platform != "cpu" or why_none() is not None:
+        return
+    for start, end in _spans(array):
+        first = _round_up(start, HUGE_BYTES)
+        whole = (end - first) // HUGE_BYTES * HUGE_BYTES
+        if whole > 0:
+            ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(whole), _COLLAPSE)
 
 
 def in_huge_pages(arrays: "Iterable[np.ndarray | jax.Array]") -> tuple[int | None, int]:

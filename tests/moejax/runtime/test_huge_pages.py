@@ -1,12 +1,15 @@
 """Arrays in huge pages: what they promise anywhere, and that the system gives the pages where it has them."""
 
 import mmap
+import platform
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +18,12 @@ import numpy as np
 import pytest
 
 from moejax.runtime import huge_pages
-from moejax.runtime.huge_pages import CHUNK_BYTES, HUGE_BYTES, HugePages, in_huge_pages, why_none
+from moejax.runtime.huge_pages import CHUNK_BYTES, HUGE_BYTES, HugePages, collapse, copied, in_huge_pages, why_none
 
 ON_LINUX = sys.platform == "linux"
 THERE = why_none() is None
 needs_pages = pytest.mark.skipif(not THERE, reason=f"no huge pages here: {why_none()}")
+CAN_COLLAPSE = ON_LINUX and tuple(map(int, platform.release().split(".")[:2])) >= (6, 1)
 
 SHAPES = [(), (0,), (3, 0), (5,), (7, 3), (64, 16), (33, 1025), (1024, 1024), (CHUNK_BYTES // 4 + 1,)]
 
@@ -153,6 +157,37 @@ def test_plain_memory_is_not_in_huge_pages(monkeypatch: pytest.MonkeyPatch) -> N
     array = HugePages().empty((2**20,), np.float32)
     array[...] = 1
     assert in_huge_pages([array]) == (0, array.nbytes)
+
+
+@needs_pages
+def test_copies_have_the_numbers_and_the_devices() -> None:
+    mesh = jax.sharding.Mesh(np.array(jax.devices("cpu")), ("all",))
+    array = jax.jit(lambda: jnp.arange(2**20, dtype=jnp.float32), out_shardings=jax.NamedSharding(mesh, jax.P("all")))()
+    copy = copied(array)
+    assert np.array_equal(copy, array) and copy.sharding == array.sharding
+    assert in_huge_pages([copy]) == (array.nbytes, array.nbytes)
+
+
+@needs_pages
+@pytest.mark.skipif(not CAN_COLLAPSE, reason="Linux moves memory that is in use since 6.1")
+def test_what_xla_made_can_be_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    array = jax.block_until_ready(jax.jit(lambda: jnp.arange(2**22, dtype=jnp.float32))())
+    monkeypatch.setattr(huge_pages, "why_none", lambda: "switched off")
+    collapse(array)
+    before = in_huge_pages([array])[0]
+    monkeypatch.setattr(huge_pages, "why_none", lambda: None)
+    collapse(array)
+    after = in_huge_pages([array])[0]
+    assert before is not None and after is not None
+    assert before < after and after > array.nbytes - 2 * HUGE_BYTES
+    assert np.array_equal(array, np.arange(2**22))
+
+
+def test_arrays_of_an_accelerator_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    array = SimpleNamespace(devices=lambda: [SimpleNamespace(platform="gpu")])
+    assert copied(cast(Any, array)) is array
+    monkeypatch.setattr(huge_pages, "_spans", None)  # where it lies is not asked
+    collapse(cast(Any, array))
 
 
 SMAPS = """\

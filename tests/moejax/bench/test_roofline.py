@@ -1,0 +1,61 @@
+"""What utilisation is a part of is measured where weights lie: in huge pages, on a CPU that has them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import pytest
+
+from moejax.bench import roofline
+from moejax.measuring import calibration
+from moejax.runtime.huge_pages import in_huge_pages, why_none
+from sharding import device_memory
+from tests.moejax.runtime.test_huge_pages import CAN_COLLAPSE
+
+pytestmark = pytest.mark.skipif(why_none() is not None, reason=f"no huge pages here: {why_none()}")
+NBYTES = 2**26  # more than malloc keeps when it is freed: what XLA makes of it is new memory
+
+
+def share(array: jax.Array) -> float:
+    huge, total = in_huge_pages([array])
+    assert huge is not None and total == NBYTES
+    return huge / total
+
+
+def test_the_roofline_is_measured_in_huge_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(roofline, "ARRAY_BYTES", {"cpu": NBYTES})
+    monkeypatch.setattr(roofline, "MATRIX_SIDE", {"cpu": 2})
+    shares = []
+
+    def seconds(function: Callable[[jax.Array], jax.Array], argument: jax.Array, **settings: Any) -> float:
+        if argument.nbytes == NBYTES:
+            shares.append(share(argument))
+        return 1.0
+
+    monkeypatch.setattr(roofline, "_seconds", seconds)
+    rates = roofline.measure_roofline("float32")
+    assert (rates.read_bytes_per_second, rates.copy_bytes_per_second) == (NBYTES, 2 * NBYTES)
+    read, changed = shares
+    assert read == 1
+    assert changed > 0.7 or not CAN_COLLAPSE  # all but the two ends, which are no whole huge pages
+
+
+def test_the_bandwidth_of_a_hardware_file_is_measured_in_huge_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "COPIED_BYTES", NBYTES)
+    monkeypatch.setattr(calibration, "LARGEST_COPY", NBYTES)
+    shares = []
+    jit = jax.jit
+
+    def jitted(function: Callable[..., jax.Array], **settings: Any) -> Callable[..., jax.Array]:
+        def called(source: jax.Array, target: jax.Array) -> jax.Array:
+            shares.append((share(source), share(target)))
+            return compiled(source, target)
+
+        compiled = jit(function, **settings)
+        return called
+
+    monkeypatch.setattr(calibration.jax, "jit", jitted)
+    assert device_memory().free_bytes > 8 * NBYTES
+    assert calibration.copy_bandwidth(jax.devices()[0]) > 0
+    assert {source for source, _ in shares} == {1}
+    assert all(target > 0.7 for _, target in shares) or not CAN_COLLAPSE
