@@ -27,6 +27,7 @@ from moejax.measuring.compiled import DTYPE, Job, PhaseName, ProgramFacts
 from moejax.model.cache import KVCache
 from moejax.model.structure import PLACEMENT, make_parallel, make_structure
 from moejax.moe.parallel import Parallel
+from moejax.weights.layouts import Separate
 from sharding import LogicalAxis, MeshConfig
 from sharding.collectives import compiled_collectives
 
@@ -81,13 +82,15 @@ def compile_job(config: ModelConfig, job: Job, *, quick: bool = True) -> Program
     text, memory = compiled.as_text(), compiled.memory_analysis()
     assert text is not None and memory is not None, "XLA:CPU shows and analyses every program"
     kv_bytes = _device_bytes(program.cache)
+    held = {path: one for path, one in program.weights.items() if path != PLACEMENT}
+    weight_bytes = sum(map(_number_bytes, jax.tree.leaves(held, is_leaf=lambda one: hasattr(one, "per_array"))))
     return ProgramFacts(
         collectives=tuple(compiled_collectives(text, mesh.shape)),
-        weight_bytes=_device_bytes({path: one for path, one in program.weights.items() if path != PLACEMENT}),
+        weight_bytes=weight_bytes,
         kv_bytes=kv_bytes,
-        other_bytes=_device_bytes(program.weights[PLACEMENT])
-        + _device_bytes(program.others)
+        other_bytes=_device_bytes((program.weights, program.others))
         - _device_bytes(program.unread)
+        - weight_bytes
         - kv_bytes,
         argument_bytes=memory.argument_size_in_bytes,
         temp_bytes=memory.temp_size_in_bytes,
@@ -159,6 +162,13 @@ def _placed(tree: Any, parallel: Parallel, *logical: LogicalAxis | None) -> Any:
 
 def _whole(shape: tuple[int, ...], dtype: jax.typing.DTypeLike, parallel: Parallel) -> jax.ShapeDtypeStruct:
     return _placed(jax.ShapeDtypeStruct(shape, dtype), parallel)
+
+
+def _number_bytes(value: Any) -> int:
+    """What one device holds of a weight's numbers, without what fills its arrays up."""
+    if isinstance(value, Separate):
+        return sum(map(_number_bytes, value.parts))
+    return _device_bytes(value) * math.prod(value.shape) * value.dtype.itemsize // value.nbytes
 
 
 def _device_bytes(tree: Any) -> int:

@@ -59,7 +59,8 @@ class Job:
 class ProgramFacts:
     """What XLA made of one program: its collectives, and bytes on one device.
 
-    argument_bytes: as XLA counts them.  weight_bytes, kv_bytes, other_bytes: of the arguments' parts, as sharded.
+    argument_bytes: as XLA counts them.  weight_bytes, kv_bytes, other_bytes: of the arguments' parts, as sharded;
+    what fills up the arrays of weights (`weights/strips.py`) is among the others.
     temp_bytes: what it needs besides arguments and results.
     """
 

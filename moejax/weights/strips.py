@@ -1,6 +1,6 @@
 """Strips: a matrix in the order in which CPU kernels multiply it (`ops/native/strips.h` is the same in C++).
 
-A matrix of O outputs and I inputs is [O / W, I / N, W, N]: strips of W = 64 outputs (O rounded up to 16 if that is less),
+A matrix of O outputs and I inputs is [O / W, I / N, W, N]: strips of W = 64 outputs (O rounded up to 16, where less),
 in which N inputs of an output lie side by side. What is missing of the last strip and of the last N inputs is 0. One
 element of a row (N of them), broadcast, multiplies a vector of outputs, and weights are read as they lie.
 """
