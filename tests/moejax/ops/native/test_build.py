@@ -178,19 +178,23 @@ def test_targets_carry_the_hash_of_the_sources() -> None:
     assert f"@moejax_linear_{build.source_hash()}" in text
 
 
-# Older CPUs that this one is, too: with AVX2 and FMA, and with AVX-512 but no products of bfloat16.
-OLDER = [
-    level for level, feature in (("x86-64-v3", "avx2"), ("x86-64-v4", "avx512vl")) if feature in build.cpu_features()
-]
+# Older CPUs that this one is, too: any of x86-64, those with AVX2 and FMA, and with AVX-512 but no products of bfloat16.
+LEVELS = (("x86-64", "sse2"), ("x86-64-v3", "avx2"), ("x86-64-v4", "avx512vl"))
+OLDER = [level for level, feature in LEVELS if feature in build.cpu_features()]
+
+
+def compute_as(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`ops` calls the kernels of a CPU of that level."""
+    monkeypatch.setenv("XDG_CACHE_HOME", os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache"))
+    flags = tuple(f"-march={level}" if flag == "-march=native" else flag for flag in build.FLAGS if "mtune" not in flag)
+    names = library.register(built_library(flags), level.replace("-", "_"))
+    monkeypatch.setattr(ops, "targets", lambda: names)
 
 
 @pytest.mark.parametrize("level", OLDER)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float16"])
 def test_the_paths_of_older_cpus(dtype: str, level: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache"))
-    flags = tuple(f"-march={level}" if flag == "-march=native" else flag for flag in build.FLAGS if "mtune" not in flag)
-    names = library.register(built_library(flags), level.replace("-", "_"))
-    monkeypatch.setattr(ops, "targets", lambda: names)
+    compute_as(level, monkeypatch)
     rng = np.random.default_rng(0)
     layer = random_layer(3, 45, 70, dtype)
     x, ids = jnp.asarray(rng.standard_normal((17, 45)), dtype), jnp.asarray(rng.integers(0, 4, (17, 2)), jnp.int32)
@@ -210,3 +214,42 @@ def test_the_paths_of_older_cpus(dtype: str, level: str, monkeypatch: pytest.Mon
         got = jax.jit(lambda *args, window=window: ops.attend(*args, window=window))(*arguments)
         expected = jax.jit(lambda *args, window=window: reference.attend(*args, window=window))(*arguments)
         np.testing.assert_allclose(got, expected, rtol=0, atol=5e-6)
+
+
+@pytest.mark.parametrize("level", OLDER)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float16"])
+def test_products_of_older_cpus(dtype: str, level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 1 to 200 rows, with tails of every kind, against float64; a row has the same bits alone and among others."""
+    compute_as(level, monkeypatch)
+    for rows, depth, outputs in ((1, 1, 1), (2, 31, 3), (7, 64, 70), (48, 45, 129), (200, 133, 67)):
+        rng = np.random.default_rng(depth)
+        x, w = (jnp.asarray(rng.standard_normal((n, depth)), dtype) for n in (rows, outputs))
+        linear = jax.jit(lambda x, w: ops.linear(x, w)[0])
+        got = np.asarray(linear(x, w))
+        exact = np.asarray(x).astype(np.float64) @ np.asarray(w).astype(np.float64).T
+        np.testing.assert_allclose(got, exact, rtol=0, atol=1e-5 * depth**0.5)
+        np.testing.assert_array_equal(linear(x[-1:], w)[0].view(np.uint32), got[-1].view(np.uint32))
+
+
+@pytest.mark.parametrize("level", OLDER)
+def test_every_float16_is_converted_on_older_cpus(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exactly, those below the smallest normal number of float16 included; and what is between two, to the nearest."""
+    compute_as(level, monkeypatch)
+    every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    (got,) = jax.jit(lambda x, w: ops.linear(x, w))(jnp.asarray(every)[:, None], jnp.ones((1, 1), jnp.float16))
+    np.testing.assert_array_equal(got[:, 0], every.astype(np.float32))
+    finite = np.sort(every[np.isfinite(every)].astype(np.float32))
+    between = (finite[1:] + finite[:-1]) / 2
+    wide = [finite, between, *(np.nextafter(between, np.float32(end)) for end in (-np.inf, np.inf))]
+    wide.append(np.asarray([65519.99, 65520, 65536, 1e30, np.inf, -np.inf, np.nan, 1e-10, -1e-30, 1e-40], np.float32))
+    values = np.concatenate(wide)
+    values = jnp.asarray(np.pad(values, (0, -len(values) % 2)))[None, :, None, None].reshape(1, -1, 1, 2)
+    cache = jnp.zeros((1, 1, values.shape[1], 2), jnp.uint16)
+    angles = jnp.ones((1, values.shape[1], 1))
+    *_, stored = jax.jit(lambda *args: ops.rotate_into_cache(*args, "float16"))(
+        values, values, values, angles, angles, jnp.zeros(1, jnp.int32), cache, cache
+    )
+    with np.errstate(over="ignore"):
+        np.testing.assert_array_equal(
+            np.asarray(stored).view(np.float16).ravel(), np.asarray(values).astype(np.float16).ravel()
+        )
