@@ -178,7 +178,7 @@ def test_targets_carry_the_hash_of_the_sources() -> None:
     assert f"@moejax_linear_{build.source_hash()}" in text
 
 
-# Older CPUs that this one is, too: any of x86-64, those with AVX2 and FMA, and with AVX-512 but no products of bfloat16.
+# Older CPUs that this one is, too: any of x86-64, with AVX2 and FMA, and with AVX-512 but no products of bfloat16.
 LEVELS = (("x86-64", "sse2"), ("x86-64-v3", "avx2"), ("x86-64-v4", "avx512vl"))
 OLDER = [level for level, feature in LEVELS if feature in build.cpu_features()]
 
