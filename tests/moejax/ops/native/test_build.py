@@ -21,9 +21,10 @@ from moejax.runtime.platform import A100, current_device, tracing_for
 from tests.messages import refuses, says
 from tests.moejax.moe.oracle import random_layer
 
-# A compiler in three lines: writes to the file after -o, slowly, and counts its runs in a file beside itself.
+# A compiler in four lines: writes to the file after -o, slowly; its arguments and its runs go to files beside itself.
 FAKE_COMPILER = """#!/bin/sh
 if [ "$1" = --version ]; then echo fake 1.0; exit 0; fi
+echo "$@" > "$(dirname "$0")/arguments"
 while [ "$1" != -o ]; do shift; done
 echo run >> "$(dirname "$0")/runs"
 echo half > "$2"; sleep 0.3; echo a library > "$2"
@@ -142,15 +143,72 @@ def test_a_folder_that_cannot_be_written_is_named(folder: Path, monkeypatch: pyt
     says(refusal(), folder / "file", "Not a directory", "XDG_CACHE_HOME")
 
 
-def test_other_machines_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
-    says(refusal(), "Linux on x86-64", "Linux on aarch64")
-    monkeypatch.undo()
-    monkeypatch.setattr(build, "cpu_features", lambda: frozenset({"avx2", "sse2"}))
-    says(refusal(), "avx2, fma, f16c", "lacks fma, f16c")
-    monkeypatch.undo()
+def on(monkeypatch: pytest.MonkeyPatch, system: str, machine: str) -> None:
+    monkeypatch.setattr(platform, "system", lambda: system)
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+
+
+@pytest.mark.parametrize(("system", "machine"), [("Linux", "riscv64"), ("Windows", "AMD64"), ("Windows", "x86_64")])
+def test_other_machines_are_refused(system: str, machine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    on(monkeypatch, system, machine)
+    says(refusal(), "Linux or macOS on x86-64 or AArch64", f"{system} on {machine}")
+    says(str(library.cannot(current_device())), f"{system} on {machine}")
+
+
+def test_other_devices_are_refused() -> None:
     with tracing_for(A100):
         says(str(library.cannot(current_device())), "CPU", "NVIDIA A100-SXM4-80GB (gpu)")
+
+
+# What sysctl prints on macOS, with a feature that a CPU lacks and numbers that are no feature.
+SYSCTL = """#!/bin/sh
+[ "$1" = hw.optional ] || exit 1
+echo "hw.optional.arm.FEAT_FP16: 1"
+echo "hw.optional.arm.FEAT_BF16: $(cat "$(dirname "$0")/bf16")"
+echo "hw.optional.arm.caps: 868064103268613"
+"""
+
+
+@pytest.mark.parametrize(
+    ("system", "machine", "name"),
+    [
+        ("Linux", "x86_64", "flags\t"),
+        ("Linux", "aarch64", "Features"),
+        ("Darwin", "arm64", ""),
+        ("Darwin", "x86_64", ""),
+    ],
+)
+def test_machines_and_their_features(
+    system: str, machine: str, name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each system is asked in its own way; flags are those of the machine; other features make another library."""
+    on(monkeypatch, system, machine)
+    (folder / "sysctl").write_text(SYSCTL)
+    (folder / "sysctl").chmod(0o700)
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+    monkeypatch.setattr(build, "CPUINFO", folder / "cpuinfo")
+    libraries = []
+    for has in (0, 1):
+        (folder / "bf16").write_text(str(has))
+        (folder / "cpuinfo").write_text(f"processor\t: 0\n{name}\t: fp16{' bf16' * has}\n\n{name}\t: other\n")
+        prefix = "hw.optional.arm.FEAT_" if system == "Darwin" else ""
+        assert {f.removeprefix(prefix).lower() for f in build.cpu_features()} == ({"fp16", "bf16"} if has else {"fp16"})
+        libraries.append(built_library())
+    assert libraries[0] != libraries[1]
+    arguments = (folder / "arguments").read_text().split()
+    assert ("-march=native" in arguments, "-mcpu=native" in arguments) == (machine == "x86_64", machine != "x86_64")
+
+
+def test_a_machine_that_names_no_features(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "cpuinfo").write_text("processor: 0\n")
+    monkeypatch.setattr(build, "CPUINFO", folder / "cpuinfo")
+    says(refusal(), "features", folder / "cpuinfo")
+    monkeypatch.setattr(platform, "system", lambda: "Darwin")
+    monkeypatch.setenv("PATH", str(folder))
+    says(refusal(), "features", "sysctl", "PATH")
+    (folder / "sysctl").write_text("#!/bin/sh\nexit 1\n")
+    (folder / "sysctl").chmod(0o700)
+    says(refusal(), "features", "sysctl hw.optional")
 
 
 def test_a_library_that_cannot_be_loaded(folder: Path) -> None:
@@ -186,8 +244,7 @@ OLDER = [level for level, feature in LEVELS if feature in build.cpu_features()]
 def compute_as(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """`ops` calls the kernels of a CPU of that level."""
     monkeypatch.setenv("XDG_CACHE_HOME", os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache"))
-    flags = tuple(f"-march={level}" if flag == "-march=native" else flag for flag in build.FLAGS if "mtune" not in flag)
-    names = library.register(built_library(flags), level.replace("-", "_"))
+    names = library.register(built_library((f"-march={level}",)), level.replace("-", "_"))
     monkeypatch.setattr(ops, "targets", lambda: names)
 
 
@@ -246,9 +303,9 @@ def test_every_float16_is_converted_on_older_cpus(level: str, monkeypatch: pytes
     values = jnp.asarray(np.pad(values, (0, -len(values) % 2)))[None, :, None, None].reshape(1, -1, 1, 2)
     cache = jnp.zeros((1, 1, values.shape[1], 2), jnp.uint16)
     angles = jnp.ones((1, values.shape[1], 1))
-    *_, stored = jax.jit(lambda *args: ops.rotate_into_cache(*args, "float16"))(
-        values, values, values, angles, angles, jnp.zeros(1, jnp.int32), cache, cache
-    )
+    starts = jnp.zeros(1, jnp.int32)
+    rotate = jax.jit(ops.rotate_into_cache, static_argnums=8)
+    *_, stored = rotate(values, values, values, angles, angles, starts, cache, cache, "float16")
     with np.errstate(over="ignore"):
         np.testing.assert_array_equal(
             np.asarray(stored).view(np.float16).ravel(), np.asarray(values).astype(np.float16).ravel()
