@@ -107,7 +107,8 @@ def all_cases() -> Iterator[Case]:
         x, w = product_of(max(COMPANY), *COMPANY_SHAPE, dtype)
         for rows in COMPANY:
             yield multiply(x[:rows][::-1], w)
-        yield multiply(*(np.full((1, 1), number, jnp.dtype(dtype)) for number in TINY), "tiny")
+        x, w = (np.full((1, 1), number, jnp.dtype(dtype)) for number in TINY)
+        yield multiply(x, w, "tiny")
         if dtype == "float16":
             yield multiply(EVERY_FLOAT16[:, None], np.ones((1, 1), dtype), "every")
         for rows, depth in NORMS:
