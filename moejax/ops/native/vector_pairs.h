@@ -15,7 +15,11 @@ struct Packs<BFloat16> {  // pairs of elements, widened in place
   static Pack widen_pairs(Bits pairs) { return {lower_of(pairs), upper_of(pairs)}; }
   static Pack read(const BFloat16* p) { return widen_pairs(read_bits(p)); }
   static Pack read_some(const BFloat16* p, int64_t count) { return widen_pairs(read_bits(p, count)); }
-  static Pack all(const BFloat16* p) { return {broadcast(widen_one(p[0])), broadcast(widen_one(p[1]))}; }
+  static Pack all(const BFloat16* p) {
+    float pair;
+    std::memcpy(&pair, p, sizeof pair);
+    return widen_pairs((Bits)broadcast(pair));
+  }
   static Pack last(const BFloat16* p) { return {broadcast(widen_one(*p)), zeros()}; }
   static Floats dot(Floats sum, Pack a, Pack b) {
     return multiply_add(a.lower, b.lower, multiply_add(a.upper, b.upper, sum));
