@@ -33,7 +33,7 @@ inline Seen seen_by(const AttentionCall<T>& call, int64_t head, int64_t t) {
 }
 
 constexpr int kHeads = kRegisters == 32 ? 4 : 2;  // query heads that share a pass over keys or values
-constexpr int64_t kValueBlocks = kFloats == 16 ? 4 : 2;  // vectors of a value that a pass sums
+constexpr int64_t kValueBlocks = kRegisters == 32 ? 4 : 2;  // vectors of a value that a pass sums
 
 // score[r][i] of R queries and the `Keys` keys from i on. A score has the same bits whatever is computed beside it.
 template <typename T, int R, int Keys>
@@ -60,7 +60,7 @@ inline void score_some(const T* const* q, const T* k, int64_t i, int64_t width, 
   }
   for (int r = 0; r < R; r++) {
     alignas(16) float all[4];
-    _mm_store_ps(all, sums(sum[r][0], sum[r][1], sum[r][2], sum[r][3]));
+    store_sums(all, sum[r][0], sum[r][1], sum[r][2], sum[r][3]);
     std::memcpy(score[r] + i, all, Keys * sizeof(float));
   }
 }

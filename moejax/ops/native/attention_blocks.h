@@ -181,8 +181,8 @@ void attend_block(const AttentionCall<T>& call, int64_t head, int64_t t, int64_t
 }
 
 // One query of a sequence on its own, several by blocks: which it is decides a result's last bits, and nothing else does.
-template <typename T>
-void attend(xla::ffi::ThreadPool& pool, const AttentionCall<T>& call) {
+template <typename T, typename Pool>
+void attend(Pool& pool, const AttentionCall<T>& call) {
   const bool one = call.queries == 1;
   const int64_t each = one ? 1 : std::max<int64_t>(1, kBlockRows / call.group), blocks = divide_up(call.queries, each);
   const int64_t heads = call.batch * call.kv_heads;

@@ -17,8 +17,6 @@ FOLDER = Path(__file__).parent
 FLAGS = (
     "-std=c++17",
     "-O3",
-    "-march=native",
-    "-mtune=native",
     # The same sum must not be fused in one loop and rounded twice in another: where it is fused, the source says so.
     "-ffp-contract=off",
     # Nobody reads errno or floating-point flags, and square roots and comparisons then vectorise. NaN stays NaN.
@@ -28,10 +26,15 @@ FLAGS = (
     "-fPIC",
     "-shared",
 )
+# By what Python calls the machine: Linux and macOS have two names for AArch64. All are known to GCC and to Clang.
+CPU_FLAGS = {
+    "x86_64": ("-march=native", "-mtune=native"),
+    "aarch64": ("-mcpu=native",),
+    "arm64": ("-mcpu=native",),
+}
 COMPILERS = ("c++", "g++", "clang++")
 _ADVICE = "set CXX to a C++17 compiler, as in CXX=g++, or unset it"
-# Without one of these there is no path in vector.h; AVX-512 machines have them, too.
-NEEDED_FEATURES = ("avx2", "fma", "f16c")
+CPUINFO = Path("/proc/cpuinfo")
 _DIGEST_BYTES = 32
 
 
@@ -44,23 +47,24 @@ def source_hash() -> str:
     return _hash(*(path.name.encode() + b"\0" + path.read_bytes() for path in _sources()))
 
 
-def built_library(flags: tuple[str, ...] = FLAGS) -> Path:
+def built_library(cpu: tuple[str, ...] = ()) -> Path:
     """The compiled library: the one that is there, if it is whole, or else a new one.
 
-    Several processes may do so at once: each compiles a file of its own, and the last one to be renamed stays. `flags`
-    name another CPU than this one in tests.
+    Several processes may do so at once: each compiles a file of its own, and the last one to be renamed stays. `cpu`
+    are the flags of another CPU than this one, in tests.
 
     Raises:
         NativeError: on another kind of machine, without a compiler, when compiling fails, or when nothing can be
             written where libraries are kept.
     """
-    features, compiler = check_machine()
+    compiler = check_machine()
+    flags = (*FLAGS, *(cpu or CPU_FLAGS[platform.machine()]))
     key = _hash(
         source_hash().encode(),
         version("jaxlib").encode(),
         compiler_version(compiler).encode(),
         " ".join(flags).encode(),
-        " ".join(sorted(features)).encode(),
+        " ".join(sorted(cpu_features())).encode(),
     )
     library = library_folder() / f"{key}.so"
     try:
@@ -74,30 +78,37 @@ def built_library(flags: tuple[str, ...] = FLAGS) -> Path:
     return library
 
 
-def check_machine() -> tuple[frozenset[str], list[str]]:
-    """The CPU's features and a compiler's command, the two things that the kernels need. Starts nothing.
+def check_machine() -> list[str]:
+    """A compiler's command, for a machine that the kernels run on. Starts nothing.
 
     Raises:
-        NativeError: where one of them is missing.
+        NativeError: where the machine is another one, or there is no compiler.
     """
-    features = cpu_features()
-    if missing := [feature for feature in NEEDED_FEATURES if feature not in features]:
-        raise NativeError(f"needs an x86-64 CPU with {', '.join(NEEDED_FEATURES)}; this one lacks {', '.join(missing)}")
-    return features, find_compiler()
+    system, machine = platform.system(), platform.machine()
+    if system not in ("Linux", "Darwin") or machine not in CPU_FLAGS:
+        raise NativeError(f"needs Linux or macOS on x86-64 or AArch64, this is {system} on {machine}")
+    return find_compiler()
 
 
 def cpu_features() -> frozenset[str]:
-    """The CPU's features by the names that Linux gives them.
+    """The CPU's features by the names that the system gives them.
 
     Raises:
-        NativeError: elsewhere than on Linux on x86-64.
+        NativeError: when it names none.
     """
-    if platform.system() != "Linux" or platform.machine() != "x86_64":
-        raise NativeError(f"needs Linux on x86-64, this is {platform.system()} on {platform.machine()}")
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("flags"):
-            return frozenset(line.partition(":")[2].split())
-    raise NativeError("needs the CPU's features, and /proc/cpuinfo names none")
+    if platform.system() == "Darwin":
+        command = ["sysctl", "hw.optional"]
+        source = " ".join(command)
+        lines = _run(command, "the CPU's features", "put it on PATH").stdout.splitlines()
+        features = [name for name, _, value in (line.partition(": ") for line in lines) if value == "1"]
+    else:
+        source = str(CPUINFO)
+        # The first core's line, by its name on x86 or on AArch64.
+        lines = (line.partition(":") for line in CPUINFO.read_text().splitlines())
+        features = next((value.split() for name, _, value in lines if name.strip() in ("flags", "Features")), [])
+    if not features:
+        raise NativeError(f"needs the CPU's features, and {source} names none")
+    return frozenset(features)
 
 
 def find_compiler() -> list[str]:
@@ -119,7 +130,7 @@ def find_compiler() -> list[str]:
             return [name]
     raise NativeError(
         f"needs a C++ compiler ({', '.join(COMPILERS)}, or one that CXX names), and none is installed: "
-        "apt-get install g++, or dnf install gcc-c++"
+        "apt-get install g++, or dnf install gcc-c++, or xcode-select --install"
     )
 
 
@@ -177,13 +188,11 @@ def _compile(compiler: list[str], library: Path) -> None:
         part.unlink(missing_ok=True)
 
 
-def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+def _run(command: list[str], wanted: str = "a C++ compiler", advice: str = _ADVICE) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(command, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL)
     except OSError as error:  # made for another machine, say
-        raise NativeError(
-            f"needs a C++ compiler, and {command[0]} cannot be started ({error.strerror}); {_ADVICE}"
-        ) from error
+        raise NativeError(f"needs {wanted}, and {command[0]} cannot be started ({error.strerror}); {advice}") from error
 
 
 def _how_it_ended(done: subprocess.CompletedProcess[str]) -> str:

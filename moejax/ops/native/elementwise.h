@@ -1,4 +1,4 @@
-// Conversions between dtypes, and the gated activation, written so that a compiler vectorises the loops.
+// Exponentials and the gated activation, written so that a compiler vectorises the loops.
 #pragma once
 
 #include <cmath>
@@ -7,49 +7,23 @@
 
 namespace moejax {
 
-inline uint32_t float_to_bits(float a) {
-  uint32_t bits;
-  std::memcpy(&bits, &a, sizeof bits);
-  return bits;
-}
-
-// To the nearest value of the dtype, ties to even.
-inline void narrow(float a, float* result) { *result = a; }
-inline void narrow(float a, Float16* result) { result->bits = _cvtss_sh(a, _MM_FROUND_TO_NEAREST_INT); }
-inline void narrow(float a, BFloat16* result) {
-  uint32_t bits = float_to_bits(a);
-  uint32_t rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
-  result->bits = a == a ? rounded : 0x7FC0;
-}
-
-// `count` numbers, a multiple of what a vector holds.
-inline void narrow_all(const float* a, int64_t count, BFloat16* result) {
-#if defined(__AVX512BF16__)
-  for (int64_t i = 0; i < count; i += kFloats) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(result + i), (__m256i)_mm512_cvtneps_pbh(load(a + i)));
-  }
-#else
-  for (int64_t i = 0; i < count; i++) narrow(a[i], result + i);
-#endif
-}
-
 // e^a for a <= 0, 0 below the smallest normal number; NaN stays NaN. Relative error below 2e-7: the reduction of Cody
 // and Waite to |r| <= ln(2) / 2, and the Taylor series of degree 7.
 inline float exp_negative(float a) {
   constexpr float kRound = 12582912.0f;  // 1.5 x 2^23: adding it rounds to an integer, which its low bits then hold
   float clamped = a < -87.33f ? -87.33f : a;
-  float shifted = std::fma(clamped, 1.44269504f, kRound);
+  float shifted = multiply_add(clamped, 1.44269504f, kRound);
   float n = shifted - kRound;
-  float r = std::fma(n, -0.693145752f, clamped);
-  r = std::fma(n, -1.42860677e-6f, r);
+  float r = multiply_add(n, -0.693145752f, clamped);
+  r = multiply_add(n, -1.42860677e-6f, r);
   float p = 1.0f / 5040.0f;
-  p = std::fma(p, r, 1.0f / 720.0f);
-  p = std::fma(p, r, 1.0f / 120.0f);
-  p = std::fma(p, r, 1.0f / 24.0f);
-  p = std::fma(p, r, 1.0f / 6.0f);
-  p = std::fma(p, r, 0.5f);
-  p = std::fma(p, r, 1.0f);
-  p = std::fma(p, r, 1.0f);
+  p = multiply_add(p, r, 1.0f / 720.0f);
+  p = multiply_add(p, r, 1.0f / 120.0f);
+  p = multiply_add(p, r, 1.0f / 24.0f);
+  p = multiply_add(p, r, 1.0f / 6.0f);
+  p = multiply_add(p, r, 0.5f);
+  p = multiply_add(p, r, 1.0f);
+  p = multiply_add(p, r, 1.0f);
   float scale = bits_to_float((float_to_bits(shifted) << 23) + 0x3F800000u);
   return a < -87.33f ? 0.0f : p * scale;
 }
@@ -61,10 +35,10 @@ inline float exp_negative_to_bfloat16(float a) {
   float shifted = power + kRound;
   float r = power - (shifted - kRound);
   float p = 0.00961813f;
-  p = std::fma(p, r, 0.05550411f);
-  p = std::fma(p, r, 0.24022651f);
-  p = std::fma(p, r, 0.69314718f);
-  p = std::fma(p, r, 1.0f);
+  p = multiply_add(p, r, 0.05550411f);
+  p = multiply_add(p, r, 0.24022651f);
+  p = multiply_add(p, r, 0.69314718f);
+  p = multiply_add(p, r, 1.0f);
   float scale = bits_to_float((float_to_bits(shifted) << 23) + 0x3F800000u);
   return a < -87.33f ? 0.0f : p * scale;
 }

@@ -80,8 +80,8 @@ void combine(const ExpertsCall<T>& call, const Sorted& sorted, int64_t first, in
 }
 
 // Each used expert's weights are read once, in two phases: hidden values of all rows, then all that is left.
-template <typename T>
-void run_experts(xla::ffi::ThreadPool& pool, const ExpertsCall<T>& call) {
+template <typename T, typename Pool>
+void run_experts(Pool& pool, const ExpertsCall<T>& call) {
   const int64_t d = call.depth, f = call.hidden_depth;
   const Sorted sorted = sort_rows(call.ids, call.tokens, call.chosen, call.experts);
   const int64_t used = sorted.used.size(), rows = sorted.tokens.size();

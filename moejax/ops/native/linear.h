@@ -16,8 +16,8 @@ struct LinearPart {
 };
 
 // y = x w^T for each part, x [rows, depth]. Each weight is read once.
-template <typename T>
-void linear(xla::ffi::ThreadPool& pool, const T* x, int64_t rows, int64_t depth, const std::vector<LinearPart<T>>& parts) {
+template <typename T, typename Pool>
+void linear(Pool& pool, const T* x, int64_t rows, int64_t depth, const std::vector<LinearPart<T>>& parts) {
   std::vector<const T*> row(rows);
   for (int64_t r = 0; r < rows; r++) row[r] = x + r * depth;
   struct Task {

@@ -1,10 +1,13 @@
 // Work on XLA's own threads, in phases: no phase begins before the one before it is done.
+//
+// A pool has num_threads() and Schedule(function): XLA's ThreadPool, or that of a program without XLA.
 #pragma once
 
 #include <algorithm>
 #include <array>
 #include <atomic>
 #include <chrono>
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -12,26 +15,16 @@
 #include <utility>
 #include <vector>
 
-#include "vector.h"
-#include "xla/ffi/api/ffi.h"
+#include "cpu.h"
 
 namespace moejax {
-
-// Numbers too small for a normal float32 count as 0, on every thread alike, as XLA has it on its own.
-class FlushDenormals {
- public:
-  FlushDenormals() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040); }
-  ~FlushDenormals() { _mm_setcsr(before_); }
-
- private:
-  unsigned before_;
-};
 
 // Weights worth waking another thread for, in bytes: it takes tens of microseconds, in which one thread reads these.
 constexpr int64_t kWorthAThread = 128 << 10;
 
 // Threads that `bytes` of work are for, at most all of the pool and the caller among them.
-inline int64_t threads_for(xla::ffi::ThreadPool& pool, int64_t bytes) {
+template <typename Pool>
+int64_t threads_for(Pool& pool, int64_t bytes) {
   return std::clamp<int64_t>(bytes / kWorthAThread, 1, std::max<int64_t>(1, pool.num_threads()));
 }
 
@@ -81,7 +74,7 @@ class Standby {
     }
     const auto end = std::chrono::steady_clock::now() + kPatience;
     for (int spins = 0; !seat.taken.load(std::memory_order_acquire); spins++) {
-      _mm_pause();
+      wait_briefly();
       if (spins % 64 != 63) continue;
       std::this_thread::yield();
       if (std::chrono::steady_clock::now() > end && leave(&seat)) return false;
@@ -113,8 +106,8 @@ inline Standby& standby() {
 // Each thread begins with a range of its own, so that what it reads ahead is its own next task, and then helps others.
 // The caller could finish alone: a thread that comes late finds nothing left and touches nothing. A thread only waits
 // for tasks that others are already running, so calls that share a pool cannot block one another.
-template <size_t N, typename Run>
-void in_parallel(xla::ffi::ThreadPool& pool, int64_t threads, std::array<int64_t, N> counts, Run run) {
+template <size_t N, typename Pool, typename Run>
+void in_parallel(Pool& pool, int64_t threads, std::array<int64_t, N> counts, Run run) {
   struct alignas(64) Counter {
     std::atomic<int64_t> value{0};
   };
@@ -148,7 +141,7 @@ void in_parallel(xla::ffi::ThreadPool& pool, int64_t threads, std::array<int64_t
       }
       for (int spins = 0; progress->done[phase].value.load(std::memory_order_acquire) < counts[phase]; spins++) {
         if (spins < 4000) {
-          _mm_pause();
+          wait_briefly();
         } else {
           std::this_thread::yield();
         }

@@ -11,8 +11,8 @@ namespace moejax {
 constexpr int64_t kRowsPerTask = 16;
 
 // Calls run(row) for all rows, whose work is `bytes`.
-template <typename Run>
-void for_rows(xla::ffi::ThreadPool& pool, int64_t rows, int64_t bytes, Run run) {
+template <typename Pool, typename Run>
+void for_rows(Pool& pool, int64_t rows, int64_t bytes, Run run) {
   auto some = [rows, run](size_t, int64_t task) {
     for (int64_t r = task * kRowsPerTask; r < std::min(rows, (task + 1) * kRowsPerTask); r++) run(r);
   };
@@ -27,12 +27,12 @@ inline float sum_of_squares(const T* x, int64_t count) {
   for (; i + kFloats <= count; i += kFloats) sum = multiply_add(widen(x + i), widen(x + i), sum);
   const Floats rest = widen_some(x + i, count - i);
   sum = multiply_add(rest, rest, sum);
-  return _mm_cvtss_f32(sums(sum, zeros(), zeros(), zeros()));
+  return sum_of(sum);
 }
 
 // y = x / rms(x) * scale, x and y [rows, D].
-template <typename T>
-void rms_norm(xla::ffi::ThreadPool& pool, const T* x, const T* scale, int64_t rows, int64_t depth, float eps, T* y) {
+template <typename T, typename Pool>
+void rms_norm(Pool& pool, const T* x, const T* scale, int64_t rows, int64_t depth, float eps, T* y) {
   for_rows(pool, rows, rows * depth * static_cast<int64_t>(sizeof(T)), [=](int64_t r) {
     const T* row = x + r * depth;
     const float inverse = 1.0f / std::sqrt(sum_of_squares(row, depth) / static_cast<float>(depth) + eps);
@@ -87,8 +87,8 @@ inline void rotate(const float* x, const float* cos, const float* sin, int64_t h
   for (int64_t i = 0; i < half; i++) narrow(x[half + i] * cos[i] + x[i] * sin[i], y + half + i);
 }
 
-template <typename T>
-void rotate_into_cache(xla::ffi::ThreadPool& pool, const RotateCall<T>& call) {
+template <typename T, typename Pool>
+void rotate_into_cache(Pool& pool, const RotateCall<T>& call) {
   const int64_t t_count = call.queries, h = call.width, rows = call.batch * t_count;
   const int64_t bytes = rows * (call.heads + 2 * call.kv_heads) * h * static_cast<int64_t>(sizeof(float));
   for_rows(pool, rows, bytes, [=](int64_t row) {

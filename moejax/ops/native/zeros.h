@@ -30,7 +30,8 @@ inline void ask_for_huge_pages(Bytes memory) {
 #endif
 }
 
-inline void zero(xla::ffi::ThreadPool& pool, const std::vector<Bytes>& results) {
+template <typename Pool>
+void zero(Pool& pool, const std::vector<Bytes>& results) {
   std::vector<Bytes> tasks;
   int64_t all = 0;
   for (const Bytes& one : results) {

@@ -22,9 +22,10 @@ from moejax.runtime.platform import A100, current_device, tracing_for
 from tests.messages import refuses, says
 from tests.moejax.moe.oracle import random_layer
 
-# A compiler in three lines: writes to the file after -o, slowly, and counts its runs in a file beside itself.
+# A compiler in four lines: writes to the file after -o, slowly; its arguments and its runs go to files beside itself.
 FAKE_COMPILER = """#!/bin/sh
 if [ "$1" = --version ]; then echo fake 1.0; exit 0; fi
+echo "$@" > "$(dirname "$0")/arguments"
 while [ "$1" != -o ]; do shift; done
 echo run >> "$(dirname "$0")/runs"
 echo half > "$2"; sleep 0.3; echo a library > "$2"
@@ -143,15 +144,72 @@ def test_a_folder_that_cannot_be_written_is_named(folder: Path, monkeypatch: pyt
     says(refusal(), folder / "file", "Not a directory", "XDG_CACHE_HOME")
 
 
-def test_other_machines_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
-    says(refusal(), "Linux on x86-64", "Linux on aarch64")
-    monkeypatch.undo()
-    monkeypatch.setattr(build, "cpu_features", lambda: frozenset({"avx2", "sse2"}))
-    says(refusal(), "avx2, fma, f16c", "lacks fma, f16c")
-    monkeypatch.undo()
+def on(monkeypatch: pytest.MonkeyPatch, system: str, machine: str) -> None:
+    monkeypatch.setattr(platform, "system", lambda: system)
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+
+
+@pytest.mark.parametrize(("system", "machine"), [("Linux", "riscv64"), ("Windows", "AMD64"), ("Windows", "x86_64")])
+def test_other_machines_are_refused(system: str, machine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    on(monkeypatch, system, machine)
+    says(refusal(), "Linux or macOS on x86-64 or AArch64", f"{system} on {machine}")
+    says(str(library.cannot(current_device())), f"{system} on {machine}")
+
+
+def test_other_devices_are_refused() -> None:
     with tracing_for(A100):
         says(str(library.cannot(current_device())), "CPU", "NVIDIA A100-SXM4-80GB (gpu)")
+
+
+# What sysctl prints on macOS, with a feature that a CPU lacks and numbers that are no feature.
+SYSCTL = """#!/bin/sh
+[ "$1" = hw.optional ] || exit 1
+echo "hw.optional.arm.FEAT_FP16: 1"
+echo "hw.optional.arm.FEAT_BF16: $(cat "$(dirname "$0")/bf16")"
+echo "hw.optional.arm.caps: 868064103268613"
+"""
+
+
+@pytest.mark.parametrize(
+    ("system", "machine", "name"),
+    [
+        ("Linux", "x86_64", "flags\t"),
+        ("Linux", "aarch64", "Features"),
+        ("Darwin", "arm64", ""),
+        ("Darwin", "x86_64", ""),
+    ],
+)
+def test_machines_and_their_features(
+    system: str, machine: str, name: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each system is asked in its own way; flags are those of the machine; other features make another library."""
+    on(monkeypatch, system, machine)
+    (folder / "sysctl").write_text(SYSCTL)
+    (folder / "sysctl").chmod(0o700)
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+    monkeypatch.setattr(build, "CPUINFO", folder / "cpuinfo")
+    libraries = []
+    for has in (0, 1):
+        (folder / "bf16").write_text(str(has))
+        (folder / "cpuinfo").write_text(f"processor\t: 0\n{name}\t: fp16{' bf16' * has}\n\n{name}\t: other\n")
+        prefix = "hw.optional.arm.FEAT_" if system == "Darwin" else ""
+        assert {f.removeprefix(prefix).lower() for f in build.cpu_features()} == ({"fp16", "bf16"} if has else {"fp16"})
+        libraries.append(built_library())
+    assert libraries[0] != libraries[1]
+    arguments = (folder / "arguments").read_text().split()
+    assert ("-march=native" in arguments, "-mcpu=native" in arguments) == (machine == "x86_64", machine != "x86_64")
+
+
+def test_a_machine_that_names_no_features(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "cpuinfo").write_text("processor: 0\n")
+    monkeypatch.setattr(build, "CPUINFO", folder / "cpuinfo")
+    says(refusal(), "features", folder / "cpuinfo")
+    monkeypatch.setattr(platform, "system", lambda: "Darwin")
+    monkeypatch.setenv("PATH", str(folder))
+    says(refusal(), "features", "sysctl", "PATH")
+    (folder / "sysctl").write_text("#!/bin/sh\nexit 1\n")
+    (folder / "sysctl").chmod(0o700)
+    says(refusal(), "features", "sysctl hw.optional")
 
 
 def test_a_library_that_cannot_be_loaded(folder: Path) -> None:
@@ -179,19 +237,22 @@ def test_targets_carry_the_hash_of_the_sources() -> None:
     assert f"@moejax_linear_{build.source_hash()}" in text
 
 
-# Older CPUs that this one is, too: with AVX2 and FMA, and with AVX-512 but no products of bfloat16.
-OLDER = [
-    level for level, feature in (("x86-64-v3", "avx2"), ("x86-64-v4", "avx512vl")) if feature in build.cpu_features()
-]
+# Older CPUs that this one is, too: any of x86-64, with AVX2 and FMA, and with AVX-512 but no products of bfloat16.
+LEVELS = (("x86-64", "sse2"), ("x86-64-v3", "avx2"), ("x86-64-v4", "avx512vl"))
+OLDER = [level for level, feature in LEVELS if feature in build.cpu_features()]
+
+
+def compute_as(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`ops` calls the kernels of a CPU of that level."""
+    monkeypatch.setenv("XDG_CACHE_HOME", os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache"))
+    names = library.register(built_library((f"-march={level}",)), level.replace("-", "_"))
+    monkeypatch.setattr(ops, "targets", lambda: names)
 
 
 @pytest.mark.parametrize("level", OLDER)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float16"])
 def test_the_paths_of_older_cpus(dtype: str, level: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache"))
-    flags = tuple(f"-march={level}" if flag == "-march=native" else flag for flag in build.FLAGS if "mtune" not in flag)
-    names = library.register(built_library(flags), level.replace("-", "_"))
-    monkeypatch.setattr(ops, "targets", lambda: names)
+    compute_as(level, monkeypatch)
     rng = np.random.default_rng(0)
     layer = random_layer(3, 45, 70, dtype)
     x, ids = jnp.asarray(rng.standard_normal((17, 45)), dtype), jnp.asarray(rng.integers(0, 4, (17, 2)), jnp.int32)
@@ -211,3 +272,45 @@ def test_the_paths_of_older_cpus(dtype: str, level: str, monkeypatch: pytest.Mon
         got = jax.jit(lambda *args, window=window: ops.attend(*args, window=window))(*arguments)
         expected = jax.jit(lambda *args, window=window: reference.attend(*args, window=window))(*arguments)
         np.testing.assert_allclose(got, expected, rtol=0, atol=5e-6)
+
+
+@pytest.mark.parametrize("level", OLDER)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float16"])
+def test_products_of_older_cpus(dtype: str, level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 1 to 200 rows, with tails of every kind, against float64; a row has the same bits alone and among others."""
+    compute_as(level, monkeypatch)
+    for rows, depth, outputs in ((1, 1, 1), (2, 31, 3), (7, 64, 70), (48, 45, 129), (200, 133, 67)):
+        rng = np.random.default_rng(depth)
+        x, w = (jnp.asarray(rng.standard_normal((n, depth)), dtype) for n in (rows, outputs))
+        linear = jax.jit(lambda x, w: ops.linear(x, Packed.of(w))[0])
+        got = np.asarray(linear(x, w))
+        exact = np.asarray(x).astype(np.float64) @ np.asarray(w).astype(np.float64).T
+        np.testing.assert_allclose(got, exact, rtol=0, atol=1e-5 * depth**0.5)
+        np.testing.assert_array_equal(linear(x[-1:], w)[0].view(np.uint32), got[-1].view(np.uint32))
+
+
+@pytest.mark.parametrize("level", OLDER)
+def test_every_float16_is_converted_on_older_cpus(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exactly, those below the smallest normal number of float16 included; and what is between two, to the nearest."""
+    compute_as(level, monkeypatch)
+    every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    (got,) = jax.jit(lambda x, w: ops.linear(x, Packed.of(w)))(
+        jnp.asarray(every)[:, None], jnp.ones((1, 1), jnp.float16)
+    )
+    np.testing.assert_array_equal(got[:, 0], every.astype(np.float32))
+    finite = np.sort(every[np.isfinite(every)].astype(np.float32))
+    between = (finite[1:] + finite[:-1]) / 2
+    wide = [finite, between, *(np.nextafter(between, np.float32(end)) for end in (-np.inf, np.inf))]
+    wide.append(np.asarray([65519.99, 65520, 65536, 1e30, np.inf, -np.inf, np.nan, 1e-10, -1e-30, 1e-40], np.float32))
+    values = np.concatenate(wide)
+    values = jnp.asarray(np.pad(values, (0, -len(values) % 2)))[None, :, None, None].reshape(1, -1, 1, 2)
+    cache = jnp.zeros((1, 1, values.shape[1], 2), jnp.uint16)
+    angles = jnp.ones((1, values.shape[1], 1))
+    starts = jnp.zeros(1, jnp.int32)
+    # A function of this test: of another one's, JAX would keep the program, which calls the kernels of another level.
+    store = jax.jit(lambda v, a, s, c: ops.rotate_into_cache(v, v, v, a, a, s, c, c, "float16")[2])
+    stored = store(values, angles, starts, cache)
+    with np.errstate(over="ignore"):
+        np.testing.assert_array_equal(
+            np.asarray(stored).view(np.float16).ravel(), np.asarray(values).astype(np.float16).ravel()
+        )
