@@ -1,6 +1,9 @@
 """From tensors in host memory, or read from a checkpoint, to a weight's value on its devices."""
 
+import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import jax
 import numpy as np
@@ -8,10 +11,12 @@ from jax import Array
 from jax.sharding import NamedSharding
 
 from moejax.weights.layouts import Piece
-from moejax.weights.storage import Read, Stored
+from moejax.weights.storage import Stored
 from sharding import LogicalAxes
 
-# (entry of the leading axis or None, rows and further axes of the tensor, out): reads a part of one tensor.
+MOST_THREADS = 4  # that read the tensors of one array, each with a tensor's worth of memory of its own
+
+# (entry of the leading axis or None, the part of that tensor, out): reads a part of one tensor.
 ReadPart = Callable[[int | None, tuple[slice, ...], np.ndarray], None]
 Empty = Callable[[tuple[int, ...], np.dtype], np.ndarray]
 
@@ -85,18 +90,12 @@ def _host_arrays(
 
     host = declared.per_array(part_of)
     entries, inside = (None, bounds) if piece.places is None else (range(*bounds[0]), bounds[1:])
-    (first, last), *others = inside
-
-    def of_entry(entry: int | None) -> Read:
-        def some(out: np.ndarray, rows: slice) -> None:
-            begin, end, _ = rows.indices(last - first)
-            read(entry, (slice(first + begin, first + end), *(slice(*bound) for bound in others)), out)
-
-        return some
-
+    where = tuple(slice(*bound) for bound in inside)
     if entries is None:
-        host.fill((), of_entry(None))
+        reads = [((), partial(read, None, where))]
     else:
-        for number, entry in enumerate(entries):
-            host.fill((number,), of_entry(entry))
+        reads = [((number,), partial(read, entry, where)) for number, entry in enumerate(entries)]
+    threads = min(len(reads), os.cpu_count() or 1, MOST_THREADS)
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+        list(pool.map(host.fill, [reads[thread::threads] for thread in range(threads)]))
     return arrays

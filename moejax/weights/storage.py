@@ -4,7 +4,7 @@ A weight's value is a small pytree of arrays, which passes through `jax.jit`, `s
 place of arrays it can hold whatever belongs to each: shapes, shardings, partition specifications.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, Self
 
@@ -17,8 +17,8 @@ from jaxtyping import Float, Int
 from moejax.runtime.platform import smallest_product
 from sharding import LogicalAxes
 
-# (out, rows): puts these rows of a tensor (of its first axis; all of a number) into host memory, rounded to its dtype.
-Read = Callable[[np.ndarray, slice], None]
+# (out): puts a tensor, or a device's part of one, into host memory of its shape, rounded to its dtype.
+Read = Callable[[np.ndarray], None]
 
 
 class Stored(Protocol):
@@ -59,8 +59,8 @@ class Stored(Protocol):
         """The same pytree with `make(array, its logical axes)` in the place of each array."""
         ...
 
-    def fill(self, entry: tuple[int, ...], read: Read) -> None:
-        """Puts a tensor into an entry of the leading axes, () of a weight that is one. Its arrays are host memory."""
+    def fill(self, reads: Iterable[tuple[tuple[int, ...], Read]]) -> None:
+        """Puts a tensor into each entry of the leading axes, () of a weight that is one. Its arrays are host memory."""
         ...
 
     def numbers(self) -> Array:
@@ -112,8 +112,9 @@ class Plain:
     def per_array(self, make: Callable[[Any, LogicalAxes], Any]) -> "Plain":
         return replace(self, array=make(self.array, self.axes))
 
-    def fill(self, entry: tuple[int, ...], read: Read) -> None:
-        read(self.array[(*entry, ...)], slice(None))
+    def fill(self, reads: Iterable[tuple[tuple[int, ...], Read]]) -> None:
+        for entry, read in reads:
+            read(self.array[(*entry, ...)])
 
     def numbers(self) -> Array:
         return self.array

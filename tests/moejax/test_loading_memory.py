@@ -142,7 +142,8 @@ def test_loading_a_checkpoint(tmp_path: Path, dtype: str, item_bytes: int) -> No
     run = run_measured(LOAD, str(tmp_path))
     (tmp_path / SINGLE).unlink()
     weights = int(run.output)
-    assert weights == written * 2 // item_bytes == 2 * parameters_of(from_hf(CONFIG)).total
+    assert written * 2 // item_bytes == 2 * parameters_of(from_hf(CONFIG)).total
+    assert 1 <= weights / (written * 2 // item_bytes) < 1.001, "routers have fewer outputs than a strip"
     assert written >= 500 * MB
     assert weights <= run.peak_bytes <= allowed(weights)
     assert allowed(weights) < run.peak_bytes + weights, "a second copy of the weights would pass"
@@ -153,7 +154,7 @@ def test_making_random_weights(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     run = run_measured(LOAD, f"random:{tmp_path / 'config.json'}")
     weights = int(run.output)
-    assert weights == 2 * parameters_of(from_hf(config)).total
+    assert 1 <= weights / (2 * parameters_of(from_hf(config)).total) < 1.001
     assert weights <= run.peak_bytes <= allowed(weights)
 
 

@@ -1,6 +1,6 @@
 """Weights in strips, as the kernels multiply them: the storage of every matrix of a model that the kernels compute."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,8 +14,6 @@ from moejax.ops.native.library import pack_rows
 from moejax.weights import strips
 from moejax.weights.storage import Read, linear
 from sharding import LogicalAxes
-
-_BLOCK_BYTES = 1 << 20  # of rows on their way into strips: they stay in a cache
 
 
 @jax.tree_util.register_dataclass
@@ -65,14 +63,11 @@ class Packed:
     def per_array(self, make: Callable[[Any, LogicalAxes], Any]) -> "Packed":
         return replace(self, array=make(self.array, strips.packed_axes(self.axes)))
 
-    def fill(self, entry: tuple[int, ...], read: Read) -> None:
-        width, inputs = self.array.shape[-2], self.inputs
-        step = max(1, _BLOCK_BYTES // (width * max(1, inputs) * self.dtype.itemsize)) * width
-        rows = np.empty((min(step, self.outputs), inputs), self.dtype)
-        for first in range(0, self.outputs, step):
-            block = rows[: self.outputs - first]
-            read(block, slice(first, first + len(block)))
-            pack_rows(block, self.array[entry][first // width :])
+    def fill(self, reads: Iterable[tuple[tuple[int, ...], Read]]) -> None:
+        rows = np.empty((self.outputs, self.inputs), self.dtype)
+        for entry, read in reads:
+            read(rows)
+            pack_rows(rows, self.array[entry])
 
     def numbers(self) -> Array:
         outputs, inputs = self._parts()

@@ -38,7 +38,7 @@ def test_piped_text_has_no_codes_and_comes_alone(tiny: Tiny, tiny_folder: Path) 
     assert process.returncode == 0, err
     assert out.decode() == moejax.decode(tiny.model, "a list", max_tokens=12)[0].text + "\n"
     assert b"\x1b" not in err
-    assert err.count(b"\n") == 2
+    assert err.count(b"\n") == 3
 
 
 def test_reader_that_goes_ends_it_in_silence(long: tuple[str, ...]) -> None:

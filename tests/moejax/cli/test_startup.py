@@ -85,7 +85,7 @@ def test_folder_that_cannot_be_written_is_a_warning(
     if flags:
         assert outcome.err == ""
     else:
-        warning, statistics, _ = outcome.err.splitlines()
+        warning, statistics, *_ = outcome.err.splitlines()
         says(warning, f"{tmp_path}/file/moejax/xla", "Not a directory", "XDG_CACHE_HOME")
         assert statistics.startswith("prompt 2 tokens | generated 1 (")
 

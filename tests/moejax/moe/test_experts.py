@@ -10,6 +10,7 @@ import pytest
 
 from moejax.families.config import ModelConfig
 from moejax.ops.expert import Expert
+from moejax.ops.native.packed import Packed
 from moejax.ops.table import BACKENDS, BackendName, resolve_backend
 from moejax.weights.layouts import Separate
 from moejax.weights.params import ParamTree, merge, split
@@ -68,7 +69,9 @@ def test_layout_declares_the_parameters(backend: BackendName) -> None:
         assert (shapes["router"], shapes["experts.gate"], shapes["experts.down"]) == ((e, 8), (e, 12, 8), (e, 8, 12))
         gate, arrays = abstract["experts.gate"].get_value(), []
         gate.per_array(lambda array, axes, arrays=arrays: arrays.append((array.shape, axes)))
-        if BACKENDS[backend].layout == "stacked":
+        if BACKENDS[backend].storage is Packed:
+            assert arrays == [((e, 1, 8, 16, 1), ("experts", "mlp", "embed", None, None))]
+        elif BACKENDS[backend].layout == "stacked":
             assert arrays == [((e, 12, 8), ("experts", "mlp", "embed"))]
         else:
             assert arrays == [((1, 12, 8), ("experts", "mlp", "embed"))] * e
@@ -76,7 +79,7 @@ def test_layout_declares_the_parameters(backend: BackendName) -> None:
 
 def layer_of(params: ParamTree) -> Layer:
     def matrices(value: Any) -> list[Any]:
-        return [part.array[0] for part in value.parts] if isinstance(value, Separate) else list(value.array)
+        return [part.array[0] for part in value.parts] if isinstance(value, Separate) else list(value.numbers())
 
     by_name = (matrices(params[f"experts.{name}"]) for name in Expert._fields)
     return Layer(experts=[Expert(*one) for one in zip(*by_name, strict=True)])

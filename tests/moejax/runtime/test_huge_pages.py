@@ -171,7 +171,7 @@ def test_copies_have_the_numbers_and_the_devices() -> None:
 @needs_pages
 @pytest.mark.skipif(not CAN_COLLAPSE, reason="Linux moves memory that is in use since 6.1")
 def test_what_xla_made_can_be_moved(monkeypatch: pytest.MonkeyPatch) -> None:
-    array = jax.block_until_ready(jax.jit(lambda: jnp.arange(2**22, dtype=jnp.float32))())
+    array = jax.block_until_ready(jax.jit(lambda: jnp.arange(2**24, dtype=jnp.float32))())
     monkeypatch.setattr(huge_pages, "why_none", lambda: "switched off")
     collapse(array)
     before = in_huge_pages([array])[0]

@@ -1,7 +1,7 @@
 """A storage that nobody has: one class and a backend that asks for it, with which models load, compute and split."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,10 +69,11 @@ class Scaled:
     def per_array(self, make: Callable[[Any, LogicalAxes], Any]) -> "Scaled":
         return dataclasses.replace(self, whole=make(self.whole, self.axes), steps=make(self.steps, self.axes))
 
-    def fill(self, entry: tuple[int, ...], read: Read) -> None:
-        numbers = np.empty(self.shape[len(entry) :], self.dtype)
-        read(numbers, slice(None))
-        self.whole[entry], self.steps[entry] = map(np.asarray, rounded(numbers))
+    def fill(self, reads: Iterable[tuple[tuple[int, ...], Read]]) -> None:
+        for entry, read in reads:
+            numbers = np.empty(self.shape[len(entry) :], self.dtype)
+            read(numbers)
+            self.whole[entry], self.steps[entry] = map(np.asarray, rounded(numbers))
 
     def numbers(self) -> Array:
         steps = jnp.repeat(self.steps, self.whole.shape[-1] // self.steps.shape[-1], axis=-1)
