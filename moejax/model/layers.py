@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from moejax.moe.parallel import Parallel
 from moejax.ops.table import Ops
 from moejax.weights.params import param, value
-from moejax.weights.storage import Plain, Stored
+from moejax.weights.storage import Rows, Stored
 from moejax.weights.weight import Weight
 
 
@@ -33,14 +33,14 @@ class RMSNorm(nnx.Module):
 class Embedding(nnx.Module):
     """A table of V vectors: token ids to vectors, and (tied, or as the output head) vectors to logits.
 
-    multiplied: whether there are logits of it.
+    multiplied: whether there are logits of it; of one that is not, rows are all that is taken.
     """
 
     def __init__(
         self, table: Weight, parallel: Parallel, ops: Ops, *, multiplied: bool, dtype: jax.typing.DTypeLike
     ) -> None:
         self.parallel, self.ops = parallel, ops
-        self.table = param(table, parallel.rules, dtype=dtype, storage=ops.storage if multiplied else Plain)
+        self.table = param(table, parallel.rules, dtype=dtype, storage=ops.storage if multiplied else Rows)
 
     def encode(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         axes = self.parallel.axes("vocab")

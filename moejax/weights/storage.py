@@ -14,6 +14,7 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Float, Int
 
+from moejax.runtime.bits import from_bits, stored_dtype, to_bits
 from moejax.runtime.platform import smallest_product
 from sharding import LogicalAxes
 
@@ -124,6 +125,56 @@ class Plain:
 
     def product(self, x: Float[Array, "*rows I"]) -> Float[Array, "*rows O"]:
         return linear(x, self.array)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """A table of which rows are taken, as bits (`runtime/bits.py`): of one of bfloat16, XLA:CPU would convert all of it."""
+
+    array: Any
+    axes: LogicalAxes = field(metadata={"static": True})
+    of_dtype: str = field(metadata={"static": True})
+
+    @classmethod
+    def declare(
+        cls, shape: tuple[int, ...], axes: LogicalAxes, parts: tuple[int, ...], dtype: jax.typing.DTypeLike
+    ) -> "Rows":
+        name = jnp.dtype(dtype).name
+        return cls(array=jax.ShapeDtypeStruct(shape, stored_dtype(name)), axes=axes, of_dtype=name)
+
+    @classmethod
+    def of(cls, numbers: Array) -> "Rows":
+        name = numbers.dtype.name
+        return cls(array=to_bits(numbers, name), axes=(None,) * numbers.ndim, of_dtype=name)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.array.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return jnp.dtype(self.of_dtype)
+
+    @property
+    def nbytes(self) -> int:
+        return self.array.size * self.array.dtype.itemsize
+
+    def per_array(self, make: Callable[[Any, LogicalAxes], Any]) -> "Rows":
+        return replace(self, array=make(self.array, self.axes))
+
+    def fill(self, reads: Iterable[tuple[tuple[int, ...], Read]]) -> None:
+        for entry, read in reads:
+            read(self.array.view(self.dtype)[(*entry, ...)])
+
+    def numbers(self) -> Array:
+        return from_bits(self.array, self.of_dtype)
+
+    def take(self, ids: Int[Array, "*ids"]) -> Float[Array, "*ids I"]:
+        return from_bits(self.array.at[ids].get(mode="clip"), self.of_dtype)
+
+    def product(self, x: Float[Array, "*rows I"]) -> Float[Array, "*rows O"]:
+        return linear(x, self.numbers())
 
 
 def linear(x: Float[Array, "*rows I"], w: Float[Array, "O I"]) -> Float[Array, "*rows O"]:

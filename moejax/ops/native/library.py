@@ -40,7 +40,7 @@ def pack_rows(rows: np.ndarray, packed: np.ndarray) -> None:
     targets()
     outputs, inputs = rows.shape
     _, units, width, together = packed.shape
-    assert rows.flags.c_contiguous and packed.flags.c_contiguous and rows.dtype == packed.dtype
+    assert rows.flags.c_contiguous and packed.flags.c_contiguous and rows.itemsize == packed.itemsize
     assert units == -(-inputs // together) and packed.shape[0] >= -(-outputs // width)
     sizes = (ctypes.c_int64(size) for size in (outputs, inputs, rows.dtype.itemsize, together, width))
     _library().moejax_pack(ctypes.c_void_p(rows.ctypes.data), *sizes, ctypes.c_void_p(packed.ctypes.data))

@@ -10,10 +10,10 @@ from jax import Array
 from jaxtyping import Bool, Float, Int, Shaped
 
 from moejax.families.config import RouterPolicy
-from moejax.ops.bits import to_bits
 from moejax.ops.native.library import targets
 from moejax.ops.native.packed import Packed
 from moejax.ops.routing import Routing
+from moejax.runtime.bits import to_bits
 
 
 def linear(x: Float[Array, "T D"], *weights: Packed) -> tuple[Float[Array, "T O"], ...]:

@@ -11,6 +11,7 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from moejax.ops.native.library import pack_rows
+from moejax.runtime.bits import from_bits, stored_dtype, to_bits
 from moejax.weights import strips
 from moejax.weights.storage import Read, linear
 from sharding import LogicalAxes
@@ -23,14 +24,15 @@ class Packed:
 
     On a mesh every device has strips of its own part, and the whole array is these parts one after the other.
 
-    array: [*stack, S, K, W, N].  axes: what each axis of the matrix is.
-    outputs, inputs: of the part that one device holds.
+    array: [*stack, S, K, W, N], as bits (`runtime/bits.py`).  of_dtype: what these are.
+    axes: what each axis of the matrix is.  outputs, inputs: of the part that one device holds.
     """
 
     array: Any
     axes: LogicalAxes = field(metadata={"static": True})
     outputs: int = field(metadata={"static": True})
     inputs: int = field(metadata={"static": True})
+    of_dtype: str = field(metadata={"static": True})
 
     @classmethod
     def declare(
@@ -39,13 +41,16 @@ class Packed:
         outputs, inputs = (size // part for size, part in zip(shape[-2:], parts[-2:], strict=True))
         count, units, *inside = strips.packed_shape(outputs, inputs, dtype)
         whole = (*shape[:-2], parts[-2] * count, parts[-1] * units, *inside)
-        return cls(array=jax.ShapeDtypeStruct(whole, dtype), axes=axes, outputs=outputs, inputs=inputs)
+        name = jnp.dtype(dtype).name
+        array = jax.ShapeDtypeStruct(whole, stored_dtype(name))
+        return cls(array=array, axes=axes, outputs=outputs, inputs=inputs, of_dtype=name)
 
     @classmethod
     def of(cls, numbers: Float[Array, "*stack O I"]) -> "Packed":
         """Of matrices that one device holds whole."""
-        outputs, inputs = numbers.shape[-2:]
-        return cls(array=strips.pack(numbers), axes=(None,) * numbers.ndim, outputs=outputs, inputs=inputs)
+        (outputs, inputs), name = numbers.shape[-2:], numbers.dtype.name
+        array = to_bits(strips.pack(numbers), name)
+        return cls(array=array, axes=(None,) * numbers.ndim, outputs=outputs, inputs=inputs, of_dtype=name)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -54,7 +59,7 @@ class Packed:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        return self.array.dtype
+        return jnp.dtype(self.of_dtype)
 
     @property
     def nbytes(self) -> int:
@@ -74,14 +79,14 @@ class Packed:
         *stack, count, units, width, n = self.array.shape
         parts = self.array.reshape(*stack, outputs, count // outputs, inputs, units // inputs, width, n)
         parts = jnp.moveaxis(parts, -4, -5)  # [*stack, outputs, inputs, S, K, W, N]
-        numbers = strips.unpack(parts, self.outputs, self.inputs)
+        numbers = strips.unpack(from_bits(parts, self.of_dtype), self.outputs, self.inputs)
         return jnp.swapaxes(numbers, -3, -2).reshape(self.shape)
 
     def take(self, ids: Int[Array, "*ids"]) -> Float[Array, "*ids I"]:
         width = self.array.shape[-2]
         ids = jnp.clip(ids, 0, self.outputs - 1)
         rows = self.array[ids // width, :, ids % width]  # [*ids, K, N]
-        return rows.reshape(*ids.shape, -1)[..., : self.inputs]
+        return from_bits(rows.reshape(*ids.shape, -1)[..., : self.inputs], self.of_dtype)
 
     def product(self, x: Float[Array, "*rows I"]) -> Float[Array, "*rows O"]:
         return linear(x, self.numbers())

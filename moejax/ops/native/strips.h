@@ -48,8 +48,9 @@ struct Packed {
 };
 
 // sum[r][kStrip] + the products of R rows x[r] with V vectors of a strip of `width`, for the inputs `begin` to `end` - 1.
+// On its own, so that a compiler keeps all sums in registers: inlined into its callers, GCC makes it a third as fast.
 template <typename T, int R, int V>
-inline void strip_tile(const T* const* x, const T* w, int64_t width, int64_t begin, int64_t end, float* sum) {
+[[gnu::noinline]] void strip_tile(const T* const* x, const T* w, int64_t width, int64_t begin, int64_t end, float* sum) {
   using P = Packs<T>;
   constexpr int64_t n = P::kTogether;
   Floats sums[R][V];

@@ -4,8 +4,8 @@ import jax
 from jax import Array, lax
 from jaxtyping import Float, Int, Shaped
 
-from moejax.ops.bits import to_bits
 from moejax.ops.reference import rotate
+from moejax.runtime.bits import to_bits
 
 
 def rotate_into_cache(

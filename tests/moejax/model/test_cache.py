@@ -13,8 +13,8 @@ from jax import Array, lax
 from moejax.families.config import ModelConfig
 from moejax.families.kv_cache import CACHE_AXES, cache_elements_per_token
 from moejax.model.cache import KVCache, LayerCache, empty_cache, put_sequences, take_sequences
-from moejax.ops.bits import to_bits
 from moejax.ops.xla.rotate import write_positions
+from moejax.runtime.bits import to_bits
 from sharding import check_logical_axes
 from tests.moejax.compiled import made
 from tests.moejax.meshes import on_mesh
@@ -212,7 +212,7 @@ def test_write_in_a_loop_converts_and_copies_no_cache(dtype: str) -> None:
 
 def test_a_cache_of_bfloat16_instead_of_bits_would_be_converted(monkeypatch: pytest.MonkeyPatch) -> None:
     """The trap that the bits avoid is still there: XLA:CPU converts all of the cache to float32 and back."""
-    for module in ("ops.bits", "model.cache"):
+    for module in ("runtime.bits", "model.cache"):
         monkeypatch.setattr(f"moejax.{module}.stored_dtype", lambda dtype: jnp.dtype(dtype))
     found = whole_caches_made("bfloat16")
     assert found.count("f32") >= 2 and found.count("bf16") >= 2

@@ -17,7 +17,7 @@ import moejax
 from moejax.ops.table import BACKENDS, BackendName
 from moejax.runtime.programs import Programs
 from moejax.weights.layouts import Separate
-from moejax.weights.storage import Plain, Read, linear
+from moejax.weights.storage import Plain, Read, Rows, linear
 from sharding import LogicalAxes
 from tests.moejax.decoding.tiny_checkpoint import load_tiny
 
@@ -103,7 +103,7 @@ def test_a_model_computes_with_it(
     monkeypatch.setitem(BACKENDS, backend, dataclasses.replace(BACKENDS[backend], storage=Scaled))
     scaled = moejax.load(tmp_path, dtype="float32", expert_backend=backend, mesh=mesh)
     assert isinstance(scaled.params["layers.0.attention.q"], Scaled)
-    assert isinstance(scaled.params["embed.table"], Plain)
+    assert isinstance(scaled.params["embed.table"], Rows)
     logical, exact = (one.structure.unpack(one.params) for one in (scaled, plain))
     for path, numbers in logical.items():
         np.testing.assert_allclose(numbers, exact[path], rtol=0, atol=float(np.abs(exact[path]).max()) / 253)
