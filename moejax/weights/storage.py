@@ -130,7 +130,7 @@ class Plain:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, kw_only=True)
 class Rows:
-    """A table of which rows are taken, as bits (`runtime/bits.py`): of one of bfloat16, XLA:CPU would convert all of it."""
+    """A table whose rows are taken, as bits (`runtime/bits.py`): of one in bfloat16, XLA:CPU would convert all."""
 
     array: Any
     axes: LogicalAxes = field(metadata={"static": True})
