@@ -21,8 +21,8 @@ from moejax.families.table import named_config
 from moejax.ops.expert import Expert
 from moejax.ops.table import BACKENDS, prepare_backend
 from moejax.runtime.platform import current_device
-from moejax.weights.layouts import Separate
-from moejax.weights.storage import Plain
+from moejax.weights.layouts import LayoutName, Separate
+from moejax.weights.storage import Stored
 from scripts.kernel_timing import compiled, normal, random_layers, random_routing, walk
 
 EXPERTS, CHOSEN = 8, 2
@@ -41,12 +41,15 @@ def main() -> None:
     prepare_backend("auto", jax.default_backend())
     sizes = {"embed_dim": dim, "expert_dim": hidden, "num_experts": EXPERTS, "experts_per_token": CHOSEN}
     config = dataclasses.replace(named_config("mixtral-8x7b"), **sizes)
-    stacked = random_layers(config, max(1, min(16, int(LAYER_BYTES / (EXPERTS * 6 * dim * hidden)))))
-    layers = {"stacked": stacked, "separate": [unstacked(layer) for layer in stacked]}
+    plain = random_layers(config, max(1, min(16, int(LAYER_BYTES / (EXPERTS * 6 * dim * hidden)))))
+    layers = {
+        form: [laid_out(layer, *form) for layer in plain]
+        for form in {(BACKENDS[name].layout, BACKENDS[name].storage) for name in NAMES}
+    }
     for tokens in args.tokens:
         given = normal(tokens, dim), random_routing(config, tokens)
         programs = {
-            name: compiled(walk(backend.apply), layers[backend.layout], *given)
+            name: compiled(walk(backend.apply), layers[backend.layout, backend.storage], *given)
             for name, backend in BACKENDS.items()
             if name in NAMES
         }
@@ -60,7 +63,7 @@ def main() -> None:
                 for _ in range(CALLS):
                     jax.block_until_ready(run())
                 seconds[name].append((time.perf_counter() - began) / CALLS)
-        cells = (1e3 * statistics.median(times) / len(stacked) for times in seconds.values())
+        cells = (1e3 * statistics.median(times) / len(plain) for times in seconds.values())
         print(f"{tokens:8d}" + "".join(f"{cell:10.2f}" for cell in cells), flush=True)
 
 
@@ -75,14 +78,15 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def unstacked(layer: Expert) -> Expert:
-    """The same weights, one array per expert."""
+def laid_out(layer: Expert, layout: LayoutName, storage: type[Stored]) -> Expert:
+    """The same weights as a backend wants them."""
 
-    def parts(value: Any) -> Separate:
-        experts = jnp.split(value.numbers(), EXPERTS)
-        return Separate(parts=tuple(Plain(array=one, axes=(None, None, None)) for one in experts))
+    def one(value: Any) -> Any:
+        if layout == "stacked":
+            return storage.of(value.numbers())
+        return Separate(parts=tuple(storage.of(one) for one in jnp.split(value.numbers(), EXPERTS)))
 
-    return Expert(*map(parts, layer))
+    return Expert(*map(one, layer))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 // Runs the kernels without XLA, on cases from files: for CPUs that are emulated, on which JAX would take too long.
 //
 // A line "operation dtype name sizes..." of FOLDER/cases is a case. Its operands are raw numbers in FOLDER/name.operand;
-// its results go to FOLDER/name.result.threads, computed by 1, 2 and 4 threads.
+// its results go to FOLDER/name.result.threads, computed by 1, 2, 4 and 8 threads.
 #include <fstream>
 #include <iostream>
 #include <sstream>
@@ -166,7 +166,7 @@ int main(int, char** arguments) {
   const std::string folder = arguments[1];
   std::ifstream cases(folder + "/cases");
   for (std::string line; std::getline(cases, line);) {
-    for (int64_t threads : {1, 2, 4}) moejax::run_line(folder, line, threads);
+    for (int64_t threads : {1, 2, 4, 8}) moejax::run_line(folder, line, threads);
   }
   std::cout << "multiplies bfloat16: " << (moejax::Packs<moejax::BFloat16>::kRegisters == 1) << "\n";
 }

@@ -1,8 +1,9 @@
-"""The kernels as AArch64 has them, cross-compiled and run under emulation, against float64.
+"""The kernels without JAX, against float64: as AArch64 has them, emulated, and as this machine has them, sanitized.
 
-JAX would take minutes there: a small program (`run_cases.cc`) computes cases from files, all of them in one run.
+A small program (`run_cases.cc`) computes cases from files, all of them in one run, on 1 to 8 threads.
 """
 
+import platform
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -39,8 +40,9 @@ from tests.moejax.ops.native.cases import (
 
 COMPILER, EMULATOR, LIBRARIES = "aarch64-linux-gnu-g++", "qemu-aarch64", "/usr/aarch64-linux-gnu"
 # The first of AArch64, on a CPU with nothing more; and one with products of bfloat16 (BFDOT).
-FORMS = {"armv8-a": "cortex-a53", "armv8.6-a+bf16": "max"}
-THREADS = (1, 2, 4)
+EMULATED = {"armv8-a": "cortex-a53", "armv8.6-a+bf16": "max"}
+SANITIZERS = ("address,undefined", "thread")
+THREADS = (1, 2, 4, 8)
 
 # Per root of the number of products: float32 sums of numbers of order 1, as in test_ops.
 SUM_ATOL = 1e-5
@@ -61,6 +63,7 @@ HIDDEN_ATOL = {"float32": 5e-6, "bfloat16": 5e-3, "float16": 1e-3}
 class Run:
     """A form of the kernels and what it computed: results by name, dtype first."""
 
+    rounds_to_odd: bool
     multiplies_bfloat16: bool
     folder: Path
 
@@ -70,30 +73,43 @@ class Run:
         return np.fromfile(self.folder / f"{dtype}.{name}.{result}.{threads}", jnp.dtype(stored))
 
     def odd(self, dtype: str) -> int:
-        return TO_ODD if dtype == "bfloat16" and self.multiplies_bfloat16 else 1
+        return TO_ODD if dtype == "bfloat16" and self.rounds_to_odd else 1
 
 
-@pytest.fixture(scope="module", params=FORMS)
+@pytest.fixture(scope="module", params=[*EMULATED, *SANITIZERS])
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    form, folder = request.param, tmp_path_factory.mktemp("aarch64")
-    if missing := [program for program in (COMPILER, EMULATOR) if shutil.which(program) is None]:
-        raise RuntimeError(
-            f"AArch64's kernels are cross-compiled and emulated, and {' or '.join(missing)} is not on PATH; on "
-            "Debian run: apt-get install -y --no-install-recommends g++-aarch64-linux-gnu qemu-user"
-        )
-    program, source = folder / "run_cases", Path(__file__).parent / "run_cases.cc"
+    form, folder = request.param, tmp_path_factory.mktemp("cases")
+    program = folder / "run_cases"
+    if form in EMULATED:
+        compiler, forms = cross_compiler(), [f"-march={form}"]
+        start = [EMULATOR, "-cpu", EMULATED[form], "-L", LIBRARIES, str(program)]
+        multiplies = "bf16" in form
+    else:
+        compiler, start = build.find_compiler(), [str(program)]
+        forms = [*build.CPU_FLAGS[platform.machine()], f"-fsanitize={form}", "-fno-sanitize-recover=all", "-g1", "-O1"]
+        multiplies = "avx512_bf16" in build.cpu_features()
     flags = [flag for flag in build.FLAGS if flag not in ("-shared", "-fPIC")]
-    command = [COMPILER, *flags, f"-march={form}", "-pthread", f"-I{build.FOLDER}", str(source), "-o", str(program)]
+    source = Path(__file__).parent / "run_cases.cc"
+    command = [*compiler, *flags, *forms, "-pthread", f"-I{build.FOLDER}", str(source), "-o", str(program)]
     subprocess.run(command, check=True)
     for case in all_cases():
         for name, operand in case.operands.items():
             np.ascontiguousarray(operand).tofile(folder / f"{case.dtype}.{case.name}.{name}")
     (folder / "cases").write_text("".join(f"{case.line}\n" for case in all_cases()))
-    emulated = [EMULATOR, "-cpu", FORMS[form], "-L", LIBRARIES, str(program), str(folder)]
-    said = subprocess.run(emulated, check=True, capture_output=True, text=True).stdout
-    multiplies = "bf16" in form
-    assert said == f"multiplies bfloat16: {multiplies:d}\n"
-    return Run(multiplies_bfloat16=multiplies, folder=folder)
+    done = subprocess.run([*start, str(folder)], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stdout == f"multiplies bfloat16: {multiplies:d}\n"
+    # Only BFDOT rounds to odd: see TO_ODD.
+    return Run(rounds_to_odd=form in EMULATED and multiplies, multiplies_bfloat16=multiplies, folder=folder)
+
+
+def cross_compiler() -> list[str]:
+    if missing := [program for program in (COMPILER, EMULATOR) if shutil.which(program) is None]:
+        raise RuntimeError(
+            f"AArch64's kernels are cross-compiled and emulated, and {' or '.join(missing)} is not on PATH; on "
+            "Debian run: apt-get install -y --no-install-recommends g++-aarch64-linux-gnu qemu-user"
+        )
+    return [COMPILER]
 
 
 dtypes = pytest.mark.parametrize("dtype", DTYPES)
