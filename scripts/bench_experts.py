@@ -43,8 +43,9 @@ def main() -> None:
     config = dataclasses.replace(named_config("mixtral-8x7b"), **sizes)
     plain = random_layers(config, max(1, min(16, int(LAYER_BYTES / (EXPERTS * 6 * dim * hidden)))))
     layers = {
-        form: [laid_out(layer, *form) for layer in plain]
-        for form in {(BACKENDS[name].layout, BACKENDS[name].storage) for name in NAMES}
+        (backend.layout, backend.storage): [laid_out(layer, backend.layout, backend.storage) for layer in plain]
+        for name, backend in BACKENDS.items()
+        if name in NAMES
     }
     for tokens in args.tokens:
         given = normal(tokens, dim), random_routing(config, tokens)

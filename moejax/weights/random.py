@@ -12,9 +12,10 @@ import numpy as np
 from jax import Array, lax
 from jax.sharding import NamedSharding
 
+from moejax.runtime.bits import to_bits
 from moejax.weights.filling import Empty, stored
 from moejax.weights.layouts import Piece
-from moejax.weights.storage import Plain, Stored
+from moejax.weights.storage import Plain, Rows, Stored
 from moejax.weights.weight import Initialiser, Normal, Ones, Weight
 
 
@@ -28,14 +29,22 @@ def random_value(
     empty: Empty,
 ) -> Stored:
     """The value of one piece of a weight: see `random_piece`, and `filling.filled` for what it is put into."""
-    numbers = random_piece(weight, piece, held, declared.dtype, sharding(*piece.axes), seed)
-    if isinstance(declared, Plain):
+    bits = isinstance(declared, Rows)
+    numbers = random_piece(weight, piece, held, declared.dtype, sharding(*piece.axes), seed, bits=bits)
+    if isinstance(declared, Plain | Rows):
         return replace(declared, array=numbers)
     return stored(declared, piece, numbers, sharding, empty)
 
 
 def random_piece(
-    weight: Weight, piece: Piece, held: Sequence[int], dtype: jax.typing.DTypeLike, sharding: NamedSharding, seed: int
+    weight: Weight,
+    piece: Piece,
+    held: Sequence[int],
+    dtype: jax.typing.DTypeLike,
+    sharding: NamedSharding,
+    seed: int,
+    *,
+    bits: bool = False,
 ) -> Array:
     """One array of a weight. Arrays that are alike share one compilation.
 
@@ -43,7 +52,7 @@ def random_piece(
     mesh or order. Empty places hold zeros.
 
     Args:
-        held: the expert in each place of the weight's layer.
+        held: the expert in each place of the weight's layer.  bits: whether the array is one of bits.
     """
     paths = [tensor.path for tensor in weight.tensors()]
     if piece.places is None:
@@ -53,21 +62,20 @@ def random_piece(
         used = [expert < len(paths) for expert in experts]
         chosen = [paths[expert] if there else "" for expert, there in zip(experts, used, strict=True)]
     names = np.array([zlib.crc32(path.encode()) for path in chosen], np.uint32)
-    make = _maker(weight.init, weight.shape, jnp.dtype(dtype).name, piece.places is not None, sharding)
+    make = _maker(weight.init, weight.shape, jnp.dtype(dtype).name, piece.places is not None, bits, sharding)
     return make(np.asarray(jax.random.key_data(jax.random.key(seed))), names, np.array(used))
 
 
 @lru_cache(maxsize=256)
 def _maker(
-    init: Initialiser, shape: tuple[int, ...], dtype: str, stacked: bool, sharding: NamedSharding
+    init: Initialiser, shape: tuple[int, ...], dtype: str, stacked: bool, bits: bool, sharding: NamedSharding
 ) -> Callable[..., Array]:
     # A device that holds them all makes one tensor after the other: numbers on their way take several times the memory
     # of those that stay. Devices that share them make them side by side, each its own.
     shared = stacked and sharding.spec[:1] not in ((), (None,))
     each = jax.vmap if shared else _one_by_one
-    return jax.jit(
-        partial(_make, each=each, init=init, shape=shape, dtype=dtype, stacked=stacked), out_shardings=sharding
-    )
+    make = partial(_make, each=each, init=init, shape=shape, dtype=dtype, stacked=stacked)
+    return jax.jit(lambda *args: to_bits(make(*args), dtype) if bits else make(*args), out_shardings=sharding)
 
 
 def _one_by_one(function: Callable[..., Array]) -> Callable[..., Array]:

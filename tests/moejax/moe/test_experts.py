@@ -101,7 +101,7 @@ def test_layer_equals_loop(backend: BackendName, experts_per_token: int) -> None
     got, (experts, rows) = jax.jit(lambda params, x, valid: merge(graphdef, abstract, params)(x, valid, TABLE))(
         params, x, valid
     )
-    logits = x.reshape(6, 8).astype(np.float64) @ np.asarray(params["router"].array).astype(np.float64).T
+    logits = x.reshape(6, 8).astype(np.float64) @ np.asarray(params["router"].numbers()).astype(np.float64).T
     routing = route_loop(logits, valid.reshape(-1), experts_per_token)
     np.testing.assert_array_equal(experts, np.asarray(routing.experts).reshape(2, 3, -1))
     assert (np.asarray(experts)[0, 2] == 5).all()

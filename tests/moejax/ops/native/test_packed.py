@@ -1,6 +1,7 @@
 """Weights in strips: C++ and Python pack alike, and a model computes and gives back the numbers that it was given."""
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -78,7 +79,8 @@ def test_a_device_has_strips_of_its_own_part(dtype: str, mesh: str) -> None:
     numbers = jax.device_put(jnp.stack([matrix(88, 10, dtype)] * 4), parallel.sharding(*axes))
     parts = tuple(parallel.rules.parts(axis) for axis in axes)
     declared = Packed.declare(numbers.shape, axes, parts, dtype)
-    value = stored(declared, Piece(numbers.shape, axes, (0, 1, 2, 3)), numbers, parallel.sharding, np.empty)
+    piece = Piece(numbers.shape, axes, (0, 1, 2, 3))
+    value: Any = stored(declared, piece, numbers, parallel.sharding, np.empty)
     assert value.array.shape == declared.array.shape and value.shape == numbers.shape
     np.testing.assert_array_equal(value.numbers(), numbers)
     for shard, logical in zip(value.array.addressable_shards, numbers.addressable_shards, strict=True):
