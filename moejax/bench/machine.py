@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from moejax.runtime.huge_pages import setting
+
 VERSIONS_OF = ("moejax", "jax", "jaxlib", "numpy", "torch", "transformers", "llama-cpp-python", "gguf", "vllm")
 
 
@@ -25,22 +27,23 @@ def describe_run(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def describe_machine() -> dict[str, Any]:
-    """The processor as the kernel names it, the cores that this process may use, memory, system."""
+    """The processor as the kernel names it, the cores that this process may use, memory, setting of huge pages, system."""
     return {
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),
         "system": f"{platform.system()} {platform.machine()}",
+        "huge_pages": setting(),
         "features": [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if name in _cpu_flags()],
     }
 
 
 def machine_line(machine: dict[str, Any]) -> str:
     """The machine in one line."""
-    features = ", ".join(machine["features"])
+    features, pages = ", ".join(machine["features"]), machine.get("huge_pages")
     return (
         f"{machine['processor']}{f' ({features})' if features else ''}, {machine['cores']} cores, "
-        f"{machine['memory_gb']} GB, {machine['system']}"
+        f"{machine['memory_gb']} GB, {machine['system']}{f', huge pages: {pages}' if pages else ''}"
     )
 
 

@@ -107,6 +107,15 @@ def in_huge_pages(arrays: "Iterable[np.ndarray | jax.Array]") -> tuple[int | Non
     return huge, total
 
 
+def setting() -> str | None:
+    """To whom the system gives huge pages: "always" all, "madvise" who asks, "never" nobody; None where it has none."""
+    try:
+        words = _SETTING.read_text().split()
+    except OSError:
+        return None
+    return next((word.strip("[]") for word in words if word.startswith("[")), None)
+
+
 def why_none() -> str | None:
     """Why this process gets no huge pages, in a few words; None where it does, which is tried with one."""
     if sys.platform != "linux":
@@ -115,11 +124,10 @@ def why_none() -> str | None:
     page[0] = 1
     if in_huge_pages([page])[0]:
         return None
-    try:
-        setting = _SETTING.read_text()
-    except OSError:
+    given = setting()
+    if given is None:
         return "the kernel has none"
-    return "transparent_hugepage/enabled is never" if "[never]" in setting else "the system gave none"
+    return "transparent_hugepage/enabled is never" if given == "never" else "the system gave none"
 
 
 def _advised(nbytes: int) -> np.ndarray:
