@@ -110,8 +110,8 @@ def _roofline(roofline: dict[str, Any]) -> str:
     return (
         f"Measured in the same run: copy {roofline['copy_bytes_per_second'] / 1e9:.1f} GB/s (read plus written), read "
         f"{roofline['read_bytes_per_second'] / 1e9:.1f} GB/s, matrix products "
-        f"{roofline['matrix_flops_per_second'] / 1e9:,.0f} GFLOP/s. MBU is of the larger bandwidth, MFU of the matrix "
-        "rate; bytes and FLOPs are closed forms, with the experts that the router chose.\n"
+        f"{roofline['matrix_flops_per_second'] / 1e9:,.0f} GFLOP/s. MBU is of the rate of reading before and after "
+        "each round, MFU of the matrix rate; bytes and FLOPs are closed forms, of the experts that were chosen.\n"
     )
 
 

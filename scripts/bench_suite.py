@@ -3,7 +3,7 @@
     python -m scripts.bench_suite build/bench
 
 Each part has a report in a folder of its own, made of its --json; then come the page and the poster of all, the goals,
-and whether this machine's ratios are within the spread of those in docs/benchmarks. Planned for less than 15 minutes on
+and whether this machine's ratios are within the spread of those in docs/benchmarks. Planned for less than 20 minutes on
 two cores.
 """
 
@@ -23,15 +23,18 @@ from scripts.bench_report import DOCS, sections, write_report
 # fewer tokens in fewer rounds, so that both fit.
 PEERS = "--peers transformers,transformers-compiled,llama.cpp"
 COMPARE = f"compare {PEERS} -b 1,8,16 -p 32 --prefill-len 512 --num-prompts 64"
-LATENCY = "latency -p 32 --prefill-len 512 -r 3"
+LATENCY = "latency -p 32 --prefill-len 512 -r 5"
+PROMPT = "compare --peers transformers -b 1 -p 4000 -n 1"
 STRATEGIES = "compare --peers none -r 0 -b 1,16 --simulate-devices 4"
 PARTS = {
     "1_compare_186m": f"{COMPARE} --random 186m -n 32 -r 3",
-    "2_compare_742m": f"{COMPARE} --random 742m -n 24 -r 2",
+    "2_compare_742m": f"{COMPARE} --random 742m -n 24 -r 4",
     "3_latency_186m": f"{LATENCY} --random 186m -b 1,8,16 -n 32",
     "4_latency_742m": f"{LATENCY} --random 742m -b 1,8 -n 24",
     "5_strategies_742m": f"{STRATEGIES} --random 742m --mesh all",
     "6_gather_742m": f"{STRATEGIES} --random 742m --mesh expert=4 --mesh expert=2,tensor=2 --dispatch gather",
+    "7_prompt_186m": f"{PROMPT} --random 186m -r 3",
+    "8_prompt_742m": f"{PROMPT} --random 742m -r 2",
 }
 WRONG_TOKENS = 1  # exit code of a comparison that ran
 

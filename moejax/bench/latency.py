@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from itertools import pairwise
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ import moejax
 from convert.memory import PeakMemory
 from moejax.bench import counted
 from moejax.bench.counted import Counted
-from moejax.bench.roofline import Roofline
+from moejax.bench.roofline import Memory, Roofline
 from moejax.bench.works import Work
 
 PERCENTILES = (10, 25, 50, 75, 90, 99)
@@ -23,6 +24,7 @@ def measure_latency(
     model: moejax.Model,
     work: Work,
     roofline: Roofline,
+    memory: Memory,
     *,
     warmup: int,
     rounds: int,
@@ -33,7 +35,8 @@ def measure_latency(
     Every sample, in the keys of `vllm bench latency` where it has one. latencies: seconds of whole calls, as a user
     waits for them.  prefill, decode: to the first token, and all later ones; decode is None where one token was asked
     for.  compile_seconds: of the warm-up; in none of the others.  mbu, mfu: model bandwidth utilisation of decoding and
-    model FLOP utilisation of the prefill, what they need per second over what the roofline measured.
+    model FLOP utilisation of the prefill, what they need per second over what the roofline measured; mbu of
+    the rate of reading that was measured before and after each round, `read_rates`, the median of the rounds.
     peak_memory_bytes: of the device on an accelerator; what this process held, on a CPU.
 
     Raises:
@@ -46,11 +49,12 @@ def measure_latency(
         for _ in range(warmup):
             on_round("warm-up")
             _decode(model, prompts, work.output_len)
-        samples = []
+        samples, read_rates = [], [memory.read_rate()]
         for round_ in range(rounds):
             on_round(f"round {round_ + 1} of {rounds}")
             results = _decode(model, prompts, work.output_len)
             samples.append(max((one.stats for one in results), key=lambda stats: stats.ttft_seconds))
+            read_rates.append(memory.read_rate())
     compile_seconds = model.programs.compile_seconds - compiled_before
     step, prompt_flops = count_work(model, work, prompts)
     latencies = [stats.ttft_seconds + stats.decode_seconds for stats in samples]
@@ -58,7 +62,10 @@ def measure_latency(
     decode = mbu = None
     if work.decode_tokens:
         decode = _summary([stats.decode_seconds for stats in samples], work.decode_tokens)
-        mbu = step.bytes * decode["tokens_per_second"] / work.batch_size / roofline.bandwidth
+        steps = work.decode_tokens / work.batch_size
+        around = [statistics.fmean(pair) for pair in pairwise(read_rates)]
+        used = [step.bytes * steps / stats.decode_seconds for stats in samples]
+        mbu = statistics.median(one / there for one, there in zip(used, around, strict=True))
     prompts_per_second = prefill["tokens_per_second"] / work.prefill_tokens
     return {
         **asdict(work),
@@ -73,6 +80,7 @@ def measure_latency(
             "decode_step": {**asdict(step), "bytes": step.bytes},
             "prefill_flops": prompt_flops,
         },
+        "read_rates": read_rates,
         "mbu": mbu,
         "mfu": prompt_flops * prompts_per_second / roofline.matrix_flops_per_second,
         "peak_memory_bytes": device_peak_bytes() or peak.bytes,

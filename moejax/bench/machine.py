@@ -27,7 +27,7 @@ def describe_run(arguments: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def describe_machine() -> dict[str, Any]:
-    """The processor as the kernel names it, the cores that this process may use, memory, setting of huge pages, system."""
+    """The processor as the kernel names it, cores that this process may use, memory, system, setting of huge pages."""
     return {
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),

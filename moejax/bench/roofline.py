@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from moejax.ops.native.ops import read_memory
+from moejax.ops.table import resolve_backend
 from moejax.runtime.huge_pages import collapse, copied
 
 ROUNDS = 7
@@ -21,8 +23,9 @@ MATRIX_SIDE = {"cpu": 2048, "gpu": 8192, "tpu": 8192}
 class Roofline:
     """Rates of one device.
 
-    copy_bytes_per_second: an array copied, read plus written.
-    read_bytes_per_second: an array only read, by a float32 product with a matrix of two columns: XLA streams that at
+    copy_bytes_per_second: an array changed in place, read plus written.
+    read_bytes_per_second: an array only read, as a decode step reads its weights: on a CPU by a kernel that adds numbers
+        up; elsewhere, and where that does not run, by a float32 product with a matrix of two columns, which XLA streams at
         memory speed, where its plain sum uses one core.
     matrix_flops_per_second: a square product in the model's dtype with float32 results, two FLOPs per multiply-add.
     """
@@ -31,46 +34,63 @@ class Roofline:
     read_bytes_per_second: float
     matrix_flops_per_second: float
 
-    @property
-    def bandwidth(self) -> float:
-        """The larger of the two: what utilisation is taken of, so that it is never flattered."""
-        return max(self.copy_bytes_per_second, self.read_bytes_per_second)
 
+class Memory:
+    """Measures memory again and again, in turns with what is compared with it: neighbours of a machine change its speed.
 
-def measure_roofline(dtype: str, rounds: int = ROUNDS) -> Roofline:
-    """Medians of several rounds on JAX's first device, after a warm-up each; on a CPU in huge pages, as weights lie.
-
-    Small pages are read more slowly, and utilisation of their bandwidth would be flattered.
+    On a CPU it lies in huge pages, as weights do: small ones are read more slowly, and utilisation of their bandwidth would
+    be flattered.
     """
+
+    def __init__(self) -> None:
+        platform = jax.devices()[0].platform
+        elements = ARRAY_BYTES.get(platform, ARRAY_BYTES["cpu"]) // 4
+        self._bytes = 4 * elements
+        self._changed = jax.jit(lambda: jnp.ones((elements,), jnp.float32))()
+        self._read = copied(self._changed)
+        collapse(self._changed)  # XLA changes in place only what it has made itself
+        self._reading = jax.jit(read_memory if resolve_backend("auto", platform) == "native" else _product)
+        # Every element read and written once. A plain copy would be elided, and one into new memory would time the
+        # operating system's page faults: so signs are changed in place.
+        self._negate = jax.jit(jnp.negative, donate_argnums=0)
+        self.rates(1)  # compiles
+
+    def rates(self, rounds: int) -> tuple[float, float]:
+        """Bytes per second of a copy, read plus written, and of reading alone: medians."""
+        changed = [self._seconds_of_change() for _ in range(rounds)]
+        read = [_seconds(self._reading, self._read) for _ in range(rounds)]
+        return 2 * self._bytes / statistics.median(changed), self._bytes / statistics.median(read)
+
+    def read_rate(self) -> float:
+        """Bytes per second of reading alone, the median of five rounds."""
+        return self._bytes / statistics.median(_seconds(self._reading, self._read) for _ in range(5))
+
+    def _seconds_of_change(self) -> float:
+        began = time.perf_counter()
+        self._changed = jax.block_until_ready(self._negate(self._changed))
+        return time.perf_counter() - began
+
+
+def _product(numbers: jax.Array) -> jax.Array:
+    return jnp.matmul(numbers.reshape(-1, COLUMNS), jnp.ones((COLUMNS, 2), jnp.float32))
+
+
+def measure_roofline(dtype: str, memory: Memory, rounds: int = ROUNDS) -> Roofline:
+    """Medians of several rounds on JAX's first device, after a warm-up each."""
     platform = jax.devices()[0].platform
-    elements = ARRAY_BYTES.get(platform, ARRAY_BYTES["cpu"]) // 4
     side = MATRIX_SIDE.get(platform, MATRIX_SIDE["cpu"])
-    array = jax.jit(lambda: jnp.ones((elements,), jnp.float32))()
     matrix = jax.jit(lambda: jnp.full((side, side), 0.5, jnp.dtype(dtype)))()
-    narrow = jax.jit(lambda a: jnp.matmul(a.reshape(-1, COLUMNS), jnp.ones((COLUMNS, 2), jnp.float32)))
     product = jax.jit(lambda m: jnp.matmul(m, m, preferred_element_type=jnp.float32))
-    # Every element read and written once. A plain copy would be elided, and one into new memory would time the
-    # operating system's page faults: so signs are changed in place.
-    negate = jax.jit(jnp.negative, donate_argnums=0)
-    read = _seconds(narrow, copied(array), rounds=rounds)
-    collapse(array)  # XLA changes in place only what it has made itself
-    changed = _seconds(negate, array, rounds=rounds, in_place=True)
-    multiplied = _seconds(product, matrix, rounds=rounds)
+    _seconds(product, matrix)
+    copy, read = memory.rates(rounds)
+    multiplied = statistics.median(_seconds(product, matrix) for _ in range(rounds))
     return Roofline(
-        copy_bytes_per_second=2 * 4 * elements / changed,
-        read_bytes_per_second=4 * elements / read,
-        matrix_flops_per_second=2 * side**3 / multiplied,
+        copy_bytes_per_second=copy, read_bytes_per_second=read, matrix_flops_per_second=2 * side**3 / multiplied
     )
 
 
-def _seconds(
-    function: Callable[[jax.Array], jax.Array], argument: jax.Array, *, rounds: int, in_place: bool = False
-) -> float:
-    """The median of a call; one that works in place gets its own result the next time."""
-    result = jax.block_until_ready(function(argument))
-    seconds = []
-    for _ in range(rounds):
-        began = time.perf_counter()
-        result = jax.block_until_ready(function(result if in_place else argument))
-        seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds)
+def _seconds(function: Callable[[jax.Array], jax.Array], argument: jax.Array) -> float:
+    """Of a call."""
+    began = time.perf_counter()
+    jax.block_until_ready(function(argument))
+    return time.perf_counter() - began

@@ -40,14 +40,15 @@ def latency(
     startup.prepare_jax(compile_cache=not model.no_compile_cache, quiet=quiet)
     from moejax.bench.latency import check_rounds, measure_latency
     from moejax.bench.machine import describe_run
-    from moejax.bench.roofline import measure_roofline
+    from moejax.bench.roofline import Memory, measure_roofline
     from moejax.cli.load import load_model
 
     check_rounds(num_iters_warmup, num_iters)
     largest = max(work.batch_size for work in works)
     loaded = load_model(facts, mesh, model, batch_size=largest, timed=True, quiet=quiet)
     with console.progress("measuring what this machine can do", quiet=quiet):
-        roofline = measure_roofline(loaded.dtype)
+        memory = Memory()
+        roofline = measure_roofline(loaded.dtype, memory)
     measured = []
     with console.progress("timing", quiet=quiet) as step:
         for one in works:
@@ -56,6 +57,7 @@ def latency(
                 loaded,
                 one,
                 roofline,
+                memory,
                 warmup=num_iters_warmup,
                 rounds=num_iters,
                 on_round=lambda what, name=name: step(f"{name}: {what}"),
@@ -64,7 +66,7 @@ def latency(
     result = {
         **describe_run(),
         "model": describe_model(loaded, facts.name),
-        "roofline": vars(roofline) | {"bandwidth": roofline.bandwidth},
+        "roofline": vars(roofline),
         "latency": measured,
     }
     if json:

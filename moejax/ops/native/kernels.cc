@@ -5,6 +5,7 @@
 #include "experts.h"
 #include "linear.h"
 #include "pack.h"
+#include "read.h"
 #include "rows.h"
 #include "zeros.h"
 #include "xla/ffi/api/ffi.h"
@@ -113,6 +114,12 @@ ffi::Error zeros_call(ffi::ThreadPool pool, ffi::RemainingRets results) {
   return ffi::Error::Success();
 }
 
+// numbers [N] -> the sums of blocks of them.
+ffi::Error read_call(ffi::ThreadPool pool, ffi::BufferR1<ffi::F32> numbers, ffi::Result<ffi::BufferR1<ffi::F32>> sums) {
+  read_memory(pool, numbers.typed_data(), numbers.dimensions()[0], sums->typed_data());
+  return ffi::Error::Success();
+}
+
 // x [T, D] and scale [D] -> as x.
 ffi::Error norm_call(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer scale, ffi::Result<ffi::AnyBuffer> y, float eps) {
   return with_dtype(x.element_type(), [&](auto zero) -> ffi::Error {
@@ -195,6 +202,10 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(moejax_attend, moejax::attend_call,
                                   .Attr<int64_t>("window"));
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(moejax_zeros, moejax::zeros_call, ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().RemainingRets());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    moejax_read, moejax::read_call,
+    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Arg<ffi::BufferR1<ffi::F32>>().Ret<ffi::BufferR1<ffi::F32>>());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(moejax_norm, moejax::norm_call,
                               ffi::Ffi::Bind()

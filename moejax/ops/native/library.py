@@ -12,7 +12,7 @@ import numpy as np
 from moejax.ops.native.build import NativeError, built_library, check_machine, source_hash
 from moejax.runtime.platform import Device
 
-KERNELS = ("linear", "experts", "attend", "norm", "route", "rotate", "zeros")
+KERNELS = ("linear", "experts", "attend", "norm", "route", "rotate", "zeros", "read")
 
 _logger = logging.getLogger(__name__)
 _lock = threading.Lock()

@@ -77,6 +77,17 @@ def zeros(*results: jax.ShapeDtypeStruct) -> tuple[Array, ...]:
     return tuple(jax.ffi.ffi_call(targets()["zeros"], results)())
 
 
+READ_BLOCK = 2**16  # kReadBlock of read.h
+
+
+def read_memory(numbers: Float[Array, " N"]) -> Float[Array, " blocks"]:
+    """The sums of blocks of `READ_BLOCK` float32 numbers, to measure how fast all threads read."""
+    if numbers.dtype != jnp.float32:
+        raise TypeError(f"read_memory got {numbers.dtype}, expected float32")
+    blocks = jax.ShapeDtypeStruct((-(-numbers.size // READ_BLOCK),), jnp.float32)
+    return jax.ffi.ffi_call(targets()["read"], blocks)(numbers)
+
+
 def rms_norm(x: Float[Array, "T D"], scale: Float[Array, " D"], eps: float) -> Float[Array, "T D"]:
     """`reference.norm`."""
     _check("rms_norm", x, scale)

@@ -125,3 +125,10 @@ def test_operands_that_do_not_fit_are_refused_while_tracing() -> None:
         ops.rotate_into_cache(q, keys, keys[:, :2], keys[..., 0, :4], keys[..., 0, :4], starts, cache, cache, "float32")
     with refuses(ValueError, "3 tokens", "8", "2 positions"):
         ops.rotate_into_cache(q, keys, keys, keys[..., 0, :4], keys[..., 0, :4], starts, cache, cache, "float32")
+
+
+@pytest.mark.parametrize("count", [1, 15, 128, ops.READ_BLOCK, 3 * ops.READ_BLOCK + 77])
+def test_reading_adds_up_every_number(count: int) -> None:
+    numbers = np.random.default_rng(count).integers(-8, 8, count).astype(np.float32)  # sums of these are exact
+    got = jax.jit(ops.read_memory)(jnp.asarray(numbers))
+    np.testing.assert_array_equal(got, np.add.reduceat(numbers, range(0, count, ops.READ_BLOCK)))
