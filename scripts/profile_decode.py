@@ -4,11 +4,13 @@
 
 Random bfloat16 weights. `jax.profiler` times every operation that XLA starts while a compiled program runs; they are
 added up by what they are for. `between` is the rest: XLA's own work around its operations. Tracing makes all of it a
-little slower, so the first column is the time without it, and the others are shares of the time with it.
+little slower, so the first column is the time without it, and the last ones are shares of the time with it. `faults` are
+the pages that a step touches first: near 0 where buffers are reused.
 """
 
 import argparse
 import re
+import resource
 import statistics
 import tempfile
 from pathlib import Path
@@ -39,7 +41,11 @@ def main() -> None:
     args = parser.parse_args()
     prepare_jax(quiet=True)
     model = moejax.load(f"{RANDOM}{args.model}", dtype="bfloat16", expert_backend="native", max_seq_len=4096)
-    print(f"{'':16s}{'ms':>8s}" + "".join(f"{part:>10s}" for part in PARTS) + "   % of the time with tracing")
+    print(
+        f"{'':16s}{'ms':>8s}{'faults':>8s}"
+        + "".join(f"{part:>10s}" for part in PARTS)
+        + "   % of the time with tracing"
+    )
     for batch in map(int, args.batch_size.split(",")):
         work = Work(batch_size=batch, input_len=args.input_len, output_len=args.output_len)
         report(model, work, "generate", f"step, batch {batch}", args.output_len - 1)
@@ -51,11 +57,19 @@ def report(model: moejax.Model, work: Work, kind: str, title: str, steps: int) -
     """Prints the line of one work, whose program is the newest one of `kind`."""
     prompts = work.prompts(model.config.vocab_size)
 
-    def run() -> float:
-        (stats, *_) = [r.stats for r in moejax.decode(model, prompts, max_tokens=work.output_len, ignore_eos=True)]
+    def run(tokens: int = work.output_len) -> float:
+        (stats, *_) = [r.stats for r in moejax.decode(model, prompts, max_tokens=tokens, ignore_eos=True)]
         return stats.decode_seconds if kind == "generate" else stats.prefill_seconds
 
-    run()
+    def faults(tokens: int) -> int:
+        run(tokens)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        run(tokens)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    # Of a step, what more of them touch; of a prefill, the call.
+    touched = statistics.median(faults(work.output_len) - (faults(2) if steps > 1 else 0) for _ in range(ROUNDS))
+    touched /= max(1, steps - 1)
     untraced = statistics.median(run() for _ in range(ROUNDS))
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
@@ -75,7 +89,7 @@ def report(model: moejax.Model, work: Work, kind: str, title: str, steps: int) -
             seconds[parts[event.name]] += event.duration_ns / 1e9
     seconds["between"] = traced - sum(seconds.values())
     cells = "".join(f"{100 * seconds[part] / traced:10.1f}" for part in PARTS)
-    print(f"{title:16s}{1e3 * untraced / steps:8.2f}{cells}", flush=True)
+    print(f"{title:16s}{1e3 * untraced / steps:8.2f}{touched:8.1f}{cells}", flush=True)
 
 
 def parts_of(text: str) -> dict[str, str]:

@@ -24,9 +24,9 @@ class Roofline:
     """Rates of one device.
 
     copy_bytes_per_second: an array changed in place, read plus written.
-    read_bytes_per_second: an array only read, as a decode step reads its weights: on a CPU by a kernel that adds numbers
-        up; elsewhere, and where that does not run, by a float32 product with a matrix of two columns, which XLA streams at
-        memory speed, where its plain sum uses one core.
+    read_bytes_per_second: an array only read, as a decode step reads its weights: on a CPU by a kernel that adds
+        numbers up; elsewhere, and where that does not run, by a float32 product with a matrix of two columns, which XLA
+        streams at memory speed, where its plain sum uses one core.
     matrix_flops_per_second: a square product in the model's dtype with float32 results, two FLOPs per multiply-add.
     """
 
@@ -36,10 +36,10 @@ class Roofline:
 
 
 class Memory:
-    """Measures memory again and again, in turns with what is compared with it: neighbours of a machine change its speed.
+    """Measures memory again and again, in turns with what is compared with it: a machine's neighbours change its speed.
 
-    On a CPU it lies in huge pages, as weights do: small ones are read more slowly, and utilisation of their bandwidth would
-    be flattered.
+    On a CPU it lies in huge pages, as weights do: small ones are read more slowly, and utilisation of their bandwidth
+    would be flattered.
     """
 
     def __init__(self) -> None:
