@@ -4,8 +4,8 @@
 
 Random bfloat16 weights. `jax.profiler` times every operation that XLA starts while a compiled program runs; they are
 added up by what they are for. `between` is the rest: XLA's own work around its operations. Tracing makes all of it a
-little slower, so the first column is the time without it, and the last ones are shares of the time with it. `faults` are
-the pages that a step touches first: near 0 where buffers are reused.
+little slower, so the first column is the time without it, and the last ones are shares of the time with it. `faults`
+are the pages that a step touches first: near 0 where buffers are reused.
 """
 
 import argparse
