@@ -62,10 +62,7 @@ def measure_latency(
     decode = mbu = None
     if work.decode_tokens:
         decode = _summary([stats.decode_seconds for stats in samples], work.decode_tokens)
-        steps = work.decode_tokens / work.batch_size
-        around = [statistics.fmean(pair) for pair in pairwise(read_rates)]
-        used = [step.bytes * steps / stats.decode_seconds for stats in samples]
-        mbu = statistics.median(one / there for one, there in zip(used, around, strict=True))
+        mbu = _share_of_reading(step.bytes * work.decode_tokens / work.batch_size, decode["seconds"], read_rates)
     prompts_per_second = prefill["tokens_per_second"] / work.prefill_tokens
     return {
         **asdict(work),
@@ -85,6 +82,12 @@ def measure_latency(
         "mfu": prompt_flops * prompts_per_second / roofline.matrix_flops_per_second,
         "peak_memory_bytes": device_peak_bytes() or peak.bytes,
     }
+
+
+def _share_of_reading(nbytes: float, seconds: Sequence[float], read_rates: Sequence[float]) -> float:
+    """What reading `nbytes` in so many seconds is of what the memory gave around each round: the median."""
+    around = (statistics.fmean(pair) for pair in pairwise(read_rates))
+    return statistics.median(nbytes / one / there for one, there in zip(seconds, around, strict=True))
 
 
 def check_rounds(warmup: int, rounds: int) -> None:

@@ -53,17 +53,16 @@ class Memory:
         # Every element read and written once. A plain copy would be elided, and one into new memory would time the
         # operating system's page faults: so signs are changed in place.
         self._negate = jax.jit(jnp.negative, donate_argnums=0)
-        self.rates(1)  # compiles
+        for compiled in (self.copy_rate, self.read_rate):
+            compiled(1)
 
-    def rates(self, rounds: int) -> tuple[float, float]:
-        """Bytes per second of a copy, read plus written, and of reading alone: medians."""
-        changed = [self._seconds_of_change() for _ in range(rounds)]
-        read = [_seconds(self._reading, self._read) for _ in range(rounds)]
-        return 2 * self._bytes / statistics.median(changed), self._bytes / statistics.median(read)
+    def copy_rate(self, rounds: int) -> float:
+        """Bytes per second of a copy, read plus written: the median."""
+        return 2 * self._bytes / statistics.median(self._seconds_of_change() for _ in range(rounds))
 
-    def read_rate(self) -> float:
-        """Bytes per second of reading alone, the median of five rounds."""
-        return self._bytes / statistics.median(_seconds(self._reading, self._read) for _ in range(5))
+    def read_rate(self, rounds: int = 5) -> float:
+        """Bytes per second of reading alone: the median."""
+        return self._bytes / statistics.median(_seconds(self._reading, self._read) for _ in range(rounds))
 
     def _seconds_of_change(self) -> float:
         began = time.perf_counter()
@@ -82,10 +81,10 @@ def measure_roofline(dtype: str, memory: Memory, rounds: int = ROUNDS) -> Roofli
     matrix = jax.jit(lambda: jnp.full((side, side), 0.5, jnp.dtype(dtype)))()
     product = jax.jit(lambda m: jnp.matmul(m, m, preferred_element_type=jnp.float32))
     _seconds(product, matrix)
-    copy, read = memory.rates(rounds)
-    multiplied = statistics.median(_seconds(product, matrix) for _ in range(rounds))
     return Roofline(
-        copy_bytes_per_second=copy, read_bytes_per_second=read, matrix_flops_per_second=2 * side**3 / multiplied
+        copy_bytes_per_second=memory.copy_rate(rounds),
+        read_bytes_per_second=memory.read_rate(rounds),
+        matrix_flops_per_second=2 * side**3 / statistics.median(_seconds(product, matrix) for _ in range(rounds)),
     )
 
 

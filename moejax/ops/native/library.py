@@ -37,7 +37,6 @@ def pack_rows(rows: np.ndarray, packed: np.ndarray) -> None:
     Raises:
         NativeError: when the kernels cannot be compiled or loaded here.
     """
-    targets()
     outputs, inputs = rows.shape
     _, units, width, together = packed.shape
     assert rows.flags.c_contiguous and packed.flags.c_contiguous and rows.itemsize == packed.itemsize
@@ -79,16 +78,22 @@ def _opened(path: Path) -> ctypes.CDLL:
 
 
 @functools.cache
+def _path() -> Path:
+    """Of this process's library, which is looked for, or compiled, once."""
+    return built_library()
+
+
+@functools.cache
 def _library() -> ctypes.CDLL:
     """The library whose kernels `targets` has named; the system opens a file once."""
-    return _opened(built_library())
+    return _opened(_path())
 
 
 @functools.cache
 def _load_once() -> dict[str, str] | NativeError:
     """The names carry the sources' hash: a program that XLA has cached never calls kernels of another version."""
     try:
-        path = built_library()
+        path = _path()
         names = register(path, source_hash())
     except NativeError as error:
         return error

@@ -7,31 +7,13 @@
 
 namespace moejax {
 
-constexpr int64_t kSquare = 16;
-
-// square[i][j] becomes square[j][i]: four times, its halves are interleaved, which compilers do with vectors.
-template <typename Unit>
-inline void transpose(Unit* square) {
-  constexpr int64_t kHalf = kSquare * kSquare / 2;
-  alignas(64) Unit other[2 * kHalf];
-  auto interleave = [](const Unit* from, Unit* to) {
-    for (int64_t i = 0; i < kHalf; i++) {
-      to[2 * i] = from[i];
-      to[2 * i + 1] = from[kHalf + i];
-    }
-  };
-  for (int turn = 0; turn < 2; turn++) {
-    interleave(square, other);
-    interleave(other, square);
-  }
-}
-
 // `Unit`: what lies side by side, of `together` elements. Rows [outputs, inputs] of elements of `size` bytes become strips
 // of `width` outputs; `packed` is written once, in order.
 template <typename Unit>
 void pack_rows(const char* rows, int64_t outputs, int64_t inputs, int64_t size, int64_t together, int64_t width, Unit* packed) {
   // In squares of units, so that rows whose distance is a power of 2 do not evict one another, and along so many rows as
   // the CPU sees coming.
+  constexpr int64_t kSquare = 16;
   const int64_t units = (inputs + together - 1) / together;
   for (int64_t strip = 0; strip < outputs; strip += width, packed += units * width) {
     for (int64_t lane = 0; lane < width; lane += kSquare) {
@@ -39,14 +21,12 @@ void pack_rows(const char* rows, int64_t outputs, int64_t inputs, int64_t size, 
       for (int64_t k = 0; k < units; k += kSquare) {
         const int64_t some = std::min(kSquare, units - k);
         const int64_t bytes = std::min<int64_t>(some * sizeof(Unit), (inputs - k * together) * size);
-        alignas(64) Unit square[kSquare * kSquare];
-        if (rows_here < kSquare || some < kSquare || bytes % sizeof(Unit)) std::fill(square, square + kSquare * kSquare, Unit{});
+        Unit square[kSquare][kSquare] = {};
         for (int64_t i = 0; i < rows_here; i++) {
-          std::memcpy(square + i * kSquare, rows + ((strip + lane + i) * inputs + k * together) * size, bytes);
+          std::memcpy(square[i], rows + ((strip + lane + i) * inputs + k * together) * size, bytes);
         }
-        transpose(square);
         for (int64_t j = 0; j < some; j++) {
-          std::memcpy(packed + (k + j) * width + lane, square + j * kSquare, kSquare * sizeof(Unit));
+          for (int64_t i = 0; i < kSquare; i++) packed[(k + j) * width + lane + i] = square[i][j];
         }
       }
     }
