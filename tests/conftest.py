@@ -12,6 +12,8 @@ import warnings
 import hypothesis
 import pytest
 
+from tests.huge_memory import Refusals
+
 # The same examples in every run, so that a change which passed goes on passing; `--hypothesis-profile=explore` draws
 # others. A machine that is slow is no failure.
 COMMON = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow]}
@@ -33,6 +35,12 @@ SETTINGS = {
     # Otherwise tokenizers warns, on stderr, when a test starts a subprocess after tokenizing.
     "TOKENIZERS_PARALLELISM": "false",
 }
+
+
+@pytest.fixture
+def refusals() -> Refusals:
+    """Of huge pages, since the test began."""
+    return Refusals()
 
 
 def pytest_configure(config: pytest.Config) -> None:

