@@ -7,7 +7,7 @@ import dataclasses
 import json
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ from convert import (
     refuse_unfinished,
     split_fused,
 )
+from convert.errors import listed
 from moejax.families.config import ModelConfig
 from moejax.families.hf_config import read_config_json
 from moejax.families.table import RANDOM, family_of, from_hf
@@ -36,14 +37,14 @@ _DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 class Checkpoint:
     """An opened folder; no tensor has been read yet.
 
-    dtype: of most of its bytes.  eos_token_ids: generation_config.json's, else config.json's.
+    dtype: of most of its bytes.  config_eos_ids: what generation_config.json and config.json say ends a text.
     """
 
     folder: Path
     config: ModelConfig
     tensors: "convert.SafetensorsFolder | convert.OrbaxFolder"
     dtype: str
-    eos_token_ids: tuple[int, ...]
+    config_eos_ids: tuple[int, ...]
 
     def plan(self, expected: Mapping[str, LogicalTensor]) -> TensorPlan:
         """Which tensor fills which path.
@@ -66,6 +67,33 @@ class Checkpoint:
         """
         return Tokenizer.from_folder(self.folder)
 
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """The tokens that end a text: those of generation_config.json, config.json and the tokenizer, all of them.
+
+        A fine-tune often changes one of the three: its chats then end where its author meant them to, and what the
+        base model ends at is no text of theirs.
+
+        Raises:
+            ValueError: for files that are no tokenizer.
+        """
+        tokenizer = self.tokenizer
+        own = () if tokenizer is None or tokenizer.eos_id is None else (tokenizer.eos_id,)
+        # A tokenizer may have tokens that the model cannot say.
+        return tuple(dict.fromkeys((*self.config_eos_ids, *(i for i in own if i < self.config.vocab_size))))
+
+    @property
+    def tokenizer_remark(self) -> str | None:
+        """What is odd about the tokenizer beside this model, for whoever loads it."""
+        tokenizer, rows = self.tokenizer, self.config.vocab_size
+        if tokenizer is None or tokenizer.num_ids <= rows:
+            return None
+        beyond = [i for i in tokenizer.vocabulary if i >= rows]
+        return (
+            f"the tokenizer has token ids up to {tokenizer.num_ids - 1}, but the embedding has {rows} rows: a "
+            f"prompt with {listed([tokenizer.vocabulary[i] for i in sorted(beyond)])} in it is refused"
+        )
+
 
 def open_checkpoint(source: str | Path) -> Checkpoint:
     """Opens the folder that `source` names ("demo" is the one in this package) and reads its side files.
@@ -81,14 +109,12 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
     tensors = open_tensors(folder, config)
     generation = folder / "generation_config.json"
     side = read_config_json(generation) if os.path.lexists(generation) else {}
-    named = side.get("eos_token_id") is not None
-    eos = side["eos_token_id"] if named else raw.get("eos_token_id")
     return Checkpoint(
         folder=folder,
         config=config,
         tensors=tensors,
         dtype=_main_dtype(tensors),
-        eos_token_ids=_token_ids(eos, config.vocab_size, generation if named else path),
+        config_eos_ids=_config_eos_ids(((side, generation), (raw, path)), config.vocab_size),
     )
 
 
@@ -142,11 +168,18 @@ def _main_dtype(tensors: "convert.SafetensorsFolder | convert.OrbaxFolder") -> s
     return _DTYPES[dtype]
 
 
-def _token_ids(value: object, vocab_size: int, path: Path) -> tuple[int, ...]:
-    if value is None:
-        return ()
-    given = value if isinstance(value, list) else [value]
-    ids = tuple(i for i in given if isinstance(i, int) and not isinstance(i, bool) and 0 <= i < vocab_size)
-    if len(ids) != len(given):
-        raise ValueError(f"{path}: eos_token_id must be token ids below {vocab_size}, got {json.dumps(value)}")
-    return ids
+def _config_eos_ids(files: Sequence[tuple[Mapping[str, object], Path]], vocab_size: int) -> tuple[int, ...]:
+    """The EOS ids of all files. The first file that names some is held to it; what others have too much is left out."""
+    found: list[int] = []
+    decided = False
+    for fields, path in files:
+        value = fields.get("eos_token_id")
+        if value is None:
+            continue
+        given = value if isinstance(value, list) else [value]
+        ids = [i for i in given if isinstance(i, int) and not isinstance(i, bool) and 0 <= i < vocab_size]
+        if len(ids) != len(given) and not decided:
+            raise ValueError(f"{path}: eos_token_id must be token ids below {vocab_size}, got {json.dumps(value)}")
+        decided = True
+        found += ids
+    return tuple(dict.fromkeys(found))

@@ -176,6 +176,8 @@ def load(
         params, ignored = random_params(structure, seed), {}
     else:
         tokenizer = checkpoint.tokenizer
+        if (remark := checkpoint.tokenizer_remark) is not None and jax.process_index() == 0:
+            _logger.warning("%s", remark)
         no_tokenizer_reason = None if tokenizer else missing_tokenizer_message(checkpoint.folder)
         params, ignored = read_params(checkpoint, structure)
     return Model(

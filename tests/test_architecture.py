@@ -49,7 +49,18 @@ OPTIONAL = {
     "vllm": ("moejax/bench",),
 }
 # What `import moejax` and the configs must not bring in: each of these costs between 0.1 and 2 seconds at start-up.
-HEAVY = {"jax", "jaxlib", "flax", "orbax", "tensorstore", "optax", "tokenizers", "safetensors", "torch", "transformers"}
+HEAVY = {
+    "jax",
+    "jaxlib",
+    "flax",
+    "orbax",
+    "tensorstore",
+    "optax",
+    "tokenizers",
+    "safetensors",
+    "torch",
+    "transformers",
+} | {"sentencepiece"}
 
 
 def sources(root: Path, folders: tuple[str, ...]) -> list[Path]:

@@ -100,12 +100,15 @@ def _text(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
         bos, eos = tokenizer["bos_token"], tokenizer["eos_token"]
         added = "" if bos is None else " (added to prompts)" if tokenizer["adds_bos"] else " (not added to prompts)"
         yield "tokenizer", f"{tokenizer['vocab_size']:,} tokens, BOS {bos or 'none'}{added}, EOS {eos or 'none'}"
-        yield "chat template", "yes" if tokenizer["chat_template"] else "no"
-    ends = found["eos_token_ids"]
-    yield (
-        "text ends at",
-        f"token {_listed(list(map(str, ends)))}" if ends else "no token, only at --max-tokens or a stop",
-    )
+        if tokenizer["remark"]:
+            yield "", tokenizer["remark"]
+        others = f"no default, only {', '.join(map(repr, tokenizer['chat_templates']))}"
+        yield "chat template", "yes" if tokenizer["chat_template"] else others if tokenizer["chat_templates"] else "no"
+    ends = [
+        str(token_id) if text is None else f"{token_id} {text}"
+        for token_id, text in zip(found["eos_token_ids"], found["eos_tokens"], strict=True)
+    ]
+    yield "text ends at", f"token {_listed(ends)}" if ends else "no token, only at --max-tokens or a stop"
 
 
 def _fit(found: dict[str, Any]) -> Table:

@@ -52,6 +52,7 @@ def inspect(source: str, mesh: str | None, dispatch: str) -> dict[str, Any]:
         "weights": None if checkpoint is None else _weights(checkpoint),
         "tokenizer": None if checkpoint is None else _tokenizer(checkpoint),
         "eos_token_ids": [] if checkpoint is None else list(checkpoint.eos_token_ids),
+        "eos_tokens": [] if checkpoint is None else _end_texts(checkpoint),
         "mesh": dict(split.mesh.shape),
         "dispatch": split.dispatch,
         "device": device,
@@ -90,7 +91,15 @@ def _tokenizer(checkpoint: Checkpoint) -> dict[str, Any]:
         "eos_token": tokenizer.eos_token,
         "adds_bos": tokenizer.adds_bos,
         "chat_template": tokenizer.chat_template is not None,
+        "chat_templates": sorted(tokenizer.chat_templates),
+        "remark": checkpoint.tokenizer_remark,
     }
+
+
+def _end_texts(checkpoint: Checkpoint) -> list[str | None]:
+    """The text of each token that ends a text, None where it has none."""
+    vocabulary = {} if checkpoint.tokenizer is None else checkpoint.tokenizer.vocabulary
+    return [vocabulary.get(token_id) for token_id in checkpoint.eos_token_ids]
 
 
 def _device() -> dict[str, Any]:

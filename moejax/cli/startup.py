@@ -1,6 +1,7 @@
 """JAX's settings for the command line. To be called before the first use of JAX."""
 
 import importlib.util
+import logging
 import os
 
 from moejax.cli import console
@@ -37,6 +38,8 @@ def prepare_jax(
     """
     import jax
 
+    if quiet:
+        logging.getLogger("moejax").setLevel(logging.ERROR)
     if devices.simulate_devices is not None:
         jax.config.update("jax_num_cpu_devices", devices.simulate_devices)
     if processes.several:

@@ -49,8 +49,10 @@ class Sequence:
         if token in self.request.stop_ids:
             self.finish_reason = "stop"
             self.stop_reason = None if token in self.eos_token_ids and not params.ignore_eos else token
-            if params.include_stop_str_in_output:
-                text = self._stream.push(token, check_stop=False).text
+            delta = self._stream.push_last(token, shown=params.include_stop_str_in_output)
+            text = delta.text
+            if delta.stop is not None:
+                self.stop_reason = delta.stop
         else:
             delta = self._stream.push(token, check_stop=len(self.tokens) >= params.min_tokens)
             text = delta.text

@@ -133,7 +133,7 @@ def _check_characters(model: Model, count: int) -> None:
 @lru_cache(maxsize=4)
 def longest_token(tokenizer: Tokenizer) -> int:
     """Characters of the vocabulary's longest token."""
-    return max(map(len, tokenizer.backend.get_vocab()))
+    return max(map(len, tokenizer.vocabulary.values()))
 
 
 def _checked(make: Callable[[], T], *, param: str | None) -> T:

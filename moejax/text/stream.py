@@ -7,6 +7,7 @@ Nothing here depends on how many tokens a call of the compiled step produced.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from moejax.text.stops import StopMatcher
 from moejax.text.tokenizer import Tokenizer
 
 # A piece holds at least one byte, and three bytes decide whether a character is unfinished: 8 leaves room for decoders
@@ -62,6 +63,11 @@ class Detokenizer:
             self._released = len(self._tokenizer.join(self._pieces)) - held
         return completed
 
+    @property
+    def held(self) -> bool:
+        """Whether a character waits for the rest of its bytes."""
+        return self._released < len(self._tokenizer.join(self._pieces))
+
     def flush(self) -> str:
         """The text still held back: the bytes of an unfinished character, as U+FFFD."""
         text = self._tokenizer.join(self._pieces)
@@ -74,64 +80,6 @@ class Detokenizer:
 
     def _finished_length(self, text: str) -> int:
         return len(text) - self._tokenizer.unfinished(self._pieces)
-
-
-class StopMatcher:
-    """Finds the first stop string in a text that arrives in parts, the same one however the text is divided.
-
-    The match is the one a reader of single characters sees first: the earliest *end*; of several that end there, the
-    longest. (The earliest *start* would have to wait for text that may never come.) Text that may be the beginning of a
-    stop string is held back.
-
-    Args:
-      stops: the stop strings.
-      include: whether a stop string that was found is part of the text.
-
-    Raises:
-      ValueError: a stop string is empty.
-    """
-
-    def __init__(self, stops: tuple[str, ...], *, include: bool) -> None:
-        if not all(stops):
-            raise ValueError(f"got an empty stop string in {stops!r}, expected at least one character in each")
-        self._stops = stops
-        self._include = include
-        self._held = ""
-        self._stop: str | None = None
-
-    def push(self, text: str, *, search: bool = True) -> tuple[str, str | None]:
-        """(text released by this part, the stop string found or None). After a stop: no text, and the same stop.
-
-        `search=False` lets stop strings that end in this part pass; one that begins in it may still be found later.
-        """
-        if self._stop is not None:
-            return "", self._stop
-        pending, before = self._held + text, len(self._held)
-        found = [(end, -len(stop), stop) for stop in self._stops if (end := _first_end(pending, stop, before))]
-        if found and search:
-            end, _, self._stop = min(found)
-            self._held = ""
-            return pending[: end if self._include else end - len(self._stop)], self._stop
-        keep = len(pending) - max((_begun(pending, stop) for stop in self._stops), default=0)
-        self._held = pending[keep:]
-        return pending[:keep], None
-
-    def flush(self) -> str:
-        """The text still held back, when no more will come."""
-        held, self._held = self._held, ""
-        return held
-
-
-def _first_end(text: str, stop: str, after: int) -> int:
-    """Where the first `stop` in `text` ends that does so past `after` characters; 0 if there is none."""
-    start = text.find(stop, max(0, after - len(stop) + 1))
-    return 0 if start < 0 else start + len(stop)
-
-
-def _begun(text: str, stop: str) -> int:
-    """How much of `stop`, but not all of it, the text ends with."""
-    lengths = range(min(len(stop) - 1, len(text)), 0, -1)
-    return next((length for length in lengths if text.endswith(stop[:length])), 0)
 
 
 class TextStream:
@@ -157,6 +105,7 @@ class TextStream:
         self._detokenizer = (
             None if tokenizer is None else Detokenizer(tokenizer, prompt_ids, skip_special_tokens=skip_special_tokens)
         )
+        self._tokenizer, self._skip_special_tokens = tokenizer, skip_special_tokens
         self._matcher = StopMatcher(stops, include=include_stop)
         self._stopped = False
 
@@ -166,9 +115,27 @@ class TextStream:
         `check_stop=False` is for tokens up to `min_tokens`: a stop string counts if the token that completes it is
         checked, wherever the string begins (as in vLLM), so that the text it removes may belong to unchecked tokens.
         """
-        if self._detokenizer is None:
+        if self._detokenizer is None or self._tokenizer is None:
             return TextDelta(text="", stop=None)
-        text, stop = self._matcher.push(self._detokenizer.push(token_id), search=check_stop)
+        if self._skip_special_tokens and token_id in self._tokenizer.special_ids:
+            return self._matched(self._tokenizer.token_text(token_id), shown=False, search=check_stop)
+        return self._matched(self._detokenizer.push(token_id), shown=True, search=check_stop)
+
+    def push_last(self, token_id: int, *, shown: bool) -> TextDelta:
+        """The same for a token that ends the sequence by its id, which only has text if it is `shown`.
+
+        A special token may complete a stop string; one that has text of its own is the stop.
+        """
+        if self._detokenizer is None or self._tokenizer is None:
+            return TextDelta(text="", stop=None)
+        if token_id not in self._tokenizer.special_ids:
+            return self.push(token_id, check_stop=False) if shown else TextDelta(text="", stop=None)
+        if shown:
+            return self.push(token_id)
+        return self._matched(self._tokenizer.token_text(token_id), shown=False, search=True)
+
+    def _matched(self, text: str, *, shown: bool, search: bool) -> TextDelta:
+        text, stop = self._matcher.push(text, shown=shown, search=search)
         self._stopped = stop is not None
         return TextDelta(text=text, stop=stop)
 

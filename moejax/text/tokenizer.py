@@ -1,33 +1,39 @@
-"""Text to token ids and back, through the `tokenizer.json` of a checkpoint.
+"""Text to token ids and back, through the tokenizer of a checkpoint: its tokenizer.json, or a SentencePiece model.
 
-A *piece* is the vocabulary's own string for a token ("Ġthe", "▁the", "<0xE2>"); text is what pieces decode to. Text of
-one character may be spread over several pieces, in two ways:
-
-- byte-level BPE writes every byte as one character of a 256-letter alphabet ("âĤ¬" is the euro sign);
-- SentencePiece's byte fallback writes a character that is not in the vocabulary as tokens "<0xE2>", "<0x82>", "<0xAC>".
+A *piece* is the vocabulary's own string for a token ("Ġthe", "▁the", "<0xE2>"); text is what pieces decode to.
 
 Bytes that are no UTF-8 become U+FFFD. In a run of fallback tokens only the invalid bytes do, one U+FFFD each, as when
 SentencePiece itself decodes; `tokenizers` replaces the whole run, and so takes back text that was already shown.
 """
 
-import codecs
-import itertools
+import base64
 import json
-import shlex
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from string import hexdigits
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from convert.errors import CheckpointError, shown
-from convert.files import is_there
+from moejax.text.byte_pieces import (
+    FALLBACK,
+    ByteForm,
+    alphabet_bytes,
+    find_byte_form,
+    split_runs,
+    unfinished_characters,
+)
+from moejax.text.limited import Limited, LimitReached
+from moejax.text.token_files import TokenFiles, find_file, read_bytes, read_text, read_token_files, special_id
 
 if TYPE_CHECKING:  # at run time `from_folder` imports it, so that `import moejax` stays light
-    import tokenizers
+    from tokenizers.decoders import Decoder
 
-ByteForm = Literal["alphabet", "fallback", "none"]
+SENTENCEPIECE = "tokenizer.model"
+
+# Of processor time, and of address space beside 16 times the file's size. A vocabulary of 250,000 tokens takes 2 s.
+_LOAD_SECONDS, _ENCODE_SECONDS, _MEMORY = 20, 5, 1 << 30
+_CHARACTERS_PER_SECOND = 20_000  # the slowest of published tokenizers encode ten times as many
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -35,80 +41,115 @@ class Tokenizer:
     """A checkpoint's tokenizer. Built by `from_folder`.
 
     Args:
-      backend: the `tokenizers` object that does the work.
+      encoder: what turns text into ids, in a process of its own.
+      vocabulary: the piece of each token id; ids may be missing.
+      decoder: what turns pieces into text; None joins them with spaces.
+      special_pieces: the pieces that `skip_special_tokens` leaves out.
+      named: text of the tokens that have a name ("bos_token", "pad_token", ...), which chat templates may ask for.
       bos_id: id of the begin-of-sequence token, or None.
       eos_id: id of the end-of-sequence token, or None.
       adds_bos: whether `encode` begins with `bos_id`.
-      chat_template: Jinja source, or None.
-      special_pieces: the pieces that `skip_special_tokens` leaves out.
+      chat_templates: Jinja sources by name.
       byte_form: how pieces hold single bytes.
     """
 
-    backend: "tokenizers.Tokenizer"
+    encoder: Limited
+    vocabulary: Mapping[int, str]
+    decoder: "Decoder | None"
+    special_pieces: frozenset[str]
+    named: Mapping[str, str]
     bos_id: int | None
     eos_id: int | None
     adds_bos: bool
-    chat_template: str | None
-    special_pieces: frozenset[str]
+    chat_templates: Mapping[str, str]
     byte_form: ByteForm
 
     @classmethod
     def from_folder(cls, folder: Path) -> Self | None:
-        """Reads the tokenizer of an HF folder; None where there is no tokenizer.json.
+        """Reads the tokenizer of a folder: tokenizer.json, else tokenizer.model; None where there is neither.
 
         BOS is added where tokenizer_config.json's `add_bos_token` says so and, if it says nothing, where the
-        post-processor in tokenizer.json does. Truncation and padding saved in tokenizer.json are switched off.
+        post-processor in tokenizer.json does, or the file is a SentencePiece model. Truncation and padding saved in
+        tokenizer.json are switched off.
 
         Raises:
-          CheckpointError: a tokenizer file is malformed, or a link that leads nowhere.
+          CheckpointError: a tokenizer file is malformed, takes more time or memory than any tokenizer needs, or is a
+            link that leads nowhere or out of the folder.
         """
-        path = folder / "tokenizer.json"
-        if not is_there(path):
+        name = next((name for name in ("tokenizer.json", SENTENCEPIECE) if find_file(folder, name)), None)
+        if name is None:
             return None
-        config = _read_object(folder / "tokenizer_config.json")
-        backend = _read_backend(path)
-        ids = {name: _special_id(name, folder, config, backend) for name in ("bos", "eos")}
-        # transformers treats the tokens that the config names as special even if tokenizer.json does not.
-        backend.add_special_tokens([piece for i in ids.values() if i is not None and (piece := backend.id_to_token(i))])
-        with _backend_errors(str(path), CheckpointError):
-            first = _first_added_id(backend)
-            byte_form = _find_byte_form(backend)
-        if ids["bos"] is None and first != ids["eos"]:
-            ids["bos"] = first
-        add_bos = config.get("add_bos_token")
-        if add_bos is not None and not isinstance(add_bos, bool):
-            raise CheckpointError(
-                f"{folder / 'tokenizer_config.json'}: add_bos_token must be true or false, got {shown(add_bos)}"
-            )
-        if add_bos and ids["bos"] is None:
+        files = read_token_files(folder)
+        encoder = _encoder(folder, name, files)
+        try:
+            found = encoder.describe()
+        except LimitReached as error:
+            raise CheckpointError(f"{folder / name}: reading this tokenizer {error}") from error
+        except ValueError as error:
+            raise CheckpointError(f"{folder / name}: {error}") from error
+        vocabulary = dict(zip(found["ids"], found["pieces"], strict=True))
+        ids = {piece: i for i, piece in vocabulary.items()}
+        named = found["named"] | files.named
+        bos_id, eos_id = (
+            ids[named[f"{which}_token"]] if f"{which}_token" in named else special_id(folder, which, vocabulary)
+            for which in ("bos", "eos")
+        )
+        first = found["first"]
+        if bos_id is None and first != eos_id:
+            bos_id = first
+        if files.adds_bos and bos_id is None:
             raise CheckpointError(
                 f"{folder / 'tokenizer_config.json'}: add_bos_token is true but no bos_token is named"
             )
-        wants_bos = first == ids["bos"] if add_bos is None else add_bos
+        does = first == bos_id or name == SENTENCEPIECE if files.adds_bos is None else files.adds_bos
+        decoder = _decoder(found["decoder"])
         return cls(
-            backend=backend,
-            bos_id=ids["bos"],
-            eos_id=ids["eos"],
-            adds_bos=wants_bos and ids["bos"] is not None,
-            chat_template=_read_chat_template(folder, config),
-            special_pieces=frozenset(t.content for t in backend.get_added_tokens_decoder().values() if t.special),
-            byte_form=byte_form,
+            encoder=encoder,
+            vocabulary=vocabulary,
+            decoder=decoder,
+            special_pieces=frozenset(found["special"]) | {vocabulary[i] for i in (bos_id, eos_id) if i is not None},
+            named=named,
+            bos_id=bos_id,
+            eos_id=eos_id,
+            adds_bos=does and bos_id is not None,
+            chat_templates=files.chat_templates,
+            byte_form="none" if decoder is None else find_byte_form(decoder.decode),
         )
 
     @property
     def vocab_size(self) -> int:
         """Number of tokens, added ones included. The model's own vocabulary may be padded beyond it."""
-        return self.backend.get_vocab_size(with_added_tokens=True)
+        return len(self.vocabulary)
+
+    @cached_property
+    def num_ids(self) -> int:
+        """The highest token id plus one: rows of an embedding that has one for each."""
+        return 1 + max(self.vocabulary, default=-1)
+
+    @cached_property
+    def ids(self) -> Mapping[str, int]:
+        """The id of each piece."""
+        return {piece: i for i, piece in self.vocabulary.items()}
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """The ids of the tokens that `skip_special_tokens` leaves out."""
+        return frozenset(i for i, piece in self.vocabulary.items() if piece in self.special_pieces)
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja source for chats, or None."""
+        return self.chat_templates.get("default")
 
     @property
     def bos_token(self) -> str | None:
         """The text of the begin-of-sequence token, or None."""
-        return None if self.bos_id is None else self.backend.id_to_token(self.bos_id)
+        return None if self.bos_id is None else self.vocabulary[self.bos_id]
 
     @property
     def eos_token(self) -> str | None:
         """The text of the end-of-sequence token, or None."""
-        return None if self.eos_id is None else self.backend.id_to_token(self.eos_id)
+        return None if self.eos_id is None else self.vocabulary[self.eos_id]
 
     def encode(self, text: str) -> list[int]:
         """The token ids of a prompt, with BOS exactly once if the checkpoint wants it.
@@ -117,7 +158,8 @@ class Tokenizer:
         post-processor would add belongs to a prompt: a closing EOS would end the text that the model is to continue.
 
         Raises:
-          ValueError: the text holds a lone surrogate, or something this vocabulary cannot express.
+          ValueError: the text holds a lone surrogate, or something this vocabulary cannot express, or the tokenizer
+            takes more time or memory for it than any tokenizer needs.
         """
         try:
             text.encode()
@@ -126,8 +168,13 @@ class Tokenizer:
                 f"got text with a lone surrogate, {text[error.start]!r} at character {error.start}, expected valid"
                 " Unicode: read the input as UTF-8 with errors='replace'"
             ) from error
-        with _backend_errors("this tokenizer cannot encode the text", ValueError):
-            ids = self.backend.encode(text, add_special_tokens=False).ids
+        seconds = _ENCODE_SECONDS + len(text) // _CHARACTERS_PER_SECOND
+        try:
+            ids = self.encoder.ask(text, seconds=seconds)
+        except LimitReached as error:
+            raise ValueError(f"this tokenizer cannot encode the text: it {error}") from error
+        except ValueError as error:
+            raise ValueError(f"this tokenizer cannot encode the text: {error}") from error
         if self.bos_id is not None and self.adds_bos and ids[:1] != [self.bos_id]:
             return [self.bos_id, *ids]
         return ids
@@ -145,6 +192,17 @@ class Tokenizer:
         # Decoders drop the space in front of a text: decode behind a letter, then remove the letter.
         return self.join(["a", *self.pieces([token_id], skip_special_tokens=False)]).removeprefix("a")
 
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes of one token inside a text, also where they are only a part of a character."""
+        piece = self._piece(token_id)
+        if not piece:
+            return b""
+        if self.byte_form == "alphabet":
+            return alphabet_bytes(piece)
+        if self.byte_form == "fallback" and piece in FALLBACK:
+            return FALLBACK[piece]
+        return self.token_text(token_id).encode()
+
     def pieces(self, ids: Iterable[int], *, skip_special_tokens: bool) -> list[str]:
         """The pieces that have text, in order: special tokens (if they are skipped) and unknown ids are left out.
 
@@ -156,210 +214,51 @@ class Tokenizer:
         return [piece for piece in found if piece and piece not in hidden]
 
     def _piece(self, token_id: int) -> str | None:
-        try:
-            return self.backend.id_to_token(token_id)
-        except OverflowError as error:
-            raise ValueError(f"got token id {token_id}, expected 0 to {self.vocab_size - 1}") from error
+        if not 0 <= token_id < 2**32:
+            raise ValueError(f"got token id {token_id}, expected 0 to {self.num_ids - 1}")
+        return self.vocabulary.get(token_id)
 
     def join(self, pieces: Sequence[str]) -> str:
         """The text of a sequence of pieces."""
-        decoder = self.backend.decoder
-        if decoder is None:
+        if self.decoder is None:
             return " ".join(pieces)
-        return decoder.decode(_split_runs(pieces) if self.byte_form == "fallback" else list(pieces))
+        try:
+            return self.decoder.decode(split_runs(pieces) if self.byte_form == "fallback" else list(pieces))
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # a BaseException that cannot be imported
+                raise
+            raise ValueError(f"this tokenizer cannot decode {shown(list(pieces))}: {error}") from error
 
     def unfinished(self, pieces: Sequence[str]) -> int:
         """How many characters at the end of `join(pieces)` stand for a character that further pieces may complete."""
-        if self.byte_form == "alphabet":  # an unfinished character of any length is shown as one U+FFFD
-            return min(1, _unfinished_bytes(b"".join(_alphabet_bytes(piece) for piece in pieces[-3:])))
-        if self.byte_form == "fallback":  # each of its bytes is shown as one U+FFFD
-            tail = b""
-            for piece in reversed(pieces[-3:]):
-                if piece not in _FALLBACK:
-                    break
-                tail = _FALLBACK[piece] + tail
-            return _unfinished_bytes(tail)
-        return 0
+        return unfinished_characters(pieces, self.byte_form)
 
 
 def missing_tokenizer_message(folder: Path) -> str:
     """One sentence for the caller that was given text while `Tokenizer.from_folder(folder)` is None."""
-    if is_there(folder / "tokenizer.model"):
-        # With transformers 5.23, AutoTokenizer loses the space in front of a text, and both lose BOS unless told.
-        path = json.dumps(str(folder), ensure_ascii=False)
-        load = f"LlamaTokenizer.from_pretrained({path}, add_bos_token=True)"
-        program = shlex.quote(f"from transformers import LlamaTokenizer; {load}.save_pretrained({path})")
-        return (
-            f"{folder} has only the SentencePiece model tokenizer.model, no tokenizer.json: give token ids instead of"
-            f" text, or make tokenizer.json with: pip install transformers sentencepiece && python -c {program}"
-        )
-    return f"{folder} has no tokenizer.json: give token ids instead of text, or add the tokenizer.json of this model"
+    return (
+        f"{folder} has neither tokenizer.json nor {SENTENCEPIECE}: give token ids instead of text, or add the tokenizer"
+        " of this model"
+    )
 
 
-# --- bytes in pieces ---
+def _encoder(folder: Path, name: str, files: TokenFiles) -> Limited:
+    setup: dict[str, Any] = {"added": files.added}
+    if name == SENTENCEPIECE:
+        model = read_bytes(folder, name) or b""
+        setup |= {"kind": "sentencepiece", "model": base64.b64encode(model).decode(), "prefix": files.prefix}
+        size = len(model)
+    else:
+        text = read_text(folder, name) or ""
+        setup |= {"kind": "tokenizer.json", "text": text}
+        size = len(text)
+    return Limited(task="tokenizer", setup=setup, seconds=_LOAD_SECONDS, memory=_MEMORY + 16 * size)
 
 
-def _byte_alphabet() -> dict[str, int]:
-    """Byte-level BPE's letters (Radford et al. 2019): printable Latin-1 stands for itself, the rest is moved up."""
-    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    moved = [byte for byte in range(256) if byte not in plain]
-    return {chr(byte): byte for byte in plain} | {chr(256 + n): byte for n, byte in enumerate(moved)}
-
-
-_ALPHABET = _byte_alphabet()
-_FALLBACK = {f"<0x{a}{b}>": bytes.fromhex(a + b) for a in hexdigits for b in hexdigits}
-
-
-def _alphabet_bytes(piece: str) -> bytes:
-    letters = [_ALPHABET.get(letter) for letter in piece]
-    known = [byte for byte in letters if byte is not None]
-    return bytes(known) if len(known) == len(letters) else piece.encode()
-
-
-def _find_byte_form(backend: "tokenizers.Tokenizer") -> ByteForm:
-    if backend.decoder is None:
-        return "none"
-    if backend.decoder.decode(["aĠa"]) == "a a":
-        return "alphabet"
-    return "fallback" if backend.decoder.decode(["a", "<0x41>"]) == "aA" else "none"
-
-
-def _split_runs(pieces: Sequence[str]) -> list[str]:
-    """Puts an empty piece before each character in a run of fallback bytes, so that each is decoded by itself."""
-    split: list[str] = []
-    for is_run, group in itertools.groupby(pieces, key=_FALLBACK.__contains__):
-        run = list(group)
-        if not is_run:
-            split += run
-            continue
-        for offset, length in _characters(b"".join(_FALLBACK[piece] for piece in run)):
-            split += ["", *run[offset : offset + length]]
-    return split
-
-
-def _characters(data: bytes) -> Iterator[tuple[int, int]]:
-    """(offset, length) of each character of `data`; a byte that belongs to none counts as one."""
-    offset = 0
-    while offset < len(data):
-        length = next((n for n in range(1, 5) if _is_utf8(data[offset : offset + n])), 1)
-        yield offset, length
-        offset += length
-
-
-def _is_utf8(data: bytes) -> bool:
-    try:
-        data.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def _unfinished_bytes(data: bytes) -> int:
-    """How many bytes at the end of `data` begin a character and do not end it: 0 to 3."""
-    for length in range(1, min(3, len(data)) + 1):
-        tail = data[-length:]
-        if tail[0] >= 0xC0:  # the first byte of a character; those below are its second to fourth
-            try:
-                text, _ = codecs.utf_8_decode(tail, "strict", False)
-            except UnicodeDecodeError:
-                return 0
-            return 0 if text else length
-    return 0
-
-
-# --- tokenizer files ---
-
-
-@contextmanager
-def _backend_errors(what: str, kind: type[ValueError]) -> Iterator[None]:
-    """Turns whatever `tokenizers` raises into one line."""
-    try:
-        yield
-    except BaseException as error:
-        # It raises plain Exception, and PanicException (a BaseException that cannot be imported) where its Rust panics.
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        raise kind(f"{what}: {' '.join(str(error).split())[:300]}") from error
-
-
-def _read_backend(path: Path) -> "tokenizers.Tokenizer":
+def _decoder(form: str | None) -> "Decoder | None":
+    if form is None:
+        return None
     import tokenizers
 
-    with _backend_errors(str(path), CheckpointError):
-        backend = tokenizers.Tokenizer.from_buffer(path.read_bytes())
-    backend.no_truncation()  # training leaves these in the file; a prompt is never cut or padded silently
-    backend.no_padding()
-    return backend
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path}: cannot be read as UTF-8 text: {error}") from error
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    if not is_there(path):
-        return {}
-    try:
-        value = json.loads(_read_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, got {type(value).__name__}")
-    return value
-
-
-def _special_id(name: str, folder: Path, config: dict[str, Any], backend: "tokenizers.Tokenizer") -> int | None:
-    """The id of the "bos" or "eos" token: named as text, or as an id in generation_config.json."""
-    key = f"{name}_token"
-    path, value = folder / "tokenizer_config.json", config.get(key)
-    if not value:
-        path = folder / "special_tokens_map.json"
-        value = _read_object(path).get(key)
-    if value:
-        text = value.get("content") if isinstance(value, dict) else value
-        token_id = backend.token_to_id(text) if isinstance(text, str) else None
-        if token_id is None:
-            raise CheckpointError(f"{path}: {key} must be a token of tokenizer.json, got {shown(value)}")
-        return token_id
-    path = folder / "generation_config.json"
-    value = _read_object(path).get(f"{key}_id")
-    if isinstance(value, list) and value:
-        value = value[0]
-    if value is None:
-        return None
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int)
-        or not 0 <= value < 2**32
-        or not backend.id_to_token(value)
-    ):
-        raise CheckpointError(f"{path}: {key}_id must be the id of a token of tokenizer.json, got {shown(value)}")
-    return value
-
-
-def _first_added_id(backend: "tokenizers.Tokenizer") -> int | None:
-    """The id that the post-processor puts in front of a text, or None."""
-    plain = backend.encode("a", add_special_tokens=False).ids
-    full = backend.encode("a", add_special_tokens=True).ids
-    return full[0] if full and full[:1] != plain[:1] else None
-
-
-def _read_chat_template(folder: Path, config: dict[str, Any]) -> str | None:
-    """chat_template.jinja (transformers 5) before tokenizer_config.json's string or list of named templates."""
-    if is_there(folder / "chat_template.jinja"):
-        return _read_text(folder / "chat_template.jinja")
-    value = config.get("chat_template")
-    if value is None or isinstance(value, str):
-        return value
-    path = folder / "tokenizer_config.json"
-    if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
-        raise CheckpointError(
-            f"{path}: chat_template must be a string or a list of named templates, got {shown(value)}"
-        )
-    template = next((entry.get("template") for entry in value if entry.get("name") == "default"), None)
-    if template is not None and not isinstance(template, str):
-        raise CheckpointError(f"{path}: the chat template named default must be a string, got {shown(template)}")
-    return template
+    bare = {"model": {"type": "BPE", "vocab": {}, "merges": []}, "added_tokens": [], "decoder": json.loads(form)}
+    return tokenizers.Tokenizer.from_str(json.dumps(bare)).decoder

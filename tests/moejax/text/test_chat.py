@@ -42,7 +42,7 @@ RICH = """{%- set ns = namespace(system='none', turns=0) -%}
 
 
 def render(template: str, messages: Any = CHAT, **options: Any) -> str:
-    return render_chat(template, messages, bos_token=BOS, eos_token=EOS, **options)
+    return render_chat(template, messages, named={"bos_token": BOS, "eos_token": EOS}, **options)
 
 
 def error_of(template: str, messages: Any = CHAT) -> str:
@@ -70,7 +70,7 @@ def test_instruct_text() -> None:
 
 def test_tokens_that_the_checkpoint_lacks_are_undefined() -> None:
     template = "{{ bos_token is defined }}{{ eos_token is defined }}"
-    assert render_chat(template, CHAT, bos_token=None, eos_token=None) == "FalseFalse"
+    assert render_chat(template, CHAT, named={}) == "FalseFalse"
     assert render(template) == "TrueTrue"
 
 
@@ -133,8 +133,7 @@ def test_variables_of_the_wrong_form(given: Any, facts: tuple[str, ...]) -> None
 def test_bos_is_not_doubled(backend: Any, template: str, text: str) -> None:
     tokenizer = loaded(backend(), chat_template=template)
     ids = encode_chat(tokenizer, [{"role": "user", "content": "a"}])
-    without_bos = tokenizer.backend.encode(text.removeprefix(BOS), add_special_tokens=False).ids
-    assert ids == [tokenizer.bos_id, *without_bos]
+    assert ids == [tokenizer.bos_id, *backend().encode(text.removeprefix(BOS), add_special_tokens=False).ids]
 
 
 def test_special_tokens_are_passed_on() -> None:
@@ -199,10 +198,6 @@ def test_template_that_refuses() -> None:
             ("RecursionError",),
             id="nested",
         ),
-        (
-            "{% for m in messages recursive %}{% endfor %}",
-            ("Jinja", "line 1", "recursive"),
-        ),
         ("{{ raise_exception('\x1b[31m') }}", ("refuses",)),
     ],
 )
@@ -249,42 +244,41 @@ def test_messages_cannot_be_changed(template: str) -> None:
     "template",
     [
         "{{ 'a' * 10 ** 10 }}",
-        "{{ 10 ** 10 * [1] }}",
-        "{{ 10 ** (10 ** 10) }}",
-        "{% set n = namespace(x=9) %}{% for i in range(99) %}{% set n.x = n.x * n.x %}{% endfor %}",
         "{% set n = namespace(x='aa') %}{% for i in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
-        "{% set n = namespace(x='aa') %}{% for i in range(99) %}{% set n.x = n.x + n.x %}{% endfor %}",
         "{% set n = namespace(x='aa') %}{% for i in range(99) %}{% set n.x %}{{ n.x }}{{n.x}}{% endset %}{% endfor %}",
-        "{% set n = namespace(x='aa') %}{% for i in range(99) %}{% set n.x = n.x.replace('a', 'aa') %}{% endfor %}",
-        "{% set n = namespace(x='aa') %}{% for i in range(99) %}{% set n.x = [n.x, n.x] | join %}{% endfor %}",
-        "{% for i in range(99) %}{{ 'a' * 999999 }}{% endfor %}",
-        "{% set x = 'a'.center(99999999) %}",
+        "{% set n = namespace(x=[1]) %}{% for i in range(99) %}{% set n.x = [n.x, n.x] | sum(start=[]) %}{% endfor %}",
         "{% set x = 'a' | center(999999999999999) %}",
-        "{% set x = '%99999999d' % 1 %}",
-        "{% set x = '%*d' % (99999999, 1) %}",
-        "{% set x = '%999999999999999d' | format(1) %}",
-        "{% set x = '%(a)99999999d' % {'a': 1} %}",
-        "{% set x = '{:99999999}'.format(1) %}",
-        "{% set x = '{a:>99999999}'.format_map({'a': 1}) %}",
-        "{% set x = '{:{w}}'.format(1, w=99999999) %}",
+        "{% set x = '%(a)999999999d' % {'a': 1} %}",
+        "{% set x = '{:{w}}'.format(1, w=999999999) %}",
     ],
 )
 def test_template_that_builds_too_much(template: str) -> None:
-    says(error_of(template), "more than a chat needs")
+    says(error_of(template), "more than a chat needs", "512 MB")
+
+
+def test_template_that_prints_too_much() -> None:
+    says(error_of("{% for i in range(99) %}{{ 'a' * 999999 }}{% endfor %}"), "16777216 characters")
 
 
 @pytest.mark.parametrize(
     "template",
     [
-        "{% set r = range(9999) %}{% for a in r %}{% for b in r %}{% endfor %}{% endfor %}",
+        "{% set r = range(99999) %}{% for a in r %}{% for b in r %}{% endfor %}{% endfor %}",
         "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(40) }}",
-        "{% set x = 'a' * 10000000 %}{% for i in range(99) %}{% set y = x | length %}{% endfor %}",
-        "{% set n = namespace(x=0) %}{% for a in range(99999) %}{% set n.x = n.x + 1 %}{% endfor %}",
+        "{{ 10 ** (10 ** 9) }}",  # one call of the interpreter, which nothing inside it could end
+        "{% for a in [1] recursive %}{{ loop([1]) }}{{ loop([1]) }}{% endfor %}",
     ],
 )
 def test_template_that_runs_too_long(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moejax.text.chat.MAX_STEPS", 100_001)  # the real limit takes a second to reach
-    says(error_of(template), "100001 steps")
+    monkeypatch.setattr("moejax.text.chat.TEMPLATE_SECONDS", 1)
+    message = error_of(template)
+    assert "1 s of processor time" in message or "RecursionError" in message
+
+
+def test_the_next_chat_is_rendered_after_one_that_was_ended() -> None:
+    template = "{% if messages[0].content == 'bomb' %}{{ 'a' * 10 ** 10 }}{% endif %}{{ messages[0].content }}"
+    says(error_of(template, [{"role": "user", "content": "bomb"}]), "512 MB")
+    assert render(template, [{"role": "user", "content": "hello"}]) == "hello"
 
 
 def test_template_that_is_too_long() -> None:

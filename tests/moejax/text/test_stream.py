@@ -8,7 +8,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers.pre_tokenizers import ByteLevel
 
-from moejax.text.stream import MAX_PIECES, Detokenizer, StopMatcher, TextStream
+from moejax.text.stops import StopMatcher
+from moejax.text.stream import MAX_PIECES, Detokenizer, TextStream
 from moejax.text.tokenizer import Tokenizer
 from tests.messages import refuses
 from tests.tokenizer_models import byte_level, loaded, sentencepiece
@@ -47,7 +48,7 @@ def token_lists(tokenizer: Tokenizer, max_size: int = 40) -> st.SearchStrategy[l
 def byte_ids(tokenizer: Tokenizer, data: bytes) -> list[int]:
     """One token per byte, each 0x80 to 0xBF."""
     fallback = tokenizer.byte_form == "fallback"
-    ids = [tokenizer.backend.token_to_id(f"<0x{byte:02X}>" if fallback else BYTE_LETTERS[byte]) for byte in data]
+    ids = [tokenizer.ids.get(f"<0x{byte:02X}>" if fallback else BYTE_LETTERS[byte]) for byte in data]
     return [i for i in ids if i is not None]
 
 
@@ -86,7 +87,7 @@ def test_space_between_prompt_and_output_is_kept(tokenizer: Tokenizer) -> None:
 
 def test_special_tokens_at_the_end_of_the_prompt_hide_no_text(tokenizer: Tokenizer) -> None:
     """The context is the last pieces with text: with `</s>` alone the space would go."""
-    prompt = [*tokenizer.encode("list"), *[tokenizer.backend.token_to_id("</s>")] * 50]
+    prompt = [*tokenizer.encode("list"), *[tokenizer.ids.get("</s>")] * 50]
     ids = tokenizer.encode("the a")[len(tokenizer.encode("the")) :]
     detokenizer = Detokenizer(tokenizer, prompt, skip_special_tokens=True)
     assert "".join(map(detokenizer.push, ids)) == " a"
@@ -184,6 +185,23 @@ def test_empty_stop_string() -> None:
         StopMatcher(("a", ""), include=False)
 
 
+def test_special_tokens_that_are_not_shown_are_searched_as_wholes() -> None:
+    for stop, expected in {
+        "b</s>": ("a", "b</s>"),
+        "</s>": ("ab", "</s>"),
+        "</s>c": ("ab", "</s>c"),
+        "bc": ("a", "bc"),  # as it is read
+        "s": ("abcd", None),
+        "b<": ("abcd", None),
+        ">c": ("abcd", None),
+    }.items():
+        matcher = StopMatcher((stop,), include=False)
+        pushed = [matcher.push(text, shown=text != "</s>") for text in ("ab", "</s>", "cd")]
+        assert ("".join(text for text, _ in pushed) + matcher.flush(), pushed[-1][1]) == expected, stop
+    matcher = StopMatcher(("b</s>c",), include=True)
+    assert [matcher.push("ab"), matcher.push("</s>", shown=False), matcher.push("c")][-1] == ("bc", "b</s>c")
+
+
 # --- both ---
 
 
@@ -237,10 +255,48 @@ def test_stream_equals_one_shot_text_cut_at_its_stop(
 
 def test_final_eos_has_no_text(tokenizer: Tokenizer) -> None:
     prompt = tokenizer.encode("the")
-    ids = [*tokenizer.encode("the a")[len(prompt) :], tokenizer.backend.token_to_id("</s>")]
+    ids = [*tokenizer.encode("the a")[len(prompt) :], tokenizer.ids.get("</s>")]
     assert streamed(tokenizer, prompt, ids, (), False) == (" a", None)
     shown = TextStream(tokenizer, prompt, skip_special_tokens=False)
     assert "".join(shown.push(i).text for i in ids) + shown.finish() == " a</s>"
+
+
+@pytest.mark.parametrize("skip", [True, False])
+@pytest.mark.parametrize(
+    ("stop", "expected"), [("</s>", " a list"), ("list</s>", " a "), ("</s> a", " a list"), ("a</s>", None), ("/s", "")]
+)
+def test_stop_with_a_special_token(tokenizer: Tokenizer, stop: str, expected: str | None, skip: bool) -> None:
+    """Whether the text shows it or not."""
+    eos, prompt = tokenizer.ids["</s>"], tokenizer.encode("the")
+    (a,) = tokenizer.encode("the a")[len(prompt) :][:1]
+    ids = [*tokenizer.encode("the a list")[len(prompt) :], eos, a]
+    stream = TextStream(tokenizer, prompt, stops=(stop,), skip_special_tokens=skip)
+    deltas = [stream.push(i) for i in ids]
+    text = "".join(delta.text for delta in deltas) + stream.finish()
+    if expected == "":  # part of a token: found where the token is shown
+        assert (text, deltas[-1].stop) == ((" a list a", None) if skip else (" a list<", "/s"))
+    elif expected is None:
+        assert deltas[-1].stop is None
+    else:
+        assert (text, deltas[-1].stop) == (expected, stop)
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_last_token_completes_a_stop_string(tokenizer: Tokenizer, shown: bool) -> None:
+    prompt = tokenizer.encode("the")
+    stream = TextStream(tokenizer, prompt, stops=("ist</s>",), skip_special_tokens=False)
+    text = "".join(stream.push(i).text for i in tokenizer.encode("the a list")[len(prompt) :])
+    last = stream.push_last(tokenizer.ids["</s>"], shown=shown)
+    assert (text + last.text + stream.finish(), last.stop) == (" a l", "ist</s>")
+
+
+def test_last_token_with_a_text_of_its_own_is_the_stop(tokenizer: Tokenizer) -> None:
+    (a,) = tokenizer.encode("the a")[len(tokenizer.encode("the")) :]
+    for shown, expected in ((True, " a"), (False, "")):
+        stream = TextStream(tokenizer, tokenizer.encode("the"), stops=("a",))
+        assert stream.push_last(a, shown=shown).stop is None
+        stream = TextStream(tokenizer, tokenizer.encode("the"), stops=("a",))
+        assert stream.push_last(a, shown=shown).text + stream.finish() == expected
 
 
 def test_nothing_comes_after_a_stop(tokenizer: Tokenizer) -> None:
