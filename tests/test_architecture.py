@@ -49,18 +49,8 @@ OPTIONAL = {
     "vllm": ("moejax/bench",),
 }
 # What `import moejax` and the configs must not bring in: each of these costs between 0.1 and 2 seconds at start-up.
-HEAVY = {
-    "jax",
-    "jaxlib",
-    "flax",
-    "orbax",
-    "tensorstore",
-    "optax",
-    "tokenizers",
-    "safetensors",
-    "torch",
-    "transformers",
-} | {"sentencepiece"}
+HEAVY = {"jax", "jaxlib", "flax", "orbax", "tensorstore", "optax", "safetensors", "torch", "transformers"}
+HEAVY |= {"tokenizers", "sentencepiece"}
 
 
 def sources(root: Path, folders: tuple[str, ...]) -> list[Path]:

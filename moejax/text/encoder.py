@@ -38,14 +38,13 @@ def _tokenizer_json(text: str, added: AddedTokens) -> tuple[dict[str, Any], Enco
     backend = tokenizers.Tokenizer.from_str(text)
     backend.no_truncation()  # training leaves these in the file; a prompt is never cut or padded silently
     backend.no_padding()
-    own = {token.content: token for token in backend.get_added_tokens_decoder().values()}
+    own = backend.get_added_tokens_decoder().values()
+    known = {token.content for token in own}
     for token in added:
-        if token["keeps"] and token["content"] in own:
-            known = own[token["content"]]
-            known.special = token["special"] or known.special
-            backend.add_tokens([known])
-        else:
+        if not (token["keeps"] and token["content"] in known):
             backend.add_tokens([_added_token(token)])
+        if token["id"] is not None:  # from a list of tokens, which says more of them than their names do
+            known.add(token["content"])
         if token["id"] not in (None, got := backend.token_to_id(token["content"])):
             raise ValueError(
                 f"the token {token['content']!r} has the id {token['id']} in the files beside it, but gets {got} here"
@@ -61,7 +60,8 @@ def _tokenizer_json(text: str, added: AddedTokens) -> tuple[dict[str, Any], Enco
     found = {
         "ids": ids,
         "pieces": pieces,
-        "special": [token.content for token in backend.get_added_tokens_decoder().values() if token.special],
+        # What the file itself calls special, its library hides whatever is added later.
+        "special": [token.content for token in (*own, *backend.get_added_tokens_decoder().values()) if token.special],
         "decoder": None if decoder is None else decoder.__getstate__().decode(),
         "first": full[0] if full and full[:1] != plain[:1] else None,
         "named": {},

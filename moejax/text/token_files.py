@@ -27,6 +27,7 @@ class TokenFiles:
     """What the files of a folder say about its tokens.
 
     named: text of the tokens that have a name, such as "bos_token".
+    special: text of the tokens that are special by their names or a list, whatever the vocabulary says of them.
     added: tokens beside the vocabulary or with other properties than there, in the order in which they are added; what
       `moejax.text.encoder` takes.
     adds_bos: whether prompts begin with BOS, None where no file says so.
@@ -35,6 +36,7 @@ class TokenFiles:
     """
 
     named: Mapping[str, str]
+    special: frozenset[str]
     added: list[Token]
     adds_bos: bool | None
     prefix: Prefix
@@ -55,18 +57,18 @@ def read_token_files(folder: Path) -> TokenFiles:
         path = folder / "special_tokens_map.json"
         said |= {key: (value, path) for key, value in read_object(folder, path.name).items() if value}
     named, extra = _named_and_extra(said)
-    added = listed
-    if added is None:
-        added = _legacy(folder, {token["content"] for token in (*named.values(), *extra)})
-    by_content = {token["content"]: token for token in listed or ()}
-    for name, token in named.items():
-        if name in _STANDARD:  # properties that another file gives the token count before those of its name
-            token = by_content.get(token["content"], token) | {"keeps": listed is None}
-        added.append({**token, "id": None, "special": True})
-    added += [{**token, "special": True} for token in extra]
+    special = frozenset(token["content"] for token in (*named.values(), *extra))
+    if listed is None:
+        listed = _legacy(folder, special)
+    names = {token["content"] for token in named.values()}
+    added = [{**token, "special": token["special"] or token["content"] in names} for token in listed]
+    # Named and extra ones count only where no file has said more of them, and each only once.
+    more = [{**token, "special": True, "keeps": True} for token in (*named.values(), *extra)]
+    added += [token for n, token in enumerate(more) if token not in more[:n]]
     return TokenFiles(
         named={name: token["content"] for name, token in named.items()},
         added=added,
+        special=special,
         adds_bos=_flag(config, "add_bos_token", folder),
         prefix=_prefix(config, folder),
         chat_templates=_read_chat_templates(folder, config),
@@ -159,7 +161,8 @@ def special_id(folder: Path, name: str, vocabulary: Mapping[int, str]) -> int | 
 def _named_and_extra(said: Mapping[str, tuple[Any, Path]]) -> tuple[dict[str, Token], list[Token]]:
     """Tokens with a name, and those that are special without one."""
     named = {}
-    for name, (value, path) in said.items():
+    for name in (*_STANDARD, *said):  # the order in which new ones get their ids
+        value, path = said.get(name, (None, Path()))
         has_token = isinstance(value, str) or (isinstance(value, dict) and "content" in value)
         if value and (name in _STANDARD or (name.endswith("_token") and has_token)):
             named[name] = _token(value, name, path)
@@ -173,7 +176,7 @@ def _named_and_extra(said: Mapping[str, tuple[Any, Path]]) -> tuple[dict[str, To
 
 def _token(value: Any, name: str, path: Path) -> Token:
     """A token as text, or as an object with its text and properties."""
-    fields = value if isinstance(value, dict) else {"content": value, "normalized": False}
+    fields = value if isinstance(value, dict) else {"content": value, "special": True}
     flags = {flag: fields[flag] for flag in _FLAGS if flag in fields}
     content = fields.get("content")
     if not isinstance(content, str) or not content or not all(isinstance(flag, bool) for flag in flags.values()):
@@ -192,7 +195,7 @@ def _listed(value: Any, path: Path) -> list[Token] | None:
     return [_token(by_id[i], f"added_tokens_decoder[{i}]", path) | {"id": i} for i in ids]
 
 
-def _legacy(folder: Path, special: set[str]) -> list[Token]:
+def _legacy(folder: Path, special: frozenset[str]) -> list[Token]:
     """The tokens of added_tokens.json."""
     found = read_object(folder, "added_tokens.json")
     if not all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < 2**31 for i in found.values()):

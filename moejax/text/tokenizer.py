@@ -107,7 +107,9 @@ class Tokenizer:
             encoder=encoder,
             vocabulary=vocabulary,
             decoder=decoder,
-            special_pieces=frozenset(found["special"]) | {vocabulary[i] for i in (bos_id, eos_id) if i is not None},
+            special_pieces=files.special.union(
+                found["special"], (vocabulary[i] for i in (bos_id, eos_id) if i is not None)
+            ),
             named=named,
             bos_id=bos_id,
             eos_id=eos_id,
