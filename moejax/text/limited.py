@@ -19,7 +19,6 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -97,6 +96,7 @@ class _Process:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
+            bufsize=0,  # a forked child closes its copies of the pipes, and must not send what they still hold
             env={**os.environ, "PYTHONPATH": path},
             start_new_session=True,  # Ctrl-C in a terminal is for the program, which may still need an answer
         )
@@ -107,8 +107,10 @@ class _Process:
             raise ValueError(answer["refused"])
         self.description = answer["value"]
 
-    @property
-    def ended(self) -> bool:
+    def has_ended(self) -> bool:
+        """Whether it can be asked nothing more."""
+        if self in _alive and self._process.poll() is not None:  # by somebody else
+            self.end()
         return self not in _alive
 
     def exchange(self, message: bytes, seconds: int) -> dict[str, Any]:
@@ -136,8 +138,9 @@ class _Process:
     def _sent_and_received(self, message: bytes, until: float) -> dict[str, Any]:
         stdin = self._process.stdin
         assert stdin is not None
-        stdin.write(len(message).to_bytes(_HEADER, "big") + message)
-        stdin.flush()
+        unsent = memoryview(len(message).to_bytes(_HEADER, "big") + message)
+        while unsent:
+            unsent = unsent[stdin.write(unsent) :]
         size = int.from_bytes(self._received(_HEADER, until), "big")
         return json.loads(self._received(size, until))
 
@@ -160,14 +163,17 @@ class _Process:
         _alive.discard(self)
         self._process.kill()
         self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            assert pipe is not None
-            with suppress(BrokenPipeError):  # what was not sent before it ended
-                pipe.close()
+        self._close()
 
     def disown(self) -> None:
         """In a forked child: the process is the parent's."""
         self._process.returncode = 0
+        self._close()
+
+    def _close(self) -> None:
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            pipe.close()
 
 
 def _why_ended(returncode: int | None, seconds: int, memory: int) -> str:
@@ -186,14 +192,15 @@ _at_work = threading.BoundedSemaphore(MOST_AT_ONCE)
 
 def _take(limited: Limited) -> _Process:
     with _lock:
-        for place in range(len(_idle) - 1, -1, -1):
-            if _idle[place].key == limited._key:
-                return _idle.pop(place)
+        for process in [process for process in reversed(_idle) if process.key == limited._key]:
+            _idle.remove(process)
+            if not process.has_ended():
+                return process
     return _Process(limited)
 
 
 def _give_back(process: _Process) -> None:
-    if process.ended:
+    if process.has_ended():
         return
     with _lock:
         _idle.append(process)
