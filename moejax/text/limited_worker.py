@@ -26,7 +26,7 @@ def main() -> None:
     first = _read(stdin)
     if first is None:
         return
-    resource.setrlimit(resource.RLIMIT_AS, (first["memory"], first["memory"]))
+    _limit(resource.RLIMIT_AS, first["memory"])
     _limit_time(first["seconds"])
     prepared: list[Callable[[Any], Any]] = []
 
@@ -69,10 +69,13 @@ def _send(answers: BinaryIO, answer: bytes) -> None:
 
 
 def _limit_time(seconds: int) -> None:
-    _, most = resource.getrlimit(resource.RLIMIT_CPU)
-    used = math.ceil(time.process_time())
-    limit = used + seconds if most == resource.RLIM_INFINITY else min(used + seconds, most)
-    resource.setrlimit(resource.RLIMIT_CPU, (limit, most))
+    _limit(resource.RLIMIT_CPU, math.ceil(time.process_time()) + seconds)
+
+
+def _limit(kind: int, amount: int) -> None:
+    """Sets a limit, at most to what the program that started this one may have."""
+    _, most = resource.getrlimit(kind)
+    resource.setrlimit(kind, (amount if most == resource.RLIM_INFINITY else min(amount, most), most))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,8 @@ from moejax.text.token_files import TokenFiles, find_file, read_bytes, read_text
 if TYPE_CHECKING:  # at run time `from_folder` imports it, so that `import moejax` stays light
     from tokenizers.decoders import Decoder
 
-SENTENCEPIECE = "tokenizer.model"
+# In this order; Mistral's own releases have a number behind the name.
+_JSON, _SENTENCEPIECE = "tokenizer.json", ("tokenizer.model", *(f"tokenizer.model.v{n}" for n in (3, 2, 1)))
 
 # Of processor time, and of address space beside 16 times the file's size. A vocabulary of 250,000 tokens takes 2 s.
 _LOAD_SECONDS, _ENCODE_SECONDS, _MEMORY = 20, 5, 1 << 30
@@ -66,7 +67,7 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, folder: Path) -> Self | None:
-        """Reads the tokenizer of a folder: tokenizer.json, else tokenizer.model; None where there is neither.
+        """Reads the tokenizer of a folder: tokenizer.json, else SentencePiece's; None where there is neither.
 
         BOS is added where tokenizer_config.json's `add_bos_token` says so and, if it says nothing, where the
         post-processor in tokenizer.json does, or the file is a SentencePiece model. Truncation and padding saved in
@@ -76,7 +77,7 @@ class Tokenizer:
           CheckpointError: a tokenizer file is malformed, takes more time or memory than any tokenizer needs, or is a
             link that leads nowhere or out of the folder.
         """
-        name = next((name for name in ("tokenizer.json", SENTENCEPIECE) if find_file(folder, name)), None)
+        name = next((name for name in (_JSON, *_SENTENCEPIECE) if find_file(folder, name)), None)
         if name is None:
             return None
         files = read_token_files(folder)
@@ -101,7 +102,7 @@ class Tokenizer:
             raise CheckpointError(
                 f"{folder / 'tokenizer_config.json'}: add_bos_token is true but no bos_token is named"
             )
-        does = first == bos_id or name == SENTENCEPIECE if files.adds_bos is None else files.adds_bos
+        does = first == bos_id or name in _SENTENCEPIECE if files.adds_bos is None else files.adds_bos
         decoder = _decoder(found["decoder"])
         return cls(
             encoder=encoder,
@@ -238,15 +239,18 @@ class Tokenizer:
 
 def missing_tokenizer_message(folder: Path) -> str:
     """One sentence for the caller that was given text while `Tokenizer.from_folder(folder)` is None."""
+    other = (
+        " (its tekken.json is a third kind, which moejax does not read)" if (folder / "tekken.json").exists() else ""
+    )
     return (
-        f"{folder} has neither tokenizer.json nor {SENTENCEPIECE}: give token ids instead of text, or add the tokenizer"
-        " of this model"
+        f"{folder} has neither {_JSON} nor {_SENTENCEPIECE[0]}{other}: give token ids instead of text, or add the"
+        " tokenizer of this model"
     )
 
 
 def _encoder(folder: Path, name: str, files: TokenFiles) -> Limited:
     setup: dict[str, Any] = {"added": files.added}
-    if name == SENTENCEPIECE:
+    if name in _SENTENCEPIECE:
         model = read_bytes(folder, name) or b""
         setup |= {"kind": "sentencepiece", "model": base64.b64encode(model).decode(), "prefix": files.prefix}
         size = len(model)

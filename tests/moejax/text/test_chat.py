@@ -246,7 +246,6 @@ def test_messages_cannot_be_changed(template: str) -> None:
         "{{ 'a' * 10 ** 10 }}",
         "{% set n = namespace(x='aa') %}{% for i in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
         "{% set n = namespace(x='aa') %}{% for i in range(99) %}{% set n.x %}{{ n.x }}{{n.x}}{% endset %}{% endfor %}",
-        "{% set n = namespace(x=[1]) %}{% for i in range(99) %}{% set n.x = [n.x, n.x] | sum(start=[]) %}{% endfor %}",
         "{% set x = 'a' | center(999999999999999) %}",
         "{% set x = '%(a)999999999d' % {'a': 1} %}",
         "{% set x = '{:{w}}'.format(1, w=999999999) %}",
@@ -266,13 +265,11 @@ def test_template_that_prints_too_much() -> None:
         "{% set r = range(99999) %}{% for a in r %}{% for b in r %}{% endfor %}{% endfor %}",
         "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(40) }}",
         "{{ 10 ** (10 ** 9) }}",  # one call of the interpreter, which nothing inside it could end
-        "{% for a in [1] recursive %}{{ loop([1]) }}{{ loop([1]) }}{% endfor %}",
     ],
 )
 def test_template_that_runs_too_long(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("moejax.text.chat.TEMPLATE_SECONDS", 1)
-    message = error_of(template)
-    assert "1 s of processor time" in message or "RecursionError" in message
+    says(error_of(template), "more than a chat needs", "1 s of processor time")
 
 
 def test_the_next_chat_is_rendered_after_one_that_was_ended() -> None:

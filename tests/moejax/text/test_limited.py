@@ -130,6 +130,16 @@ def test_task_that_cannot_be_prepared_in_its_memory() -> None:
         Limited(task="template", setup=setup, seconds=5, memory=1 << 20).describe()
 
 
+def test_limits_are_within_those_of_the_program() -> None:
+    code = (
+        "import resource; resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30));"
+        "from moejax.text.limited import Limited;"
+        "setup = {'template': '{{ x }}'};"
+        "ask = Limited(task='template', setup=setup, seconds=9, memory=2 << 30).ask; print(ask({'x': 'a'}, seconds=9))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "a\n"
+
+
 PROGRAM = """
 import os, sys
 from moejax.text.chat import render_chat

@@ -180,6 +180,14 @@ def test_added_tokens_beside_a_sentencepiece_model(tmp_path: Path) -> None:
     assert tokenizer.decode([32_000, 264, 32_001]) == "a"
 
 
+def test_names_of_its_authors_own_releases(tmp_path: Path) -> None:
+    v1, v3 = (model_folder(tmp_path / version, version) / "tokenizer.model" for version in FILES)
+    v1.rename(v1.with_name("tokenizer.model.v1"))
+    assert load(v1.parent).num_ids == 32_000
+    v3.rename(v1.with_name("tokenizer.model.v3"))
+    assert load(v1.parent).num_ids == 32_768
+
+
 def test_sentencepiece_model_that_is_none(tmp_path: Path) -> None:
     model_folder(tmp_path, "v1")
     for content in (b"", b"\x0a\x03abc", b"version https://git-lfs.github.com/spec/v1\n"):

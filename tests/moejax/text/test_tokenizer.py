@@ -337,6 +337,8 @@ def test_interrupt_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_no_tokenizer(tmp_path: Path) -> None:
     assert Tokenizer.from_folder(tmp_path) is None
     says(missing_tokenizer_message(tmp_path), tmp_path, "tokenizer.json", "tokenizer.model", "token ids")
+    (tmp_path / "tekken.json").write_text("{}")
+    says(missing_tokenizer_message(tmp_path), "tokenizer.json", "tekken.json", "token ids")
 
 
 def test_tokenizer_without_byte_tokens_decodes_as_its_library_does(tmp_path: Path) -> None:
