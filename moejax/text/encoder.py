@@ -11,7 +11,7 @@ from typing import Any
 # Protobuf merges what stands twice in a message: normalizer_spec (field 3) { add_dummy_prefix (field 3): false }.
 _NO_PREFIX = b"\x1a\x02\x18\x00"
 # What decoders are tried on besides the vocabulary; some cut more than there is.
-_TRIED = (["a"], [" "], ["   "], ["a", " "], ["\u2581a"], ["<0xE2>", "<0x82>"])
+_TRIED = (["a"], [" "], ["a\u0120a"], ["a", "<0x41>"], ["   "], ["a", " "], ["\u2581a"], ["<0xE2>", "<0x82>"])
 
 Encode = Callable[[str], list[int]]
 # content, id (None: its piece's, or the next one), keeps (the flags that tokenizer.json has for it), special, ...

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 import moejax
 from moejax import DecodeResult, SamplingParams
+from moejax.decoding.requests import make_requests
+from moejax.decoding.sequences import make_sequences
 from tests.moejax.decoding.tiny_checkpoint import Tiny
 
 PROMPTS: list[list[int] | str] = ["a list é, 5", [68, 15], "日本", [222]]
@@ -273,3 +275,31 @@ def test_rows_with_and_without_stop_strings(unstopped: Unstopped) -> None:
     assert results[2].text == texts[2][: texts[2].index(stop)]
     for i in (0, 1, 3):
         assert results[i].text == texts[i]
+
+
+# --- stop strings with special tokens ---
+
+
+@pytest.mark.parametrize(
+    ("stop", "shown", "text", "reason"),
+    [
+        ("b</s>", False, "a ", "b</s>"),
+        ("</s>", False, "a b", "</s>"),
+        ("</s>", True, "a b</s>", "</s>"),
+        ("x", False, "a b", None),
+        ("x", True, "a b</s>", None),
+    ],
+)
+def test_stop_string_that_the_eos_token_completes(
+    tiny: Tiny, stop: str, shown: bool, text: str, reason: str | None
+) -> None:
+    model = with_eos(tiny.model, 1)
+    assert model.tokenizer is not None
+    params = SamplingParams(max_tokens=9, stop=[stop], include_stop_str_in_output=shown, skip_special_tokens=False)
+    (request,) = make_requests(model, [[5]], params, {})
+    (sequence,) = make_sequences(model, request)
+    for token in [model.tokenizer.ids[piece] for piece in ("a", "\u0120", "b", "</s>")]:
+        assert sequence.finish_reason is None
+        sequence.push(token, None)
+    assert (sequence.finish_reason, sequence.stop_reason) == ("stop", reason)
+    assert sequence.result(None).text == text
