@@ -197,7 +197,7 @@ def test_text_without_a_tokenizer_is_refused_before_the_weights_are_read(
     (tmp_path / "model.safetensors").symlink_to(tiny_folder / "model.safetensors")
     outcome = call("decode", tmp_path, *P, "--dtype", "told later")
     assert outcome.status == 2
-    error_line(outcome.err, "--prompt", tmp_path, "token ids", "tokenizer.json")
+    error_line(outcome.err, "--prompt", tmp_path, "tokenizer.json", "token ids")
 
 
 def test_damaged_checkpoint_is_told_as_the_library_tells_it(call: Call, tmp_path: Path) -> None:
