@@ -40,12 +40,13 @@ def _tokenizer_json(text: str, added: AddedTokens) -> tuple[dict[str, Any], Enco
     backend.no_padding()
     own = backend.get_added_tokens_decoder().values()
     known = {token.content for token in own}
-    for token in added:
-        if not (token["keeps"] and token["content"] in known):
-            backend.add_tokens([_added_token(token)])
-        if token["id"] is not None:  # from a list of tokens, which says more of them than their names do
-            known.add(token["content"])
-        if token["id"] not in (None, got := backend.token_to_id(token["content"])):
+    listed = [token for token in added if token["id"] is not None]
+    backend.add_tokens([_added_token(token) for token in listed if not (token["keeps"] and token["content"] in known)])
+    known |= {token["content"] for token in listed}  # a list says more of a token than its name does
+    more = [token for token in added if token["id"] is None and token["content"] not in known]
+    backend.add_tokens([_added_token(token) for token in more])
+    for token in listed:
+        if (got := backend.token_to_id(token["content"])) != token["id"]:
             raise ValueError(
                 f"the token {token['content']!r} has the id {token['id']} in the files beside it, but gets {got} here"
             )

@@ -26,7 +26,8 @@ def main() -> None:
     first = _read(stdin)
     if first is None:
         return
-    _limit(resource.RLIMIT_AS, first["memory"])
+    if sys.platform != "darwin":  # which refuses a limit below what its libraries have mapped, and enforces none
+        _limit(resource.RLIMIT_AS, first["memory"])
     _limit_time(first["seconds"])
     prepared: list[Callable[[Any], Any]] = []
 

@@ -63,8 +63,8 @@ def read_token_files(folder: Path) -> TokenFiles:
     names = {token["content"] for token in named.values()}
     added = [{**token, "special": token["special"] or token["content"] in names} for token in listed]
     # Named and extra ones count only where no file has said more of them, and each only once.
-    more = [{**token, "special": True, "keeps": True} for token in (*named.values(), *extra)]
-    added += [token for n, token in enumerate(more) if token not in more[:n]]
+    more = ({**token, "special": True} for token in (*named.values(), *extra))
+    added += {tuple(sorted(token.items(), key=str)): token for token in more}.values()
     return TokenFiles(
         named={name: token["content"] for name, token in named.items()},
         added=added,
@@ -105,7 +105,7 @@ def read_bytes(folder: Path, name: str) -> bytes | None:
         return None
     with opened(path) as stream:
         if (size := os.fstat(stream.fileno()).st_size) > JSON_LIMIT:
-            raise CheckpointError(f"{path} has {size} bytes, at most {JSON_LIMIT} are read; download it again")
+            raise CheckpointError(f"{path} has {size} bytes, no tokenizer's file has more than {JSON_LIMIT}; remove it")
         return stream.read()
 
 
