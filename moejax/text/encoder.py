@@ -111,11 +111,13 @@ def _placed(added: AddedTokens, pieces: dict[int, str]) -> dict[int, dict[str, A
     """Added tokens by id: their own, else that of the piece of their name, else the next."""
     ids = {piece: i for i, piece in pieces.items()}
     placed: dict[int, dict[str, Any]] = {}
+    following = 1 + max((*pieces, *(token["id"] for token in added if token["id"] is not None)))
     for token in added:
         given, known = token["id"], ids.get(token["content"])
         if given is not None and known is not None and given != known:
             raise ValueError(f"the token {token['content']!r} has the id {given} beside it, but {known} here")
-        place = given if given is not None else known if known is not None else 1 + max((*pieces, *placed))
+        place = given if given is not None else known if known is not None else following
+        following += place == following
         placed[place], ids[token["content"]] = token, place
     return placed
 
