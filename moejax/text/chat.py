@@ -11,7 +11,7 @@ import functools
 import json
 import re
 import string
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jinja2
@@ -43,8 +43,20 @@ class _TooMuch(jinja2.TemplateError):
     """A bound of this module was reached."""
 
 
-def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> list[int]:
+def encode_chat(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    *,
+    add_generation_prompt: bool = True,
+    template_kwargs: Mapping[str, Any] | None = None,
+) -> list[int]:
     """The token ids of a chat. Templates write BOS themselves; a checkpoint that wants it gets it once in any case.
+
+    Args:
+      tokenizer: of the checkpoint, with its chat template.
+      messages: as `render_chat` takes them.
+      add_generation_prompt: whether the prompt ends with the beginning of the assistant's answer.
+      template_kwargs: further variables for the template, as `render_chat` takes them.
 
     Raises:
       ValueError: there is no chat template, or `render_chat` or `Tokenizer.encode` raises.
@@ -61,6 +73,7 @@ def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message], *, add_genera
             bos_token=tokenizer.bos_token,
             eos_token=tokenizer.eos_token,
             add_generation_prompt=add_generation_prompt,
+            template_kwargs=template_kwargs,
         )
     )
 
@@ -72,28 +85,34 @@ def render_chat(
     bos_token: str | None,
     eos_token: str | None,
     add_generation_prompt: bool = True,
+    template_kwargs: Mapping[str, Any] | None = None,
 ) -> str:
     """The text of a chat, as transformers' `apply_chat_template` renders it.
 
     Args:
       template: Jinja source.
-      messages: mappings with the strings `role` and `content`; further keys are passed on if they are JSON.
+      messages: mappings with the strings `role` and `content`; further keys are passed on if they are JSON, and left
+        out where they are None. An assistant's `content` may be None or missing: it is then empty or, beside
+        `tool_calls`, left out. The role `developer` is `system` for a template that does not know it.
       bos_token: text of the begin-of-sequence token, which most templates write, or None.
       eos_token: text of the end-of-sequence token, or None.
       add_generation_prompt: whether the text ends with the beginning of the assistant's answer.
+      template_kwargs: further variables of JSON values, such as `reasoning_effort` or `enable_thinking`. A template
+        that does not ask for one ignores it.
 
     Raises:
-      ValueError: a message has the wrong form; the template is not valid, refuses the messages (roles that do not
-        alternate, say), reaches for Python internals, or does more work than any chat needs.
+      ValueError: a message or a variable has the wrong form; the template is not valid, refuses the messages (roles
+        that do not alternate, say), reaches for Python internals, or does more work than any chat needs.
     """
     names = {"bos_token": bos_token, "eos_token": eos_token}
-    variables = {
-        "messages": _plain_messages(messages),
+    ours = {
+        "messages": _plain_messages(template, messages),
         "add_generation_prompt": add_generation_prompt,
         "tools": None,  # templates ask `tools is not none`: undefined would mean that there are some
         "documents": None,
         **{name: token for name, token in names.items() if token is not None},
     }
+    variables = _plain_variables(template_kwargs or {}, ours.keys() | names.keys()) | ours
     try:
         return _render(template, variables)
     except jinja2.TemplateSyntaxError as error:
@@ -117,21 +136,47 @@ def _one_line(error: Exception | str) -> str:
     return "".join(c if c.isprintable() else " " for c in str(error))[:300]
 
 
-def _plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
+def _plain_messages(template: str, messages: Sequence[Message]) -> list[dict[str, Any]]:
     """A copy of nothing but JSON values: no method of a caller's object is in a template's reach."""
     if isinstance(messages, str | Mapping) or not isinstance(messages, Sequence) or not messages:
         raise ValueError(f"expected a list of at least one message with role and content, got {messages!r:.80}")
+    plain = []
     for index, message in enumerate(messages):
         if not isinstance(message, Mapping):
             raise ValueError(f"message {index}: expected a mapping with role and content, got {message!r:.80}")
-        for key in ("role", "content"):
-            if not isinstance(message.get(key), str):
+        # As transformers does: templates ask whether a key is there, and would print None.
+        fields = {key: value for key, value in message.items() if value is not None}
+        wanted = ["role", "content"]
+        if fields.get("role") == "assistant" and "content" not in fields:
+            if fields.get("tool_calls"):
+                wanted.remove("content")
+            else:
+                fields["content"] = ""
+        for key in wanted:
+            if not isinstance(fields.get(key), str):
                 got = repr(message[key]) if key in message else f"only the keys {list(message)!r}"
                 raise ValueError(f"message {index}: expected a string for {key!r}, got {got:.80}")
+        if fields["role"] == "developer" and "developer" not in template:
+            fields["role"] = "system"
+        plain.append(fields)
+    return _json(plain, "messages")
+
+
+def _plain_variables(variables: Mapping[str, Any], taken: Collection[str]) -> dict[str, Any]:
+    """A copy of the caller's variables for a template, of nothing but JSON values."""
+    for name in variables:
+        if not isinstance(name, str) or not name.isidentifier():
+            raise ValueError(f"template_kwargs: expected names of variables, got {name!r:.80}")
+        if name in taken:
+            raise ValueError(f"template_kwargs: {name!r} has a value already, which cannot be replaced; leave it out")
+    return _json(dict(variables), "template_kwargs")
+
+
+def _json(value: Any, what: str) -> Any:
     try:
-        return json.loads(json.dumps([dict(message) for message in messages]))
+        return json.loads(json.dumps(value))
     except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"messages may hold JSON values only: {error}") from error
+        raise ValueError(f"{what} may hold JSON values only: {error}") from error
 
 
 def _render(template: str, variables: dict[str, Any]) -> str:

@@ -78,6 +78,51 @@ def test_further_keys_are_passed_on() -> None:
     assert render("{{ messages[0].name.first }}", [{"role": "user", "content": "", "name": {"first": "A"}}]) == "A"
 
 
+@pytest.mark.parametrize("content", [{"content": None}, {}])
+def test_assistant_without_content(content: dict[str, Any]) -> None:
+    chat = [CHAT[0], {"role": "assistant", **content}, CHAT[2]]
+    assert render(INSTRUCT, chat) == render(INSTRUCT, [CHAT[0], {"role": "assistant", "content": ""}, CHAT[2]])
+    called = [CHAT[0], {"role": "assistant", **content, "tool_calls": [{"id": "1"}], "name": None}, CHAT[2]]
+    [expected], _ = render_jinja_template(
+        [[{k: v for k, v in m.items() if v is not None} for m in called]], chat_template="{{ messages }}"
+    )
+    assert render("{{ messages }}", called) == expected
+    assert "content" not in expected.split("}, {")[1] and "None" not in expected
+
+
+@pytest.mark.parametrize(
+    ("template", "role"),
+    [
+        ("{{ messages[0].role }}", "system"),
+        ("{{ messages[0].role }}{% if messages[0].role == 'developer' %}{% endif %}", "developer"),
+    ],
+)
+def test_developer_is_system_where_the_template_does_not_know_it(template: str, role: str) -> None:
+    assert render(template, [{"role": "developer", "content": "be kind"}, CHAT[0]]) == role
+
+
+def test_variables_for_the_template() -> None:
+    template = "{{ reasoning_effort }} {{ enable_thinking }} {{ other is defined }} {{ budget.tokens }}"
+    given = {"reasoning_effort": "low", "enable_thinking": False, "budget": {"tokens": 7}}
+    assert render(template, template_kwargs=given) == "low False False 7"
+    tokenizer = loaded(byte_level(), chat_template="{{ reasoning_effort }}")
+    assert tokenizer.decode(encode_chat(tokenizer, CHAT, template_kwargs=given)) == "low"
+
+
+@pytest.mark.parametrize(
+    ("given", "facts"),
+    [
+        ({"messages": []}, ("template_kwargs", "'messages'")),
+        ({"bos_token": "x"}, ("template_kwargs", "'bos_token'")),
+        ({"a b": 1}, ("template_kwargs", "'a b'")),
+        ({"f": print}, ("template_kwargs", "JSON")),
+    ],
+)
+def test_variables_of_the_wrong_form(given: Any, facts: tuple[str, ...]) -> None:
+    with refuses(ValueError, *facts):
+        render("x", template_kwargs=given)
+
+
 # --- token ids ---
 
 
@@ -123,6 +168,8 @@ def test_no_template() -> None:
         ([CHAT[0], {"role": "user"}], ("message 1", "'content'", "['role']")),
         ([{"content": "x"}], ("message 0", "'role'", "['content']")),
         ([{"role": "user", "content": None}], ("message 0", "'content'", "got None")),
+        ([CHAT[0], {"role": "tool", "content": None}], ("message 1", "'content'", "got None")),
+        ([{"role": "assistant", "content": [{"text": "a"}]}], ("message 0", "'content'", "got [{")),
         ([{"role": 3, "content": "x"}], ("message 0", "'role'", "got 3")),
         ([{"role": "user", "content": "x", "f": print}], ("JSON", "Object")),
     ],
