@@ -54,6 +54,24 @@ class HttpFlags:
             show_default=False,
         ),
     ] = None
+    allowed_hosts: Annotated[
+        list[str] | None,
+        option(
+            "--allowed-hosts",
+            panel=HTTP,
+            metavar="NAMES",
+            help="Further names for the server, beside what it listens on; repeatable, or with commas. * is any.",
+        ),
+    ] = None
+    allowed_origins: Annotated[
+        list[str] | None,
+        option(
+            "--allowed-origins",
+            panel=HTTP,
+            metavar="URLS",
+            help="Pages elsewhere that may ask (CORS), like https://example.com; repeatable, or with commas. * is any.",
+        ),
+    ] = None
     max_request_bytes: Annotated[int, whole("--max-request-bytes", panel=HTTP, help="Of a request's body.")] = 4 << 20
     baseline: Annotated[
         str,
@@ -89,6 +107,7 @@ class HttpFlags:
     def app_settings(self, checkpoint: str) -> "AppSettings":
         """Raises ValueError for a value out of range, or a baseline that cannot be."""
         from moejax.serving.baseline import choose
+        from moejax.serving.hosts import allowed_hosts
         from moejax.serving.settings import AppSettings
 
         name = checkpoint.rstrip("/").rpartition("/")[2] if self.served_model_name is None else self.served_model_name
@@ -96,9 +115,16 @@ class HttpFlags:
             model_name=name,
             api_key=self.api_key,
             max_request_bytes=self.max_request_bytes,
+            hosts=allowed_hosts(self.host, _listed(self.allowed_hosts)),
+            origins=tuple(_listed(self.allowed_origins)),
             baseline=choose(self.baseline, checkpoint),
             about=ABOUT_DEMO if checkpoint == "demo" else None,
         )
+
+
+def _listed(values: list[str] | None) -> list[str]:
+    """The items of a flag that may be repeated, and have several with commas between."""
+    return [item.strip() for value in values or () for item in value.split(",")]
 
 
 @dataclass(frozen=True, kw_only=True)

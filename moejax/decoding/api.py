@@ -6,17 +6,14 @@ from dataclasses import replace
 from os import PathLike
 from typing import Any, Literal, overload
 
-import jax
 import numpy as np
 
 from moejax.decoding import steps
 from moejax.decoding.engine import DecodeRun
-from moejax.decoding.logprobs import scores_at
-from moejax.decoding.outputs import PromptReport
 from moejax.decoding.requests import Prompt, Request, make_requests, prompt_token_ids, split_prompts
-from moejax.decoding.results import DecodeEvent, DecodeResult, Stats, TokenLogprobs
+from moejax.decoding.results import DecodeEvent, DecodeResult, Stats
 from moejax.decoding.sampling_params import SamplingParams
-from moejax.decoding.sequences import token_logprobs
+from moejax.decoding.sequences import prompt_logprobs
 from moejax.loading import Model
 from moejax.runtime import buckets
 from moejax.runtime.agreement import check_same
@@ -184,19 +181,7 @@ def _result(run: DecodeRun, request: Request) -> DecodeResult:
         experts = np.concatenate([np.asarray(report.experts) for report in reports])[: len(request.prompt)]
     return DecodeResult(
         prompt_token_ids=request.prompt,
-        prompt_logprobs=_prompt_logprobs(run.model, request, reports),
+        prompt_logprobs=prompt_logprobs(groups[0]),
         outputs=[one.result(experts) for group in groups for one in group.sequences],
         stats=_stats(run, request),
     )
-
-
-def _prompt_logprobs(model: Model, request: Request, reports: list[PromptReport]) -> list[TokenLogprobs | None] | None:
-    best = request.params.prompt_logprobs
-    if best is None:
-        return None
-    parts = [report.scores for report in reports if report.scores is not None]
-    scores = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)  # [all parts' T], of the token that follows
-    entries: list[TokenLogprobs | None] = [None]
-    for place, token in enumerate(request.prompt[1:]):
-        entries.append(token_logprobs(model.tokenizer, token, scores_at(scores, place), best))
-    return entries

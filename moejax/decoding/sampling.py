@@ -20,6 +20,12 @@ def penalize(
     return logits - sampling.presence_penalty[:, None] * (in_output > 0).astype(jnp.float32)
 
 
+def add_biases(logits: Float[Array, "B V"], sampling: SamplingState) -> Float[Array, "B V"]:
+    """Logits with each sequence's biases of tokens."""
+    ids = jnp.where(sampling.bias_ids < 0, logits.shape[1], sampling.bias_ids)  # past the end: dropped
+    return jax.vmap(lambda row, at, bias: row.at[at].add(bias, mode="drop"))(logits, ids, sampling.biases)
+
+
 def forbid_stops(
     logits: Float[Array, "B V"], too_early: Bool[Array, " B"], sampling: SamplingState
 ) -> Float[Array, "B V"]:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+import jax
 import numpy as np
 
 from moejax.decoding.logprobs import TokenScores, scores_at
@@ -161,6 +162,21 @@ def push_tokens(
     if chosen is not None:
         sequence.experts.extend(chosen)
     return NewTokens(group=group, sequence=sequence, events=events, experts=chosen)
+
+
+def prompt_logprobs(group: SequenceGroup) -> list[TokenLogprobs | None] | None:
+    """Log-probabilities of the tokens of a prompt that was fed, of the first of which there are none.
+
+    None where they were not asked for.
+    """
+    best, prompt = group.request.params.prompt_logprobs, group.request.prompt
+    if best is None:
+        return None
+    parts = [report.scores for report in group.prompt_reports if report.scores is not None]
+    scores = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)  # [all parts' T], of the token that follows
+    tokenizer = group.sequences[0].tokenizer
+    rest = [token_logprobs(tokenizer, token, scores_at(scores, at), best) for at, token in enumerate(prompt[1:])]
+    return [None, *rest]
 
 
 def token_logprobs(tokenizer: Tokenizer | None, token: int, scores: TokenScores, best: int) -> TokenLogprobs:

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 
 from moejax.decoding.logprobs import TokenScores, empty_scores, score_hidden, score_tokens
 from moejax.decoding.outputs import Generated, PromptReport, StepOutput
-from moejax.decoding.sampling import best_tokens, choose, forbid_stops, penalize
+from moejax.decoding.sampling import add_biases, best_tokens, choose, forbid_stops, penalize
 from moejax.decoding.shapes import FeedShape
 from moejax.decoding.state import DecodeState, Features, SamplingState, place_state
 from moejax.families.config import ModelConfig
@@ -222,6 +222,8 @@ def _choose_on_device(
     adjusted = logits
     if seen is not None:
         adjusted = penalize(adjusted, *seen, sampling)
+    if features.biases:
+        adjusted = add_biases(adjusted, sampling)
     if features.min_tokens:
         adjusted = forbid_stops(adjusted, generated < sampling.min_tokens, sampling)
     token = choose(adjusted, generated, sampling, features)

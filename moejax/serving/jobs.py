@@ -124,16 +124,29 @@ def _set_all(events: list[asyncio.Event]) -> None:
         event.set()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Echo:
+    """That the prompt is part of the answer.
+
+    text: of the prompt.  alone: whether nothing else is, since no tokens were asked for.
+    """
+
+    text: str
+    alone: bool
+
+
 @dataclass(kw_only=True, eq=False)
 class ServedRequest:
     """A request and whoever waits for it.
 
-    group: its sequences, one per output.  cancelled: set by whoever no longer wants it, read by the engine.
+    group: its sequences, one per output.  echo: whether the prompt is part of the answer.
+    cancelled: set by whoever no longer wants it, read by the engine.
     Times are of `time.perf_counter`, None until they happen; `started`: when it left the queue.
     """
 
     group: SequenceGroup
     mailbox: Mailbox
+    echo: Echo | None = None
     arrived: float = field(default_factory=time.perf_counter)
     cancelled: bool = False
     started: float | None = None

@@ -2,10 +2,13 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from typing import ParamSpec, TypeVar
 
 from fastapi import APIRouter, Request, Response
 
+from moejax.serving.bodies import read_body
+from moejax.serving.documents import documented
 from moejax.serving.engine import Engine
 from moejax.serving.errors import ApiError, json_response
 from moejax.serving.event_stream import DONE, EventStream, event, while_connected
@@ -15,31 +18,34 @@ from moejax.serving.openai_requests import ChatRequest, CompletionRequest, check
 from moejax.serving.prepare import MakeServed, prepare_requests
 from moejax.serving.settings import AppSettings
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 router = APIRouter()
 
 
-@router.post("/v1/completions")
-async def completions(body: CompletionRequest, request: Request) -> Response:
+@router.post("/v1/completions", **documented(400, 404, 413, 415, 429, 500, 503, body=CompletionRequest))
+async def completions(request: Request) -> Response:
     """Continues prompts."""
-    return await _answer(request, body)
+    return await _answer(request, await read_body(request, CompletionRequest))
 
 
-@router.post("/v1/chat/completions")
-async def chat_completions(body: ChatRequest, request: Request) -> Response:
+@router.post("/v1/chat/completions", **documented(400, 404, 413, 415, 429, 500, 503, body=ChatRequest))
+async def chat_completions(request: Request) -> Response:
     """Answers a chat, through the checkpoint's template."""
-    return await _answer(request, body)
+    return await _answer(request, await read_body(request, ChatRequest))
 
 
-@router.get("/v1/models")
+@router.get("/v1/models", **documented(503))
 async def models(request: Request) -> Response:
     """The one model that is served."""
     return json_response({"object": "list", "data": [_model(request)]})
 
 
-@router.get("/v1/models/{name:path}")
+@router.get("/v1/models/{name:path}", **documented(404, 503))
 async def model(name: str, request: Request) -> Response:
     """The model of that name."""
-    _check_model(request, name)
+    check_model(request, name)
     return json_response(_model(request))
 
 
@@ -56,7 +62,7 @@ def _model(request: Request) -> dict[str, object]:
     }
 
 
-def _check_model(request: Request, name: str | None) -> None:
+def check_model(request: Request, name: str | None) -> None:
     """Raises ApiError for the name of a model that is not the one that is served."""
     served = request.app.state.settings.model_name
     if name is not None and name != served:
@@ -71,7 +77,7 @@ async def checked_requests(request: Request, body: CompletionRequest | ChatReque
         ApiError: for another model, and for what this model or this server cannot do.
     """
     check_fields(body)
-    _check_model(request, body.model)
+    check_model(request, body.model)
     return await asyncio.to_thread(prepare_requests, request.app.state.engine, body)
 
 
@@ -103,8 +109,16 @@ async def _answer(request: Request, body: CompletionRequest | ChatRequest) -> Re
         deltas = await while_connected(_collect(jobs), request.receive)
     finally:
         engine.cancel(jobs)
-    # Without deltas the client has gone, and nobody reads this.
-    return Response(status_code=499) if deltas is None else json_response(answer.whole(deltas))
+    if deltas is None:
+        return Response(status_code=499)  # the client has gone, and nobody reads this
+    return json_response(await _worded(answer, answer.whole, deltas))
+
+
+async def _worded(answer: Answer, words: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """What `words` makes of its arguments, beside the event loop where that takes long."""
+    if not answer.takes_long:
+        return words(*args, **kwargs)
+    return await asyncio.to_thread(words, *args, **kwargs)
 
 
 async def _collect(jobs: Sequence[ServedRequest]) -> list[list[Delta]]:
@@ -120,7 +134,7 @@ async def _events(answer: Answer, *, include_usage: bool) -> AsyncGenerator[byte
     """The events of a stream; an error of the engine is the last one."""
     try:
         async for at, deltas in _merged([job.mailbox for job in answer.jobs]):
-            chunks = (answer.chunk(at, delta, include_usage=include_usage) for delta in deltas)
+            chunks = [await _worded(answer, answer.chunk, at, one, include_usage=include_usage) for one in deltas]
             if events := b"".join(event(chunk) for chunk in chunks if chunk is not None):
                 yield events
     except EngineError as error:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from moejax.runtime.buckets import MAX_SERVED_SEQUENCES
 from moejax.serving.baseline import NO_BASELINE, Choice
+from moejax.serving.hosts import AllowedHosts
 
 DEFAULT_MAX_SEQ_LEN = 4096  # where the model allows more: a server allocates what it might need
 MIB = 1 << 20
@@ -41,6 +42,8 @@ class AppSettings:
     model_name: the model's name in requests and answers.
     api_key: what clients have to present; None lets everybody in.
     max_request_bytes: of a request's body.
+    hosts: what the header `Host` may name.
+    origins: of pages elsewhere that may ask; "*" is all.
     baseline: what the page's race runs against.
     about: a sentence on the model, for visitors of the page.
 
@@ -51,6 +54,8 @@ class AppSettings:
     model_name: str
     api_key: str | None = None
     max_request_bytes: int = 4 * MIB
+    hosts: AllowedHosts = AllowedHosts()
+    origins: tuple[str, ...] = ()
     baseline: Choice = NO_BASELINE
     about: str | None = None
 
@@ -61,6 +66,10 @@ class AppSettings:
             raise ValueError("--api-key must be printable ASCII characters, at least one: it is sent in a header")
         if self.max_request_bytes < 1024:
             raise ValueError(f"--max-request-bytes must be at least 1024, got {self.max_request_bytes}")
+        for origin in self.origins:
+            scheme, _, host = origin.partition("://")
+            if origin != "*" and not (scheme in ("http", "https") and host and "/" not in host):
+                raise ValueError(f"--allowed-origins must be like https://example.com, or *, got {origin!r}")
 
 
 @dataclass(frozen=True, kw_only=True)

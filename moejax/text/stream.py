@@ -62,6 +62,11 @@ class Detokenizer:
             self._released = len(self._tokenizer.join(self._pieces)) - held
         return completed
 
+    @property
+    def held(self) -> bool:
+        """Whether a character waits for the rest of its bytes."""
+        return self._released < len(self._tokenizer.join(self._pieces))
+
     def flush(self) -> str:
         """The text still held back: the bytes of an unfinished character, as U+FFFD."""
         text = self._tokenizer.join(self._pieces)

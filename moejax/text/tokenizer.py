@@ -127,7 +127,9 @@ class Tokenizer:
                 " Unicode: read the input as UTF-8 with errors='replace'"
             ) from error
         with _backend_errors("this tokenizer cannot encode the text", ValueError):
-            ids = self.backend.encode(text, add_special_tokens=False).ids
+            # A batch of one: unlike `encode`, it lets other threads of Python run meanwhile.
+            (encoded,) = self.backend.encode_batch_fast([text], add_special_tokens=False)
+        ids = encoded.ids
         if self.bos_id is not None and self.adds_bos and ids[:1] != [self.bos_id]:
             return [self.bos_id, *ids]
         return ids
@@ -144,6 +146,19 @@ class Tokenizer:
         """One token's text as it reads inside a text: leading space kept, part of a character as U+FFFD."""
         # Decoders drop the space in front of a text: decode behind a letter, then remove the letter.
         return self.join(["a", *self.pieces([token_id], skip_special_tokens=False)]).removeprefix("a")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes of one token inside a text, also where they are only a part of a character."""
+        piece = self._piece(token_id)
+        if not piece:
+            return b""
+        if self.byte_form == "alphabet":
+            return _alphabet_bytes(piece)
+        return (
+            _FALLBACK[piece]
+            if self.byte_form == "fallback" and piece in _FALLBACK
+            else self.token_text(token_id).encode()
+        )
 
     def pieces(self, ids: Iterable[int], *, skip_special_tokens: bool) -> list[str]:
         """The pieces that have text, in order: special tokens (if they are skipped) and unknown ids are left out.

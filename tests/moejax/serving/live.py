@@ -67,13 +67,15 @@ def running(
     *,
     api_key: str | None = None,
     limit: int = 1 << 20,
+    origins: tuple[str, ...] = (),
     write_seconds: float = WAIT_SECONDS,
     send_buffer: int | None = None,
     **sizes: int,
 ) -> Iterator[Live]:
     """A server on a free port of the loopback, ready. `send_buffer`: bytes that the system keeps for a connection."""
     engine = make_engine(model, **sizes)
-    app = create_app(engine, AppSettings(model_name="tiny", api_key=api_key, max_request_bytes=limit))
+    app_settings = AppSettings(model_name="tiny", api_key=api_key, max_request_bytes=limit, origins=origins)
+    app = create_app(engine, app_settings)
     with closing(socket.create_server(("127.0.0.1", 0))) as listening:
         if send_buffer is not None:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)  # accepted connections inherit it

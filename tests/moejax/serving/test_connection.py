@@ -70,8 +70,8 @@ def post(live: Live, client: socket.socket, body: bytes) -> None:
     host, port = live.url.removeprefix("http://").split(":")
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
     client.connect((host, int(port)))
-    head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
-    client.sendall(f"{head}\r\n\r\n".encode() + body)
+    head = "POST /v1/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
+    client.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
 
 
 def wait_for(condition: Any) -> None:
