@@ -88,6 +88,18 @@ class HttpFlags:
     write_seconds: Annotated[
         float, real("--write-seconds", panel=HTTP, help="A client that reads nothing for so long is given up.")
     ] = 60
+    idle_seconds: Annotated[
+        float, real("--idle-seconds", panel=HTTP, help="A client that is to send something and does not is given up.")
+    ] = 60
+    max_connections: Annotated[
+        int | None,
+        whole(
+            "--max-connections",
+            panel=HTTP,
+            help="At a time; more close an idle one, or get 503. 1000, or what the limit of open files leaves.",
+            show_default=False,
+        ),
+    ] = None
     log_requests: Annotated[
         bool, option("--log-requests", panel=HTTP, help="A line on stderr for every request.", show_default=False)
     ] = False
@@ -98,10 +110,15 @@ class HttpFlags:
 
     def server_settings(self) -> "ServerSettings":
         """Raises ValueError for a number out of range."""
+        from moejax.serving.descriptors import connection_limit
         from moejax.serving.settings import ServerSettings
 
         return ServerSettings(
-            shutdown_seconds=self.shutdown_seconds, write_seconds=self.write_seconds, log_requests=self.log_requests
+            shutdown_seconds=self.shutdown_seconds,
+            write_seconds=self.write_seconds,
+            idle_seconds=self.idle_seconds,
+            max_connections=connection_limit(self.max_connections),
+            log_requests=self.log_requests,
         )
 
     def app_settings(self, checkpoint: str) -> "AppSettings":

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from moejax.serving.engine import Engine
 from moejax.serving.errors import ApiError, too_long
+from moejax.serving.fair_queue import share_of
 from moejax.serving.settings import AppSettings
 
 INLINE_BYTES = 64 << 10  # a larger body is parsed in a thread: it could take longer than others should wait
@@ -46,14 +47,26 @@ async def read_body(request: Request, kind: type[Body]) -> Body:
     packing = headers.get("content-encoding", "identity").strip().lower()
     if packing not in ("identity", "gzip"):
         raise ApiError(415, f"content-encoding {packing[:80]!r} is not supported: send gzip, or the body as it is")
-    raw = await request.body()
+    raw = await _received(request)
     engine: Engine = request.app.state.engine
     settings: AppSettings = request.app.state.settings
-    counts = {"prompt": engine.settings.max_queue, "tokens": engine.model.max_seq_len}
+    counts = {"prompt": share_of(engine.settings.max_queue), "tokens": engine.model.max_seq_len}
     if packing == "identity" and len(raw) <= INLINE_BYTES:
         return parse(raw, kind, counts)
     limit = settings.max_request_bytes if packing == "gzip" else None
     return await asyncio.get_running_loop().run_in_executor(_parser, parse, raw, kind, counts, limit)
+
+
+async def _received(request: Request) -> bytes:
+    """All bytes of a body. The limit of their number is kept by `Guard`, which hands them out."""
+    parts: list[bytes] = []
+    while True:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ApiError(499, "the client went away before it had sent the whole request")
+        parts.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return b"".join(parts)
 
 
 def parse(raw: bytes, kind: type[Body], most: Mapping[str, int], gzip_limit: int | None = None) -> Body:

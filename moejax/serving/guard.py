@@ -5,8 +5,6 @@ import hmac
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from fastapi import HTTPException
-
 from moejax.serving.errors import ApiError
 from moejax.serving.hosts import AllowedHosts
 from moejax.serving.settings import AppSettings
@@ -70,7 +68,7 @@ class Guard:
             message = await receive()
             size += len(message.get("body", b""))
             if size > self._limit:
-                raise HTTPException(413, self._too_large)  # the one kind that FastAPI's parsing lets through
+                raise ApiError(413, self._too_large, code="request_too_large")
             return message
 
         await self._app(scope, counted, send)

@@ -97,7 +97,7 @@ async def _answer(request: Request, body: CompletionRequest | ChatRequest) -> Re
     for job in jobs:
         job.arrived = arrived
     try:
-        engine.submit(jobs)
+        engine.submit(jobs, "" if request.client is None else request.client.host)
     except QueueFull as error:
         raise ApiError(429, f"{error}; try again later", code="queue_full") from error
     progress = bool(body.return_progress or body.return_routed_experts)

@@ -4,7 +4,6 @@ Used by the engine's thread alone.
 """
 
 import time
-from collections import deque
 from collections.abc import Callable
 
 import numpy as np
@@ -13,6 +12,7 @@ from moejax.decoding.scheduler import Scheduler, StartedSteps
 from moejax.decoding.sequences import NewTokens, SequenceGroup
 from moejax.decoding.state import Features
 from moejax.runtime.buckets import STEPS_PER_CALL
+from moejax.serving.fair_queue import FairQueue
 from moejax.serving.jobs import EngineError, Mailbox, ServedRequest, make_delta, wake
 from moejax.serving.metrics import Metrics
 
@@ -41,14 +41,15 @@ class RunningRequests:
         """Requests that have slots."""
         return list(self._jobs.values())
 
-    def can_take(self, queue: deque[ServedRequest]) -> bool:
-        """Whether there are slots for the request that waits first."""
-        return bool(queue) and len(queue[0].sequences) <= self.scheduler.free
+    def can_take(self, queue: FairQueue) -> bool:
+        """Whether there are slots for the request that is next."""
+        first = queue.first
+        return first is not None and len(first.sequences) <= self.scheduler.free
 
-    def take(self, queue: deque[ServedRequest]) -> None:
+    def take(self, queue: FairQueue) -> None:
         """Gives waiting requests their slots, as far as there are enough for the first of them."""
         while self.can_take(queue):
-            job = queue.popleft()
+            job = queue.pop()
             job.started = time.perf_counter()
             self._jobs[job.group] = job
             self.scheduler.add(job.group)

@@ -7,6 +7,7 @@ from moejax.serving.baseline import NO_BASELINE, Choice
 from moejax.serving.hosts import AllowedHosts
 
 DEFAULT_MAX_SEQ_LEN = 4096  # where the model allows more: a server allocates what it might need
+DEFAULT_CONNECTIONS = 1000
 MIB = 1 << 20
 
 
@@ -78,6 +79,8 @@ class ServerSettings:
 
     shutdown_seconds: how long answers may go on once the end has begun.
     write_seconds: within which a client has to read something, as long as there is something for it.
+    idle_seconds: within which one has to send something, as long as no answer to it is under way.
+    max_connections: at a time.
     log_requests: whether there is a line for every request.
 
     Raises:
@@ -86,6 +89,8 @@ class ServerSettings:
 
     shutdown_seconds: float = 30.0
     write_seconds: float = 60.0
+    idle_seconds: float = 60.0
+    max_connections: int = DEFAULT_CONNECTIONS
     log_requests: bool = False
 
     def __post_init__(self) -> None:
@@ -93,3 +98,7 @@ class ServerSettings:
             raise ValueError(f"--shutdown-seconds must be from 0 to 86400, got {self.shutdown_seconds}")
         if not 0 < self.write_seconds <= 86400:
             raise ValueError(f"--write-seconds must be more than 0 and at most 86400, got {self.write_seconds}")
+        if not 0 < self.idle_seconds <= 86400:
+            raise ValueError(f"--idle-seconds must be more than 0 and at most 86400, got {self.idle_seconds}")
+        if self.max_connections < 1:
+            raise ValueError(f"--max-connections must be at least 1, got {self.max_connections}")

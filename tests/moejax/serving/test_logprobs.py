@@ -40,7 +40,7 @@ def test_bytes_of_a_chat_are_its_content(client: openai.OpenAI, live: Live, stop
     assert choice.message.content == (whole.partition(asked["stop"])[0] if stop else whole)
     assert b"".join(bytes(entry.bytes) for entry in entries).decode(errors="replace") == choice.message.content
     chunks = [chunk.choices[0] for chunk in client.chat.completions.create(**asked, stream=True)]
-    streamed = [entry for chunk in chunks if chunk.logprobs for entry in chunk.logprobs.content]
+    streamed = [entry for chunk in chunks if chunk.logprobs for entry in chunk.logprobs.content or ()]
     assert [entry.bytes for entry in streamed] == [entry.bytes for entry in entries]
     assert [entry.token for entry in streamed] == [entry.token for entry in entries]
 
