@@ -1,5 +1,6 @@
 """Log-probabilities over HTTP, whole and streamed: of prompts, of parts of characters, of what a stop takes back."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -15,8 +16,9 @@ EURO = (0xE2, 0x82, 0xAC)
 
 
 @pytest.fixture(scope="module")
-def client(live: Live) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{live.url}/v1", api_key="none", max_retries=0, timeout=WAIT_SECONDS)
+def client(live: Live) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{live.url}/v1", api_key="none", max_retries=0, timeout=WAIT_SECONDS) as one:
+        yield one
 
 
 def ask(live: Live, path: str, **asked: Any) -> dict[str, Any]:
