@@ -10,6 +10,7 @@ from jax.experimental import multihost_utils
 from moejax.decoding.sampling_params import SamplingParams
 from moejax.decoding.sequences import Sequence
 from moejax.decoding.state import Features, SamplingState
+from moejax.runtime.ambient import in_settled
 
 _PADDING = SamplingParams(max_tokens=1)
 
@@ -60,6 +61,7 @@ def in_prompts(sequences: Collection[Sequence | None], vocabulary: int) -> Any:
     return found
 
 
+@in_settled
 def shared_entropy() -> int:
     """Fresh random bits, the same in all processes: they must draw the same tokens."""
     bits: Any = np.array(np.random.SeedSequence().generate_state(2))

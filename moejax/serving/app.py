@@ -17,9 +17,9 @@ from moejax.serving.baseline_process import BaselineProcess
 from moejax.serving.documents import complete_document, documented
 from moejax.serving.engine import REFUSALS, Engine
 from moejax.serving.errors import ApiError, json_response
+from moejax.serving.failures import FAILURES, error_of
 from moejax.serving.guard import Guard, HostGuard
 from moejax.serving.info import info
-from moejax.serving.jobs import EngineError
 from moejax.serving.openai_api import router as openai_router
 from moejax.serving.page_files import router as page_router
 from moejax.serving.settings import AppSettings
@@ -51,7 +51,8 @@ def create_app(engine: Engine, settings: AppSettings) -> FastAPI:
     app.add_api_route("/v1/moejax/info", info, methods=["GET"], **documented(503))
     complete_document(app)
     app.add_exception_handler(ApiError, _on_api_error)
-    app.add_exception_handler(EngineError, _on_engine_error)
+    for kind in FAILURES:
+        app.add_exception_handler(kind, _on_failure)
     app.add_exception_handler(FastAPIHTTPException.__mro__[1], _on_http_error)
     app.add_exception_handler(Exception, _on_unexpected)
     app.add_middleware(Guard, settings=settings)
@@ -80,8 +81,8 @@ async def _on_api_error(_: Request, error: Any) -> Response:
     return error.response()
 
 
-async def _on_engine_error(_: Request, error: Any) -> Response:
-    return ApiError(503, str(error)).response()
+async def _on_failure(_: Request, error: Any) -> Response:
+    return error_of(error).response()
 
 
 async def _on_http_error(_: Request, error: Any) -> Response:

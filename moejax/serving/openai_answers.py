@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from moejax.decoding.prompt_reports import prompt_logprobs
 from moejax.decoding.results import Logprob, TokenLogprobs
-from moejax.decoding.sequences import prompt_logprobs
 from moejax.serving.jobs import Delta, ServedRequest
 from moejax.serving.token_texts import TokenPlace, TokenTexts
 
-LOWEST_LOGPROB = -9999.0  # stands for what JSON cannot say: minus infinity
+LOWEST_LOGPROB = -9999.0  # stands for minus infinity, which JSON cannot say
 
 
 @dataclass(kw_only=True)
@@ -37,12 +37,14 @@ class Answer:
 
     chat: of `/v1/chat/completions`, else of `/v1/completions`.  model_name: as it is served.
     jobs: one per prompt; the choices of job i have the indices from i n on.
+    dtype: of the model.
     progress: whether chunks say what each token is and when it came.
     """
 
     chat: bool
     model_name: str
     jobs: Sequence[ServedRequest]
+    dtype: str
     progress: bool = False
     id: str = field(init=False)
     created: int = field(init=False)
@@ -112,7 +114,7 @@ class Answer:
         index = at * len(job.sequences) + delta.output
         if index not in self._choices:
             if job.echo is not None:
-                delta = _with_prompt(job, delta)
+                delta = self._with_prompt(job, delta)
             prompt = job.request.prompt if job.echo is None else ()
             skips = job.request.params.skip_special_tokens
             texts = TokenTexts(job.sequences[0].tokenizer, prompt, skip_special_tokens=skips)
@@ -129,6 +131,30 @@ class Answer:
             "finish_reason": delta.finish_reason,
             "stop_reason": delta.stop_reason,
         }
+
+    def _with_prompt(self, job: ServedRequest, delta: Delta) -> Delta:
+        """The first delta of an output with its prompt in front, and without tokens where none were asked for."""
+        assert job.echo is not None
+        if job.echo.alone:
+            delta = dataclasses.replace(
+                delta,
+                texts=[],
+                token_ids=[],
+                logprobs=None if delta.logprobs is None else [],
+                experts=None,
+                finish_reason="length",
+                stop_reason=None,
+            )
+        logprobs = delta.logprobs
+        if logprobs is not None:
+            entries = prompt_logprobs(job.group, index=job.place, dtype=self.dtype) or []
+            logprobs = [*(_first_entry(job) if entry is None else entry for entry in entries), *logprobs]
+        return dataclasses.replace(
+            delta,
+            texts=[job.echo.text, *delta.texts],
+            token_ids=[*job.request.prompt, *delta.token_ids],
+            logprobs=logprobs,
+        )
 
 
 def _completion_logprobs(choice: Choice, best: int, delta: Delta) -> dict[str, Any]:
@@ -161,31 +187,6 @@ def _chat_logprobs(choice: Choice, best: int, delta: Delta) -> dict[str, Any]:
             }
         )
     return {"content": content, "refusal": None}
-
-
-def _with_prompt(job: ServedRequest, delta: Delta) -> Delta:
-    """The first delta of an output with its prompt in front, and without tokens where none were asked for."""
-    assert job.echo is not None
-    if job.echo.alone:
-        delta = dataclasses.replace(
-            delta,
-            texts=[],
-            token_ids=[],
-            logprobs=None if delta.logprobs is None else [],
-            experts=None,
-            finish_reason="length",
-            stop_reason=None,
-        )
-    logprobs = delta.logprobs
-    if logprobs is not None:
-        entries = prompt_logprobs(job.group) or []
-        logprobs = [*(_first_entry(job) if entry is None else entry for entry in entries), *logprobs]
-    return dataclasses.replace(
-        delta,
-        texts=[job.echo.text, *delta.texts],
-        token_ids=[*job.request.prompt, *delta.token_ids],
-        logprobs=logprobs,
-    )
 
 
 def _first_entry(job: ServedRequest) -> TokenLogprobs:
@@ -225,4 +226,4 @@ def _spelled(one: Logprob, data: bytes) -> dict[str, Any]:
 
 
 def _finite(logprob: float) -> float:
-    return max(logprob, LOWEST_LOGPROB) if logprob == logprob else LOWEST_LOGPROB
+    return max(logprob, LOWEST_LOGPROB)

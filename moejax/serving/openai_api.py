@@ -12,12 +12,14 @@ from moejax.serving.documents import documented
 from moejax.serving.engine import Engine
 from moejax.serving.errors import ApiError, json_response
 from moejax.serving.event_stream import DONE, EventStream, event, while_connected
-from moejax.serving.jobs import Delta, EngineError, Mailbox, QueueFull, ServedRequest
+from moejax.serving.failures import FAILURES, error_of
+from moejax.serving.jobs import Delta, EngineError, Mailbox, QueueFull, RequestFailed, ServedRequest
 from moejax.serving.openai_answers import Answer
 from moejax.serving.openai_requests import ChatRequest, CompletionRequest, check_fields
 from moejax.serving.prepare import MakeServed, prepare_requests
 from moejax.serving.settings import AppSettings
 
+Letter = tuple[int, list[Delta]]  # the place of a job, and what it gained
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -86,7 +88,9 @@ def make_answer(
 ) -> Answer:
     """The answer to a body, in the form of its route."""
     name = request.app.state.settings.model_name
-    return Answer(chat=isinstance(body, ChatRequest), model_name=name, jobs=jobs, progress=progress)
+    engine: Engine = request.app.state.engine
+    chat, dtype = isinstance(body, ChatRequest), engine.model.dtype
+    return Answer(chat=chat, model_name=name, jobs=jobs, dtype=dtype, progress=progress)
 
 
 async def _answer(request: Request, body: CompletionRequest | ChatRequest) -> Response:
@@ -94,8 +98,8 @@ async def _answer(request: Request, body: CompletionRequest | ChatRequest) -> Re
     arrived = time.perf_counter()
     made = await checked_requests(request, body)
     jobs = [draft(Mailbox(whole=not body.stream)) for draft in made]
-    for job in jobs:
-        job.arrived = arrived
+    for place, job in enumerate(jobs):
+        job.arrived, job.place = arrived, place
     try:
         engine.submit(jobs, "" if request.client is None else request.client.host)
     except QueueFull as error:
@@ -137,28 +141,28 @@ async def _events(answer: Answer, *, include_usage: bool) -> AsyncGenerator[byte
             chunks = [await _worded(answer, answer.chunk, at, one, include_usage=include_usage) for one in deltas]
             if events := b"".join(event(chunk) for chunk in chunks if chunk is not None):
                 yield events
-    except EngineError as error:
-        yield event(ApiError(503, str(error)).body())
+    except FAILURES as error:
+        yield event(error_of(error).body())
         return
     if include_usage:
         yield event(answer.last_chunk())
     yield DONE
 
 
-async def _merged(mailboxes: Sequence[Mailbox]) -> AsyncIterator[tuple[int, list[Delta]]]:
+async def _merged(mailboxes: Sequence[Mailbox]) -> AsyncIterator[Letter]:
     """What comes to any of the mailboxes, with its place among them, in the order in which it comes."""
     if len(mailboxes) == 1:
         async for deltas in mailboxes[0]:
             yield 0, deltas
         return
-    letters: asyncio.Queue[tuple[int, list[Delta]] | EngineError | None] = asyncio.Queue(maxsize=len(mailboxes))
+    letters: asyncio.Queue[Letter | EngineError | RequestFailed | None] = asyncio.Queue(maxsize=len(mailboxes))
 
     async def forward(at: int, mailbox: Mailbox) -> None:
         try:
             async for deltas in mailbox:
                 await letters.put((at, deltas))
             await letters.put(None)
-        except EngineError as error:
+        except (EngineError, RequestFailed) as error:
             await letters.put(error)
 
     tasks = [asyncio.create_task(forward(at, mailbox)) for at, mailbox in enumerate(mailboxes)]
@@ -166,7 +170,7 @@ async def _merged(mailboxes: Sequence[Mailbox]) -> AsyncIterator[tuple[int, list
         open_ = len(tasks)
         while open_:
             letter = await letters.get()
-            if isinstance(letter, EngineError):
+            if isinstance(letter, EngineError | RequestFailed):
                 raise letter
             if letter is None:
                 open_ -= 1
