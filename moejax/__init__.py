@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from moejax.conversion import convert as convert
     from moejax.decoding.api import decode as decode
     from moejax.decoding.api import logits as logits
+    from moejax.decoding.failures import NonFiniteLogitsError as NonFiniteLogitsError
     from moejax.decoding.results import DecodeEvent as DecodeEvent
     from moejax.decoding.results import DecodeResult as DecodeResult
     from moejax.decoding.results import Logprob as Logprob
@@ -49,6 +50,7 @@ _HOME = {
     "decode": "moejax.decoding.api",
     "logits": "moejax.decoding.api",
     "SamplingParams": "moejax.decoding.sampling_params",
+    "NonFiniteLogitsError": "moejax.decoding.failures",
     # results
     "DecodeResult": "moejax.decoding.results",
     "Output": "moejax.decoding.results",

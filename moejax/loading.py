@@ -19,6 +19,7 @@ from moejax.moe.split import Split, dispatch_name, resolve_split
 from moejax.ops.table import prepare_backend
 from moejax.planning.auto import AUTO, auto_split
 from moejax.runtime.agreement import check_same
+from moejax.runtime.ambient import in_settled
 from moejax.runtime.huge_pages import HugePages
 from moejax.runtime.programs import Programs
 from moejax.text.tokenizer import Tokenizer, missing_tokenizer_message
@@ -101,6 +102,7 @@ class Model:
         return self.structure.merged(params)
 
 
+@in_settled
 def load(
     source: str | Path | Checkpoint,
     *,
@@ -130,8 +132,8 @@ def load(
 
     Raises:
         ValueError: for a source, option or checkpoint that cannot be used, a model that cannot be split over the mesh
-            or does not fit its devices, or that another process of this run was not given as well, in one line that
-            says what to do. Weights are only read once all else was checked.
+            or does not fit its devices, a JAX that cannot start, or anything that another process of this run was not
+            given as well, in one line that says what to do. Weights are only read once all else was checked.
     """
     if mesh != AUTO and not isinstance(mesh, Split):
         mesh_config(mesh)
@@ -192,6 +194,7 @@ def load(
     )
 
 
+@in_settled
 def random_model(config: ModelConfig, split: Split, dtype: str, seed: int = 0) -> Model:
     """A model of random weights, made on its devices; for one that has a name, `load("random:NAME")`."""
     backend = prepare_backend("auto", jax.default_backend())

@@ -50,7 +50,7 @@ def describe(error: Exception) -> str:
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror or error}"
-    if isinstance(error, ValueError):
+    if isinstance(error, ValueError | FloatingPointError):
         return with_flags(str(error))
     if PEER_GONE.search(str(error)):
         return PEER_ENDED

@@ -184,6 +184,15 @@ class SamplingFlags:
     frequency_penalty: Annotated[
         float, real("--frequency-penalty", panel=SAMPLING, help="Subtracted for every time a token is in the output.")
     ] = _DEFAULT.frequency_penalty
+    logit_bias: Annotated[
+        list[str] | None,
+        option(
+            "--logit-bias",
+            panel=SAMPLING,
+            metavar="ID=BIAS",
+            help="Added to the logit of a token, -100 to 100; repeatable.",
+        ),
+    ] = None
     seed: Annotated[int | None, whole("--seed", panel=SAMPLING, help="Makes sampling reproducible.")] = None
     n: Annotated[int, whole("--n", panel=SAMPLING, help="Outputs per prompt (not to be confused with -n).")] = (
         _DEFAULT.n
@@ -212,8 +221,17 @@ class SamplingFlags:
         given = dict(vars(self))
         given["stop"] = given["stop"] or ()
         given["stop_token_ids"] = given.pop("stop_token_id") or ()
+        given["logit_bias"] = dict(map(_bias, given["logit_bias"] or ()))
         given["skip_special_tokens"] = not given.pop("no_skip_special_tokens")
         return SamplingParams(**given)
+
+
+def _bias(text: str) -> tuple[int, float]:
+    token, _, bias = text.partition("=")
+    try:
+        return int(token), float(bias)
+    except ValueError as error:
+        raise ValueError(f"--logit-bias must be ID=BIAS, as in 17=-100, got {text!r}") from error
 
 
 @dataclass(frozen=True, kw_only=True)

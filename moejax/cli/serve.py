@@ -54,6 +54,24 @@ class HttpFlags:
             show_default=False,
         ),
     ] = None
+    allowed_hosts: Annotated[
+        list[str] | None,
+        option(
+            "--allowed-hosts",
+            panel=HTTP,
+            metavar="NAMES",
+            help="Further names for the server, beside what it listens on; repeatable, or with commas. * is any.",
+        ),
+    ] = None
+    allowed_origins: Annotated[
+        list[str] | None,
+        option(
+            "--allowed-origins",
+            panel=HTTP,
+            metavar="URLS",
+            help="Pages elsewhere that may ask (CORS), like https://example.com; repeatable, or with commas. * is any.",
+        ),
+    ] = None
     max_request_bytes: Annotated[int, whole("--max-request-bytes", panel=HTTP, help="Of a request's body.")] = 4 << 20
     baseline: Annotated[
         str,
@@ -70,6 +88,18 @@ class HttpFlags:
     write_seconds: Annotated[
         float, real("--write-seconds", panel=HTTP, help="A client that reads nothing for so long is given up.")
     ] = 60
+    idle_seconds: Annotated[
+        float, real("--idle-seconds", panel=HTTP, help="A client that is to send something and does not is given up.")
+    ] = 60
+    max_connections: Annotated[
+        int | None,
+        whole(
+            "--max-connections",
+            panel=HTTP,
+            help="At a time; more close an idle one, or get 503. 1000, or what the limit of open files leaves.",
+            show_default=False,
+        ),
+    ] = None
     log_requests: Annotated[
         bool, option("--log-requests", panel=HTTP, help="A line on stderr for every request.", show_default=False)
     ] = False
@@ -80,15 +110,21 @@ class HttpFlags:
 
     def server_settings(self) -> "ServerSettings":
         """Raises ValueError for a number out of range."""
+        from moejax.serving.descriptors import connection_limit
         from moejax.serving.settings import ServerSettings
 
         return ServerSettings(
-            shutdown_seconds=self.shutdown_seconds, write_seconds=self.write_seconds, log_requests=self.log_requests
+            shutdown_seconds=self.shutdown_seconds,
+            write_seconds=self.write_seconds,
+            idle_seconds=self.idle_seconds,
+            max_connections=connection_limit(self.max_connections),
+            log_requests=self.log_requests,
         )
 
     def app_settings(self, checkpoint: str) -> "AppSettings":
         """Raises ValueError for a value out of range, or a baseline that cannot be."""
         from moejax.serving.baseline import choose
+        from moejax.serving.hosts import allowed_hosts
         from moejax.serving.settings import AppSettings
 
         name = checkpoint.rstrip("/").rpartition("/")[2] if self.served_model_name is None else self.served_model_name
@@ -96,9 +132,16 @@ class HttpFlags:
             model_name=name,
             api_key=self.api_key,
             max_request_bytes=self.max_request_bytes,
+            hosts=allowed_hosts(self.host, _listed(self.allowed_hosts)),
+            origins=tuple(_listed(self.allowed_origins)),
             baseline=choose(self.baseline, checkpoint),
             about=ABOUT_DEMO if checkpoint == "demo" else None,
         )
+
+
+def _listed(values: list[str] | None) -> list[str]:
+    """The items of a flag that may be repeated, and have several with commas between."""
+    return [item.strip() for value in values or () for item in value.split(",")]
 
 
 @dataclass(frozen=True, kw_only=True)

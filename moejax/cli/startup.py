@@ -2,7 +2,6 @@
 
 import importlib.util
 import logging
-import os
 
 from moejax.cli import console
 from moejax.cli.devices import Devices, Processes
@@ -38,20 +37,15 @@ def prepare_jax(
     """
     import jax
 
+    from moejax.runtime.platform import visible_devices
+
     if quiet:
         logging.getLogger("moejax").setLevel(logging.ERROR)
     if devices.simulate_devices is not None:
         jax.config.update("jax_num_cpu_devices", devices.simulate_devices)
     if processes.several:
         join(processes)
-    try:
-        platform = jax.devices()[0].platform
-    except (RuntimeError, AssertionError) as error:  # JAX 0.10 asserts where a platform's plugin is not installed
-        platforms = os.environ.get("JAX_PLATFORMS", "")
-        reason = str(error).partition("\n")[0] or "it has no plugin for this platform"
-        raise ValueError(
-            f"JAX cannot start with JAX_PLATFORMS={platforms!r}: {reason}; unset it, or set it to cpu"
-        ) from error
+    platform = visible_devices()[0].platform
     if devices.simulate_devices is not None and platform != "cpu":
         raise ValueError(
             f"--simulate-devices simulates CPU devices, but JAX found {platform} devices; set the environment variable "

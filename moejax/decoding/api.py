@@ -6,20 +6,20 @@ from dataclasses import replace
 from os import PathLike
 from typing import Any, Literal, overload
 
-import jax
 import numpy as np
 
 from moejax.decoding import steps
 from moejax.decoding.engine import DecodeRun
-from moejax.decoding.logprobs import scores_at
-from moejax.decoding.outputs import PromptReport
+from moejax.decoding.failures import failure_in
+from moejax.decoding.prompt_reports import prompt_logprobs
 from moejax.decoding.requests import Prompt, Request, make_requests, prompt_token_ids, split_prompts
-from moejax.decoding.results import DecodeEvent, DecodeResult, Stats, TokenLogprobs
+from moejax.decoding.results import DecodeEvent, DecodeResult, Stats
 from moejax.decoding.sampling_params import SamplingParams
-from moejax.decoding.sequences import token_logprobs
+from moejax.decoding.sequences import NewTokens
 from moejax.loading import Model
 from moejax.runtime import buckets
 from moejax.runtime.agreement import check_same
+from moejax.runtime.ambient import in_settled
 
 Params = SamplingParams | Sequence[SamplingParams] | None
 
@@ -56,6 +56,8 @@ def decode(
         ValueError: for a model that was not loaded, a prompt or parameter that cannot be served, `prompt_logprobs` or
             `return_routed_experts` with `stream`, or anything that another process of this run was not given as well.
             It is raised by this call, not by the iterator.
+        NonFiniteLogitsError: where the logits of a prompt's next token are NaN or infinite, as float16 makes them of
+            some models; a stream has yielded what came before.
     """
     began = time.perf_counter()
     _check_loaded(model)
@@ -74,6 +76,7 @@ def decode(
     return _decode(model, requests, began)
 
 
+@in_settled
 def logits(model: Model, prompts: Sequence[Prompt]) -> list[np.ndarray]:
     """Next-token logits at every position of every prompt, teacher-forced and without a lasting cache.
 
@@ -126,8 +129,8 @@ def _check_streamable(requests: list[Request]) -> None:
 
 def _decode(model: Model, requests: list[Request], began: float) -> list[DecodeResult]:
     run = DecodeRun(model=model, requests=requests, stream=False, began=began)
-    for _ in run.tokens():
-        pass
+    for gained in run.tokens():
+        _check_finite(model, gained)
     return [_result(run, request) for request in requests]
 
 
@@ -140,6 +143,12 @@ def _stream(model: Model, requests: list[Request], began: float) -> Iterator[Dec
                     event = one.events[step]
                     ended = event.finish_reason is not None
                     yield replace(event, stats=_stats(run, one.group.request)) if ended else event
+        _check_finite(model, gained)
+
+
+def _check_finite(model: Model, gained: list[NewTokens]) -> None:
+    if failure := failure_in(gained, model.dtype):
+        raise failure
 
 
 def _stats(run: DecodeRun, request: Request) -> Stats:
@@ -184,19 +193,7 @@ def _result(run: DecodeRun, request: Request) -> DecodeResult:
         experts = np.concatenate([np.asarray(report.experts) for report in reports])[: len(request.prompt)]
     return DecodeResult(
         prompt_token_ids=request.prompt,
-        prompt_logprobs=_prompt_logprobs(run.model, request, reports),
+        prompt_logprobs=prompt_logprobs(groups[0], index=request.index, dtype=run.model.dtype),
         outputs=[one.result(experts) for group in groups for one in group.sequences],
         stats=_stats(run, request),
     )
-
-
-def _prompt_logprobs(model: Model, request: Request, reports: list[PromptReport]) -> list[TokenLogprobs | None] | None:
-    best = request.params.prompt_logprobs
-    if best is None:
-        return None
-    parts = [report.scores for report in reports if report.scores is not None]
-    scores = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)  # [all parts' T], of the token that follows
-    entries: list[TokenLogprobs | None] = [None]
-    for place, token in enumerate(request.prompt[1:]):
-        entries.append(token_logprobs(model.tokenizer, token, scores_at(scores, place), best))
-    return entries

@@ -210,6 +210,7 @@ def _features(requests: list[Request], vocabulary: int) -> Features:
         sample=any(not p.greedy for p in params),
         filter=any(p.filtered for p in params),
         penalize=any(p.penalized for p in params),
+        biases=buckets.count_bucket(max(len(p.logit_bias) for p in params)),
         min_tokens=any(p.min_tokens for p in params),
         logprobs=min(vocabulary, buckets.count_bucket(max(wanted))) if wanted else None,
         experts=any(p.return_routed_experts for p in params),

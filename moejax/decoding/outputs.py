@@ -8,13 +8,16 @@ from jaxtyping import Int
 
 from moejax.decoding.logprobs import TokenScores
 
+# In place of a token: the slot was not active, or the best of its logits is NaN or infinite.
+NOT_ACTIVE, NOT_FINITE = -1, -2
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StepOutput:
     """What one step generated. None where it was not asked for.
 
-    token: -1 for slots that were not active.  scores: of the token among the raw logits.
+    token: NOT_ACTIVE or NOT_FINITE where there is none.  scores: of the token among the raw logits.
     experts: int16 [B, L, A], of the token that was fed, E for slots that were not active.
     """
 

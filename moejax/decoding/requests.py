@@ -131,6 +131,8 @@ def _make_request(model: ModelFacts, index: int, prompt: Prompt, params: Samplin
         raise ValueError(f"stop strings need a tokenizer, but {model.no_tokenizer_reason}; or use stop_token_ids")
     if wrong := [i for i in params.stop_token_ids if i >= vocabulary]:
         raise ValueError(f"stop_token_ids: {wrong[0]} is out of range, this model's ids are 0 to {vocabulary - 1}")
+    if wrong := [i for i in dict(params.logit_bias) if i >= vocabulary]:
+        raise ValueError(f"logit_bias: {wrong[0]} is out of range, this model's ids are 0 to {vocabulary - 1}")
     for name in ("logprobs", "prompt_logprobs"):
         if (getattr(params, name) or 0) > vocabulary:
             raise ValueError(f"{name}={getattr(params, name)} is more than the {vocabulary} tokens of this model")

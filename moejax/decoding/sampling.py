@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
+from moejax.decoding.outputs import NOT_FINITE
 from moejax.decoding.state import Features, SamplingState
 from moejax.moe.parallel import Parallel
 
@@ -18,6 +19,12 @@ def penalize(
     logits = jnp.where(in_prompt | (in_output > 0), penalized, logits)
     logits = logits - sampling.frequency_penalty[:, None] * in_output.astype(jnp.float32)
     return logits - sampling.presence_penalty[:, None] * (in_output > 0).astype(jnp.float32)
+
+
+def add_biases(logits: Float[Array, "B V"], sampling: SamplingState) -> Float[Array, "B V"]:
+    """Logits with each sequence's biases of tokens."""
+    ids = jnp.where(sampling.bias_ids < 0, logits.shape[1], sampling.bias_ids)  # past the end: dropped
+    return jax.vmap(lambda row, at, bias: row.at[at].add(bias, mode="drop"))(logits, ids, sampling.biases)
 
 
 def forbid_stops(
@@ -53,20 +60,28 @@ def first_highest(logits: Float[Array, "B V"]) -> Int[Array, " B"]:
     return jnp.min(jnp.where(best, jnp.arange(vocabulary, dtype=jnp.int32), vocabulary), axis=-1)
 
 
+def finite_best(logits: Float[Array, "B V"]) -> tuple[Int[Array, " B"], Bool[Array, " B"]]:
+    """`first_highest`, and whether the logit there is a number. None of a row's is NaN or +inf then; -inf forbids."""
+    best = first_highest(logits)
+    return best, jnp.isfinite(_at(logits, best))
+
+
 def best_tokens(parallel: Parallel, logits: Float[Array, "B V"]) -> Int[Array, " B"]:
     """Each sequence's most probable token, the lowest of equal ones, from logits whose vocabulary may be split.
 
-    Each device sends its best token and that one's logit, and not its logits.
+    NOT_FINITE where the best logit is no number. Each device sends its best token and that one's logit, not all its
+    logits.
     """
     axes = parallel.axes("vocab")
 
     def body(logits: Float[Array, "Bl Vl"]) -> Int[Array, " Bl"]:
-        best = first_highest(logits)
+        best, finite = finite_best(logits)
         if not axes:
-            return best
-        values = lax.all_gather(jnp.take_along_axis(logits, best[:, None], axis=-1)[:, 0], axes)  # parts Bl
+            return jnp.where(finite, best, NOT_FINITE)
+        values = lax.all_gather(_at(logits, best), axes)  # parts Bl
         tokens = lax.all_gather(best + lax.axis_index(axes) * logits.shape[1], axes)
-        return jnp.take_along_axis(tokens, jnp.argmax(values, axis=0)[None], axis=0)[0]
+        part, finite = finite_best(values.T)
+        return jnp.where(finite, jnp.take_along_axis(tokens, part[None], axis=0)[0], NOT_FINITE)
 
     return parallel.map(body, (parallel.spec("batch", "vocab"),), parallel.spec("batch"))(logits)
 
@@ -76,11 +91,12 @@ def choose(
 ) -> Array:
     """The next token of each sequence: the best one at temperature 0, else a sample. int32 [B].
 
+    NOT_FINITE where the best logit is no number, which would make a sample of nothing look like an answer.
     A sequence's random numbers depend on its key and on how many tokens it has generated, and on nothing else.
     """
-    best = first_highest(logits)
+    best, finite = finite_best(logits)
     if not features.sample:
-        return best
+        return jnp.where(finite, best, NOT_FINITE)
     greedy = sampling.temperature == 0
     temperature = jnp.where(greedy, 1.0, sampling.temperature)[:, None]
     scaled = (logits - jnp.max(logits, axis=-1, keepdims=True)) / temperature  # at most 0: a tiny temperature is safe
@@ -88,4 +104,9 @@ def choose(
         scaled = keep_probable(scaled, sampling)
     keys = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(sampling.key), generated)
     noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:], jnp.float32))(keys)
-    return jnp.where(greedy, best, jnp.argmax(scaled + noise, axis=-1).astype(jnp.int32))
+    chosen = jnp.where(greedy, best, jnp.argmax(scaled + noise, axis=-1).astype(jnp.int32))
+    return jnp.where(finite, chosen, NOT_FINITE)
+
+
+def _at(logits: Float[Array, "B V"], tokens: Int[Array, " B"]) -> Float[Array, " B"]:
+    return jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]

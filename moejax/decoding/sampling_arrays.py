@@ -10,6 +10,7 @@ from jax.experimental import multihost_utils
 from moejax.decoding.sampling_params import SamplingParams
 from moejax.decoding.sequences import Sequence
 from moejax.decoding.state import Features, SamplingState
+from moejax.runtime.ambient import in_settled
 
 _PADDING = SamplingParams(max_tokens=1)
 
@@ -24,10 +25,14 @@ def sampling_state(sequences: Collection[Sequence | None], features: Features, e
     most = np.iinfo(np.int32).max
     top_k: Any = np.array([min(one.top_k, most) for one in params], np.int32)
     stop_ids: Any = np.full((len(params), features.stop_ids), -1, np.int32)
+    bias_ids: Any = np.full((len(params), features.biases), -1, np.int32)
+    biases: Any = np.zeros((len(params), features.biases), np.float32)
     keys: Any = np.zeros((len(params), 2), np.uint32)
     for place, one in enumerate(sequences):
         if one is not None:
             stop_ids[place, : len(one.request.stop_ids)] = one.request.stop_ids
+            for number, (token, bias) in enumerate(dict(one.request.params.logit_bias).items()):
+                bias_ids[place, number], biases[place, number] = token, bias
             keys[place] = _key(one, entropy)
     return SamplingState(
         temperature=column("temperature", np.float32),
@@ -37,6 +42,8 @@ def sampling_state(sequences: Collection[Sequence | None], features: Features, e
         repetition_penalty=column("repetition_penalty", np.float32),
         presence_penalty=column("presence_penalty", np.float32),
         frequency_penalty=column("frequency_penalty", np.float32),
+        bias_ids=bias_ids,
+        biases=biases,
         key=keys,
         max_tokens=column("max_tokens", np.int32),
         min_tokens=column("min_tokens", np.int32),
@@ -54,6 +61,7 @@ def in_prompts(sequences: Collection[Sequence | None], vocabulary: int) -> Any:
     return found
 
 
+@in_settled
 def shared_entropy() -> int:
     """Fresh random bits, the same in all processes: they must draw the same tokens."""
     bits: Any = np.array(np.random.SeedSequence().generate_state(2))

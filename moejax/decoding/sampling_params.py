@@ -24,6 +24,7 @@ class SamplingParams:
             by it; 1 is off (arXiv:1909.05858).
         presence_penalty: subtracted once from the logits of tokens in the output.
         frequency_penalty: subtracted once per occurrence in the output.
+        logit_bias: added to the logits of tokens, by id: -100 to 100, which forbid and enforce a token. Kept as pairs.
         seed: makes sampling reproducible, whatever else is in the batch; None draws one.
         n: outputs per prompt.
         stop: strings that end the text.
@@ -48,6 +49,7 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] | Sequence[tuple[int, float]] = ()
     seed: int | None = None
     n: int = 1
     stop: str | Sequence[str] = ()
@@ -71,6 +73,7 @@ class SamplingParams:
             object.__setattr__(self, "max_tokens", max_new_tokens)
         object.__setattr__(self, "stop", _strings("stop", self.stop))
         object.__setattr__(self, "stop_token_ids", _ids("stop_token_ids", self.stop_token_ids))
+        object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
         for name, (low, high) in _WHOLE_RANGES.items():
             _check_number(name, getattr(self, name), low, high, whole=True)
         for name, (low, high) in _REAL_RANGES.items():
@@ -100,6 +103,8 @@ class SamplingParams:
         """Whether tokens seen before change the logits."""
         return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
 
+
+MAX_BIASES = 300  # of a request, as in OpenAI's API
 
 _WHOLE_RANGES: Mapping[str, tuple[int, int | None]] = {
     "max_tokens": (1, None),
@@ -161,6 +166,19 @@ def _strings(name: str, value: object) -> tuple[str, ...]:
     if not isinstance(items, Sequence) or not all(isinstance(item, str) and item for item in items):
         raise ValueError(f"{name} must be a non-empty string or a list of such, got {value!r}")
     return tuple(dict.fromkeys(items))
+
+
+def _biases(value: object) -> tuple[tuple[int, float], ...]:
+    """Pairs of a token and its bias, each token once."""
+    pairs = tuple(value.items()) if isinstance(value, Mapping) else value
+    if not isinstance(pairs, Sequence) or not all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
+        raise ValueError(f"logit_bias must be a dictionary of biases by token id, got {value!r:.80}")
+    if len(pairs) > MAX_BIASES:
+        raise ValueError(f"logit_bias has {len(pairs)} tokens, the most are {MAX_BIASES}")
+    _ids("logit_bias", [token for token, _ in pairs])
+    for _, bias in pairs:
+        _check_number("logit_bias", bias, -100, 100, whole=False)
+    return tuple(dict(pairs).items())
 
 
 def _ids(name: str, value: object) -> tuple[int, ...]:

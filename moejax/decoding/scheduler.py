@@ -16,6 +16,7 @@ from moejax.decoding.outputs import Generated, PromptReport
 from moejax.decoding.sequences import NewTokens, Sequence, SequenceGroup, push_tokens
 from moejax.decoding.shapes import Part
 from moejax.decoding.slots import Slots
+from moejax.runtime.ambient import in_settled
 
 
 class StartedSteps(NamedTuple):
@@ -168,6 +169,7 @@ class Scheduler:
         slots, generated = self.slots.generate(wanted, ahead=ahead, least=least)
         return StartedSteps(running, slots, generated)
 
+    @in_settled
     def wait(self, call: StartedSteps) -> FinishedSteps:
         """Waits for a call. What it made is not handed out yet: the devices may be given work before that."""
         generated: Generated = jax.device_get(call.generated)
@@ -198,8 +200,12 @@ class Scheduler:
 
     def _push(self, sequence: Sequence, *made: Any) -> list[NewTokens]:
         group = self._groups[sequence]
-        gained = push_tokens(group, sequence, *made)
-        if sequence.finish_reason is not None:
+        try:
+            gained = push_tokens(group, sequence, *made)
+        except Exception as error:  # whoever reads the sequence is told; what it shares a call with goes on
+            sequence.error = error
+            gained = NewTokens(group=group, sequence=sequence, events=[], experts=None)
+        if sequence.ended:
             self._release(sequence, group.slots[sequence.output - group.sequences[0].output])
         return [] if gained is None else [gained]
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from moejax.decoding.logprobs import TokenScores, scores_at
-from moejax.decoding.outputs import PromptReport
+from moejax.decoding.outputs import NOT_FINITE, PromptReport
 from moejax.decoding.requests import ModelFacts, Request
 from moejax.decoding.results import DecodeEvent, Logprob, Output, TokenLogprobs
 from moejax.text.stream import TextStream
@@ -14,7 +14,10 @@ from moejax.text.tokenizer import Tokenizer
 
 @dataclass(kw_only=True, eq=False)
 class Sequence:
-    """Output `output` of `request`, growing by `push`."""
+    """Output `output` of `request`, growing by `push` until it ends, or fails: others go on.
+
+    failed: logits were not finite.  error: what `push` raised.
+    """
 
     request: Request
     output: int
@@ -25,6 +28,8 @@ class Sequence:
     experts: list[np.ndarray] = field(default_factory=list)  # of the pass behind each token, [L, A]
     finish_reason: str | None = None
     stop_reason: str | int | None = None
+    failed: bool = False
+    error: Exception | None = None
     _text: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -36,6 +41,10 @@ class Sequence:
             include_stop=params.include_stop_str_in_output,
             skip_special_tokens=params.skip_special_tokens,
         )
+
+    @property
+    def ended(self) -> bool:
+        return self.failed or self.error is not None or self.finish_reason is not None
 
     def push(self, token: int, scores: TokenScores | None) -> DecodeEvent:
         """Takes the next token; `finish_reason` is set when it is the last one."""
@@ -111,7 +120,7 @@ class SequenceGroup:
 
     @property
     def finished(self) -> bool:
-        return all(one.finish_reason is not None for one in self.sequences)
+        return all(one.ended for one in self.sequences)
 
     @property
     def generated(self) -> int:
@@ -147,17 +156,18 @@ def push_tokens(
     scores: TokenScores | None,
     experts: np.ndarray | None,
 ) -> NewTokens | None:
-    """Gives a sequence its next tokens (int [steps]; -1 where it was not active); None if there were none.
+    """Gives a sequence its next tokens (int [steps], as in `StepOutput`); None if there were none and it did not fail.
 
     Tokens after its end are dropped. `scores`, `experts` [steps, L, A]: of the same steps, on the host.
     """
     params, events = sequence.request.params, []
     for step, token in enumerate(tokens.tolist()):
-        if token < 0 or sequence.finish_reason is not None:
+        sequence.failed |= token == NOT_FINITE and not sequence.ended
+        if token < 0 or sequence.ended:
             break
         one = None if scores is None or params.logprobs is None else scores_at(scores, step)
         events.append(sequence.push(token, one))
-    if not events:
+    if not events and not sequence.failed:
         return None
     chosen = experts[: len(events)] if params.return_routed_experts and experts is not None else None
     if chosen is not None:

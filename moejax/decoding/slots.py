@@ -19,6 +19,7 @@ from moejax.decoding.some_slots import generate_some
 from moejax.decoding.state import Features, empty_state
 from moejax.loading import Model
 from moejax.ops.table import make_ops
+from moejax.runtime.ambient import in_settled
 
 
 class Slots:
@@ -59,6 +60,7 @@ class Slots:
         """Ends what generates in a slot; the next call of `generate` no longer steps it."""
         self.sequences[slot] = None
 
+    @in_settled
     def feed(self, parts: list[Part], shape: FeedShape) -> tuple[StepOutput, PromptReport, np.ndarray]:
         """Feeds parts of prompts; sequences whose prompt is complete generate from now on.
 
@@ -144,6 +146,7 @@ class Slots:
         remaining = max(one.request.params.max_tokens - len(one.tokens) for one in running.values()) - ahead
         return features, self.shapes.step(running, min(furthest, self.shapes.length), remaining)
 
+    @in_settled
     def warm_up(self, feeds: Collection[FeedShape], calls: Collection[StepShape]) -> None:
         """Compiles programs of these shapes, by running them on nothing."""
         assert not self.running, "warming up is for slots that are all free"

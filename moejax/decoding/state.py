@@ -21,6 +21,7 @@ class Features:
 
     sample: some sequence has a temperature.  filter: some sequence uses top_k, top_p or min_p.
     penalize: some sequence has a penalty.  min_tokens: some sequence has min_tokens.
+    biases: most biases of logits that a sequence has.
     logprobs: best tokens reported per step, None for no log-probabilities.  experts: routed experts are reported.
     stop_ids: most stop token ids of a sequence, EOS included.
     """
@@ -28,6 +29,7 @@ class Features:
     sample: bool = False
     filter: bool = False
     penalize: bool = False
+    biases: int = 0
     min_tokens: bool = False
     logprobs: int | None = None
     experts: bool = False
@@ -36,7 +38,7 @@ class Features:
     @property
     def greedy(self) -> bool:
         """Whether a sequence's best token is all that is asked for."""
-        return not (self.sample or self.penalize or self.min_tokens) and self.logprobs is None
+        return not (self.sample or self.penalize or self.biases or self.min_tokens) and self.logprobs is None
 
     def covers(self, params: SamplingParams) -> bool:
         """Whether a step with these features can serve a request."""
@@ -44,6 +46,7 @@ class Features:
             (not params.greedy, self.sample),
             (params.filtered, self.filter),
             (params.penalized, self.penalize),
+            (len(params.logit_bias) > 0, self.biases >= len(params.logit_bias)),
             (params.min_tokens > 0, self.min_tokens),
             (params.return_routed_experts, self.experts),
         )
@@ -54,7 +57,7 @@ class Features:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplingState:
-    """Each sequence's sampling parameters. `key` is the data of a random key; `stop_ids` is padded with -1."""
+    """Each sequence's sampling parameters. `key` is the data of a random key; ids are padded with -1."""
 
     temperature: Float[Array, " B"]
     top_k: Int[Array, " B"]
@@ -63,6 +66,8 @@ class SamplingState:
     repetition_penalty: Float[Array, " B"]
     presence_penalty: Float[Array, " B"]
     frequency_penalty: Float[Array, " B"]
+    bias_ids: Int[Array, "B K"]
+    biases: Float[Array, "B K"]
     key: UInt32[Array, "B 2"]
     max_tokens: Int[Array, " B"]
     min_tokens: Int[Array, " B"]
@@ -135,6 +140,8 @@ def empty_state(
             repetition_penalty=real,
             presence_penalty=real,
             frequency_penalty=real,
+            bias_ids=jnp.full((batch, features.biases), -1, jnp.int32),
+            biases=jnp.zeros((batch, features.biases), jnp.float32),
             key=jnp.zeros((batch, 2), jnp.uint32),
             max_tokens=whole,
             min_tokens=whole,

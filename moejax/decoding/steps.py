@@ -15,8 +15,8 @@ from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
 from moejax.decoding.logprobs import TokenScores, empty_scores, score_hidden, score_tokens
-from moejax.decoding.outputs import Generated, PromptReport, StepOutput
-from moejax.decoding.sampling import best_tokens, choose, forbid_stops, penalize
+from moejax.decoding.outputs import NOT_ACTIVE, NOT_FINITE, Generated, PromptReport, StepOutput
+from moejax.decoding.sampling import add_biases, best_tokens, choose, forbid_stops, penalize
 from moejax.decoding.shapes import FeedShape
 from moejax.decoding.state import DecodeState, Features, SamplingState, place_state
 from moejax.families.config import ModelConfig
@@ -194,12 +194,15 @@ def _accept(
         in_output = in_output if counts is None else counts
     token = parallel.constrain(token)
     generated, sampling = state.generated + 1, state.sampling
-    ended = jnp.any(token[:, None] == sampling.stop_ids, axis=1) | (generated >= sampling.max_tokens)
+    failed = token == NOT_FINITE
+    ended = jnp.any(token[:, None] == sampling.stop_ids, axis=1) | (generated >= sampling.max_tokens) | failed
     advanced = state.active.astype(jnp.int32)
-    output = StepOutput(token=parallel.constrain(jnp.where(state.active, token, -1)), scores=scores, experts=None)
+    output = StepOutput(
+        token=parallel.constrain(jnp.where(state.active, token, NOT_ACTIVE)), scores=scores, experts=None
+    )
     return dataclasses.replace(
         state,
-        token=jnp.where(state.active, token, state.token),
+        token=jnp.where(state.active & ~failed, token, state.token),
         position=state.position + advanced,
         generated=state.generated + advanced,
         active=state.active & ~ended,
@@ -222,6 +225,8 @@ def _choose_on_device(
     adjusted = logits
     if seen is not None:
         adjusted = penalize(adjusted, *seen, sampling)
+    if features.biases:
+        adjusted = add_biases(adjusted, sampling)
     if features.min_tokens:
         adjusted = forbid_stops(adjusted, generated < sampling.min_tokens, sampling)
     token = choose(adjusted, generated, sampling, features)

@@ -16,6 +16,7 @@ from moejax.model.model import Transformer
 from moejax.moe.parallel import Parallel
 from moejax.moe.split import dispatch_name, make_rules
 from moejax.ops.table import BackendName, backend_name, make_ops, resolve_backend
+from moejax.runtime.ambient import in_settled
 from moejax.weights.counts import num_places, weight_placements
 from moejax.weights.layouts import Piece, pack, unpack
 from moejax.weights.params import ParamTree, declared_values, merge, split
@@ -78,6 +79,7 @@ class Structure:
             )
         return params | {PLACEMENT: self.tables(self.experts)}
 
+    @in_settled
     def unpack(self, params: ParamTree) -> dict[str, Array]:
         """The logical tensors of all parameters, by path."""
         peers, layout = self.parallel.rules.parts("experts"), make_ops(self.backend).layout

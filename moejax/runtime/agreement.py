@@ -9,7 +9,10 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from moejax.runtime.ambient import in_settled
 
+
+@in_settled
 def check_same(given: Mapping[str, object]) -> None:
     """Checks that every process of this run was given the same; there is nothing to check where it is the only one.
 

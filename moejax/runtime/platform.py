@@ -1,9 +1,11 @@
 """What the device can do. The one place where the code asks."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +40,23 @@ SHARED_MEMORY_KIB = {
     (12, 0): 99,
     (12, 1): 99,
 }
+
+
+def visible_devices() -> list[Any]:
+    """JAX's devices, which start it.
+
+    Raises:
+        ValueError: where it cannot start, with what to do.
+    """
+    try:
+        return jax.devices()
+    except (RuntimeError, AssertionError) as error:  # JAX 0.10 asserts where a platform's plugin is not installed
+        reason = str(error).partition("\n")[0] or "it has no plugin for this platform"
+        raise ValueError(
+            f"JAX cannot start with JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')!r}: {reason}; unset it, or set "
+            "it to cpu"
+        ) from error
+
 
 _traced_for: ContextVar[Device | None] = ContextVar("traced_for", default=None)
 

@@ -8,6 +8,8 @@ from typing import Any
 import jax
 from jax.sharding import NamedSharding, Sharding
 
+from moejax.runtime.ambient import in_settled
+
 
 class Programs:
     """Compiled functions by key.
@@ -32,6 +34,7 @@ class Programs:
         with self._lock:
             return dict(self._programs)
 
+    @in_settled
     def call(self, key: Hashable, function: Callable[..., Any], *args: Any, donate: tuple[int, ...] = ()) -> Any:
         """`function(*args)` through the program called `key`, which must determine every shape in `args`.
 

@@ -8,20 +8,22 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import HTTPException as FastAPIHTTPException
-from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
 from prometheus_client import CONTENT_TYPE_LATEST
 
 import moejax
 from moejax.serving.baseline_api import router as baseline_router
 from moejax.serving.baseline_process import BaselineProcess
+from moejax.serving.documents import complete_document, documented
 from moejax.serving.engine import REFUSALS, Engine
 from moejax.serving.errors import ApiError, json_response
-from moejax.serving.guard import Guard
+from moejax.serving.failures import FAILURES, error_of
+from moejax.serving.guard import Guard, HostGuard
 from moejax.serving.info import info
-from moejax.serving.jobs import EngineError
 from moejax.serving.openai_api import router as openai_router
 from moejax.serving.page_files import router as page_router
 from moejax.serving.settings import AppSettings
+from moejax.serving.tokens_api import router as tokens_router
 
 _logger = logging.getLogger(__name__)
 
@@ -42,17 +44,23 @@ def create_app(engine: Engine, settings: AppSettings) -> FastAPI:
     app = FastAPI(title="moejax", version=moejax.__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.engine, app.state.settings, app.state.created = engine, settings, int(time.time())
     app.state.baseline = baseline
-    for router in (openai_router, baseline_router, page_router):
+    for router in (openai_router, baseline_router, tokens_router, page_router):
         app.include_router(router)
-    app.add_api_route("/health", health, methods=["GET"])
-    app.add_api_route("/metrics", metrics, methods=["GET"])
-    app.add_api_route("/v1/moejax/info", info, methods=["GET"])
+    app.add_api_route("/health", health, methods=["GET"], **documented(healthy=(200, 503)))
+    app.add_api_route("/metrics", metrics, methods=["GET"], **documented())
+    app.add_api_route("/v1/moejax/info", info, methods=["GET"], **documented(503))
+    complete_document(app)
     app.add_exception_handler(ApiError, _on_api_error)
-    app.add_exception_handler(EngineError, _on_engine_error)
-    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    for kind in FAILURES:
+        app.add_exception_handler(kind, _on_failure)
     app.add_exception_handler(FastAPIHTTPException.__mro__[1], _on_http_error)
     app.add_exception_handler(Exception, _on_unexpected)
     app.add_middleware(Guard, settings=settings)
+    if settings.origins:  # before the key is asked for: browsers send none with their question
+        app.add_middleware(
+            CORSMiddleware, allow_origins=settings.origins, allow_methods=["GET", "POST"], allow_headers=["*"]
+        )
+    app.add_middleware(HostGuard, hosts=settings.hosts)
     return app
 
 
@@ -73,31 +81,8 @@ async def _on_api_error(_: Request, error: Any) -> Response:
     return error.response()
 
 
-async def _on_engine_error(_: Request, error: Any) -> Response:
-    return ApiError(503, str(error)).response()
-
-
-async def _on_validation_error(request: Request, error: Any) -> Response:
-    """The first thing that is wrong with a body, by the name of its field."""
-    if request.method == "POST" and not _says_json(sent := request.headers.get("content-type", "")):
-        got = f"got {sent[:80]!r}" if sent else "there is none"
-        return ApiError(400, f"send content-type: application/json ({got}); without it no body is read").response()
-    first = error.errors()[0]
-    where = [str(part) for part in first["loc"] if part != "body"]
-    if first["type"] == "json_invalid":
-        reason = first.get("ctx", {}).get("error", "")
-        return ApiError(400, f"the body is no valid JSON: {reason} at character {where[-1]}").response()
-    if where[:1] == ["prompt"]:
-        message = "prompt must be a string, a list of strings, a list of token ids, or a list of such lists"
-    else:
-        message = f"{'.'.join(where) or 'the body'}: {first['msg']}"
-    return ApiError(400, message[:300], param=where[0] if where else None).response()
-
-
-def _says_json(content_type: str) -> bool:
-    """Whether a body of this type is read as JSON."""
-    kind, _, subtype = content_type.partition(";")[0].strip().lower().partition("/")
-    return kind == "application" and (subtype == "json" or subtype.endswith("+json"))
+async def _on_failure(_: Request, error: Any) -> Response:
+    return error_of(error).response()
 
 
 async def _on_http_error(_: Request, error: Any) -> Response:

@@ -1,37 +1,65 @@
-"""Connections, which end when their client reads nothing for too long, and what is logged of them."""
+"""Connections, which end when their client reads or sends nothing for too long, or others need their place."""
 
 import asyncio
-import logging
-import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-# How uvicorn's lines about a client's mistake begin, and how that reads for whoever runs the server; "" is left out.
-_WORDS = {
-    "Invalid HTTP request": "a client sent what is no HTTP request; does its URL begin with https://, not http://?",
-    "Unsupported upgrade": "a client asked for a WebSocket or HTTP/2 and was answered in HTTP/1.1, all there is",
-    "No supported WebSocket library": "",
-}
+from moejax.serving.errors import ApiError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConnectionRules:
+    """When connections end.
+
+    write_seconds: within which a client has to read something, as long as there is something for it.
+    idle_seconds: within which one has to send something, as long as no answer to it is under way.
+    most: connections at a time.
+    on_stalled: called when a client is given up that reads nothing.
+    on_full: called when there are too many, with whether an idle one could be closed for the new one.
+    """
+
+    write_seconds: float
+    idle_seconds: float
+    most: int
+    on_stalled: Callable[[], None]
+    on_full: Callable[[bool], None]
 
 
 class Connection(H11Protocol):
-    """A connection whose client has to read something every `write_seconds` as long as there is something for it.
+    """A connection that obeys rules."""
 
-    on_stalled: called when a client is given up.
-    """
-
-    def __init__(self, *args: Any, write_seconds: float, on_stalled: Callable[[], None], **settings: Any) -> None:
+    def __init__(self, *args: Any, rules: ConnectionRules, **settings: Any) -> None:
         super().__init__(*args, **settings)
-        self._write_seconds, self._on_stalled = write_seconds, on_stalled
+        self._rules = rules
         self._watch: asyncio.TimerHandle | None = None
+        self._idle: asyncio.TimerHandle | None = None
+        self._heard = self.idle_since = self.loop.time()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         # Writing pauses as soon as the system's own buffer is full, so that whatever is left here is watched.
         transport.set_write_buffer_limits(high=0)
         super().connection_made(transport)
+        if len(self.connections) > self._rules.most and not self._make_room():
+            self._refuse()
+        self._expect_something(self._rules.idle_seconds)
+
+    @property
+    def idle(self) -> bool:
+        """Whether its client is to send something: a request, or the rest of one."""
+        cycle = self.cycle
+        return cycle is None or cycle.response_complete or (cycle.more_body and not cycle.response_started)
+
+    def data_received(self, data: bytes) -> None:
+        self._heard = self.loop.time()
+        super().data_received(data)
+
+    def on_response_complete(self) -> None:
+        self.idle_since = self.loop.time()
+        super().on_response_complete()
 
     def shutdown(self) -> None:
         """What uvicorn asks of every connection when the end begins."""
@@ -53,11 +81,49 @@ class Connection(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_watching()
+        if self._idle is not None:
+            self._idle.cancel()
         super().connection_lost(exc)
 
+    # --- too many ---
+    def _make_room(self) -> bool:
+        """Closes the connection that has been idle for longest; False where all others are being answered."""
+        others = cast("set[Connection]", self.connections)
+        idle = [one for one in others if one is not self and one.idle and not one.transport.is_closing()]
+        self._rules.on_full(bool(idle))
+        if not idle:
+            return False
+        longest = min(idle, key=lambda one: one.idle_since)
+        self.connections.discard(longest)
+        longest.transport.abort()
+        return True
+
+    def _refuse(self) -> None:
+        error = ApiError(503, "the server has as many connections as it takes (--max-connections): try again later")
+        body = bytes(error.response().body)
+        head = "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\n"
+        self.transport.write(f"{head}connection: close\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body)
+        self.connections.discard(self)
+        self.transport.close()
+
+    # --- clients that send nothing ---
+    def _expect_something(self, seconds: float) -> None:
+        self._idle = self.loop.call_later(seconds, self._check_idle)
+
+    def _check_idle(self) -> None:
+        """Ends the connection if its client is to send something, and has sent nothing for `idle_seconds`."""
+        left = self._heard + self._rules.idle_seconds - self.loop.time()
+        if not self.idle:
+            self._expect_something(self._rules.idle_seconds)
+        elif left > 0:
+            self._expect_something(left)
+        else:
+            self.transport.abort()
+
+    # --- clients that read nothing ---
     def _expect_less_than(self, size: int) -> None:
         self._stop_watching()
-        self._watch = self.loop.call_later(self._write_seconds, self._check, size)
+        self._watch = self.loop.call_later(self._rules.write_seconds, self._check, size)
 
     def _check(self, size: int) -> None:
         """Ends the connection if no more of it was read than `write_seconds` ago, when `size` bytes were left."""
@@ -65,7 +131,7 @@ class Connection(H11Protocol):
         if left < size:
             self._expect_less_than(left)
             return
-        self._on_stalled()
+        self._rules.on_stalled()
         self.transport.abort()  # to close it would wait for the client
 
     def _stop_watching(self) -> None:
@@ -74,38 +140,6 @@ class Connection(H11Protocol):
             self._watch = None
 
 
-def connections(*, write_seconds: float, on_stalled: Callable[[], None]) -> Any:
+def connections(rules: ConnectionRules) -> Any:
     """What uvicorn calls for every new connection."""
-    return partial(Connection, write_seconds=write_seconds, on_stalled=on_stalled)
-
-
-class LineHandler(logging.Handler):
-    """Says what uvicorn logs: in words of ours, one line each, and an exception with its traceback."""
-
-    def __init__(self, say: Callable[[str], None]) -> None:
-        super().__init__()
-        self._say = say
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.exc_info:
-            sys.stderr.write(f"{self.format(record)}\n")
-        else:
-            message = record.getMessage()
-            ours = next((words for beginning, words in _WORDS.items() if message.startswith(beginning)), message)
-            if ours:
-                self._say(ours)
-
-
-def log_to(say: Callable[[str], None], *, requests: bool) -> None:
-    """Hands uvicorn's warnings, and with `requests` a line for every request, to `say`."""
-    for name, level in (("uvicorn.error", logging.WARNING), ("uvicorn.access", logging.INFO)):
-        logger = logging.getLogger(name)
-        logger.setLevel(level)
-        logger.propagate = False
-        logger.handlers = [LineHandler(say)] if requests or name != "uvicorn.access" else []
-
-
-def log_nothing() -> None:
-    """For an end at once: all that uvicorn has to log then are the tracebacks of what it cancels."""
-    for name in ("uvicorn.error", "uvicorn.access"):
-        logging.getLogger(name).handlers = [logging.NullHandler()]
+    return partial(Connection, rules=rules)

@@ -7,7 +7,6 @@ requests into the queue, cancel them, and read their mailboxes; they never wait 
 import contextlib
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
@@ -15,6 +14,7 @@ from moejax.decoding.sampling_arrays import shared_entropy
 from moejax.decoding.scheduler import Scheduler
 from moejax.decoding.slots import Slots
 from moejax.loading import Model
+from moejax.serving.fair_queue import FairQueue
 from moejax.serving.jobs import EngineError, QueueFull, ServedRequest, wake
 from moejax.serving.limits import served_features
 from moejax.serving.metrics import Metrics
@@ -61,7 +61,7 @@ class Engine:
         self._load, self._say, self._url = load, say, url
         self._model: Model | None = None
         self._running: RunningRequests | None = None
-        self._queue: deque[ServedRequest] = deque()
+        self._queue = FairQueue(settings.max_queue)
         self._changed = threading.Condition()  # guards the queue and all that follows
         self._pauses = 0
         self._busy = True
@@ -84,8 +84,8 @@ class Engine:
         """Starts the thread; returns at once."""
         self._thread.start()
 
-    def submit(self, jobs: Sequence[ServedRequest]) -> None:
-        """Puts jobs into the queue, all or none.
+    def submit(self, jobs: Sequence[ServedRequest], client: str = "") -> None:
+        """Puts the jobs of a request of `client` into the queue, all or none.
 
         Raises:
             EngineError: when the engine does not take any.
@@ -94,11 +94,11 @@ class Engine:
         with self._changed:
             if self.status != "ready":
                 raise EngineError(REFUSALS[self.status])
-            room = self.settings.max_queue - len(self._queue)
-            if len(jobs) > room:
+            try:
+                self._queue.add(jobs, client)
+            except QueueFull:
                 self.metrics.refused.inc(len(jobs))
-                raise QueueFull(f"{len(self._queue)} requests are waiting, the most are {self.settings.max_queue}")
-            self._queue.extend(jobs)
+                raise
             self._count_waiting()
             self._changed.notify_all()
 
@@ -186,8 +186,7 @@ class Engine:
         assert running is not None
         with self._changed:
             while True:
-                for job in [job for job in self._queue if job.cancelled]:
-                    self._queue.remove(job)
+                for job in self._queue.take_cancelled():
                     self.metrics.finish(job, "abort")
                 running.drop_cancelled()
                 overdue = self._deadline is not None and time.perf_counter() > self._deadline

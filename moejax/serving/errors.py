@@ -9,9 +9,11 @@ from fastapi import Response
 _TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
+    403: "permission_error",
     404: "invalid_request_error",
     405: "invalid_request_error",
     413: "invalid_request_error",
+    415: "invalid_request_error",
     429: "rate_limit_error",
     503: "service_unavailable_error",
 }
@@ -35,6 +37,12 @@ class ApiError(Exception):
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
         return json_response(self.body(), status=self.status, headers=headers)
+
+
+def too_long(got: str, most: int, *, param: str) -> ApiError:
+    """The error for a prompt that the model's context does not hold, which clients know by its code."""
+    message = f"this model's maximum context length is {most} tokens (max_seq_len), but the request has {got}"
+    return ApiError(400, f"{message}: shorten it", param=param, code="context_length_exceeded")
 
 
 def json_bytes(value: Any) -> bytes:

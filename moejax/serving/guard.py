@@ -1,13 +1,12 @@
-"""What every request has to pass before its route: the API key, and the limit of its size."""
+"""What every request has to pass before its route: the host that it is for, the API key, and the limit of its size."""
 
 import hashlib
 import hmac
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from fastapi import HTTPException
-
 from moejax.serving.errors import ApiError
+from moejax.serving.hosts import AllowedHosts
 from moejax.serving.settings import AppSettings
 
 MAX_DISCARDED = 64 << 20
@@ -18,6 +17,26 @@ App = Callable[[Any, Any, Any], Awaitable[None]]
 def is_public(path: str) -> bool:
     """Whether a path needs no API key: the page's static files, and the health of the server."""
     return path in ("/", "/health", "/favicon.ico") or path.startswith("/page/")
+
+
+class HostGuard:
+    """ASGI middleware: lets in what is meant for this server, and makes HEAD a GET, whose body uvicorn keeps back."""
+
+    def __init__(self, app: App, hosts: AllowedHosts) -> None:
+        self._app, self._hosts = app, hosts
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        host = dict(scope["headers"]).get(b"host")
+        try:
+            if host is not None:  # HTTP/1.0 has none, and no browser speaks it
+                self._hosts.check(host.decode("latin-1"))
+        except ApiError as error:
+            await error.response()(scope, receive, send)
+            return
+        await self._app({**scope, "method": "GET"} if scope["method"] == "HEAD" else scope, receive, send)
 
 
 class Guard:
@@ -49,7 +68,7 @@ class Guard:
             message = await receive()
             size += len(message.get("body", b""))
             if size > self._limit:
-                raise HTTPException(413, self._too_large)  # the one kind that FastAPI's parsing lets through
+                raise ApiError(413, self._too_large, code="request_too_large")
             return message
 
         await self._app(scope, counted, send)

@@ -17,6 +17,10 @@ class EngineError(Exception):
     """The engine cannot answer, for the reason in the message: it is loading, ending, or has failed."""
 
 
+class RequestFailed(Exception):
+    """One request cannot be answered, for the reason in the message. Others can."""
+
+
 class QueueFull(Exception):
     """More requests wait than the server keeps."""
 
@@ -63,7 +67,7 @@ class Mailbox:
         self._arrived = asyncio.Event()
         self._deltas: list[Delta] = []
         self._ended = False
-        self._error: EngineError | None = None
+        self._error: EngineError | RequestFailed | None = None
 
     # --- the engine's side ---
     def put(self, delta: Delta) -> None:
@@ -71,7 +75,7 @@ class Mailbox:
         with self._lock:
             self._deltas.append(delta)
 
-    def end(self, error: EngineError | None = None) -> None:
+    def end(self, error: EngineError | RequestFailed | None = None) -> None:
         """Says that nothing more comes, because all was said or because of `error`."""
         with self._lock:
             self._ended, self._error = True, error
@@ -87,6 +91,7 @@ class Mailbox:
 
         Raises:
             EngineError: when the engine gave the request up.
+            RequestFailed: when it could not be answered.
         """
         while True:
             await self._arrived.wait()
@@ -124,16 +129,30 @@ def _set_all(events: list[asyncio.Event]) -> None:
         event.set()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Echo:
+    """That the prompt is part of the answer.
+
+    text: of the prompt.  alone: whether nothing else is, since no tokens were asked for.
+    """
+
+    text: str
+    alone: bool
+
+
 @dataclass(kw_only=True, eq=False)
 class ServedRequest:
     """A request and whoever waits for it.
 
-    group: its sequences, one per output.  cancelled: set by whoever no longer wants it, read by the engine.
+    group: its sequences, one per output.  place: of its prompt in what was asked.
+    echo: whether the prompt is part of the answer.  cancelled: set by whoever no longer wants it, read by the engine.
     Times are of `time.perf_counter`, None until they happen; `started`: when it left the queue.
     """
 
     group: SequenceGroup
     mailbox: Mailbox
+    place: int = 0
+    echo: Echo | None = None
     arrived: float = field(default_factory=time.perf_counter)
     cancelled: bool = False
     started: float | None = None

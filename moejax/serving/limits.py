@@ -1,5 +1,6 @@
 """What requests may ask of a server, whose programs are all compiled before the first one comes."""
 
+from moejax.decoding.sampling_params import MAX_BIASES
 from moejax.decoding.state import Features
 
 MAX_STOP_IDS = 16  # stop tokens of a request, EOS included
@@ -16,6 +17,7 @@ def served_features(vocabulary: int) -> tuple[Features, ...]:
         sample=True,
         filter=True,
         penalize=True,
+        biases=MAX_BIASES,
         min_tokens=True,
         logprobs=min(MAX_LOGPROBS, vocabulary),
         experts=True,

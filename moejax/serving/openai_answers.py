@@ -3,16 +3,32 @@
 Two kinds, completions and chat, which differ in names and in the form of log-probabilities.
 """
 
+import dataclasses
 import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from moejax.decoding.prompt_reports import prompt_logprobs
 from moejax.decoding.results import Logprob, TokenLogprobs
 from moejax.serving.jobs import Delta, ServedRequest
+from moejax.serving.token_texts import TokenPlace, TokenTexts
 
-LOWEST_LOGPROB = -9999.0  # stands for what JSON cannot say: minus infinity and NaN
+LOWEST_LOGPROB = -9999.0  # stands for minus infinity, which JSON cannot say
+
+
+@dataclass(kw_only=True)
+class Choice:
+    """What was said so far of one choice.
+
+    texts: the places of its tokens.  length: characters of its text.
+    pending: tokens of a chat whose log-probabilities wait for their text, which a stop string may still take back.
+    """
+
+    texts: TokenTexts
+    length: int = 0
+    pending: list[tuple[TokenPlace, int, TokenLogprobs]] = field(default_factory=list)
 
 
 @dataclass(kw_only=True)
@@ -21,12 +37,14 @@ class Answer:
 
     chat: of `/v1/chat/completions`, else of `/v1/completions`.  model_name: as it is served.
     jobs: one per prompt; the choices of job i have the indices from i n on.
+    dtype: of the model.
     progress: whether chunks say what each token is and when it came.
     """
 
     chat: bool
     model_name: str
     jobs: Sequence[ServedRequest]
+    dtype: str
     progress: bool = False
     id: str = field(init=False)
     created: int = field(init=False)
@@ -34,8 +52,13 @@ class Answer:
     def __post_init__(self) -> None:
         self.id = f"{'chatcmpl' if self.chat else 'cmpl'}-{uuid.uuid4().hex}"
         self.created = int(time.time())
-        self._offsets: dict[int, int] = {}  # of the text that log-probabilities are about, by choice
+        self._choices: dict[int, Choice] = {}  # by their indices, from their first tokens on
         self._greeted: set[int] = set()  # choices whose first chunk was sent
+
+    @property
+    def takes_long(self) -> bool:
+        """Whether putting it into words takes so long that others should not wait for it: every token is spelled."""
+        return any(job.request.params.logprobs is not None for job in self.jobs)
 
     def whole(self, deltas: Sequence[Sequence[Delta]]) -> dict[str, Any]:
         """The answer that is not streamed, from all deltas of each job."""
@@ -52,9 +75,9 @@ class Answer:
     def chunk(self, at: int, delta: Delta, *, include_usage: bool) -> dict[str, Any] | None:
         """The chunk for a delta of job `at`; None where it has nothing to say."""
         choice = self._choice(at, delta)
-        index, text = choice["index"], choice["text"]
-        says = text or delta.finish_reason or choice["logprobs"] is not None or self.progress
-        if not says:
+        index, text, logprobs = choice["index"], choice["text"], choice["logprobs"]
+        says = text or delta.finish_reason or (logprobs and (logprobs.get("content") or logprobs.get("tokens")))
+        if not (says or self.progress):
             return None
         if self.chat:
             first = {} if index in self._greeted else {"role": "assistant"}
@@ -79,7 +102,7 @@ class Answer:
     def usage(self) -> dict[str, int]:
         """Tokens of prompts and outputs so far."""
         prompt = sum(len(job.request.prompt) for job in self.jobs)
-        output = sum(job.generated for job in self.jobs)
+        output = sum(0 if job.echo is not None and job.echo.alone else job.generated for job in self.jobs)
         return {"prompt_tokens": prompt, "completion_tokens": output, "total_tokens": prompt + output}
 
     def _head(self, *, stream: bool) -> dict[str, Any]:
@@ -87,11 +110,20 @@ class Answer:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model_name}
 
     def _choice(self, at: int, delta: Delta) -> dict[str, Any]:
-        index = at * len(self.jobs[at].sequences) + delta.output
+        job = self.jobs[at]
+        index = at * len(job.sequences) + delta.output
+        if index not in self._choices:
+            if job.echo is not None:
+                delta = self._with_prompt(job, delta)
+            prompt = job.request.prompt if job.echo is None else ()
+            skips = job.request.params.skip_special_tokens
+            texts = TokenTexts(job.sequences[0].tokenizer, prompt, skip_special_tokens=skips)
+            self._choices[index] = Choice(texts=texts)
         logprobs = None
         if delta.logprobs is not None:
-            best = self.jobs[at].request.params.logprobs or 0
-            logprobs = self._chat_logprobs(best, delta) if self.chat else self._completion_logprobs(index, best, delta)
+            best = job.request.params.logprobs or 0
+            form = _chat_logprobs if self.chat else _completion_logprobs
+            logprobs = form(self._choices[index], best, delta)
         return {
             "index": index,
             "text": delta.text,
@@ -100,30 +132,68 @@ class Answer:
             "stop_reason": delta.stop_reason,
         }
 
-    def _completion_logprobs(self, index: int, best: int, delta: Delta) -> dict[str, Any]:
-        tokens, offsets = [], []
-        for token, entry in _chosen(delta):
-            tokens.append(entry[token].decoded_token)
-            offsets.append(self._offsets.get(index, 0))
-            self._offsets[index] = offsets[-1] + len(tokens[-1])
-        return {
-            "tokens": tokens,
-            "token_logprobs": [_finite(entry[token].logprob) for token, entry in _chosen(delta)],
-            "top_logprobs": [
-                {one.decoded_token: _finite(one.logprob) for one in _ranked(entry, best, token)}
-                for token, entry in _chosen(delta)
-            ]
-            if best
-            else None,
-            "text_offset": offsets,
-        }
+    def _with_prompt(self, job: ServedRequest, delta: Delta) -> Delta:
+        """The first delta of an output with its prompt in front, and without tokens where none were asked for."""
+        assert job.echo is not None
+        if job.echo.alone:
+            delta = dataclasses.replace(
+                delta,
+                texts=[],
+                token_ids=[],
+                logprobs=None if delta.logprobs is None else [],
+                experts=None,
+                finish_reason="length",
+                stop_reason=None,
+            )
+        logprobs = delta.logprobs
+        if logprobs is not None:
+            entries = prompt_logprobs(job.group, index=job.place, dtype=self.dtype) or []
+            logprobs = [*(_first_entry(job) if entry is None else entry for entry in entries), *logprobs]
+        return dataclasses.replace(
+            delta,
+            texts=[job.echo.text, *delta.texts],
+            token_ids=[*job.request.prompt, *delta.token_ids],
+            logprobs=logprobs,
+        )
 
-    def _chat_logprobs(self, best: int, delta: Delta) -> dict[str, Any]:
-        content = []
-        for token, entry in _chosen(delta):
-            ranked = sorted(entry.values(), key=lambda one: one.rank)[:best]
-            content.append({**_spelled(entry[token]), "top_logprobs": [_spelled(one) for one in ranked]})
-        return {"content": content, "refusal": None}
+
+def _completion_logprobs(choice: Choice, best: int, delta: Delta) -> dict[str, Any]:
+    found: dict[str, Any] = {"tokens": [], "token_logprobs": [], "top_logprobs": [] if best else None}
+    found["text_offset"] = []
+    for token, entry in _chosen(delta):
+        names = choice.texts.names(entry)
+        found["tokens"].append(names[token])
+        # Of the first token of a prompt nothing is known but its text.
+        known = entry[token].rank > 0
+        found["token_logprobs"].append(_finite(entry[token].logprob) if known else None)
+        if best:
+            ranked = {names[one]: _finite(entry[one].logprob) for one in _ranked(entry, best, token)}
+            found["top_logprobs"].append(ranked if known else None)
+        found["text_offset"].append(choice.texts.push(token).start)
+    return found
+
+
+def _chat_logprobs(choice: Choice, best: int, delta: Delta) -> dict[str, Any]:
+    choice.length += len(delta.text)
+    choice.pending += [(choice.texts.push(token), token, entry) for token, entry in _chosen(delta)]
+    ended, content = delta.finish_reason is not None, []
+    while choice.pending and (ended or choice.pending[0][0].end <= choice.length):
+        place, token, entry = choice.pending.pop(0)
+        ranked = sorted(entry, key=lambda one: entry[one].rank)[:best]
+        content.append(
+            {
+                **_spelled(entry[token], place.cut(choice.length)),
+                "top_logprobs": [_spelled(entry[one], choice.texts.data(one)) for one in ranked],
+            }
+        )
+    return {"content": content, "refusal": None}
+
+
+def _first_entry(job: ServedRequest) -> TokenLogprobs:
+    """What stands for the first token of a prompt, which no other token predicts: rank 0."""
+    token, tokenizer = job.request.prompt[0], job.sequences[0].tokenizer
+    text = "" if tokenizer is None else tokenizer.token_text(token)
+    return {token: Logprob(logprob=0.0, rank=0, decoded_token=text)}
 
 
 def _joined(deltas: Sequence[Delta]) -> Delta:
@@ -145,19 +215,15 @@ def _chosen(delta: Delta) -> list[tuple[int, TokenLogprobs]]:
     return list(zip(delta.token_ids, delta.logprobs or (), strict=True))
 
 
-def _ranked(entry: TokenLogprobs, best: int, token: int) -> list[Logprob]:
+def _ranked(entry: TokenLogprobs, best: int, token: int) -> list[int]:
     """The best of a place, and the chosen token behind them where it is none of them."""
-    ranked = sorted(entry.values(), key=lambda one: one.rank)
-    return ranked[:best] if entry[token] in ranked[:best] else [*ranked[:best], entry[token]]
+    ranked = sorted(entry, key=lambda one: entry[one].rank)
+    return ranked[:best] if token in ranked[:best] else [*ranked[:best], token]
 
 
-def _spelled(one: Logprob) -> dict[str, Any]:
-    return {
-        "token": one.decoded_token,
-        "logprob": _finite(one.logprob),
-        "bytes": list(one.decoded_token.encode("utf-8", "replace")),
-    }
+def _spelled(one: Logprob, data: bytes) -> dict[str, Any]:
+    return {"token": one.decoded_token, "logprob": _finite(one.logprob), "bytes": list(data)}
 
 
 def _finite(logprob: float) -> float:
-    return max(logprob, LOWEST_LOGPROB) if logprob == logprob else LOWEST_LOGPROB
+    return max(logprob, LOWEST_LOGPROB)

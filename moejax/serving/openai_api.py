@@ -2,44 +2,52 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from typing import ParamSpec, TypeVar
 
 from fastapi import APIRouter, Request, Response
 
+from moejax.serving.bodies import read_body
+from moejax.serving.documents import documented
 from moejax.serving.engine import Engine
 from moejax.serving.errors import ApiError, json_response
 from moejax.serving.event_stream import DONE, EventStream, event, while_connected
-from moejax.serving.jobs import Delta, EngineError, Mailbox, QueueFull, ServedRequest
+from moejax.serving.failures import FAILURES, error_of
+from moejax.serving.jobs import Delta, EngineError, Mailbox, QueueFull, RequestFailed, ServedRequest
 from moejax.serving.openai_answers import Answer
 from moejax.serving.openai_requests import ChatRequest, CompletionRequest, check_fields
 from moejax.serving.prepare import MakeServed, prepare_requests
 from moejax.serving.settings import AppSettings
 
+Letter = tuple[int, list[Delta]]  # the place of a job, and what it gained
+P = ParamSpec("P")
+T = TypeVar("T")
+
 router = APIRouter()
 
 
-@router.post("/v1/completions")
-async def completions(body: CompletionRequest, request: Request) -> Response:
+@router.post("/v1/completions", **documented(400, 404, 413, 415, 429, 500, 503, body=CompletionRequest))
+async def completions(request: Request) -> Response:
     """Continues prompts."""
-    return await _answer(request, body)
+    return await _answer(request, await read_body(request, CompletionRequest))
 
 
-@router.post("/v1/chat/completions")
-async def chat_completions(body: ChatRequest, request: Request) -> Response:
+@router.post("/v1/chat/completions", **documented(400, 404, 413, 415, 429, 500, 503, body=ChatRequest))
+async def chat_completions(request: Request) -> Response:
     """Answers a chat, through the checkpoint's template."""
-    return await _answer(request, body)
+    return await _answer(request, await read_body(request, ChatRequest))
 
 
-@router.get("/v1/models")
+@router.get("/v1/models", **documented(503))
 async def models(request: Request) -> Response:
     """The one model that is served."""
     return json_response({"object": "list", "data": [_model(request)]})
 
 
-@router.get("/v1/models/{name:path}")
+@router.get("/v1/models/{name:path}", **documented(404, 503))
 async def model(name: str, request: Request) -> Response:
     """The model of that name."""
-    _check_model(request, name)
+    check_model(request, name)
     return json_response(_model(request))
 
 
@@ -56,7 +64,7 @@ def _model(request: Request) -> dict[str, object]:
     }
 
 
-def _check_model(request: Request, name: str | None) -> None:
+def check_model(request: Request, name: str | None) -> None:
     """Raises ApiError for the name of a model that is not the one that is served."""
     served = request.app.state.settings.model_name
     if name is not None and name != served:
@@ -71,7 +79,7 @@ async def checked_requests(request: Request, body: CompletionRequest | ChatReque
         ApiError: for another model, and for what this model or this server cannot do.
     """
     check_fields(body)
-    _check_model(request, body.model)
+    check_model(request, body.model)
     return await asyncio.to_thread(prepare_requests, request.app.state.engine, body)
 
 
@@ -80,7 +88,9 @@ def make_answer(
 ) -> Answer:
     """The answer to a body, in the form of its route."""
     name = request.app.state.settings.model_name
-    return Answer(chat=isinstance(body, ChatRequest), model_name=name, jobs=jobs, progress=progress)
+    engine: Engine = request.app.state.engine
+    chat, dtype = isinstance(body, ChatRequest), engine.model.dtype
+    return Answer(chat=chat, model_name=name, jobs=jobs, dtype=dtype, progress=progress)
 
 
 async def _answer(request: Request, body: CompletionRequest | ChatRequest) -> Response:
@@ -88,10 +98,10 @@ async def _answer(request: Request, body: CompletionRequest | ChatRequest) -> Re
     arrived = time.perf_counter()
     made = await checked_requests(request, body)
     jobs = [draft(Mailbox(whole=not body.stream)) for draft in made]
-    for job in jobs:
-        job.arrived = arrived
+    for place, job in enumerate(jobs):
+        job.arrived, job.place = arrived, place
     try:
-        engine.submit(jobs)
+        engine.submit(jobs, "" if request.client is None else request.client.host)
     except QueueFull as error:
         raise ApiError(429, f"{error}; try again later", code="queue_full") from error
     progress = bool(body.return_progress or body.return_routed_experts)
@@ -103,8 +113,16 @@ async def _answer(request: Request, body: CompletionRequest | ChatRequest) -> Re
         deltas = await while_connected(_collect(jobs), request.receive)
     finally:
         engine.cancel(jobs)
-    # Without deltas the client has gone, and nobody reads this.
-    return Response(status_code=499) if deltas is None else json_response(answer.whole(deltas))
+    if deltas is None:
+        return Response(status_code=499)  # the client has gone, and nobody reads this
+    return json_response(await _worded(answer, answer.whole, deltas))
+
+
+async def _worded(answer: Answer, words: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """What `words` makes of its arguments, beside the event loop where that takes long."""
+    if not answer.takes_long:
+        return words(*args, **kwargs)
+    return await asyncio.to_thread(words, *args, **kwargs)
 
 
 async def _collect(jobs: Sequence[ServedRequest]) -> list[list[Delta]]:
@@ -120,31 +138,31 @@ async def _events(answer: Answer, *, include_usage: bool) -> AsyncGenerator[byte
     """The events of a stream; an error of the engine is the last one."""
     try:
         async for at, deltas in _merged([job.mailbox for job in answer.jobs]):
-            chunks = (answer.chunk(at, delta, include_usage=include_usage) for delta in deltas)
+            chunks = [await _worded(answer, answer.chunk, at, one, include_usage=include_usage) for one in deltas]
             if events := b"".join(event(chunk) for chunk in chunks if chunk is not None):
                 yield events
-    except EngineError as error:
-        yield event(ApiError(503, str(error)).body())
+    except FAILURES as error:
+        yield event(error_of(error).body())
         return
     if include_usage:
         yield event(answer.last_chunk())
     yield DONE
 
 
-async def _merged(mailboxes: Sequence[Mailbox]) -> AsyncIterator[tuple[int, list[Delta]]]:
+async def _merged(mailboxes: Sequence[Mailbox]) -> AsyncIterator[Letter]:
     """What comes to any of the mailboxes, with its place among them, in the order in which it comes."""
     if len(mailboxes) == 1:
         async for deltas in mailboxes[0]:
             yield 0, deltas
         return
-    letters: asyncio.Queue[tuple[int, list[Delta]] | EngineError | None] = asyncio.Queue(maxsize=len(mailboxes))
+    letters: asyncio.Queue[Letter | EngineError | RequestFailed | None] = asyncio.Queue(maxsize=len(mailboxes))
 
     async def forward(at: int, mailbox: Mailbox) -> None:
         try:
             async for deltas in mailbox:
                 await letters.put((at, deltas))
             await letters.put(None)
-        except EngineError as error:
+        except (EngineError, RequestFailed) as error:
             await letters.put(error)
 
     tasks = [asyncio.create_task(forward(at, mailbox)) for at, mailbox in enumerate(mailboxes)]
@@ -152,7 +170,7 @@ async def _merged(mailboxes: Sequence[Mailbox]) -> AsyncIterator[tuple[int, list
         open_ = len(tasks)
         while open_:
             letter = await letters.get()
-            if isinstance(letter, EngineError):
+            if isinstance(letter, EngineError | RequestFailed):
                 raise letter
             if letter is None:
                 open_ -= 1

@@ -1,11 +1,11 @@
 """The bodies of `POST /v1/completions` and `/v1/chat/completions`, and what they ask of the engine.
 
 Fields are OpenAI's and vLLM's, strictly typed. A field that would change the output and is not supported is refused by
-name, whether it is known (`_NEUTRAL` has the values that change nothing) or not.
+name, whether it is known (`NEUTRAL` has the values that change nothing) or not.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -17,26 +17,27 @@ DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's
 
 # Fields of OpenAI's API that are understood only as long as they ask for nothing, and the values that do. Null always
 # asks for nothing.
-_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "audio": (),
     "best_of": (1,),
-    "echo": (False,),
     "function_call": ("none",),
     "functions": ([],),
-    "logit_bias": ({},),
     "modalities": (["text"],),
+    "moderation": (),
     "parallel_tool_calls": (True, False),
     "prediction": (),
-    "reasoning_effort": ("none",),
     "response_format": ({"type": "text"},),
     "service_tier": ("auto", "default"),
     "store": (False,),
     "suffix": ("",),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
-    "verbosity": (),
+    "verbosity": ("medium",),
     "web_search_options": (),
 }
+
+T = TypeVar("T")
+Items = Annotated[list[T], Field(fail_fast=True)]  # a list that is wrong throughout is one mistake, not one per item
 
 
 class StreamOptions(BaseModel):
@@ -59,22 +60,26 @@ class GenerationRequest(BaseModel):
     top_p: float | None = None
     n: int | None = None
     seed: int | None = None
-    stop: str | list[str] | None = None
+    stop: str | Items[str] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
+    logit_bias: dict[str, float] | None = Field(
+        None, description="Added to the logits of tokens, which are named by their ids: -100 to 100."
+    )
     user: Any = Field(None, description="Ignored.")
     metadata: Any = Field(None, description="Ignored.")
     safety_identifier: Any = Field(None, description="Ignored.")
     prompt_cache_key: Any = Field(None, description="Ignored.")
+    prompt_cache_options: Any = Field(None, description="Ignored.")
     prompt_cache_retention: Any = Field(None, description="Ignored.")
     # vLLM's
     top_k: int | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None
     min_tokens: int | None = None
-    stop_token_ids: list[int] | None = None
+    stop_token_ids: Items[int] | None = None
     ignore_eos: bool | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
@@ -90,8 +95,9 @@ class GenerationRequest(BaseModel):
 class CompletionRequest(GenerationRequest):
     """Continue one prompt or several."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: str | Items[str] | Items[int] | Items[Items[int]]
     logprobs: int | None = None
+    echo: bool | None = Field(None, description="The prompt is part of the text, and of the log-probabilities.")
 
 
 class ChatMessage(BaseModel):
@@ -100,25 +106,29 @@ class ChatMessage(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True)
 
     role: str
-    content: str | list[dict[str, Any]]
+    content: str | Items[dict[str, Any]] | None = Field(None, description="Only an assistant's may be missing.")
 
 
 class ChatRequest(GenerationRequest):
     """Answer a chat."""
 
-    messages: list[ChatMessage]
+    messages: Items[ChatMessage]
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
+    reasoning_effort: str | None = Field(None, description="For the chat template.")
+    chat_template_kwargs: dict[str, Any] | None = Field(None, description="Variables for the chat template.")
 
 
 def check_fields(request: GenerationRequest) -> None:
     """Raises ApiError for a field that would change the output and is not supported, by name."""
     for name, value in (request.model_extra or {}).items():
-        if value is None or any(type(value) is type(one) and value == one for one in _NEUTRAL.get(name, ())):
+        if value is None or any(type(value) is type(one) and value == one for one in NEUTRAL.get(name, ())):
             continue
-        what = f"{name} is not supported by this server" if name in _NEUTRAL else f"unknown field {_shown(name)}"
-        raise ApiError(400, f"{what}: leave it out", param=name[:80])
+        if name in NEUTRAL:
+            message = f"{name} is not supported by this server: leave it out"
+            raise ApiError(400, message, param=name, code="unsupported_parameter")
+        raise ApiError(400, f"unknown field {_shown(name)}: leave it out", param=name[:80], code="unknown_parameter")
     if request.stream_options is not None and not request.stream:
         raise ApiError(400, "stream_options is for answers that are streamed: add stream=true", param="stream_options")
     for name in ("return_progress", "return_routed_experts"):
@@ -126,7 +136,9 @@ def check_fields(request: GenerationRequest) -> None:
             raise ApiError(400, f"{name} is part of streams: add stream=true", param=name)
 
 
-def sampling_params(request: GenerationRequest, *, max_tokens: int, logprobs: int | None) -> SamplingParams:
+def sampling_params(
+    request: GenerationRequest, *, max_tokens: int, logprobs: int | None, prompt_logprobs: int | None = None
+) -> SamplingParams:
     """The sampling parameters of a request; where it says nothing, OpenAI's defaults.
 
     Raises:
@@ -134,20 +146,20 @@ def sampling_params(request: GenerationRequest, *, max_tokens: int, logprobs: in
     """
     given = {name: value for name in _SAMPLING_FIELDS if (value := getattr(request, name)) is not None}
     if logprobs is not None and logprobs > MAX_LOGPROBS:
-        raise ApiError(400, f"log-probabilities of at most {MAX_LOGPROBS} tokens, got {logprobs}", param="logprobs")
+        name = "top_logprobs" if isinstance(request, ChatRequest) else "logprobs"
+        message = f"{name} of at most {MAX_LOGPROBS} tokens, got {logprobs}"
+        raise ApiError(400, message, param=name, code="invalid_value")
+    if request.logit_bias is not None:
+        given["logit_bias"] = _bias(request.logit_bias)
     try:
-        return SamplingParams(**{"temperature": 1.0, **given}, max_tokens=max_tokens, logprobs=logprobs)
+        return SamplingParams(
+            **{"temperature": 1.0, **given},
+            max_tokens=max_tokens,
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
+        )
     except ValueError as error:
-        raise ApiError(400, str(error), param=_param_in(str(error))) from error
-
-
-def messages_of(request: ChatRequest) -> list[dict[str, Any]]:
-    """The messages with contents that are plain text, as chat templates take them.
-
-    Raises:
-        ApiError: for a part of a message that is no text.
-    """
-    return [{**message.model_dump(), "content": _text_of(message, at)} for at, message in enumerate(request.messages)]
+        raise ApiError(400, str(error), param=_param_in(str(error)), code="invalid_value") from error
 
 
 _SAMPLING_FIELDS = (
@@ -170,25 +182,23 @@ _SAMPLING_FIELDS = (
 )
 
 
-def _text_of(message: ChatMessage, at: int) -> str:
-    if isinstance(message.content, str):
-        return message.content
-    texts = []
-    for part in message.content:
-        if part.get("type") != "text" or not isinstance(part.get("text"), str):
+def _bias(given: Mapping[str, float]) -> dict[int, float]:
+    """Biases by token id, which JSON's objects have as text."""
+    for name in given:
+        if not (name.isascii() and name.isdecimal() and len(name) < 10):
             raise ApiError(
                 400,
-                f"messages[{at}].content holds a part that is no text: this model reads text only",
-                param="messages",
+                f"logit_bias must have token ids for its keys, got {_shown(name)}",
+                param="logit_bias",
+                code="invalid_value",
             )
-        texts.append(part["text"])
-    return "".join(texts)
+    return {int(name): value for name, value in given.items()}
 
 
 def _param_in(message: str) -> str | None:
     """The field that a message of `SamplingParams` begins with."""
     word = message.replace("=", " ").split(" ", 1)[0]
-    return word if word in (*_SAMPLING_FIELDS, "max_tokens", "logprobs") else None
+    return word if word in (*_SAMPLING_FIELDS, "max_tokens", "logprobs", "logit_bias") else None
 
 
 def _shown(name: str) -> str:

@@ -10,15 +10,15 @@ from moejax.decoding.requests import Prompt, make_requests, prompt_token_ids, sp
 from moejax.decoding.sampling_params import SamplingParams
 from moejax.decoding.sequences import SequenceGroup, make_sequences
 from moejax.loading import Model
+from moejax.serving.chat_messages import messages_of, template_variables
 from moejax.serving.engine import Engine
-from moejax.serving.errors import ApiError
-from moejax.serving.jobs import Mailbox, ServedRequest
+from moejax.serving.errors import ApiError, too_long
+from moejax.serving.jobs import Echo, Mailbox, ServedRequest
 from moejax.serving.limits import MAX_STOP_CHARACTERS, MAX_STOP_IDS, MAX_STOP_STRINGS
 from moejax.serving.openai_requests import (
     DEFAULT_COMPLETION_TOKENS,
     ChatRequest,
     CompletionRequest,
-    messages_of,
     sampling_params,
 )
 from moejax.text.chat import encode_chat
@@ -49,22 +49,27 @@ def _prepare_completions(engine: Engine, request: CompletionRequest) -> list[Mak
     """
     model = engine.model
     prompts = split_prompts_of(request)
-    if len(prompts) > engine.settings.max_queue:
-        raise ApiError(
-            400, f"{len(prompts)} prompts in one request, the most are {engine.settings.max_queue}", param="prompt"
-        )
+    alone = bool(request.echo) and request.max_tokens == 0
     prepared = []
     for at, prompt in enumerate(prompts):
         if isinstance(prompt, str):
-            _check_characters(model, len(prompt))
-        ids = _checked(lambda at=at, prompt=prompt: prompt_token_ids(model, at, prompt), param="prompt")
-        asked = request.max_tokens
+            check_characters(model, len(prompt), param="prompt")
+        ids = checked(lambda at=at, prompt=prompt: prompt_token_ids(model, at, prompt), param="prompt")
+        asked = 1 if alone else request.max_tokens
         room = max(1, model.max_seq_len - len(ids))
         tokens = min(DEFAULT_COMPLETION_TOKENS, room) if asked is None else asked
-        prepared.append(
-            _prepared(engine, model, ids, sampling_params(request, max_tokens=tokens, logprobs=request.logprobs))
-        )
+        of_prompt = request.logprobs if request.echo else None
+        params = sampling_params(request, max_tokens=tokens, logprobs=request.logprobs, prompt_logprobs=of_prompt)
+        echo = Echo(text=_text_of(model, prompt, ids, params), alone=alone) if request.echo else None
+        prepared.append(_prepared(engine, model, ids, params, param="prompt", echo=echo))
     return prepared
+
+
+def _text_of(model: Model, prompt: Prompt, ids: Sequence[int], params: SamplingParams) -> str:
+    """A prompt as text."""
+    if isinstance(prompt, str) or model.tokenizer is None:
+        return prompt if isinstance(prompt, str) else ""
+    return model.tokenizer.decode(ids, skip_special_tokens=params.skip_special_tokens)
 
 
 def _prepare_chat(engine: Engine, request: ChatRequest) -> list[MakeServed]:
@@ -74,31 +79,54 @@ def _prepare_chat(engine: Engine, request: ChatRequest) -> list[MakeServed]:
         ApiError: for what this model or this server cannot do.
     """
     model = engine.model
-    tokenizer = model.tokenizer
-    if tokenizer is None:
-        raise ApiError(400, f"chat needs a tokenizer, but {model.no_tokenizer_reason}", param="messages")
     if request.top_logprobs is not None and not request.logprobs:
-        raise ApiError(400, "top_logprobs needs logprobs=true", param="top_logprobs")
-    messages = messages_of(request)
-    _check_characters(model, sum(len(message["content"]) for message in messages))
-    ids = _checked(lambda: encode_chat(tokenizer, messages), param="messages")
+        raise ApiError(400, "top_logprobs needs logprobs=true", param="top_logprobs", code="invalid_value")
+    ids = chat_token_ids(model, request)
     if request.max_tokens is not None and request.max_completion_tokens not in (None, request.max_tokens):
         raise ApiError(400, "max_tokens and max_completion_tokens differ: give one", param="max_tokens")
     asked = request.max_tokens if request.max_completion_tokens is None else request.max_completion_tokens
     tokens = max(1, model.max_seq_len - len(ids)) if asked is None else asked
     logprobs = (request.top_logprobs or 0) if request.logprobs else None
-    return [_prepared(engine, model, ids, sampling_params(request, max_tokens=tokens, logprobs=logprobs))]
+    params = sampling_params(request, max_tokens=tokens, logprobs=logprobs)
+    return [_prepared(engine, model, ids, params, param="messages")]
+
+
+def chat_token_ids(model: Model, request: ChatRequest) -> list[int]:
+    """The tokens of a chat, through the model's template.
+
+    Raises:
+        ApiError: for a model without one, and for messages that it cannot take.
+    """
+    tokenizer = model.tokenizer
+    if tokenizer is None:
+        raise ApiError(400, f"chat needs a tokenizer, but {model.no_tokenizer_reason}", param="messages")
+    messages = messages_of(request.messages, tokenizer.chat_template or "")
+    check_characters(model, sum(len(message.get("content", "")) for message in messages), param="messages")
+    variables = template_variables(request)
+    return checked(lambda: encode_chat(tokenizer, messages, template_kwargs=variables), param="messages")
 
 
 def split_prompts_of(request: CompletionRequest) -> list[Prompt]:
     """The prompts of a request, of which a list of token ids is one."""
-    return _checked(lambda: split_prompts(request.prompt), param="prompt")
+    return checked(lambda: split_prompts(request.prompt), param="prompt")
 
 
-def _prepared(engine: Engine, model: Model, ids: Sequence[int], params: SamplingParams) -> MakeServed:
+def _prepared(
+    engine: Engine,
+    model: Model,
+    ids: Sequence[int],
+    params: SamplingParams,
+    *,
+    param: str,
+    echo: Echo | None = None,
+) -> MakeServed:
+    """The job that continues a prompt, which came from the field `param`."""
     if params.n > engine.settings.max_batch:
         raise ApiError(400, f"n={params.n} outputs, this server has {engine.settings.max_batch} slots", param="n")
-    (request,) = _checked(lambda: make_requests(model, [list(ids)], params, {}), param=None)
+    if len(ids) + params.max_tokens > model.max_seq_len:
+        got = f"a prompt of {len(ids)} tokens and asks for {params.max_tokens} more (max_tokens)"
+        raise too_long(got, model.max_seq_len, param=param)
+    (request,) = checked(lambda: make_requests(model, [list(ids)], params, {}), param=None)
     if len(request.stop_ids) > MAX_STOP_IDS:
         raise ApiError(
             400,
@@ -114,20 +142,16 @@ def _prepared(engine: Engine, model: Model, ids: Sequence[int], params: Sampling
         )
     request = dataclasses.replace(request, index=next(_numbers))
     group = SequenceGroup(request=request, sequences=make_sequences(model, request))
-    return lambda mailbox: ServedRequest(group=group, mailbox=mailbox)
+    return lambda mailbox: ServedRequest(group=group, mailbox=mailbox, echo=echo)
 
 
-def _check_characters(model: Model, count: int) -> None:
-    """Refuses a text that cannot fit before time goes into its tokens."""
+def check_characters(model: Model, count: int, *, param: str) -> None:
+    """Raises ApiError for a text that cannot fit, before time goes into its tokens."""
     if model.tokenizer is None:
         return
     most = model.max_seq_len * longest_token(model.tokenizer)
     if count > most:
-        raise ApiError(
-            400,
-            f"a text of {count} characters is past the limit of {model.max_seq_len} tokens (max_seq_len), which hold "
-            f"at most {most}: shorten it",
-        )
+        raise too_long(f"{count} characters, of which they hold at most {most}", model.max_seq_len, param=param)
 
 
 @lru_cache(maxsize=4)
@@ -136,7 +160,8 @@ def longest_token(tokenizer: Tokenizer) -> int:
     return max(map(len, tokenizer.vocabulary.values()))
 
 
-def _checked(make: Callable[[], T], *, param: str | None) -> T:
+def checked(make: Callable[[], T], *, param: str | None) -> T:
+    """What `make` returns; ApiError for its ValueError, about the field `param`."""
     try:
         return make()
     except ValueError as error:

@@ -3,23 +3,28 @@
 Used by the engine's thread alone.
 """
 
+import logging
 import time
-from collections import deque
 from collections.abc import Callable
 
 import numpy as np
 
+from moejax.decoding.failures import NonFiniteLogitsError, failure_in
 from moejax.decoding.scheduler import Scheduler, StartedSteps
 from moejax.decoding.sequences import NewTokens, SequenceGroup
 from moejax.decoding.state import Features
 from moejax.runtime.buckets import STEPS_PER_CALL
-from moejax.serving.jobs import EngineError, Mailbox, ServedRequest, make_delta, wake
+from moejax.serving.fair_queue import FairQueue
+from moejax.serving.jobs import EngineError, Mailbox, RequestFailed, ServedRequest, make_delta, wake
 from moejax.serving.metrics import Metrics
 
 CHUNK_SECONDS = 0.05  # how long one call of the decode loop should take: what a new request may have to wait
 # The same while prompts wait to be fed, so that a long one is not held up for long, and for the first call after
 # idling: requests tend to come together, and the first one would otherwise keep the others waiting for a whole call.
 SHARED_SECONDS = CHUNK_SECONDS / 4
+
+
+_logger = logging.getLogger(__name__)
 
 
 class RunningRequests:
@@ -41,14 +46,15 @@ class RunningRequests:
         """Requests that have slots."""
         return list(self._jobs.values())
 
-    def can_take(self, queue: deque[ServedRequest]) -> bool:
-        """Whether there are slots for the request that waits first."""
-        return bool(queue) and len(queue[0].sequences) <= self.scheduler.free
+    def can_take(self, queue: FairQueue) -> bool:
+        """Whether there are slots for the request that is next."""
+        first = queue.first
+        return first is not None and len(first.sequences) <= self.scheduler.free
 
-    def take(self, queue: deque[ServedRequest]) -> None:
+    def take(self, queue: FairQueue) -> None:
         """Gives waiting requests their slots, as far as there are enough for the first of them."""
         while self.can_take(queue):
-            job = queue.popleft()
+            job = queue.pop()
             job.started = time.perf_counter()
             self._jobs[job.group] = job
             self.scheduler.add(job.group)
@@ -59,7 +65,7 @@ class RunningRequests:
             if job.cancelled:
                 self.give_up(job, None)
 
-    def give_up(self, job: ServedRequest, error: EngineError | None) -> None:
+    def give_up(self, job: ServedRequest, error: EngineError | RequestFailed | None) -> None:
         """Ends a request that has slots, because of `error` or because nobody waits for it."""
         self.scheduler.drop(job.group)
         del self._jobs[job.group]
@@ -94,7 +100,8 @@ class RunningRequests:
             now = time.perf_counter()
             measured, known = (now - began) / done.taken, self._step_seconds.get(kind)
             self._step_seconds[kind] = measured if known is None else 0.5 * (known + measured)
-            if not (self.scheduler.feeding or done.may_have_ended) and undisturbed():
+            goes_on = self.scheduler.running and not (self.scheduler.feeding or done.may_have_ended)
+            if goes_on and undisturbed():
                 call = self._start(done.taken)
             self._count_experts(done.expert_rows)
             self._deliver(self.scheduler.hand_out(done), now)
@@ -125,22 +132,40 @@ class RunningRequests:
         self.metrics.running.set(len(self._jobs))
         self.metrics.cache_use.set(slots.cached_tokens / (slots.shapes.parts.batch * slots.shapes.length))
 
+    def _fail(self, job: ServedRequest, failure: Exception) -> None:
+        """Ends a request that cannot be answered; who runs the server is told, too."""
+        if isinstance(failure, NonFiniteLogitsError):
+            failure = NonFiniteLogitsError(index=job.place, tokens=failure.tokens, dtype=failure.dtype)
+            _logger.warning("a request failed: %s", failure)
+        else:
+            _logger.error("a request failed", exc_info=failure)
+        self.give_up(job, RequestFailed(f"{type(failure).__name__}: {failure}"))
+
     def _deliver(self, gained: list[NewTokens], now: float) -> None:
+        dtype = self.scheduler.slots.model.dtype
         for one in gained:
-            job = self._jobs[one.group]
-            job.mailbox.put(make_delta(job, one, now))
-            self._written.add(job.mailbox)
-            count = len(one.events)
-            self.metrics.generation_tokens.inc(count)
-            if job.first_token is None:
-                job.first_token = now
-                self.metrics.ttft.observe(now - job.arrived)
-            if len(one.sequence.tokens) > count and job.last_token is not None:
-                self.metrics.observe_tokens(count, now - job.last_token)
-            job.last_token = now
+            job = self._jobs.get(one.group)
+            if job is None:
+                continue  # another output of it has failed
+            if one.events:
+                self._hand_out(job, one, now)
+            if failure := failure_in([one], dtype):
+                self._fail(job, failure)
         reasons = {one.group: one.sequence.finish_reason for one in gained}  # of the output that came last
         for group, reason in reasons.items():
-            if group.finished:
+            if group in self._jobs and group.finished:
                 job = self._jobs.pop(group)
                 job.mailbox.end()
                 self.metrics.finish(job, reason or "length")
+
+    def _hand_out(self, job: ServedRequest, gained: NewTokens, now: float) -> None:
+        job.mailbox.put(make_delta(job, gained, now))
+        self._written.add(job.mailbox)
+        count = len(gained.events)
+        self.metrics.generation_tokens.inc(count)
+        if job.first_token is None:
+            job.first_token = now
+            self.metrics.ttft.observe(now - job.arrived)
+        if len(gained.sequence.tokens) > count and job.last_token is not None:
+            self.metrics.observe_tokens(count, now - job.last_token)
+        job.last_token = now

@@ -1,17 +1,23 @@
 """Runs the application: the socket, the signals, and a clean end."""
 
+import asyncio
+import math
 import signal
 import socket
+import time
 from collections.abc import Callable
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 
-from moejax.serving.connection import connections, log_nothing, log_to
+from moejax.serving.client_log import log_nothing, log_to
+from moejax.serving.connection import ConnectionRules, connections
 from moejax.serving.engine import Engine
 from moejax.serving.settings import ServerSettings
 
 TICKS = 10  # of uvicorn's in a second
+BACKLOG = 2048  # connections that the system keeps until they are accepted
 CLOSE_SECONDS = 5  # for clients to read what was sent, after the engine gave up
 
 
@@ -29,7 +35,7 @@ def open_socket(host: str, port: int) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind(address)
-        listening.listen(2048)
+        listening.listen(BACKLOG)
     except OSError as error:
         listening.close()
         reason = error.strerror or str(error)
@@ -48,7 +54,7 @@ def tell_nobody(loading: bool) -> None:
 
 
 class Server(uvicorn.Server):
-    """Tells the engine when the end begins: uvicorn itself would wait for all answers, however long they are.
+    """Tells the engine when the end begins, and goes on answering, `/health` above all, until what runs has ended.
 
     on_loading: told True every second while the engine loads and compiles, then False once.
     """
@@ -66,31 +72,74 @@ class Server(uvicorn.Server):
                 app,
                 log_config=None,
                 loop="asyncio",
-                http=connections(write_seconds=settings.write_seconds, on_stalled=engine.metrics.stalled_clients.inc),
+                http=connections(
+                    ConnectionRules(
+                        write_seconds=settings.write_seconds,
+                        idle_seconds=settings.idle_seconds,
+                        most=settings.max_connections,
+                        on_stalled=engine.metrics.stalled_clients.inc,
+                        on_full=self._on_full,
+                    )
+                ),
+                backlog=1,  # how many are accepted in one go, and so how many errors there are when that fails
                 ws="none",
                 server_header=False,
-                timeout_graceful_shutdown=int(settings.shutdown_seconds) + CLOSE_SECONDS,
             )
         )
-        self._engine, self._shutdown_seconds, self._say = engine, settings.shutdown_seconds, say
+        self._engine, self._settings, self._say = engine, settings, say
         self._on_loading, self._loading = on_loading, True
+        self._exit_by: float | None = None  # of time.monotonic, once the end has begun
+        self._told: set[str] = set()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().set_exception_handler(self._on_loop_error)
+        await super().startup(sockets)
+        for one in sockets or ():
+            one.listen(BACKLOG)
 
     async def on_tick(self, counter: int) -> bool:
         was_loading, self._loading = self._loading, self._engine.status == "loading"
         if self._loading and counter % TICKS == 0 or was_loading and not self._loading:
             self._on_loading(self._loading)
-        if self.should_exit:
-            self._engine.drain(self._shutdown_seconds)
-            if running := self._engine.metrics.now_running():
-                self._say(f"what runs ({running}) has {self._shutdown_seconds:g} s to end; Ctrl-C again ends at once")
         # A model that cannot be loaded will not get better; an engine that fails later keeps saying so in /health.
-        failed_early = self._engine.status == "dead" and not self._engine.was_ready
-        return failed_early or await super().on_tick(counter)
+        if self._engine.status == "dead" and not self._engine.was_ready:
+            return True
+        return await super().on_tick(counter) and self._has_drained()
+
+    def _has_drained(self) -> bool:
+        """Whether nothing runs any more, or it has had its time."""
+        running, seconds = self._engine.metrics.now_running(), self._settings.shutdown_seconds
+        if self._exit_by is None:
+            self._exit_by = time.monotonic() + seconds
+            self._engine.drain(seconds)
+            if running:
+                self._say(f"what runs ({running}) has {seconds:g} s to end; Ctrl-C again ends at once")
+        return self.force_exit or not running or time.monotonic() >= self._exit_by
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        left = 0.0 if self._exit_by is None else max(0.0, self._exit_by - time.monotonic())
+        self.config.timeout_graceful_shutdown = math.ceil(left) + CLOSE_SECONDS  # for clients that read slowly
         await super().shutdown(sockets)
         if self.force_exit:
             log_nothing()
+
+    def _on_full(self, made_room: bool) -> None:
+        """Says once that there are too many connections, and once that some are refused."""
+        what = "idle ones are closed" if made_room else "all are busy, so more are refused"
+        self._tell_once(f"there are {self._settings.max_connections:,} connections (--max-connections): {what}")
+
+    def _on_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Says once that no connection can be accepted: asyncio would show a traceback for every attempt."""
+        error = context.get("exception")
+        if isinstance(error, OSError) and "accept" in context["message"]:
+            self._tell_once(f"connections cannot be accepted: {error.strerror}; fewer --max-connections may help")
+        else:
+            loop.default_exception_handler(context)
+
+    def _tell_once(self, line: str) -> None:
+        if line not in self._told:
+            self._told.add(line)
+            self._say(line)
 
 
 def serve(

@@ -4,8 +4,10 @@ from dataclasses import dataclass
 
 from moejax.runtime.buckets import MAX_SERVED_SEQUENCES
 from moejax.serving.baseline import NO_BASELINE, Choice
+from moejax.serving.hosts import AllowedHosts
 
 DEFAULT_MAX_SEQ_LEN = 4096  # where the model allows more: a server allocates what it might need
+DEFAULT_CONNECTIONS = 1000
 MIB = 1 << 20
 
 
@@ -41,6 +43,8 @@ class AppSettings:
     model_name: the model's name in requests and answers.
     api_key: what clients have to present; None lets everybody in.
     max_request_bytes: of a request's body.
+    hosts: what the header `Host` may name.
+    origins: of pages elsewhere that may ask; "*" is all.
     baseline: what the page's race runs against.
     about: a sentence on the model, for visitors of the page.
 
@@ -51,6 +55,8 @@ class AppSettings:
     model_name: str
     api_key: str | None = None
     max_request_bytes: int = 4 * MIB
+    hosts: AllowedHosts = AllowedHosts()
+    origins: tuple[str, ...] = ()
     baseline: Choice = NO_BASELINE
     about: str | None = None
 
@@ -61,6 +67,10 @@ class AppSettings:
             raise ValueError("--api-key must be printable ASCII characters, at least one: it is sent in a header")
         if self.max_request_bytes < 1024:
             raise ValueError(f"--max-request-bytes must be at least 1024, got {self.max_request_bytes}")
+        for origin in self.origins:
+            scheme, _, host = origin.partition("://")
+            if origin != "*" and not (scheme in ("http", "https") and host and "/" not in host):
+                raise ValueError(f"--allowed-origins must be like https://example.com, or *, got {origin!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +79,8 @@ class ServerSettings:
 
     shutdown_seconds: how long answers may go on once the end has begun.
     write_seconds: within which a client has to read something, as long as there is something for it.
+    idle_seconds: within which one has to send something, as long as no answer to it is under way.
+    max_connections: at a time.
     log_requests: whether there is a line for every request.
 
     Raises:
@@ -77,6 +89,8 @@ class ServerSettings:
 
     shutdown_seconds: float = 30.0
     write_seconds: float = 60.0
+    idle_seconds: float = 60.0
+    max_connections: int = DEFAULT_CONNECTIONS
     log_requests: bool = False
 
     def __post_init__(self) -> None:
@@ -84,3 +98,7 @@ class ServerSettings:
             raise ValueError(f"--shutdown-seconds must be from 0 to 86400, got {self.shutdown_seconds}")
         if not 0 < self.write_seconds <= 86400:
             raise ValueError(f"--write-seconds must be more than 0 and at most 86400, got {self.write_seconds}")
+        if not 0 < self.idle_seconds <= 86400:
+            raise ValueError(f"--idle-seconds must be more than 0 and at most 86400, got {self.idle_seconds}")
+        if self.max_connections < 1:
+            raise ValueError(f"--max-connections must be at least 1, got {self.max_connections}")

@@ -8,6 +8,7 @@ from moejax.families.kv_cache import cache_placements
 from moejax.loading import Model
 from moejax.ops.table import make_ops
 from moejax.runtime import buckets
+from moejax.serving.limits import MAX_LOGPROBS
 from moejax.serving.settings import EngineSettings
 from sharding import bytes_per_device, device_memory
 
@@ -23,6 +24,7 @@ class ServedShapes:
     parts: the slots.  length: positions of the cache of each.
     chunk, short: tokens of a part of a prompt, and of a short prompt, which is fed whole.
     most: short prompts per call, beside calls of the fewest prompts that divide over the mesh.
+    logprobs: best tokens reported for each place of a prompt whose log-probabilities are asked for.
     reads_all: whether attention reads positions of the cache that no sequence needs.
     """
 
@@ -31,6 +33,7 @@ class ServedShapes:
     chunk: int
     short: int
     most: int
+    logprobs: int
     reads_all: bool
     shares_prompts: bool = False  # a program for each number of outputs would be compiled before the first request
 
@@ -39,20 +42,21 @@ class ServedShapes:
         """The calls that feed prompts."""
         fewest, short = self.parts.count, self.short
         shorts = [FeedShape(count, short, short, count) for count in sorted({fewest, self.most})]
-        return [*shorts, FeedShape(fewest, self.chunk, self.length, fewest)]
+        long = FeedShape(fewest, self.chunk, self.length, fewest)
+        return [*shorts, long, long._replace(logprobs=self.logprobs)]
 
     def feed(self, waiting: list[Part]) -> tuple[list[Part], FeedShape]:
         """The part that has waited longest, and with a short prompt other short ones."""
         first = waiting[0]
-        *shorts, long = self.feeds
+        *shorts, long, reporting = self.feeds
         if not self._is_short(first):
-            return compatible(first, waiting[:1], 1), long
+            return compatible(first, waiting[:1], 1), reporting if _reports(first) else long
         chosen = compatible(first, [part for part in waiting if self._is_short(part)], shorts[-1].prompts)
         return chosen, next(one for one in shorts if one.prompts >= len(chosen))
 
     def _is_short(self, part: Part) -> bool:
         """Whether a part is a whole prompt that may be fed together with others."""
-        return len(part.group.request.prompt) <= self.short
+        return len(part.group.request.prompt) <= self.short and not _reports(part)
 
     @property
     def steps(self) -> list[StepShape]:
@@ -77,6 +81,11 @@ class ServedShapes:
         return next(one for one in self.steps if one.slots >= needed and one.positions >= furthest)
 
 
+def _reports(part: Part) -> bool:
+    """Whether log-probabilities of the prompt are asked for."""
+    return part.group.request.params.prompt_logprobs is not None
+
+
 def _growing(first: int, last: int) -> Iterator[int]:
     """`first`, GROWTH times as much and so on, and `last`."""
     while first < last:
@@ -96,6 +105,7 @@ def make_shapes(model: Model, settings: EngineSettings) -> ServedShapes:
         length=-(-model.max_seq_len // chunk) * chunk,
         chunk=chunk,
         short=short,
+        logprobs=min(MAX_LOGPROBS, model.config.vocab_size),
         most=buckets.batch_bucket(max(1, chunk // short), count),
         reads_all=make_ops(model.structure.backend).reads_all,
     )

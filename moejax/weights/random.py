@@ -63,7 +63,9 @@ def random_piece(
         chosen = [paths[expert] if there else "" for expert, there in zip(experts, used, strict=True)]
     names = np.array([zlib.crc32(path.encode()) for path in chosen], np.uint32)
     make = _maker(weight.init, weight.shape, jnp.dtype(dtype).name, piece.places is not None, bits, sharding)
-    return make(np.asarray(jax.random.key_data(jax.random.key(seed))), names, np.array(used))
+    # The words that `jax.random.key` makes of a seed, without the offset that a program may have set for its own.
+    root: Any = np.array(divmod(seed % 2**64, 2**32), np.uint32)
+    return make(root, names, np.array(used))
 
 
 @lru_cache(maxsize=256)

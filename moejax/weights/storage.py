@@ -121,7 +121,7 @@ class Plain:
         return self.array
 
     def take(self, ids: Int[Array, "*ids"]) -> Float[Array, "*ids I"]:
-        return self.array.at[ids].get(mode="clip")
+        return self.array.at[ids].get(mode="clip", wrap_negative_indices=False)
 
     def product(self, x: Float[Array, "*rows I"]) -> Float[Array, "*rows O"]:
         return linear(x, self.array)
@@ -171,7 +171,7 @@ class Rows:
         return from_bits(self.array, self.of_dtype)
 
     def take(self, ids: Int[Array, "*ids"]) -> Float[Array, "*ids I"]:
-        return from_bits(self.array.at[ids].get(mode="clip"), self.of_dtype)
+        return from_bits(self.array.at[ids].get(mode="clip", wrap_negative_indices=False), self.of_dtype)
 
     def product(self, x: Float[Array, "*rows I"]) -> Float[Array, "*rows O"]:
         return linear(x, self.numbers())

@@ -58,18 +58,18 @@ def built_library(cpu: tuple[str, ...] = ()) -> Path:
             written where libraries are kept.
     """
     compiler = check_machine()
-    flags = (*FLAGS, *(cpu or CPU_FLAGS[platform.machine()]))
+    command = [*compiler, *FLAGS, *(cpu or CPU_FLAGS[platform.machine()])]
     key = _hash(
         source_hash().encode(),
         version("jaxlib").encode(),
         compiler_version(compiler).encode(),
-        " ".join(flags).encode(),
+        " ".join(command[1:]).encode(),  # flags that CXX has too, which no version tells
         " ".join(sorted(cpu_features())).encode(),
     )
     library = library_folder() / f"{key}.so"
     try:
         if not is_whole(library):
-            _compile([*compiler, *flags], library)
+            _compile(command, library)
     except OSError as error:
         raise NativeError(
             f"cannot keep its library ({error.filename}: {error.strerror}): set XDG_CACHE_HOME to a folder that can be "
@@ -170,15 +170,14 @@ def is_whole(library: Path) -> bool:
     return content[-_DIGEST_BYTES:] == hashlib.sha256(content[:-_DIGEST_BYTES]).digest()
 
 
-def _compile(compiler: list[str], library: Path) -> None:
+def _compile(command: list[str], library: Path) -> None:
     part = library.with_suffix(f".{secrets.token_hex(8)}.part")
     library.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
-        command = [*compiler, "-isystem", jax.ffi.include_dir(), str(FOLDER / "kernels.cc"), "-o", str(part)]
-        done = _run(command)
+        done = _run([*command, "-isystem", jax.ffi.include_dir(), str(FOLDER / "kernels.cc"), "-o", str(part)])
         if done.returncode != 0 or not part.exists():
             raise NativeError(
-                f"{compiler[0]} could not compile moejax's CPU kernels: it {_how_it_ended(done)}; {_ADVICE}"
+                f"{command[0]} could not compile moejax's CPU kernels: it {_how_it_ended(done)}; {_ADVICE}"
             )
         content = part.read_bytes()
         part.write_bytes(content + hashlib.sha256(content).digest())  # after its end, where no loader looks

@@ -74,7 +74,10 @@ def _opened(path: Path) -> ctypes.CDLL:
     try:
         return ctypes.CDLL(str(path))
     except OSError as error:
-        raise NativeError(f"cannot load its library: {error}; remove it, and it is compiled again") from error
+        raise NativeError(
+            f"cannot load its library: {error}; if CXX names a C++ compiler (CXX=g++, not gcc), remove it, and it is "
+            "compiled again"
+        ) from error
 
 
 @functools.cache

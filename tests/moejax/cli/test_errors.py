@@ -9,6 +9,7 @@ import pytest
 from moejax.cli import startup
 from moejax.cli.errors import describe, with_flags
 from moejax.cli.foreign_flags import NOT_HERE, OURS
+from moejax.decoding.failures import NonFiniteLogitsError
 from tests.messages import error_line, says
 from tests.moejax.cli.conftest import Call
 from tests.moejax.decoding.tiny_checkpoint import Tiny
@@ -219,6 +220,8 @@ def test_unexpected_errors_are_one_line_too() -> None:
     says(describe(error), "RuntimeError", "RESOURCE_EXHAUSTED", "Out of memory", "--debug")
     assert "\n" not in describe(error)
     says(describe(AssertionError()), "AssertionError", "--debug")
+    not_finite = NonFiniteLogitsError(index=0, tokens=3, dtype="float16")
+    says(describe(not_finite), "prompt 0", "3", "float16", "--dtype bfloat16")
     assert describe(FileNotFoundError(2, "No such file", "a.json")) == "a.json: No such file"
     gloo = RuntimeError("UNKNOWN: Gloo all-reduce failed: [pair.cc:547] Connection closed by peer [127.0.0.1]:725")
     says(describe(gloo), "another process")

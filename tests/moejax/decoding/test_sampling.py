@@ -22,6 +22,7 @@ from moejax.decoding.requests import Request
 from moejax.decoding.sampling_arrays import sampling_state
 from moejax.decoding.sequences import Sequence
 from moejax.decoding.state import Features, SamplingState
+from tests.messages import refuses
 from tests.moejax.decoding import sampling_oracle as oracle
 from tests.moejax.decoding.tiny_checkpoint import Tiny
 
@@ -29,7 +30,7 @@ ALPHA = 1e-6
 SAMPLES = 100_000
 V = 16
 ROUNDING = 1e-5  # the masks are computed in float32: closer to a bound than this, a token may fall on either side
-EVERYTHING = Features(sample=True, filter=True, penalize=True, min_tokens=True, stop_ids=4)
+EVERYTHING = Features(sample=True, filter=True, penalize=True, biases=4, min_tokens=True, stop_ids=4)
 
 
 def state_of(params: list[SamplingParams], stop_ids: tuple[int, ...] = ()) -> SamplingState:
@@ -101,6 +102,30 @@ def test_stops_are_forbidden_to_rows_that_are_too_early() -> None:
     expected = logits.copy()
     expected[np.ix_([0, 2], [1, 3, 15])] = -np.inf
     np.testing.assert_array_equal(got, expected)
+
+
+def test_biases_are_added_to_the_tokens_that_they_name() -> None:
+    logits = random_rows(np.random.default_rng(3), 3, V)
+    biases: list[dict[int, float]] = [{}, {3: -100, 15: 0.5}, {0: 7, 1: 1, 2: -2.5, 3: 100}]
+    got = sampling.add_biases(jnp.asarray(logits), state_of([SamplingParams(logit_bias=one) for one in biases]))
+    expected = logits.copy()
+    for row, one in zip(expected, biases, strict=True):
+        for token, bias in one.items():
+            row[token] += np.float32(bias)
+    np.testing.assert_array_equal(got, expected)
+
+
+def test_a_bias_forbids_or_enforces_a_token(tiny: Tiny) -> None:
+    plain = moejax.decode(tiny.model, [5, 6], max_tokens=6)[0].token_ids
+    without, only = moejax.decode(
+        tiny.model,
+        [[5, 6], [5, 6]],
+        [SamplingParams(max_tokens=6, logit_bias={plain[0]: -100}), SamplingParams(max_tokens=6, logit_bias={9: 100})],
+    )
+    assert plain[0] not in without.token_ids
+    assert only.token_ids == [9] * 6
+    with refuses(ValueError, "logit_bias", str(tiny.model.config.vocab_size)):
+        moejax.decode(tiny.model, [5], logit_bias={tiny.model.config.vocab_size: 1})
 
 
 def test_masks_equal_the_oracle() -> None:

@@ -22,6 +22,7 @@ DEFAULTS = {
     "repetition_penalty": 1.0,
     "presence_penalty": 0.0,
     "frequency_penalty": 0.0,
+    "logit_bias": (),
     "seed": None,
     "n": 1,
     "stop": (),
@@ -101,6 +102,25 @@ def test_stop_strings(stop: Any) -> None:
 def test_stop_token_ids(ids: Any) -> None:
     with refuses(ValueError, "stop_token_ids", "list", f"got {ids!r}"):
         SamplingParams(stop_token_ids=ids)
+
+
+@pytest.mark.parametrize("biases", [5, "ab", [1, 2], [(1,)], {-1: 1.0}, {"a": 1.0}, {True: 1.0}, None])
+def test_biases(biases: Any) -> None:
+    with refuses(ValueError, "logit_bias"):
+        build(logit_bias=biases)
+
+
+@pytest.mark.parametrize("bias", [-100.5, 101, float("nan"), "2", True, None])
+def test_biases_out_of_range(bias: Any) -> None:
+    with refuses(ValueError, "logit_bias", "-100 to 100", f"got {bias!r}"):
+        build(logit_bias={1: bias})
+
+
+def test_as_many_biases_as_openai_takes() -> None:
+    assert len(SamplingParams(logit_bias=dict.fromkeys(range(300), 1.5)).logit_bias) == 300
+    assert SamplingParams(logit_bias={3: -1, 7: 0.5}) == SamplingParams(logit_bias=((3, -1), (7, 0.5)))
+    with refuses(ValueError, "301", "300"):
+        SamplingParams(logit_bias=dict.fromkeys(range(301), 1.5))
 
 
 def test_more_tokens_demanded_than_allowed() -> None:

@@ -5,7 +5,7 @@ import dataclasses
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 
 import httpx
@@ -31,6 +31,7 @@ class Live:
     url: str
     engine: Engine
     model: "moejax.Model"
+    server: Server
 
     def client(self, **settings: object) -> httpx.Client:
         return httpx.Client(base_url=self.url, timeout=WAIT_SECONDS, **settings)  # type: ignore[arg-type]
@@ -67,23 +68,35 @@ def running(
     *,
     api_key: str | None = None,
     limit: int = 1 << 20,
+    origins: tuple[str, ...] = (),
+    idle_seconds: float = WAIT_SECONDS,
+    max_connections: int = 1000,
+    shutdown_seconds: float = 0,
+    say: Callable[[str], None] = lambda line: None,
     write_seconds: float = WAIT_SECONDS,
     send_buffer: int | None = None,
     **sizes: int,
 ) -> Iterator[Live]:
     """A server on a free port of the loopback, ready. `send_buffer`: bytes that the system keeps for a connection."""
     engine = make_engine(model, **sizes)
-    app = create_app(engine, AppSettings(model_name="tiny", api_key=api_key, max_request_bytes=limit))
+    app_settings = AppSettings(model_name="tiny", api_key=api_key, max_request_bytes=limit, origins=origins)
+    app = create_app(engine, app_settings)
     with closing(socket.create_server(("127.0.0.1", 0))) as listening:
         if send_buffer is not None:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)  # accepted connections inherit it
-        settings = ServerSettings(shutdown_seconds=0, write_seconds=write_seconds)
-        server = Server(app, engine, settings, lambda line: None)
+        settings = ServerSettings(
+            shutdown_seconds=shutdown_seconds,
+            write_seconds=write_seconds,
+            idle_seconds=idle_seconds,
+            max_connections=max_connections,
+        )
+        server = Server(app, engine, settings, say)
         thread = threading.Thread(target=lambda: asyncio.run(server._serve([listening])), daemon=True)
         thread.start()
         try:
             wait_until_ready(engine)
-            yield Live(url=f"http://127.0.0.1:{listening.getsockname()[1]}", engine=engine, model=model)
+            url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+            yield Live(url=url, engine=engine, model=model, server=server)
         finally:
             engine.drain(0)
             server.should_exit = True

@@ -276,9 +276,14 @@ def test_queue_has_a_bound_and_takes_all_jobs_or_none(model: "moejax.Model", eng
             jobs = [job(model, [1, 2], next(numbers), max_tokens=1) for _ in range(101)]
             with refuses(QueueFull, "0 requests", "100"):
                 engine.submit(jobs)
-            engine.submit(jobs[:100])
-            with pytest.raises(QueueFull, match="100 requests"):
-                engine.submit(jobs[100:])
+            with refuses(QueueFull, "0 requests", "75"):
+                engine.submit(jobs[:76])
+            engine.submit(jobs[:75])
+            with refuses(QueueFull, "75 requests", "75"):
+                engine.submit(jobs[75:76])
+            engine.submit(jobs[75:100], "another")
+            with refuses(QueueFull, "100 requests", "100"):
+                engine.submit(jobs[100:], "another")
         await asyncio.wait_for(asyncio.gather(*map(finished, jobs[:100])), WAIT_SECONDS)
 
     asyncio.run(main())

@@ -12,6 +12,7 @@ import pytest
 
 import moejax
 from moejax.decoding.scheduler import Scheduler
+from moejax.serving.fair_queue import share_of
 from tests.messages import says
 from tests.moejax.serving.conftest import SIZES
 from tests.moejax.serving.live import WAIT_SECONDS, Live, running, settled
@@ -33,7 +34,7 @@ def error_of(answer: httpx.Response) -> dict[str, Any]:
     ("content", "facts"),
     [
         (b"{", ("JSON",)),
-        (b"", ("body", "required")),
+        (b"", ("body", "character 0")),
         (b"[]", ("body", "dictionary")),
         (b"null", ("body",)),
         (b'{"prompt": "\xff\xfe"}', ("body",)),
@@ -111,7 +112,7 @@ def request_alone(live: Live, asked: dict[str, Any]) -> socket.socket:
     """A connection on which a completion was asked for, to be read or closed."""
     host, port = live.url.removeprefix("http://").split(":")
     body = json.dumps(asked).encode()
-    head = f"POST {COMPLETIONS} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    head = f"POST {COMPLETIONS} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
     connection = socket.create_connection((host, int(port)))
     connection.sendall(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
     return connection
@@ -129,13 +130,11 @@ def test_slow_reader_holds_nobody_up(live: Live, monkeypatch: pytest.MonkeyPatch
     """It reads nothing, through small buffers: its request still ends, and others are served meanwhile."""
     host, port = live.url.removeprefix("http://").split(":")
     body = json.dumps({**LONG, "n": 4, "stream": True, "logprobs": 20}).encode()
-    head = (
-        f"POST {COMPLETIONS} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
-    )
+    head = f"POST {COMPLETIONS} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
     with socket.socket() as slow, live.client() as client:
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
         slow.connect((host, int(port)))
-        slow.sendall(head.encode() + b"connection: close\r\n\r\n" + body)
+        slow.sendall(f"{head}connection: close\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body)
         time.sleep(0.2)
         for _ in range(3):
             assert client.post(COMPLETIONS, json={"prompt": "a", "max_tokens": 5}).status_code == 200
@@ -149,12 +148,13 @@ def test_slow_reader_holds_nobody_up(live: Live, monkeypatch: pytest.MonkeyPatch
 
 
 def test_full_queue_is_429(live: Live) -> None:
-    def post(statuses: list[int]) -> None:
-        with live.client() as client:
+    def post(address: str) -> None:
+        with live.client(transport=httpx.HTTPTransport(local_address=address)) as client:
             statuses.append(client.post(COMPLETIONS, json={"prompt": "a", "max_tokens": 1}).status_code)
 
     statuses: list[int] = []
-    threads = [threading.Thread(target=post, args=(statuses,)) for _ in range(SIZES["max_queue"])]
+    addresses = ["127.0.0.2"] * share_of(SIZES["max_queue"]) + ["127.0.0.3"] * (SIZES["max_queue"] // 4)
+    threads = [threading.Thread(target=post, args=(address,)) for address in addresses]
     with live.engine.paused(), live.client() as client:
         for thread in threads:
             thread.start()
@@ -167,6 +167,34 @@ def test_full_queue_is_429(live: Live) -> None:
     for thread in threads:
         thread.join()
     assert statuses == [200] * SIZES["max_queue"]
+
+
+def test_one_client_leaves_a_part_of_the_queue_to_others(live: Live) -> None:
+    """Neither many requests nor one with many prompts."""
+
+    def post(address: str, prompts: int) -> None:
+        asked = {"prompt": ["a"] * prompts, "max_tokens": 1}
+        with live.client(transport=httpx.HTTPTransport(local_address=address)) as client:
+            answers.append((address, client.post(COMPLETIONS, json=asked).status_code))
+
+    answers: list[tuple[str, int]] = []
+    threads = [
+        threading.Thread(target=post, args=asked)
+        for asked in (("127.0.0.2", 5), ("127.0.0.2", 1), ("127.0.0.3", 1), ("127.0.0.4", 1))
+    ]
+    with live.engine.paused():
+        for at, thread in enumerate(threads):
+            thread.start()
+            await_waiting(live, 5 + at)
+        post("127.0.0.2", 1)
+        assert answers == [("127.0.0.2", 429)]
+        with live.client() as client:
+            refused = client.post(COMPLETIONS, json={"prompt": ["a"] * 7, "max_tokens": 1})
+        assert refused.status_code == 400
+        says(error_of(refused)["message"], "7 prompts", "6")
+    for thread in threads:
+        thread.join()
+    assert [status for _, status in answers[1:]] == [200] * 4
 
 
 def test_api_key(model: "moejax.Model") -> None:

@@ -14,7 +14,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.responses import StreamingResponse
 
-from moejax.serving.connection import log_to
+from moejax.serving.client_log import log_to
 from moejax.serving.server import Server, open_socket
 from moejax.serving.settings import ServerSettings
 from tests.messages import says

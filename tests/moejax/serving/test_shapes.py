@@ -8,7 +8,7 @@ from moejax.serving.shapes import ServedShapes
 
 def make(batch: int, *, length: int = 1024, splits: int = 1, reads_all: bool = False) -> ServedShapes:
     parts = SlotParts(batch, splits)
-    return ServedShapes(parts=parts, length=length, chunk=128, short=32, most=4, reads_all=reads_all)
+    return ServedShapes(parts=parts, length=length, chunk=128, short=32, most=4, logprobs=20, reads_all=reads_all)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from tests.moejax.moe.oracle import random_layer
 
 # A compiler in four lines: writes to the file after -o, slowly; its arguments and its runs go to files beside itself.
 FAKE_COMPILER = """#!/bin/sh
-if [ "$1" = --version ]; then echo fake 1.0; exit 0; fi
+case " $* " in *" --version "*) echo fake 1.0; exit 0;; esac
 echo "$@" > "$(dirname "$0")/arguments"
 while [ "$1" != -o ]; do shift; done
 echo run >> "$(dirname "$0")/runs"
@@ -76,6 +76,13 @@ def test_another_compiler_makes_another_library(folder: Path) -> None:
     compiler = folder / "compiler"
     compiler.write_text(compiler.read_text().replace("fake 1.0", "fake 1.1"))
     assert built_library() != first
+
+
+def test_other_flags_in_cxx_make_another_library(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = built_library()
+    monkeypatch.setenv("CXX", f"{folder / 'compiler'} -mno-avx512f")
+    assert built_library() != first and runs(folder) == 2
+    assert "-mno-avx512f" in (folder / "arguments").read_text().split()
 
 
 def test_processes_that_compile_at_once_leave_one_whole_library(folder: Path) -> None:
@@ -213,7 +220,7 @@ def test_a_machine_that_names_no_features(folder: Path, monkeypatch: pytest.Monk
 
 
 def test_a_library_that_cannot_be_loaded(folder: Path) -> None:
-    with refuses(NativeError, "load its library", "remove it"):
+    with refuses(NativeError, "load its library", "CXX", "remove it"):
         library.register(built_library(), "none")
 
 

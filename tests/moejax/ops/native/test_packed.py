@@ -18,7 +18,7 @@ from moejax.runtime.huge_pages import in_huge_pages, why_none
 from moejax.weights import strips
 from moejax.weights.filling import stored
 from moejax.weights.layouts import Piece
-from moejax.weights.storage import Rows
+from moejax.weights.storage import Plain, Rows, Stored
 from sharding import mesh_config
 from tests.huge_memory import Refusals
 from tests.moejax.decoding.tiny_checkpoint import load_tiny
@@ -69,6 +69,13 @@ def test_rows_are_taken_from_strips(dtype: str) -> None:
         np.testing.assert_array_equal(got, numbers[np.minimum(ids, 149)])
         np.testing.assert_array_equal(one.numbers(), numbers)
         assert (one.shape, one.dtype) == (numbers.shape, numbers.dtype)
+
+
+@pytest.mark.parametrize("storage", [Plain, Rows, Packed])
+def test_an_id_that_is_none_is_the_nearest(storage: type[Stored]) -> None:
+    numbers = matrix(70, 3, "bfloat16")
+    got = storage.of(numbers).take(jnp.asarray([-1, -70, 70, 1000]))
+    assert jnp.array_equal(got, numbers[jnp.asarray([0, 0, 69, 69])])
 
 
 @dtypes
