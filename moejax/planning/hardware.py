@@ -218,12 +218,17 @@ class _Reader:
         )
 
     def _check_keys(self, prefix: str, table: Mapping[str, Any], required: tuple[str, ...], more: tuple[str, ...]):
-        if missing := [key for key in required if key not in table]:
-            raise ValueError(f"{self.path}: {prefix}{missing[0]} is missing; a hardware file needs it, see {SHIPPED}")
-        if unknown := [key for key in table if key not in (*required, *more)]:
-            near = get_close_matches(unknown[0], (*required, *more), n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; the known ones are {', '.join((*required, *more))}"
-            raise ValueError(f"{self.path}: unknown key {prefix}{unknown[0]}{hint}")
+        missing = [prefix + key for key in required if key not in table]
+        unknown = [self._unknown(prefix, key, (*required, *more)) for key in table if key not in (*required, *more)]
+        wrong = [f"{', '.join(missing)} is missing"] if missing else []
+        wrong += [f"unknown key {', '.join(unknown)}"] if unknown else []
+        if wrong:
+            known = ", ".join((*required, *more))
+            raise ValueError(f"{self.path}: {'; '.join(wrong)}; the keys there are {known}, as in {SHIPPED}")
+
+    def _unknown(self, prefix: str, key: str, known: tuple[str, ...]) -> str:
+        near = get_close_matches(key, known, n=1)
+        return f"{prefix}{key} (did you mean {near[0]!r}?)" if near else f"{prefix}{key}"
 
     def _table(self, key: str, value: Any) -> dict[str, Any]:
         if not isinstance(value, dict):

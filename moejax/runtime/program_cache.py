@@ -1,5 +1,7 @@
 """JAX's cache of compiled programs, mended where a program of an earlier run cannot be read."""
 
+import atexit
+import hashlib
 import os
 import re
 import tempfile
@@ -9,7 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from moejax.runtime.user_cache import UntrustedFolderError, owned, private_folder
+
 Warn = Callable[[str], None]
+
+KIND = "xla"  # in the user's cache folder
+_kept: "SealedPrograms | None" = None
 
 # Settings that make a second run compile nothing: also quick compilations and small programs are kept.
 # An environment variable of the same name in capitals wins, as it does in any JAX program.
@@ -90,37 +97,82 @@ def keep_programs(warn: Warn | None) -> None:
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     try:
-        folder = _writable(cache_folder())
-    except (OSError, RuntimeError) as error:
+        folder = private_folder(KIND)
+        with tempfile.TemporaryFile(dir=folder):
+            sealed = SealedPrograms(folder)
+    except UntrustedFolderError as error:
+        if warn is not None:
+            warn(f"compiled programs of earlier runs are not used, and none are kept: {error}")
+        return
+    except OSError as error:
         if warn is not None:
             warn(
-                f"compiled programs cannot be kept for the next run ({_reason(error)}); set XDG_CACHE_HOME to a folder "
-                "that can be written"
+                f"compiled programs cannot be kept for the next run ({error.filename}: {error.strerror}); set "
+                "XDG_CACHE_HOME to a folder that can be written"
             )
         return
+    global _kept
+    _kept = sealed
     jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
-def cache_folder() -> Path:
-    """Where compiled programs are kept: in the user's cache folder, by the XDG base directory specification.
+def seal_programs() -> None:
+    """Lists what was compiled since, if programs are kept."""
+    if _kept is not None:
+        _kept.seal()
 
-    Raises:
-        RuntimeError: when this user has no home folder.
+
+class SealedPrograms:
+    """The programs in a private folder whose digest is known; the others are removed when this is made.
+
+    JAX trusts what it finds. So a list beside its files, as `sha256sum` writes and checks it, says what each was when
+    it had been compiled: one that was damaged since, or that nobody lived to list, is compiled again.
     """
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "moejax" / "xla"
+
+    def __init__(self, folder: Path) -> None:
+        self._list = folder / "SHA256SUMS"
+        self._sealed: set[str] = set()
+        listed = self._read()
+        for path in folder.glob("*-cache"):
+            if owned(path) and (_digest(path), path.name) in listed:
+                self._sealed.add(path.name)
+            else:
+                path.unlink(missing_ok=True)
+
+    @property
+    def names(self) -> set[str]:
+        """Of the files that are programs."""
+        return set(self._sealed)
+
+    def seal(self) -> None:
+        """Lists what was compiled since. Several processes may do so at once: each appends whole lines."""
+        new = [path for path in self._list.parent.glob("*-cache") if path.name not in self._sealed]
+        lines = []
+        for path in new:
+            try:
+                lines.append(f"{_digest(path)}  {path.name}\n")
+            except FileNotFoundError:  # another process found it without a digest
+                continue
+            self._sealed.add(path.name)
+        if lines:
+            try:
+                with open(os.open(self._list, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), "w") as end:
+                    end.write("".join(lines))
+            except OSError:  # a full disk: what is not listed is compiled again
+                pass
+
+    def _read(self) -> set[tuple[str, str]]:
+        try:
+            if not owned(self._list):
+                return set()
+            lines = self._list.read_text(errors="replace").splitlines()
+        except FileNotFoundError:
+            return set()
+        return {(digest, name) for digest, _, name in (line.partition("  ") for line in lines)}
 
 
-def _writable(folder: Path) -> Path:
-    """`folder`, made if need be; only its owner may write there, since the programs in it are run.
-
-    Raises:
-        OSError: when it cannot be written.
-    """
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):
-        return folder
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _reason(error: OSError | RuntimeError) -> str:
-    return f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
+atexit.register(seal_programs)  # also what was compiled outside of `Programs`

@@ -9,6 +9,7 @@ import jax
 from jax.sharding import NamedSharding, Sharding
 
 from moejax.runtime.ambient import in_settled
+from moejax.runtime.program_cache import seal_programs
 
 
 class Programs:
@@ -49,6 +50,7 @@ class Programs:
                 program = jax.jit(function, in_shardings=places, donate_argnums=donate).lower(*args).compile()
                 self.compile_seconds += time.perf_counter() - began
                 self._programs[key] = program
+                seal_programs()
         return program(*args)
 
     def _place(self, arg: Any) -> Sharding:

@@ -3,6 +3,7 @@
 import jax
 from fastapi import Request, Response
 
+from moejax.families.table import parameters_of
 from moejax.serving.engine import Engine
 from moejax.serving.errors import json_response
 from moejax.serving.settings import AppSettings
@@ -17,6 +18,7 @@ async def info(request: Request) -> Response:
         {
             "model": settings.model_name,
             "about": settings.about,
+            "parameters": parameters_of(model.config).total,
             "num_layers": model.config.num_layers,
             "num_experts": model.config.num_experts,
             "experts_per_token": model.config.experts_per_token,

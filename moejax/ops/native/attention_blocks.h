@@ -91,7 +91,9 @@ inline float weigh(const float* score, int64_t begin, int64_t end, float scale, 
   Floats best = broadcast(*peak);
   for (int64_t i = 0; i < kKeys; i += kFloats) best = maximum(load(score + i), best);
   const float highest = highest_of(best);
-  for (int64_t i = 0; i < kKeys; i++) seen[i] = scale * (score[i] - highest);
+  // Where every score so far is -infinity, against 0: their weights are 0 then, and that of a NaN stays one.
+  const float against = highest == -std::numeric_limits<float>::infinity() ? 0.0f : highest;
+  for (int64_t i = 0; i < kKeys; i++) seen[i] = scale * (score[i] - against);
   exponentials_of(seen, weight);
   Floats sum = zeros();
   for (int64_t i = 0; i < kKeys; i += kFloats) sum = multiply_add(widen(weight + i), broadcast(1.0f), sum);

@@ -3,15 +3,19 @@
 import hashlib
 import os
 import platform
+import re
 import secrets
 import shlex
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
 import jax
+
+from moejax.runtime.user_cache import UntrustedFolderError, owned, private_folder
 
 FOLDER = Path(__file__).parent
 FLAGS = (
@@ -35,7 +39,10 @@ CPU_FLAGS = {
 COMPILERS = ("c++", "g++", "clang++")
 _ADVICE = "set CXX to a C++17 compiler, as in CXX=g++, or unset it"
 CPUINFO = Path("/proc/cpuinfo")
+KIND = "native"  # in the user's cache folder
 _DIGEST_BYTES = 32
+_NO_ROOM = re.compile("No space left on device|Disk quota exceeded")
+_ROOM_BYTES = 2**25  # that the compiler's files and the library take at most
 
 
 class NativeError(Exception):
@@ -66,10 +73,12 @@ def built_library(cpu: tuple[str, ...] = ()) -> Path:
         " ".join(command[1:]).encode(),  # flags that CXX has too, which no version tells
         " ".join(sorted(cpu_features())).encode(),
     )
-    library = library_folder() / f"{key}.so"
     try:
+        library = private_folder(KIND) / f"{key}.so"
         if not is_whole(library):
             _compile(command, library)
+    except UntrustedFolderError as error:
+        raise NativeError(f"its library is not taken from where others may have put it: {error}") from error
     except OSError as error:
         raise NativeError(
             f"cannot keep its library ({error.filename}: {error.strerror}): set XDG_CACHE_HOME to a folder that can be "
@@ -147,23 +156,14 @@ def compiler_version(compiler: list[str]) -> str:
     return done.stdout
 
 
-def library_folder() -> Path:
-    """Where libraries are kept: in the user's cache folder, by the XDG base directory specification.
-
-    Raises:
-        NativeError: when this user has no home folder.
-    """
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    try:
-        cache = Path(base) if os.path.isabs(base) else Path.home() / ".cache"
-    except RuntimeError as error:
-        raise NativeError(f"has no place to keep its library ({error}): set XDG_CACHE_HOME to a folder") from error
-    return cache / "moejax" / "native"
-
-
 def is_whole(library: Path) -> bool:
-    """Whether the file is there and ends in the digest of what is before. A damaged one could crash the process."""
+    """Whether the file is there, this user's own, and ends in the digest of what is before.
+
+    A damaged one could crash the process.
+    """
     try:
+        if not owned(library):
+            return False
         content = library.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return False
@@ -172,10 +172,10 @@ def is_whole(library: Path) -> bool:
 
 def _compile(command: list[str], library: Path) -> None:
     part = library.with_suffix(f".{secrets.token_hex(8)}.part")
-    library.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
         done = _run([*command, "-isystem", jax.ffi.include_dir(), str(FOLDER / "kernels.cc"), "-o", str(part)])
         if done.returncode != 0 or not part.exists():
+            _check_room(done, library.parent)
             raise NativeError(
                 f"{command[0]} could not compile moejax's CPU kernels: it {_how_it_ended(done)}; {_ADVICE}"
             )
@@ -187,9 +187,32 @@ def _compile(command: list[str], library: Path) -> None:
         part.unlink(missing_ok=True)
 
 
+def _check_room(done: subprocess.CompletedProcess[str], folder: Path) -> None:
+    """Raises NativeError when a full disk is why the compiler failed: it says so, or a linker dies of it."""
+    died = done.returncode < 0 or "signal" in done.stderr
+    if not _NO_ROOM.search(done.stderr) and not died:
+        return
+    places = (folder, Path(tempfile.gettempdir()))
+    free = {str(place): shutil.disk_usage(place).free for place in places}
+    if died and min(free.values()) > _ROOM_BYTES:
+        return
+    left = " and ".join(f"{place} has {nbytes / 1e6:.1f} MB" for place, nbytes in free.items())
+    raise NativeError(
+        f"has no room to compile its library: {left} free; it takes up to {_ROOM_BYTES / 1e6:.0f} MB there, so free "
+        "some, or set XDG_CACHE_HOME and TMPDIR to folders on another disk"
+    )
+
+
 def _run(command: list[str], wanted: str = "a C++ compiler", advice: str = _ADVICE) -> subprocess.CompletedProcess[str]:
     try:
-        return subprocess.run(command, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL)
+        return subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            stdin=subprocess.DEVNULL,
+            env=os.environ | {"LC_ALL": "C"},  # its errors are looked into
+        )
     except OSError as error:  # made for another machine, say
         raise NativeError(f"needs {wanted}, and {command[0]} cannot be started ({error.strerror}); {advice}") from error
 

@@ -125,7 +125,8 @@ async function generate(request, signal) {
 
 async function runRace(request, signal) {
   const [ours, baseline] = lanes;
-  await race(api, request, { ours, baseline }, $("verdict"), announce, signal);
+  const sides = { ours, baseline, parameters: facts.parameters };
+  await race(api, request, sides, $("verdict"), announce, signal);
 }
 
 /** Runs `task` with the form's request, one at a time, and says what went wrong. */

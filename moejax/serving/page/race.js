@@ -3,9 +3,10 @@
 import { formatRate, formatSeconds } from "./run.js";
 
 const RETRY_MS = 500;
+const SMALL = 1e8; // parameters below which a step is mostly what surrounds its products
 
 /** Runs both, one after the other; `verdict` says what is going on, and in the end who won. */
-export async function race(api, request, { ours, baseline }, verdict, announce, signal) {
+export async function race(api, request, { ours, baseline, parameters }, verdict, announce, signal) {
   function report(text) {
     verdict.replaceChildren(paragraph("plain", text));
     announce(text);
@@ -33,7 +34,7 @@ export async function race(api, request, { ours, baseline }, verdict, announce, 
     verdict.replaceChildren(paragraph("plain", "The race did not come to its end."));
     throw error;
   }
-  announce(showVerdict(verdict, ours, baseline));
+  announce(showVerdict(verdict, ours, baseline, parameters));
 }
 
 /** The baseline's chunks. It runs one race at a time: the end of another one is waited for. */
@@ -65,7 +66,7 @@ export function partingToken(ours, theirs) {
 }
 
 /** Fills `verdict`; returns what it says, in a sentence. */
-function showVerdict(verdict, ours, baseline) {
+function showVerdict(verdict, ours, baseline, parameters) {
   const [a, b] = [ours.run, baseline.run];
   const names = [ours.name, baseline.name];
   if (a.rate === null || b.rate === null) {
@@ -83,6 +84,7 @@ function showVerdict(verdict, ours, baseline) {
     paragraph("claim", claim),
     paragraph("details", details(names, a, b)),
     bars(names, [a.rate, b.rate]),
+    paragraph("caveat", caveat(parameters)),
   );
   return claim;
 }
@@ -93,6 +95,14 @@ function details(names, a, b) {
   const same =
     parts === null ? "Both wrote the same tokens." : `Their tokens are the same before token ${parts}, and differ there.`;
   return `${side(names[0], a)}; ${side(names[1], b)}. ${same}`;
+}
+
+/** What the number of times does not say. */
+function caveat(parameters) {
+  const once = "Each answer was timed once, with whatever else this machine was doing; moejax bench compare repeats it in turns.";
+  if (parameters >= SMALL) return once;
+  const size = `${(parameters / 1e6).toPrecision(2)} M parameters`;
+  return `${once} With ${size}, most of a step is not the model's own work: a large model's ratio is another.`;
 }
 
 function bars(names, rates) {

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import moejax
-from moejax.ops.native.build import library_folder
+from moejax.runtime.user_cache import user_cache
 from tests.moejax.decoding.tiny_checkpoint import BASE, Tiny
 
 MOEJAX = (sys.executable, "-m", "moejax")
@@ -77,7 +78,8 @@ def test_compiled_programs_are_kept(tmp_path: Path, tiny: Tiny, tiny_folder: Pat
     env = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
     env["XDG_CACHE_HOME"] = str(tmp_path)
     (tmp_path / "moejax").mkdir()
-    (tmp_path / "moejax" / "native").symlink_to(library_folder())  # it takes long to compile, and is not the question
+    # It takes long to compile, and is not the question.
+    shutil.copytree(user_cache("native"), tmp_path / "moejax" / "native")
 
     def kept() -> set[str]:
         with start("decode", tiny_folder, "--token-ids", "1 2", "-n", "2", env=env) as process:

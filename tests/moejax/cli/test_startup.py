@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from moejax.cli import startup
-from moejax.runtime import program_cache
+from moejax.runtime.user_cache import user_cache
 from tests.messages import refuses, says
 from tests.moejax.cli.conftest import Call
 from tests.moejax.decoding.tiny_checkpoint import Tiny
@@ -39,11 +39,11 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def test_cache_is_in_the_users_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert program_cache.cache_folder() == tmp_path / "home" / ".cache" / "moejax" / "xla"
+    assert user_cache("xla") == tmp_path / "home" / ".cache" / "moejax" / "xla"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")  # to be ignored, says the specification
-    assert program_cache.cache_folder() == tmp_path / "home" / ".cache" / "moejax" / "xla"
+    assert user_cache("xla") == tmp_path / "home" / ".cache" / "moejax" / "xla"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    assert program_cache.cache_folder() == tmp_path / "cache" / "moejax" / "xla"
+    assert user_cache("xla") == tmp_path / "cache" / "moejax" / "xla"
 
 
 def test_every_program_is_kept_in_a_private_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,7 +86,7 @@ def test_folder_that_cannot_be_written_is_a_warning(
         assert outcome.err == ""
     else:
         warning, statistics, *_ = outcome.err.splitlines()
-        says(warning, f"{tmp_path}/file/moejax/xla", "Not a directory", "XDG_CACHE_HOME")
+        says(warning, f"{tmp_path}/file/moejax", "Not a directory", "XDG_CACHE_HOME")
         assert statistics.startswith("prompt 2 tokens | generated 1 (")
 
 

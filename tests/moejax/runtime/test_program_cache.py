@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from moejax.cli import console
-from moejax.runtime.program_cache import discard_unreadable, mend_and_warn_once
+from moejax.runtime.program_cache import SealedPrograms, discard_unreadable, mend_and_warn_once
 
 READING = "Error reading persistent compilation cache entry for '{}': ZstdError: incomplete"
 
 
-def compile_two(folder: Path) -> subprocess.CompletedProcess[str]:
+def compile_two(folder: Path | None, **variables: str) -> subprocess.CompletedProcess[str]:
     """Two programs, in a process of its own, since JAX opens its cache once."""
     code = (
         "from moejax.cli.startup import prepare_jax\n"
@@ -23,7 +23,9 @@ def compile_two(folder: Path) -> subprocess.CompletedProcess[str]:
         "jax.jit(lambda x: x + 1)(1.0)\n"
         "jax.jit(lambda x: x * 2)(1.0)"
     )
-    env = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(folder)}
+    env = os.environ | variables | {"JAX_COMPILATION_CACHE_DIR": str(folder)}
+    if folder is None:
+        del env["JAX_COMPILATION_CACHE_DIR"]
     return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
 
 
@@ -43,6 +45,30 @@ def test_half_of_a_program_is_made_anew_without_a_word(tmp_path: Path, part: int
     mended = programs(tmp_path)
     assert mended.keys() == whole.keys() and all(len(program) > 100 for program in mended.values())
     assert compile_two(tmp_path).stderr == "" and programs(tmp_path) == mended  # and now they are read
+
+
+@pytest.mark.parametrize("damage", ["a byte", "another program", "no list", "a list of others"])
+def test_a_program_is_only_run_with_its_digest(tmp_path: Path, damage: str) -> None:
+    def run() -> dict[str, bytes]:
+        said = compile_two(None, XDG_CACHE_HOME=str(tmp_path)).stderr
+        assert said == ""
+        return {name: content for name, content in programs(folder).items() if name.endswith("-cache")}
+
+    folder = tmp_path / "moejax" / "xla"
+    first = run()
+    assert len(first) == 2 and run() == first
+    one, two = sorted(first)
+    if damage == "a byte":
+        (folder / one).write_bytes(bytes([first[one][0] ^ 1]) + first[one][1:])
+    elif damage == "another program":
+        (folder / one).write_bytes(first[two])
+    elif damage == "no list":
+        (folder / "SHA256SUMS").unlink()
+    else:
+        (folder / "SHA256SUMS").chmod(0o666)
+    before = SealedPrograms(folder).names
+    assert before == ({two} if damage in ("a byte", "another program") else set())
+    assert run() == first  # and what was wrong was compiled again
 
 
 def test_only_programs_of_that_name_are_removed(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ FACTS: dict[str, Any] = {
     "model": "stub",
     "about": None,
     "num_layers": 2,
+    "parameters": 3_900_000,
     "num_experts": 4,
     "experts_per_token": 2,
     "max_seq_len": 256,

@@ -124,6 +124,14 @@ def test_race_waits_for_another_one_and_may_lose(page: Page, stub: Stub) -> None
     assert stub.refusals == []
     says(page["verdict"].text, "slowpoke", "2.5", "moejax")
     says(page["verdict"].text, "token 4", "differ")
+    says(page["verdict"].text, "once", "moejax bench compare", "3.9 M")
+
+
+def test_a_large_models_race_is_timed_once_as_well(page: Page, stub: Stub) -> None:
+    loaded(page, stub, parameters=46_700_000_000)
+    page.run("race")
+    says(page["verdict"].text, "once", "moejax bench compare")
+    assert " M parameters" not in page["verdict"].text
 
 
 def test_empty_answer_is_no_race_and_without_a_baseline_there_is_none(page: Page, stub: Stub) -> None:

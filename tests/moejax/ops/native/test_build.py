@@ -53,6 +53,42 @@ def test_this_machine_runs_the_kernels() -> None:
     assert resolve_backend("auto", "cpu") == "native"
 
 
+@pytest.mark.parametrize("said", ["fatal error: error writing to x.s: No space left on device", "Disk quota exceeded"])
+def test_a_full_disk_is_no_fault_of_the_compiler(folder: Path, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing = f'#!/bin/sh\ncase " $* " in *" --version "*) exit 0;; esac\necho "{said}" >&2; exit 1\n'
+    (folder / "compiler").write_text(failing)
+    monkeypatch.setenv("TMPDIR", str(folder))
+    with refuses(NativeError, folder / "cache" / "moejax" / "native", "MB", "XDG_CACHE_HOME", "TMPDIR") as raised:
+        built_library()
+    assert "CXX" not in str(raised.value)
+
+
+def test_a_compiler_that_dies_with_room_left_is_to_blame(folder: Path) -> None:
+    (folder / "compiler").write_text('#!/bin/sh\ncase " $* " in *" --version "*) exit 0;; esac\nkill -11 $$\n')
+    with refuses(NativeError, "signal 11", "CXX"):
+        built_library()
+
+
+@pytest.mark.parametrize("kind", ["link", "writable"])
+def test_a_library_that_others_may_have_put_there_is_not_loaded(folder: Path, tmp_path: Path, kind: str) -> None:
+    path = built_library()
+    if kind == "writable":
+        path.parent.chmod(0o777)
+    else:
+        path.parent.rename(tmp_path / "elsewhere")
+        path.parent.symlink_to(tmp_path / "elsewhere")
+    with refuses(NativeError, path.parent, "XDG_CACHE_HOME"):
+        built_library()
+    path.parent.chmod(0o700)
+    if kind == "link":
+        path.parent.unlink()
+        (tmp_path / "elsewhere").rename(path.parent)
+    built_library()
+    path.chmod(0o722)
+    built_library()
+    assert runs(folder) == 2 and not path.stat().st_mode & 0o022
+
+
 def test_a_library_is_compiled_once(folder: Path) -> None:
     path = built_library()
     assert path.parent == folder / "cache" / "moejax" / "native"

@@ -236,3 +236,20 @@ def test_attend_keeps_what_is_not_finite_from_queries_that_do_not_see_it(
     assert not np.isfinite(got[..., 3])[..., sees].any()
     assert np.isfinite(got[..., ~sees, :]).all()
     np.testing.assert_allclose(got[..., ~sees, :], clean[..., ~sees, :], rtol=0, atol=FLOAT32_ATOL)
+
+
+@dtypes
+@pytest.mark.parametrize("t", [1, 2, 20])
+@pytest.mark.parametrize("bad", [False, True])
+def test_attend_weighs_keys_of_minus_infinite_scores_with_nothing(dtype: str, t: int, bad: bool) -> None:
+    """The first 70 keys, more than a block of them; a NaN among them stays one."""
+    s, hidden = 130, 70
+    q, keys, values = (normal(shape, dtype) for shape in ((1, 2, 2, t, 16), (1, 2, s, 16), (1, 2, s, 16)))
+    q = jnp.abs(q) + jnp.asarray(0.1, dtype)
+    starts = jnp.full(1, s - t, jnp.int32)
+    masked = keys.at[:, :, :hidden].set(-jnp.inf)
+    got = np.asarray(attend(q, masked.at[0, 0, 3].set(jnp.nan) if bad else masked, values, starts, None))
+    window = jnp.full(1, s - t - hidden, jnp.int32)
+    wanted = np.asarray(attend(q, keys[:, :, hidden:], values[:, :, hidden:], window, None))
+    np.testing.assert_allclose(got[:, int(bad) :], wanted[:, int(bad) :], rtol=0, atol=4 * HIDDEN_ATOL[dtype])
+    assert np.isnan(got[:, 0]).all() == bad
