@@ -51,7 +51,7 @@ def with_client(live: "Live", process: BaselineProcess, story: Callable[[httpx.A
 
     async def run() -> None:
         transport = httpx.ASGITransport(app=app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=300) as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=300) as client:
             await story(client)
 
     asyncio.run(run())

@@ -1,5 +1,6 @@
 """The forms of OpenAI's API, one by one: each is taken, or refused in a sentence that names it."""
 
+import dataclasses
 import inspect
 import json
 from typing import Any, get_type_hints
@@ -10,6 +11,7 @@ from openai.types import completion_create_params
 from openai.types.chat import completion_create_params as chat_create_params
 
 from moejax.serving.openai_requests import NEUTRAL, ChatRequest, CompletionRequest
+from moejax.serving.prepare import chat_token_ids
 from tests.messages import says
 from tests.moejax.serving.live import Live
 from tests.moejax.serving.test_faults import error_of
@@ -301,3 +303,35 @@ def test_tokens_there_and_back(live: Live) -> None:
 def test_tokens_that_are_refused(live: Live, path: str, asked: dict[str, Any], status: int, param: str) -> None:
     answer = post(live, path, asked)
     assert (answer.status_code, error_of(answer)["param"]) == (status, param), json.dumps(answer.json())
+
+
+WITH_VARIABLES = (
+    "{% for m in messages %}{% for call in m.tool_calls or [] %}{{ call.function.arguments.x }}{% endfor %}"
+    "{{ m.content or '-' }}{% endfor %}{{ reasoning_effort }}{{ enable_thinking }}"
+)
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({}, "a"),
+        ({"reasoning_effort": "low"}, "alow"),
+        ({"chat_template_kwargs": {"enable_thinking": False}}, "aFalse"),
+        ({"reasoning_effort": "low", "chat_template_kwargs": {"enable_thinking": 1}}, "alow1"),
+        ({"messages": [{"role": "assistant", "content": None, "tool_calls": [CALL]}]}, "1-"),
+    ],
+    ids=str,
+)
+def test_what_reaches_the_template(live: Live, asked: dict[str, Any], expected: str) -> None:
+    assert live.model.tokenizer is not None
+    tokenizer = dataclasses.replace(live.model.tokenizer, chat_template=WITH_VARIABLES)
+    model = dataclasses.replace(live.model, tokenizer=tokenizer)
+    request = ChatRequest.model_validate({"messages": [{"role": "user", "content": "a"}], **asked})
+    assert chat_token_ids(model, request) == tokenizer.encode(expected)
+
+
+def test_variables_that_the_template_has_already(live: Live) -> None:
+    asked = {**least("/v1/chat/completions"), "chat_template_kwargs": {"messages": []}}
+    answer = post(live, "/v1/chat/completions", asked)
+    assert answer.status_code == 400
+    says(error_of(answer)["message"], "'messages'")
