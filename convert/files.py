@@ -5,15 +5,31 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from convert.errors import CheckpointError
 
-AGAIN = "download it again"
+AGAIN, RECONVERT = "download it again", "convert again with --restart"
 # The largest header that the reference implementation of safetensors reads; no honest index is larger either.
 JSON_LIMIT = 100_000_000
 # Where a clone without git-lfs leaves a file of about 130 bytes in place of each large one.
 _LFS_POINTER = b"version https://git-lfs"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Advice:
+    """What helps where a file cannot be used.
+
+    damaged: one that is not what was written.  made: one that was made so; nobody gets another by the same way.
+    """
+
+    damaged: str
+    made: str
+
+
+DOWNLOADED = Advice(damaged=AGAIN, made="its maker wrote it so: ask for a sound one, or take another release")
+CONVERTED = Advice(damaged=RECONVERT, made=RECONVERT)
 
 
 def regular(file: Path) -> Path:
@@ -27,6 +43,13 @@ def regular(file: Path) -> Path:
     if file.is_symlink():
         raise CheckpointError(f"{file} is a link to {file.readlink()}, where there is no file to read; {AGAIN}")
     raise CheckpointError(f"{file} is no regular file; remove it and {AGAIN}")
+
+
+def is_inside(file: Path, folder: Path) -> bool:
+    """Whether `file` leads to something in `folder`, or to a blob of the Hugging Face cache that `folder` is of."""
+    target, inside = file.resolve(), folder.resolve()
+    blobs = inside.parents[1] / "blobs" if inside.parent.name == "snapshots" else inside
+    return target.is_relative_to(inside) or target.is_relative_to(blobs)
 
 
 def is_there(file: Path) -> bool:

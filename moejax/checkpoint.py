@@ -21,6 +21,7 @@ from convert import (
     refuse_unfinished,
     split_fused,
 )
+from convert.files import CONVERTED, DOWNLOADED
 from moejax.families.config import ModelConfig
 from moejax.families.hf_config import read_config_json
 from moejax.families.table import RANDOM, family_of, from_hf
@@ -103,7 +104,7 @@ def open_tensors(folder: Path, config: ModelConfig) -> "convert.SafetensorsFolde
         return convert.OrbaxFolder.open(folder)
     if manifest is None and (folder / "weights").is_dir() and not any(folder.glob("*.safetensors")):
         raise CheckpointError(f"{folder} has weights/ but no manifest.json that moejax wrote; convert it again")
-    tensors = convert.SafetensorsFolder.open(folder)
+    tensors = convert.SafetensorsFolder.open(folder, DOWNLOADED if manifest is None else CONVERTED)
     return dataclasses.replace(tensors, tensors=split_fused(family_of(config).fused, tensors.tensors))
 
 

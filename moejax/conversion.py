@@ -24,6 +24,7 @@ from convert import (
 )
 from convert.checksums import file_checksum
 from convert.conversion import OnProgress
+from convert.files import is_inside
 from convert.manifest import MANIFEST
 from moejax.checkpoint import Checkpoint, open_checkpoint
 from moejax.families.hf_config import read_config_json
@@ -108,7 +109,8 @@ def convert(
     if verify_logits:
         # Without a --dtype both are the same numbers, computed by the same program: then every bit has to be equal.
         logits = compare_checkpoints(checkpoint.folder, report.target, exact=wanted == "auto")
-    changed = changed_sides(checkpoint.folder, "it was carried as it is now")
+    changed = {str(path): f"{why}, so it was left out" for path, why in links_out(checkpoint.folder).items()}
+    changed |= changed_sides(checkpoint.folder, "it was carried as it is now")
     changed |= changed_sides(report.target, "it was left as it is")
     return ConversionReport(
         **{field.name: getattr(report, field.name) for field in dataclasses.fields(report)},
@@ -187,13 +189,22 @@ def side_files(folder: Path) -> dict[str, Path]:
     for path in sorted(folder.iterdir()):
         listing = path.name == MANIFEST or path.name.endswith(".index.json")
         wanted = path.suffix in _SIDE_SUFFIXES or path.name in _SIDE_NAMES
-        if wanted and not listing and not path.name.startswith(".") and path.is_file():
+        if wanted and not listing and not path.name.startswith(".") and path.is_file() and is_inside(path, folder):
             if (size := path.stat().st_size) > _LARGEST_SIDE_FILE:
                 raise CheckpointError(
                     f"{path} has {size} bytes, too many for a file that goes along; move it elsewhere"
                 )
             found[path.name] = path
     return found
+
+
+def links_out(folder: Path) -> dict[Path, str]:
+    """Links among the files that would go along which lead out of `folder`: whoever made it chose a file from here."""
+    return {
+        path: f"is a link out of its folder, to {path.resolve()}"
+        for path in sorted(folder.iterdir())
+        if path.suffix in _SIDE_SUFFIXES and path.is_file() and not is_inside(path, folder)
+    }
 
 
 def changed_sides(folder: Path, done: str) -> dict[str, str]:
