@@ -8,9 +8,10 @@ import json
 import os
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import convert  # a folder's format is imported when it is opened
 from convert import (
@@ -21,12 +22,17 @@ from convert import (
     refuse_unfinished,
     split_fused,
 )
+from convert.errors import listed
 from convert.files import CONVERTED, DOWNLOADED
 from moejax.families.config import ModelConfig
 from moejax.families.hf_config import read_config_json
+from moejax.families.settling import not_derived, settle_head
 from moejax.families.table import RANDOM, family_of, from_hf
 from moejax.text.tokenizer import Tokenizer
 from moejax.weights.weight import LogicalTensor
+
+if TYPE_CHECKING:
+    Tensors = convert.SafetensorsFolder | convert.OrbaxFolder
 
 DEMO_FOLDER = Path(__file__).parent / "checkpoints" / "demo"
 
@@ -37,14 +43,19 @@ _DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 class Checkpoint:
     """An opened folder; no tensor has been read yet.
 
+    config: what config.json says, where the weights do not say otherwise.
     dtype: of most of its bytes.  eos_token_ids: generation_config.json's, else config.json's.
+    remarks: where the weights are not what config.json leads one to expect, and what is done then.
+    not_derived: tensors that are not read and do not follow from config.json, with what is the matter.
     """
 
     folder: Path
     config: ModelConfig
-    tensors: "convert.SafetensorsFolder | convert.OrbaxFolder"
+    tensors: "Tensors"
     dtype: str
     eos_token_ids: tuple[int, ...]
+    remarks: tuple[str, ...] = ()
+    not_derived: Mapping[str, str] = field(default_factory=dict)
 
     def plan(self, expected: Mapping[str, LogicalTensor]) -> TensorPlan:
         """Which tensor fills which path.
@@ -56,7 +67,10 @@ class Checkpoint:
         if isinstance(self.tensors, convert.OrbaxFolder):  # in a converted folder every array has our path
             return plan({path: (path,) for path in expected}, (), self.tensors.tensors, shapes)
         names = {path: tensor.names for path, tensor in expected.items()}
-        return plan(names, family_of(self.config).ignored, self.tensors.tensors, shapes)
+        family = family_of(self.config)
+        ignored = (*family.ignored, *(derived.ignore for derived in family.derived))
+        planned = plan(names, ignored, self.tensors.tensors, shapes)
+        return dataclasses.replace(planned, ignored={**planned.ignored, **self.not_derived})
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
@@ -80,6 +94,9 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
     raw = read_config_json(path)
     config = from_hf(raw, path)
     tensors = open_tensors(folder, config)
+    other = not_derived(tensors, config)
+    about_others = (f"{folder}: {listed(other)}: {next(iter(other.values()))}",) if other else ()
+    config, tensors, about_head = settle_head(tensors, config)
     generation = folder / "generation_config.json"
     side = read_config_json(generation) if os.path.lexists(generation) else {}
     named = side.get("eos_token_id") is not None
@@ -90,10 +107,12 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
         tensors=tensors,
         dtype=_main_dtype(tensors),
         eos_token_ids=_token_ids(eos, config.vocab_size, generation if named else path),
+        remarks=(*about_head, *about_others),
+        not_derived=other,
     )
 
 
-def open_tensors(folder: Path, config: ModelConfig) -> "convert.SafetensorsFolder | convert.OrbaxFolder":
+def open_tensors(folder: Path, config: ModelConfig) -> "Tensors":
     """The tensors of a folder: converted, where its manifest says so, else Hugging Face's, each expert on its own.
 
     Raises:
@@ -133,7 +152,7 @@ def _find_folder(source: str | Path) -> Path:
     )
 
 
-def _main_dtype(tensors: "convert.SafetensorsFolder | convert.OrbaxFolder") -> str:
+def _main_dtype(tensors: "Tensors") -> str:
     sizes: dict[str, int] = {}
     for info in tensors.tensors.values():
         sizes[info.dtype] = sizes.get(info.dtype, 0) + info.nbytes

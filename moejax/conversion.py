@@ -47,12 +47,14 @@ _LARGEST_SIDE_FILE = 100_000_000
 class ConversionReport(Report):
     """What `convert` did; see `convert.Report`.
 
+    remarks: where the weights are not what config.json leads one to expect (`Checkpoint.remarks`).
     logits: the comparison that `verify_logits` asked for.  changed: files beside the weights, of the source or of the
     target, that are not as a conversion wrote them: path -> what is the matter, and what was done.
     """
 
     logits: Comparison | None = None
     changed: Mapping[str, str] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
 
 def convert(
@@ -116,6 +118,7 @@ def convert(
         **{field.name: getattr(report, field.name) for field in dataclasses.fields(report)},
         logits=logits,
         changed=changed,
+        remarks=checkpoint.remarks,
     )
 
 

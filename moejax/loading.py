@@ -175,6 +175,8 @@ def load(
         tokenizer, no_tokenizer_reason = None, random_tokenizer_message(str(source))
         params, ignored = random_params(structure, seed), {}
     else:
+        for remark in checkpoint.remarks if jax.process_index() == 0 else ():
+            _logger.warning("%s", remark)
         tokenizer = checkpoint.tokenizer
         no_tokenizer_reason = None if tokenizer else missing_tokenizer_message(checkpoint.folder)
         params, ignored = read_params(checkpoint, structure)

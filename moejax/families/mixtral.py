@@ -8,6 +8,7 @@ from typing import Any
 
 from convert import Fused, Ignore
 from moejax.families.config import ModelConfig, config_problem, is_positive_int
+from moejax.families.derived import rotary_tables
 from moejax.families.family import Family
 from moejax.families.hf_config import refuse_unknown, take_rope_theta
 from moejax.weights.weight import EXPERT, Normal, Ones, Weight, fan_in
@@ -280,8 +281,6 @@ MIXTRAL = Family(
             Fused(f"{_LAYER}.{block}.experts.down_proj", (f"{_EXPERT}.w2.weight",), "expert"),
         )
     ),
-    ignored=(
-        Ignore(f"{_LAYER}.self_attn.rotary_emb.inv_freq", "derived from rope_theta"),
-        Ignore("lm_head.weight", "tied to the embedding"),  # only where the head is no weight of its own
-    ),
+    ignored=(Ignore("lm_head.weight", "tied to the embedding, and equal to it"),),  # where it is no weight of its own
+    derived=rotary_tables("model.", f"{_LAYER}.self_attn.", ""),
 )
