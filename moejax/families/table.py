@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from convert import CheckpointError
 from moejax.families.config import ModelConfig
 from moejax.families.family import Family
 from moejax.families.hf_config import read_config_json
@@ -60,7 +61,7 @@ def from_hf(raw: Mapping[str, Any], path: Path | str = "config.json") -> ModelCo
             raise ValueError(f"model_type is {kind!r}; moejax decodes {', '.join(map(repr, FAMILIES))} models only")
         return FAMILIES[kind].config(dict(raw))
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise CheckpointError(f"{path}: {error}") from error  # which is short, whatever the file holds
 
 
 def named_config(name: str) -> ModelConfig:
