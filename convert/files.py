@@ -11,6 +11,8 @@ from pathlib import Path
 from convert.errors import CheckpointError
 
 AGAIN, RECONVERT = "download it again", "convert again with --restart"
+# A damaged download seldom makes NaN of a whole tensor and nothing else.
+NOT_FINITE = "its maker has to mend it, unless the file's SHA-256 is not the published one: then download it again"
 # The largest header that the reference implementation of safetensors reads; no honest index is larger either.
 JSON_LIMIT = 100_000_000
 # Where a clone without git-lfs leaves a file of about 130 bytes in place of each large one.

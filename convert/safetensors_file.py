@@ -16,12 +16,10 @@ from safetensors import SafetensorError, safe_open
 
 from convert.dtypes import ITEM_BITS, fits_numpy
 from convert.errors import CheckpointError, shown
-from convert.files import DOWNLOADED, JSON_LIMIT, Advice, opened, parse_object, reading
+from convert.files import DOWNLOADED, JSON_LIMIT, NOT_FINITE, Advice, opened, parse_object, reading
 from convert.reading import BLOCK_BYTES, CheckedCopy, blocks
-from convert.tensor_info import TensorInfo, float_dtype
+from convert.tensor_info import Index, TensorInfo, covering_groups, float_dtype, in_order
 
-# A damaged download seldom makes NaN of a whole tensor and nothing else.
-NOT_FINITE = "its maker has to mend it, unless the file's SHA-256 is not the published one: then download it again"
 LENGTH_BYTES = 8  # of the number of bytes of the header, at the start of the file
 
 
@@ -78,13 +76,20 @@ class SafetensorsFiles:
         # The library refuses to slice an empty tensor.
         for index in blocks(ranges, BLOCK_BYTES // itemsize) if all(ranges) else ():
             try:
-                copy.add(self._open(info.file).get_slice(info.stored_name)[info.stored_index(index)])
+                copy.add(self._part(info, index))
             except SafetensorError as error:
                 raise CheckpointError(
                     f"{info.file}: cannot read tensor {info.name!r} ({error}); {self._advice.damaged}"
                 ) from error
         copy.finish(NOT_FINITE)
         return out.size * itemsize
+
+    def _part(self, info: TensorInfo, index: Index) -> np.ndarray:
+        stored = self._open(info.file).get_slice(info.stored_name)
+        if not info.paired_rows:
+            return stored[info.stored_index(index)]
+        groups, rows = covering_groups(info, index)
+        return np.ascontiguousarray(in_order(info, stored[groups])[rows])
 
     def _open(self, file: Path) -> safe_open:
         with reading(file):

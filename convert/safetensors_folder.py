@@ -9,15 +9,15 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
+from convert.contents import other_kind
 from convert.errors import CheckpointError, listed, shown
 from convert.files import DOWNLOADED, Advice, opened, read_json, regular
 from convert.reading import ByteCounter
 from convert.safetensors_file import SafetensorsFiles
 from convert.tensor_info import Index, TensorInfo, float_dtype, ranges_of
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-PICKLED = {".bin", ".pt", ".pth", ".ckpt"}
+STEM = "model"
+SINGLE, INDEX = f"{STEM}.safetensors", f"{STEM}.safetensors.index.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,25 +33,27 @@ class SafetensorsFolder:
     read_bytes: ByteCounter = field(default_factory=ByteCounter, repr=False, compare=False)
 
     @classmethod
-    def open(cls, folder: Path | str, advice: Advice = DOWNLOADED) -> Self:
+    def open(cls, folder: Path | str, advice: Advice = DOWNLOADED, stem: str = STEM) -> Self:
         """Reads the headers, and nothing else, of the safetensors files in `folder`.
 
-        advice: what helps where one of them is damaged.
+        advice: what helps where one of them is damaged.  stem: how the name of the single file, or of the index,
+        begins.
 
         Raises:
             CheckpointError: when there are none, or one of them is missing, damaged or contradicts the index.
         """
         folder, files = Path(folder), SafetensorsFiles(advice)
         found = _listing(folder)
-        if INDEX in found:
-            tensors = _sharded(files, found, _read_index(found[INDEX], advice), advice)
-        elif SINGLE in found:
-            tensors = files.tensors(regular(found[SINGLE]))
+        single, index = f"{stem}.safetensors", f"{stem}.safetensors.index.json"
+        if index in found:
+            tensors = _sharded(files, found, single, found[index], advice)
+        elif single in found:
+            tensors = files.tensors(regular(found[single]))
         else:
             lacks = f"{folder} lacks {SINGLE} or {INDEX}; {advice.damaged}"
             raise CheckpointError(_nothing_to_read(folder, found) if advice is DOWNLOADED else lacks)
         if not tensors:
-            raise CheckpointError(f"{found[SINGLE]} holds no tensors; {advice.made}")
+            raise CheckpointError(f"{found.get(single, folder)} holds no tensors; {advice.made}")
         return cls(folder=folder, tensors=MappingProxyType(tensors), files=files)
 
     @property
@@ -120,28 +122,30 @@ def _read_index(index: Path, advice: Advice) -> dict[str, str]:
 
 
 def _sharded(
-    files: SafetensorsFiles, found: Mapping[str, Path], weight_map: Mapping[str, str], advice: Advice
+    files: SafetensorsFiles, found: Mapping[str, Path], single: str, index: Path, advice: Advice
 ) -> dict[str, TensorInfo]:
     """The tensors of all shards, which must be exactly those of the index; of two with one name, it says which."""
-    index = found[INDEX]
+    weight_map = _read_index(index, advice)
     shards = sorted(set(weight_map.values()))
     if missing := [shard for shard in shards if shard not in found]:
         raise CheckpointError(
             f"{index} names {len(shards)} files, of which {len(missing)} are missing: {listed(missing)}; "
             f"{'download them' if advice is DOWNLOADED else advice.damaged}"
         )
-    if SINGLE in found and SINGLE not in shards:
+    if single in found and single not in shards:
         raise CheckpointError(
-            f"{index.parent} holds {SINGLE} and also {INDEX}, which does not name it: two checkpoints; remove one"
+            f"{index.parent} holds {single} and also {index.name}, which does not name it: two checkpoints; remove one"
         )
     tensors: dict[str, TensorInfo] = {}
     for shard in shards:
         held = files.tensors(regular(found[shard]))
         if lost := [name for name, file in weight_map.items() if file == shard and name not in held]:
-            raise CheckpointError(f"{found[shard]} does not hold {listed(lost)}, but {INDEX} says so; {advice.damaged}")
+            raise CheckpointError(
+                f"{found[shard]} does not hold {listed(lost)}, but {index.name} says so; {advice.damaged}"
+            )
         if unnamed := [name for name in held if name not in weight_map]:
             raise CheckpointError(
-                f"{found[shard]} holds {listed(unnamed)}, which {INDEX} does not name; {advice.damaged}"
+                f"{found[shard]} holds {listed(unnamed)}, which {index.name} does not name; {advice.damaged}"
             )
         tensors |= {name: info for name, info in held.items() if weight_map[name] == shard}
     return tensors
@@ -149,13 +153,9 @@ def _sharded(
 
 def _nothing_to_read(folder: Path, files: Mapping[str, Path]) -> str:
     """Why a folder without any of the two files cannot be read."""
+    if (kind := other_kind(folder)) is not None:
+        return kind
     expected = f"expected {SINGLE} or {INDEX}"
     if found := [name for name in files if name.endswith(".safetensors")]:
         return f"{folder} holds {listed(found)} but no index; {expected}: download the index, or rename a single file"
-    if found := [name for name in files if Path(name).suffix in PICKLED]:
-        return (
-            f"{folder} holds only pickled weights ({listed(found)}), and pickle can run code; re-save as safetensors: "
-            'python -c "from transformers import AutoModelForCausalLM as M; '
-            f"M.from_pretrained('{folder}').save_pretrained('{folder}-safetensors')\""
-        )
     return f"{folder} holds {f'only {listed(files)}' if files else 'nothing'}; {expected}: download the weights"

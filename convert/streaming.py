@@ -18,6 +18,7 @@ import numpy as np
 from convert.checksums import array_checksum
 from convert.durable import writing
 from convert.errors import CheckpointError
+from convert.files import NOT_FINITE
 from convert.items import ArrayPlan, Item
 from convert.journal import Journal, Record
 from convert.memory import WorkerMemory
@@ -95,8 +96,8 @@ def _not_finite(source: TensorSource, array: ArrayPlan, values: np.ndarray) -> s
     where = ~np.isfinite(values.reshape(-1))
     return (
         f"{source.tensors[array.source].file}: tensor {array.source!r} holds {int(where.sum())} NaN or infinite values "
-        f"of {where.size}, the first at flat index {int(where.argmax())}; download it again, ask its maker for a sound "
-        "one, or convert it as it is with --allow-nan"
+        f"of {where.size}, the first at flat index {int(where.argmax())}; {NOT_FINITE}, or convert it as it is with "
+        "--allow-nan"
     )
 
 

@@ -20,14 +20,17 @@ from convert import (
     plan,
     read_manifest,
     refuse_unfinished,
+    rename,
     split_fused,
 )
+from convert.contents import download_original, of_file, other_kind
 from convert.errors import listed
 from convert.files import CONVERTED, DOWNLOADED
 from moejax.families.config import ModelConfig
-from moejax.families.hf_config import read_config_json
+from moejax.families.hf_config import quantisation, read_config_json
+from moejax.families.mistral_release import PARAMS, RENAMED, STEM, is_release
 from moejax.families.settling import not_derived, settle_head
-from moejax.families.table import RANDOM, family_of, from_hf
+from moejax.families.table import RANDOM, family_of, from_hf, from_params
 from moejax.text.tokenizer import Tokenizer
 from moejax.weights.weight import LogicalTensor
 
@@ -46,6 +49,7 @@ class Checkpoint:
     config: what config.json says, where the weights do not say otherwise.
     dtype: of most of its bytes.  eos_token_ids: generation_config.json's, else config.json's.
     remarks: where the weights are not what config.json leads one to expect, and what is done then.
+    has_config: whether it has a config.json; else it is in Mistral's own layout.
     not_derived: tensors that are not read and do not follow from config.json, with what is the matter.
     """
 
@@ -56,6 +60,7 @@ class Checkpoint:
     eos_token_ids: tuple[int, ...]
     remarks: tuple[str, ...] = ()
     not_derived: Mapping[str, str] = field(default_factory=dict)
+    has_config: bool = True
 
     def plan(self, expected: Mapping[str, LogicalTensor]) -> TensorPlan:
         """Which tensor fills which path.
@@ -90,10 +95,15 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
     """
     folder = _find_folder(source)
     refuse_unfinished(folder)
-    path = folder / "config.json"
+    released = is_release(folder)
+    if not released and (kind := other_kind(folder)) is not None:
+        raise CheckpointError(kind)
+    path = folder / (PARAMS if released else "config.json")
     raw = read_config_json(path)
-    config = from_hf(raw, path)
-    tensors = open_tensors(folder, config)
+    if not released and (quantised := quantisation(raw)):
+        raise CheckpointError(f"{path}: {quantised}; {download_original(folder)}")
+    config = from_params(raw, path) if released else from_hf(raw, path)
+    tensors = open_release(folder, config) if released else open_tensors(folder, config)
     other = not_derived(tensors, config)
     about_others = (f"{folder}: {listed(other)}: {next(iter(other.values()))}",) if other else ()
     config, tensors, about_head = settle_head(tensors, config)
@@ -109,6 +119,7 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
         eos_token_ids=_token_ids(eos, config.vocab_size, generation if named else path),
         remarks=(*about_head, *about_others),
         not_derived=other,
+        has_config=not released,
     )
 
 
@@ -127,6 +138,16 @@ def open_tensors(folder: Path, config: ModelConfig) -> "Tensors":
     return dataclasses.replace(tensors, tensors=split_fused(family_of(config).fused, tensors.tensors))
 
 
+def open_release(folder: Path, config: ModelConfig) -> "convert.SafetensorsFolder":
+    """The tensors of a folder in Mistral's own layout, called and ordered as transformers has them.
+
+    Raises:
+        CheckpointError: when they are missing or damaged.
+    """
+    tensors = convert.SafetensorsFolder.open(folder, stem=STEM)
+    return dataclasses.replace(tensors, tensors=rename(RENAMED, tensors.tensors, config.head_dim))
+
+
 def _find_folder(source: str | Path) -> Path:
     if source == "":  # as a path it would be the current folder, and is most often an unset variable of a shell
         raise ValueError("got an empty name; give 'demo', or the folder of a Hugging Face checkpoint")
@@ -134,6 +155,8 @@ def _find_folder(source: str | Path) -> Path:
     if folder.is_dir():
         return folder
     if folder.is_file():
+        if (kind := of_file(folder)) is not None:
+            raise ValueError(f"{source} is {kind}; {download_original(folder.parent)}")
         raise ValueError(f"{source} is a file; give the folder that holds config.json and the safetensors files")
     if str(source).startswith(RANDOM):
         raise ValueError(

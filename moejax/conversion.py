@@ -28,7 +28,7 @@ from convert.files import is_inside
 from convert.manifest import MANIFEST
 from moejax.checkpoint import Checkpoint, open_checkpoint
 from moejax.families.hf_config import read_config_json
-from moejax.families.table import weights_of
+from moejax.families.table import family_of, weights_of
 from moejax.measuring.logits import Comparison, compare_checkpoints
 from moejax.weights.dtypes import resolve_dtype
 from moejax.weights.weight import logical_tensors
@@ -40,6 +40,7 @@ _WORDS = {dtype.name: word for word, dtype in FLOAT_DTYPES.items()}
 # Files of a folder that go along as they are: texts and tokenizers, no weights of other formats.
 _SIDE_SUFFIXES = {".json", ".jinja", ".txt", ".model", ".md"}
 _SIDE_NAMES = {"LICENSE", "NOTICE"}
+_TOKENIZER = "tokenizer.model"  # Mistral numbers its own: tokenizer.model.v3
 _LARGEST_SIDE_FILE = 100_000_000
 
 
@@ -180,7 +181,7 @@ def plan_conversion(checkpoint: Checkpoint, target: Path, *, dtype: str, shard_b
             for item, paths in grouped.items()
         ],
         options=options,
-        side_files={name: _side_bytes(path, dtype) for name, path in sides.items()},
+        side_files={name: _side_bytes(path, dtype) for name, path in sides.items()} | _made_config(checkpoint, dtype),
         ignored=plan.ignored,
         moejax_version=moejax.__version__,
     )
@@ -191,7 +192,7 @@ def side_files(folder: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         listing = path.name == MANIFEST or path.name.endswith(".index.json")
-        wanted = path.suffix in _SIDE_SUFFIXES or path.name in _SIDE_NAMES
+        wanted = path.suffix in _SIDE_SUFFIXES or path.name in _SIDE_NAMES or path.stem == _TOKENIZER
         if wanted and not listing and not path.name.startswith(".") and path.is_file() and is_inside(path, folder):
             if (size := path.stat().st_size) > _LARGEST_SIDE_FILE:
                 raise CheckpointError(
@@ -244,6 +245,15 @@ def parse_size(text: str) -> int:
 def _last_file(tensors: Mapping, arrays: Mapping[str, ArrayPlan], paths: list[str]) -> str:
     """The last file that an item is read from, so that items are read in the order of the files."""
     return max(tensors[arrays[path].source].file.name for path in paths)
+
+
+def _made_config(checkpoint: Checkpoint, dtype: str) -> dict[str, bytes]:
+    """config.json of a source that has none, as transformers reads it."""
+    if checkpoint.has_config:
+        return {}
+    config = checkpoint.config
+    raw = family_of(config).hf_config(config, checkpoint.dtype if dtype == "auto" else dtype)
+    return {"config.json": (json.dumps(raw, indent=2) + "\n").encode()}
 
 
 def _side_bytes(path: Path, dtype: str) -> bytes:

@@ -51,6 +51,18 @@ _HARMLESS_KEYS = frozenset(
 )
 
 
+def quantisation(raw: Mapping[str, Any]) -> str | None:
+    """How a config.json of transformers or MLX says that the weights are quantised; None where it does not."""
+    for key in ("quantization_config", "quantization"):
+        if said := raw.get(key):
+            fields = said if isinstance(said, dict) else {}
+            method = fields.get("quant_method", "MLX" if key == "quantization" and fields else said)
+            bits = f", {shown(fields['bits'])} bits" if "bits" in fields and method is not said else ""
+            method = method if isinstance(method, str) else shown(method)
+            return f"the weights are quantised: {key} ({method}{bits}), of which moejax reads none"
+    return None
+
+
 def refuse_unknown(raw: Mapping[str, Any]) -> None:
     """Refuses keys that are left when a family has taken its own, unless they are unset or change no number.
 

@@ -13,6 +13,7 @@ from convert import CheckpointError
 from moejax.families.config import ModelConfig
 from moejax.families.family import Family
 from moejax.families.hf_config import read_config_json
+from moejax.families.mistral_release import params_config
 from moejax.families.mixtral import MIXTRAL
 from moejax.weights.counts import Counts, count_parameters
 from moejax.weights.weight import Weight
@@ -62,6 +63,14 @@ def from_hf(raw: Mapping[str, Any], path: Path | str = "config.json") -> ModelCo
         return FAMILIES[kind].config(dict(raw))
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error  # which is short, whatever the file holds
+
+
+def from_params(raw: Mapping[str, Any], path: Path | str) -> ModelConfig:
+    """Reads a params.json of Mistral's own layout, with the errors of `from_hf`."""
+    try:
+        return params_config(raw)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def named_config(name: str) -> ModelConfig:

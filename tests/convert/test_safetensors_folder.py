@@ -77,12 +77,13 @@ def test_refuses_a_path_that_is_no_folder(tmp_path: Path) -> None:
     ("files", "facts"),
     [
         ([], ("nothing", SINGLE, INDEX)),
-        (["config.json", "model.gguf"], ("'config.json'", "'model.gguf'", SINGLE, INDEX)),
+        (["config.json", "notes.txt"], ("'config.json'", "'notes.txt'", SINGLE, INDEX)),
+        (["config.json", "model.gguf"], ("'model.gguf'", "GGUF")),
         (
             ["config.json", "pytorch_model-1.bin", "pytorch_model-2.bin", "a.pt", "b.pth", "c.ckpt"],
-            ("'a.pt'", "'b.pth'", "'c.ckpt'", "2 more", "pickle", "from_pretrained('FOLDER')", "save_pretrained"),
+            ("'a.pt'", "'b.pth'", "'c.ckpt'", "2 more", "pickle", "FOLDER-safetensors", "save_pretrained"),
         ),
-        ([FIRST, SECOND, "pytorch_model.bin"], (f"'{FIRST}', '{SECOND}'", "no index", INDEX)),
+        ([FIRST, SECOND, "config.json"], (f"'{FIRST}', '{SECOND}'", "no index", INDEX)),
     ],
 )
 def test_refuses_a_folder_without_safetensors(tmp_path: Path, files: list[str], facts: tuple[str, ...]) -> None:
