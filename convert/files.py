@@ -95,21 +95,25 @@ def read_json(file: Path, stream: io.BufferedReader, again: str = AGAIN) -> dict
 
 
 def parse_object(what: str, raw: bytes, again: str = AGAIN) -> dict[str, object]:
-    """The JSON object in `raw`, stricter than `json.loads`: UTF-8 only, and no key twice.
+    """The JSON object in `raw`, with what to do about a damaged one: stricter than `json.loads`: UTF-8 only, and no key twice.
 
     Raises:
         CheckpointError: for anything else; `what` names the place.
     """
+    made = DOWNLOADED.made if again == AGAIN else again  # whole JSON is no damage
     try:
         # Decoded here, because json.loads would guess UTF-16 or UTF-32 from bytes.
         value = json.loads(raw.decode("utf-8"), object_pairs_hook=_without_duplicates)
         # "\ud800" is valid JSON for a string that no file and no terminal can hold.
         json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except (ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else error
-        raise CheckpointError(f"{what} is not valid JSON ({reason}); {again}") from error
+    except CheckpointError as error:
+        raise CheckpointError(f"{what} is not valid JSON ({error}); {made}") from error
+    except RecursionError as error:
+        raise CheckpointError(f"{what} is not valid JSON (nested too deeply); {made}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{what} is not valid JSON ({error}); {again}") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{what} is a JSON {type(value).__name__}, expected an object; {again}")
+        raise CheckpointError(f"{what} is a JSON {type(value).__name__}, expected an object; {made}")
     return value
 
 
@@ -119,5 +123,5 @@ def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len(fields) < len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise ValueError(f"key {twice!r} appears twice")
+        raise CheckpointError(f"key {twice!r} appears twice")
     return fields

@@ -191,9 +191,7 @@ def side_files(folder: Path) -> dict[str, Path]:
     """Files that a conversion copies: config.json, tokenizer files, texts; not weights and what lists them."""
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        listing = path.name == MANIFEST or path.name.endswith(".index.json")
-        wanted = path.suffix in _SIDE_SUFFIXES or path.name in _SIDE_NAMES or path.stem == _TOKENIZER
-        if wanted and not listing and not path.name.startswith(".") and path.is_file() and is_inside(path, folder):
+        if _goes_along(path) and is_inside(path, folder):
             if (size := path.stat().st_size) > _LARGEST_SIDE_FILE:
                 raise CheckpointError(
                     f"{path} has {size} bytes, too many for a file that goes along; move it elsewhere"
@@ -207,8 +205,15 @@ def links_out(folder: Path) -> dict[Path, str]:
     return {
         path: f"is a link out of its folder, to {path.resolve()}"
         for path in sorted(folder.iterdir())
-        if path.suffix in _SIDE_SUFFIXES and path.is_file() and not is_inside(path, folder)
+        if _goes_along(path) and not is_inside(path, folder)
     }
+
+
+def _goes_along(path: Path) -> bool:
+    if path.name == MANIFEST or path.name.endswith(".index.json") or path.name.startswith("."):
+        return False
+    wanted = path.suffix in _SIDE_SUFFIXES or path.name in _SIDE_NAMES or path.stem == _TOKENIZER
+    return wanted and path.is_file()
 
 
 def changed_sides(folder: Path, done: str) -> dict[str, str]:

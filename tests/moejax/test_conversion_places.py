@@ -88,14 +88,16 @@ SECRET = '{"key": "hunter2"}'
 
 def test_links_among_side_files_that_lead_out_are_not_followed(hf: Path, tmp_path: Path) -> None:
     (tmp_path / "secret").write_text(SECRET)
-    (hf / "README.md").symlink_to(tmp_path / "secret")
+    for name in ("README.md", "LICENSE", "tokenizer.model.v3"):
+        (hf / name).symlink_to(tmp_path / "secret")
     (hf / "notes").mkdir()
     (hf / "notes" / "real.txt").write_text("inside")
     (hf / "inside.txt").symlink_to("notes/real.txt")
     report = moejax.convert(hf, tmp_path / "orbax")
-    (problem,) = (what for path, what in report.changed.items() if path == str(hf / "README.md"))
-    says(problem, tmp_path / "secret", "left out")
-    assert not (tmp_path / "orbax" / "README.md").exists()
+    assert report.changed.keys() == {str(hf / name) for name in ("README.md", "LICENSE", "tokenizer.model.v3")}
+    for problem in report.changed.values():
+        says(problem, tmp_path / "secret", "left out")
+    assert not any("hunter2" in path.read_text() for path in (tmp_path / "orbax").iterdir() if path.is_file())
     assert (tmp_path / "orbax" / "inside.txt").read_text() == "inside"
     assert moejax.convert(hf, tmp_path / "orbax").converted == 0
 
