@@ -11,7 +11,7 @@ from convert.manifest import MANIFEST
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _CONFIGS = ("config.json", "params.json")
 _MOST_ENTRIES = 10_000  # looked at below a folder, for one that is somebody's home
-PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 _OTHERS = {
     ".gguf": "weights of llama.cpp (GGUF), most often quantised",
     ".ggml": "weights of an early llama.cpp (GGML), quantised",
@@ -21,6 +21,8 @@ _OTHERS = {
     ".engine": "a compiled program of TensorRT",
     ".nemo": "a checkpoint of NeMo",
 }
+# What training leaves beside the weights, and what is no model.
+_OF_TRAINING = {"training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.bin", "scheduler.pt", "rng_state.pth"}
 _QUANTISERS = {"quantize_config.json": "AutoGPTQ", "quant_config.json": "AutoAWQ"}
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _BASE = re.compile(r"^base_model:\s*(?:-\s*)?[\"']?([^\s\"']+)", re.MULTILINE)
@@ -50,7 +52,13 @@ def other_kind(folder: Path) -> str | None:
         )
     if found := [name for name in names if Path(name).suffix in _OTHERS]:
         return f"{folder} holds {of_file(Path(found[0]))} ({listed(found)}); {download_original(folder)}"
-    pickled = [name for name in names if Path(name).suffix in PICKLED]
+    if "consolidated.safetensors" in names and "params.json" not in names:
+        name = shlex.quote(_base_of(folder) or "ORG/NAME")
+        return (
+            f"{folder} holds consolidated.safetensors without its params.json; get that too, as in: hf download {name} "
+            f"params.json --local-dir {shlex.quote(str(folder))}"
+        )
+    pickled = [name for name in names if Path(name).suffix in _PICKLED and name not in _OF_TRAINING]
     if pickled and "params.json" in names:
         return (
             f"{folder} is in Mistral's own layout, pickled ({listed(pickled)}), and pickle can run code; "

@@ -95,7 +95,7 @@ def read_json(file: Path, stream: io.BufferedReader, again: str = AGAIN) -> dict
 
 
 def parse_object(what: str, raw: bytes, again: str = AGAIN) -> dict[str, object]:
-    """The JSON object in `raw`, with what to do about a damaged one: stricter than `json.loads`: UTF-8 only, and no key twice.
+    """The JSON object in `raw`, stricter than `json.loads`: UTF-8 only, and no key twice. `again`: what helps, if not.
 
     Raises:
         CheckpointError: for anything else; `what` names the place.

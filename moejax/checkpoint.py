@@ -44,7 +44,7 @@ _DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """An opened folder; no tensor has been read yet.
+    """An opened folder; no tensor has been read yet but those that follow from others, which were compared.
 
     config: what config.json says, where the weights do not say otherwise.
     dtype: of most of its bytes.  eos_token_ids: generation_config.json's, else config.json's.

@@ -30,6 +30,7 @@ def kind_of(folder: Path) -> str:
         ("config.json", "model.safetensors.index.json"),
         ("manifest.json", "weights/embed/x", "config.json", "old.gguf"),
         ("config.json",),
+        ("config.json", "training_args.bin", "rng_state.pth"),
         (),
     ],
 )
@@ -98,6 +99,14 @@ def test_a_name_that_is_no_id_is_not_made_a_command(tmp_path: Path, name: object
     (tmp_path / "config.json").write_text(json.dumps({"_name_or_path": name}))
     (tmp_path / "adapter_config.json").write_text("[" * 9999)
     says(download_original(tmp_path), "hf download ORG/NAME")
+
+
+def test_consolidated_weights_without_their_parameters(tmp_path: Path) -> None:
+    folder = made(tmp_path / "a b", "consolidated.safetensors", "config.json")
+    message = kind_of(folder)
+    says(message, folder, "consolidated.safetensors", "params.json")
+    words = shlex.split(message[message.index("hf download") :])
+    assert words == ["hf", "download", "ORG/NAME", "params.json", "--local-dir", str(folder)]
 
 
 def test_pickled_weights_are_saved_anew(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ DAMAGES: list[tuple[Callable[[Path], None], tuple[str, ...]]] = [
     (leave_the_folder, ("'../outside.safetensors'",)),
     (lose_a_shard, ("2 files", "1", "'model-00002-of-00002.safetensors'")),
     (double_a_key, ("JSON", f"'{EXPERT}'", "twice", "download")),
-    (double_a_header_key, ("twice", "download")),
+    (double_a_header_key, ("twice", "its maker")),
     (lose_a_tensor, (f"'{EXPERT}'", "config.json")),
     (add_a_tensor, ("holds 'model.layers.0.self_attn.q_proj.bias'",)),
     (wrong_shape, (f"'{EXPERT}'", "got [32, 24]", "expected [24, 32]")),
