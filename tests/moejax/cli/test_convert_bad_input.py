@@ -74,7 +74,7 @@ DAMAGES: list[tuple[Callable[[Path], None], tuple[str, ...]]] = [
     (truncate, ("truncated",)),
     (leave_the_folder, ("'../outside.safetensors'",)),
     (lose_a_shard, ("2 files", "1", "'model-00002-of-00002.safetensors'")),
-    (double_a_key, ("JSON", f"'{EXPERT}'", "twice", "download")),
+    (double_a_key, ("JSON", f"'{EXPERT}'", "twice", "its maker")),
     (double_a_header_key, ("twice", "its maker")),
     (lose_a_tensor, (f"'{EXPERT}'", "config.json")),
     (add_a_tensor, ("holds 'model.layers.0.self_attn.q_proj.bias'",)),
