@@ -14,6 +14,7 @@ from convert.fused import Fused, split_fused
 from convert.items import ArrayPlan, Item, Place
 from convert.manifest import Manifest, read_manifest
 from convert.mapping import Ignore, TensorPlan, plan
+from convert.renamed import Renamed, rename
 from convert.source import TensorSource
 from convert.tensor_info import TensorInfo
 
@@ -44,8 +45,10 @@ __all__ = [
     "Fused",
     "Ignore",
     "Place",
+    "Renamed",
     "TensorPlan",
     "plan",
+    "rename",
     "split_fused",
     # converting
     "ArrayPlan",

@@ -1,14 +1,15 @@
 """One conversion from its beginning to its manifest: a new one, one that goes on, or one that is there already."""
 
 import shlex
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from convert.admission import check_apart, check_room, check_target, is_finished
 from convert.checksums import bytes_checksum
-from convert.durable import sync, write_atomically, writing
-from convert.errors import CheckpointError, listed
+from convert.durable import remove, sync, write_atomically, writing
+from convert.errors import CheckpointError
+from convert.files import RECONVERT
 from convert.items import Item
 from convert.journal import (
     WORK,
@@ -17,18 +18,18 @@ from convert.journal import (
     Record,
     begin_journal,
     cut_journal,
+    is_begun,
     locked,
     read_journal,
     remove_work,
 )
-from convert.manifest import MANIFEST, ArrayEntry, Manifest, read_manifest
+from convert.manifest import MANIFEST, ArrayEntry, Format, Manifest, read_manifest
 from convert.memory import PeakMemory, items_in_flight
+from convert.previous import previous_weights
 from convert.source import TensorSource
 from convert.source_hashes import SourceHashes
 from convert.streaming import OnProgress, Stream, check_items, convert_items
 from convert.target import Target
-
-_SPARE_BYTES = 20_000  # what an item takes on the disk beside its arrays
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,10 +108,13 @@ def run(
     """
     folder = conversion.target.folder
     with PeakMemory() as peak:
-        _check_apart(conversion.source_folder, folder)
-        _check_target(folder, restart=restart, force=force)
-        if not folder.exists():  # so that nothing is made where it cannot be finished
-            _check_room(folder, conversion.items)
+        check_apart(conversion.source_folder, folder)
+        check_target(folder, restart=restart, force=force)
+        previous = previous_weights(folder, _previous_formats(conversion))
+        if restart or not (
+            is_begun(folder) or is_finished(folder, restart=restart)
+        ):  # so that nothing is made or removed where it cannot be finished
+            check_room(folder, conversion.items, previous)
         largest = max(item.nbytes for item in conversion.items)
         with writing(folder), locked(folder), SourceHashes(conversion.source_files) as hashes:
 
@@ -146,7 +150,7 @@ def _convert(
     times = _Times()
     journal = None if restart else read_journal(conversion.target.folder)
     if journal is None:
-        journal = _begin(conversion)
+        journal = _begin(conversion)  # what it removes was looked at before
     else:
         _check_same(conversion, journal, hashes)
         cut_journal(journal)
@@ -161,7 +165,7 @@ def _convert(
     for name in times.redone:
         journal.drop_item(name)
     todo = [item for item in items if item.name not in journal.items]
-    _check_room(target.folder, todo)
+    check_room(target.folder, todo, ())
     times.convert = convert_items(stream, todo)
     if check:
         damaged, seconds = check_items(stream, todo)
@@ -182,26 +186,35 @@ def _convert(
 def _begin(conversion: Conversion) -> Journal:
     """Makes the target an unfinished conversion, then removes what was there before: never the other way round."""
     folder = conversion.target.folder
+    formats = _previous_formats(conversion)
     journal = begin_journal(folder, _header(conversion))
     (folder / MANIFEST).unlink(missing_ok=True)
     sync(folder)
-    conversion.target.clear()
+    for path in previous_weights(folder, formats):
+        remove(path)
     return journal
+
+
+def _previous_formats(conversion: Conversion) -> set[Format]:
+    """The formats of the weights that give way to new ones: the target's, and that of an earlier conversion into it."""
+    folder, formats = conversion.target.folder, set[Format]({conversion.target.format})
+    try:
+        manifest, journal = read_manifest(folder), read_journal(folder)
+    except CheckpointError:  # a damaged one does not say
+        return formats
+    if manifest is not None:
+        formats.add(manifest.format)
+    if journal is not None:
+        formats.add(journal.header.target_format)
+    return formats
 
 
 def _finish(conversion: Conversion, journal: Journal) -> None:
     target = conversion.target
     target.publish()
+    target.check_listing()
     for name, raw in conversion.side_files.items():
         write_atomically(target.folder / name, raw, scratch=target.folder / WORK)
-    arrays: dict[str, ArrayEntry] = {}
-    for item in conversion.items:
-        for array in item.arrays:
-            stored, key = target.place(array)
-            record = journal.items[item.name][array.target]
-            arrays[array.target] = ArrayEntry(
-                item=stored, key=key, shape=array.shape, dtype=array.dtype, **vars(record)
-            )
     manifest = Manifest(
         format=target.format,
         moejax_version=conversion.moejax_version,
@@ -209,10 +222,22 @@ def _finish(conversion: Conversion, journal: Journal) -> None:
         source_files={name: journal.hashes[name] for name in conversion.source_files},
         options=conversion.options,
         ignored=conversion.ignored,
-        arrays=arrays,
+        arrays=_entries(conversion, journal),
         files={name: bytes_checksum(raw) for name, raw in conversion.side_files.items()},
     )
     write_atomically(target.folder / MANIFEST, manifest.to_json(), scratch=target.folder / WORK)
+
+
+def _entries(conversion: Conversion, journal: Journal) -> dict[str, ArrayEntry]:
+    entries: dict[str, ArrayEntry] = {}
+    for item in conversion.items:
+        for array in item.arrays:
+            stored, key = conversion.target.place(array)
+            record = journal.items[item.name][array.target]
+            entries[array.target] = ArrayEntry(
+                item=stored, key=key, shape=array.shape, dtype=array.dtype, **vars(record)
+            )
+    return entries
 
 
 def _check_finished(
@@ -232,17 +257,28 @@ def _check_finished(
             "--restart to convert into this one anew"
         )
     journal = Journal(path=folder / WORK, header=_header(conversion))
-    for item in conversion.items:
-        journal.items[item.name] = {
-            array.target: Record(checksum=entry.checksum, finite=entry.finite)
-            for array in item.arrays
-            if (entry := manifest.arrays.get(array.target)) is not None
-        }
+    arrays = {array.target for item in conversion.items for array in item.arrays}
+    if manifest.arrays.keys() == arrays:
+        for item in conversion.items:
+            entries = {array.target: manifest.arrays[array.target] for array in item.arrays}
+            journal.items[item.name] = {
+                name: Record(checksum=entry.checksum, finite=entry.finite) for name, entry in entries.items()
+            }
+    if not journal.items or manifest.arrays != _entries(conversion, journal) or manifest.ignored != conversion.ignored:
+        raise CheckpointError(f"{folder / MANIFEST} does not say what was converted; {RECONVERT}")
+    try:
+        conversion.target.check_listing()
+    except CheckpointError as error:
+        raise _damaged(folder, str(error)) from error
     damaged, seconds = check_items(stream_with(journal), conversion.items) if check else ({}, 0.0)
     if damaged:
-        problem = next(iter(damaged.values()))
-        raise CheckpointError(f"{folder} was damaged after it was converted: {problem}; convert anew with --restart")
+        raise _damaged(folder, next(iter(damaged.values())))
     return _report(conversion, _Times(check=seconds), converted=0, checked=check)
+
+
+def _damaged(folder: Path, problem: str) -> CheckpointError:
+    problem = problem.removesuffix(f"; {RECONVERT}")
+    return CheckpointError(f"{folder} was damaged after it was converted: {problem}; convert anew with --restart")
 
 
 def _report(conversion: Conversion, times: _Times, *, converted: int, checked: bool) -> Report:
@@ -302,42 +338,3 @@ def refuse_unfinished(folder: Path) -> None:
     journal = read_journal(folder)
     command = f"moejax convert SOURCE {folder}" if journal is None else how_to_continue(folder, journal.header)
     raise CheckpointError(f"{folder} is an unfinished conversion, continue with: {command}")
-
-
-def _check_apart(source: Path, target: Path) -> None:
-    source, target = source.resolve(), target.resolve()
-    if source == target or source in target.parents or target in source.parents:
-        raise CheckpointError(
-            f"the source {source} and the target {target} overlap; give a folder apart from the source"
-        )
-
-
-def _check_target(folder: Path, *, restart: bool, force: bool) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise CheckpointError(f"{folder} is a file; give a folder to convert into")
-    if force or not folder.exists() or (folder / WORK).is_dir() or _is_finished(folder, restart=restart):
-        return
-    if held := sorted(path.name for path in folder.iterdir()):
-        raise CheckpointError(
-            f"{folder} holds something else ({listed(held)}); give a new or empty folder, or --force to convert into "
-            "this one: weights there are replaced, other files stay"
-        )
-
-
-def _is_finished(folder: Path, *, restart: bool) -> bool:
-    try:
-        return read_manifest(folder) is not None
-    except CheckpointError:  # a damaged one, which says itself that --restart is what helps
-        if restart:
-            return True
-        raise
-
-
-def _check_room(folder: Path, items: Sequence[Item]) -> None:
-    needed = sum(item.nbytes + _SPARE_BYTES for item in items)
-    free = shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if path.is_dir())).free
-    if needed > free:
-        raise CheckpointError(
-            f"{folder}: {needed / 1e9:.3f} GB are needed and {free / 1e9:.3f} GB are free on this disk; make room and "
-            "run the same command again, or give a folder on another disk"
-        )

@@ -5,15 +5,33 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from convert.errors import CheckpointError
 
-AGAIN = "download it again"
+AGAIN, RECONVERT = "download it again", "convert again with --restart"
+# A damaged download seldom makes NaN of a whole tensor and nothing else.
+NOT_FINITE = "its maker has to mend it, unless the file's SHA-256 is not the published one: then download it again"
 # The largest header that the reference implementation of safetensors reads; no honest index is larger either.
 JSON_LIMIT = 100_000_000
 # Where a clone without git-lfs leaves a file of about 130 bytes in place of each large one.
 _LFS_POINTER = b"version https://git-lfs"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Advice:
+    """What helps where a file cannot be used.
+
+    damaged: one that is not what was written.  made: one that was made so; nobody gets another by the same way.
+    """
+
+    damaged: str
+    made: str
+
+
+DOWNLOADED = Advice(damaged=AGAIN, made="its maker wrote it so: ask for a sound one, or take another release")
+CONVERTED = Advice(damaged=RECONVERT, made=RECONVERT)
 
 
 def regular(file: Path) -> Path:
@@ -27,6 +45,13 @@ def regular(file: Path) -> Path:
     if file.is_symlink():
         raise CheckpointError(f"{file} is a link to {file.readlink()}, where there is no file to read; {AGAIN}")
     raise CheckpointError(f"{file} is no regular file; remove it and {AGAIN}")
+
+
+def is_inside(file: Path, folder: Path) -> bool:
+    """Whether `file` leads to something in `folder`, or to a blob of the Hugging Face cache that `folder` is of."""
+    target, inside = file.resolve(), folder.resolve()
+    blobs = inside.parents[1] / "blobs" if inside.parent.name == "snapshots" else inside
+    return target.is_relative_to(inside) or target.is_relative_to(blobs)
 
 
 def is_there(file: Path) -> bool:
@@ -70,21 +95,25 @@ def read_json(file: Path, stream: io.BufferedReader, again: str = AGAIN) -> dict
 
 
 def parse_object(what: str, raw: bytes, again: str = AGAIN) -> dict[str, object]:
-    """The JSON object in `raw`, stricter than `json.loads`: UTF-8 only, and no key twice.
+    """The JSON object in `raw`, stricter than `json.loads`: UTF-8 only, and no key twice. `again`: what helps, if not.
 
     Raises:
         CheckpointError: for anything else; `what` names the place.
     """
+    made = DOWNLOADED.made if again == AGAIN else again  # whole JSON is no damage
     try:
         # Decoded here, because json.loads would guess UTF-16 or UTF-32 from bytes.
         value = json.loads(raw.decode("utf-8"), object_pairs_hook=_without_duplicates)
         # "\ud800" is valid JSON for a string that no file and no terminal can hold.
         json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except (ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else error
-        raise CheckpointError(f"{what} is not valid JSON ({reason}); {again}") from error
+    except CheckpointError as error:
+        raise CheckpointError(f"{what} is not valid JSON ({error}); {made}") from error
+    except RecursionError as error:
+        raise CheckpointError(f"{what} is not valid JSON (nested too deeply); {made}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{what} is not valid JSON ({error}); {again}") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{what} is a JSON {type(value).__name__}, expected an object; {again}")
+        raise CheckpointError(f"{what} is a JSON {type(value).__name__}, expected an object; {made}")
     return value
 
 
@@ -94,5 +123,5 @@ def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len(fields) < len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise ValueError(f"key {twice!r} appears twice")
+        raise CheckpointError(f"key {twice!r} appears twice")
     return fields

@@ -7,6 +7,8 @@ from convert.errors import CheckpointError
 from convert.mapping import translate
 from convert.tensor_info import TensorInfo
 
+MOST_PARTS = 50_000  # of one tensor; they are named one by one
+
 
 @dataclass(frozen=True)
 class Fused:
@@ -50,6 +52,11 @@ def _parts(table: Sequence[Fused], info: TensorInfo) -> Iterator[TensorInfo]:
             f"with rows for {len(fused.parts)} equal parts; this is not how transformers fuses experts"
         )
     count, rows, columns = info.shape
+    if not rows or not columns or count > MOST_PARTS:
+        raise CheckpointError(
+            f"{info.file}: tensor {info.name!r} has shape {list(info.shape)}, of which no model's experts are made "
+            f"(at most {MOST_PARTS}, none empty)"
+        )
     shape = (rows // len(fused.parts), columns)
     for number in range(count):
         for place, pattern in enumerate(fused.parts):

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from convert.durable import remove, sync, write_atomically
-from convert.errors import CheckpointError
+from convert.errors import CheckpointError, shown
 from convert.files import opened, parse_object
+from convert.manifest import FORMATS, Format
 
 WORK = ".moejax-conversion"
 _LOCK, _JOURNAL = "lock", "journal.jsonl"
@@ -39,7 +40,7 @@ class Header:
 
     source: str
     source_format: str
-    target_format: str
+    target_format: Format
     source_files: Mapping[str, int]
     options: Mapping[str, str]
 
@@ -101,13 +102,19 @@ def read_journal(folder: Path) -> Journal | None:
         raw = stream.read()
     whole = raw[: raw.rfind(b"\n") + 1]  # a crash of the machine may leave half of the last line
     try:
-        first, *steps = (parse_object(f"a line of {path}", line) for line in whole.splitlines())
-        journal = Journal(path=path, header=Header(**_mapping(first["header"])))
+        first, *steps = (parse_object("a line", line, "") for line in whole.splitlines())
+        journal = Journal(path=path, header=_header(_object(first, "header")))
         for step in steps:
             _replay(journal, step)
-    except (CheckpointError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}); begin anew with --restart") from error
+    except (CheckpointError, KeyError, ValueError) as error:
+        reason = f"lacks {error}" if isinstance(error, KeyError) else str(error).removesuffix("; ")
+        raise CheckpointError(f"{path} is damaged ({reason or 'it is empty'}); begin anew with --restart") from error
     return journal
+
+
+def is_begun(folder: Path) -> bool:
+    """Whether there is a journal in `folder`."""
+    return os.path.lexists(folder / WORK / _JOURNAL)
 
 
 def cut_journal(journal: Journal) -> None:
@@ -118,22 +125,50 @@ def cut_journal(journal: Journal) -> None:
 
 def _replay(journal: Journal, step: Mapping[str, Any]) -> None:
     if "hashes" in step:
-        journal.hashes |= {str(name): str(digest) for name, digest in _mapping(step["hashes"]).items()}
+        journal.hashes |= _strings(step, "hashes")
     elif "item" in step:
-        arrays = _mapping(step["arrays"]).items()
-        journal.items[str(step["item"])] = {name: _record(_mapping(record)) for name, record in arrays}
+        arrays = _object(step, "arrays")
+        journal.items[_string(step, "item")] = {name: _record(_object(arrays, name)) for name in arrays}
     else:
-        del journal.items[str(step["dropped"])]
+        del journal.items[_string(step, "dropped")]
+
+
+def _header(raw: Mapping[str, Any]) -> Header:
+    sizes = _object(raw, "source_files")
+    if wrong := [name for name, size in sizes.items() if type(size) is not int]:
+        raise CheckpointError(f"the size of {wrong[0]!r} is {shown(sizes[wrong[0]])}")
+    if (target := _string(raw, "target_format")) not in FORMATS:
+        raise CheckpointError(f"target_format is {shown(target)}")
+    return Header(
+        source=_string(raw, "source"),
+        source_format=_string(raw, "source_format"),
+        target_format=target,
+        source_files=sizes,
+        options=_strings(raw, "options"),
+    )
 
 
 def _record(raw: Mapping[str, Any]) -> Record:
-    return Record(checksum=raw["checksum"], finite=raw["finite"])
+    if not isinstance(finite := raw["finite"], bool):
+        raise CheckpointError(f"finite is {shown(finite)}")
+    return Record(checksum=_string(raw, "checksum"), finite=finite)
 
 
-def _mapping(value: object) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise TypeError(f"expected an object, got {type(value).__name__}")
+def _object(raw: Mapping[str, Any], key: str) -> dict[str, Any]:
+    if not isinstance(value := raw[key], dict):
+        raise CheckpointError(f"{shown(key)} is {shown(value)}, expected an object")
     return value
+
+
+def _string(raw: Mapping[str, Any], key: str) -> str:
+    if not isinstance(value := raw[key], str):
+        raise CheckpointError(f"{key} is {shown(value)}, expected a string")
+    return value
+
+
+def _strings(raw: Mapping[str, Any], key: str) -> dict[str, str]:
+    found = _object(raw, key)
+    return {name: _string(found, name) for name in found}
 
 
 @contextmanager

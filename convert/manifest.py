@@ -6,23 +6,23 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from convert.dtypes import FLOAT_DTYPES, fits_numpy
 from convert.errors import CheckpointError, shown
-from convert.files import opened, read_json
+from convert.files import RECONVERT, opened, read_json
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 3
 _READ_VERSIONS = (2, 3)  # 2: arrays in zarr version 2, with checksums of their chunks here
 Format = Literal["orbax", "safetensors"]
-_FORMATS: Mapping[str, Format] = {"moejax-orbax": "orbax", "moejax-safetensors": "safetensors"}
+FORMATS: tuple[Format, ...] = get_args(Format)
+_FORMATS: Mapping[str, Format] = {f"moejax-{name}": name for name in FORMATS}
 _NAMES = {name: word for word, name in _FORMATS.items()}
 _OURS, _START_BYTES = b'"moejax-', 100  # how ours begins, even when it is damaged later on
 # What may stand for an item, a key or a file: nothing that leads out of the folder, or hides in it.
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _CHECKSUM = re.compile(r"crc32:[0-9a-f]{8}")
-_AGAIN = "convert again with --restart"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,7 @@ def read_manifest(folder: Path) -> Manifest | None:
     with opened(path) as stream:
         if _OURS not in stream.peek(_START_BYTES)[:_START_BYTES]:
             return None
-        raw = read_json(path, stream, _AGAIN)
+        raw = read_json(path, stream, RECONVERT)
     if not isinstance(word := raw.get("format"), str) or word not in _FORMATS:
         return None
     if (version := raw.get("format_version")) not in _READ_VERSIONS:
@@ -89,7 +89,7 @@ def read_manifest(folder: Path) -> Manifest | None:
         )
     arrays = {name: _entry(path, name, entry) for name, entry in _object(path, raw, "arrays").items()}
     if not arrays:
-        raise CheckpointError(f"{path} lists no arrays; {_AGAIN}")
+        raise CheckpointError(f"{path} lists no arrays; {RECONVERT}")
     source_format = raw.get("source_format")
     return Manifest(
         format=_FORMATS[word],
@@ -105,14 +105,14 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 def _object(path: Path, raw: Mapping[str, object], key: str) -> dict[str, object]:
     if not isinstance(value := raw.get(key), dict):
-        raise CheckpointError(f"{path}: {key} is {shown(value)}, expected an object; {_AGAIN}")
+        raise CheckpointError(f"{path}: {key} is {shown(value)}, expected an object; {RECONVERT}")
     return value
 
 
 def _strings(path: Path, raw: Mapping[str, object], key: str) -> dict[str, str]:
     found = {name: value for name, value in _object(path, raw, key).items() if isinstance(value, str)}
     if len(found) < len(_object(path, raw, key)):
-        raise CheckpointError(f"{path}: {key} is {shown(raw[key])}, expected an object of strings; {_AGAIN}")
+        raise CheckpointError(f"{path}: {key} is {shown(raw[key])}, expected an object of strings; {RECONVERT}")
     return found
 
 
@@ -120,22 +120,26 @@ def _entry(path: Path, name: str, raw: object) -> ArrayEntry:
     where = f"{path}: array {name!r}"
     if not isinstance(raw, dict) or raw.keys() - {"chunks"} != set(ArrayEntry.__annotations__):
         raise CheckpointError(
-            f"{where} is described by {shown(raw)}, expected {', '.join(ArrayEntry.__annotations__)}; {_AGAIN}"
+            f"{where} is described by {shown(raw)}, expected {', '.join(ArrayEntry.__annotations__)}; {RECONVERT}"
         )
     for key in ("item", "key"):
         if not isinstance(raw[key], str) or not _SAFE_NAME.fullmatch(raw[key]):
             raise CheckpointError(
-                f"{where} has the {key} {shown(raw[key])}, expected a name inside the folder; {_AGAIN}"
+                f"{where} has the {key} {shown(raw[key])}, expected a name inside the folder; {RECONVERT}"
             )
     shape = raw["shape"]
     sizes = isinstance(shape, list) and all(type(size) is int and 0 <= size < 2**63 for size in shape)
     if not sizes or not fits_numpy(shape):
-        raise CheckpointError(f"{where} has shape {shown(shape)}, expected sizes that memory could hold; {_AGAIN}")
+        raise CheckpointError(f"{where} has shape {shown(shape)}, expected sizes that memory could hold; {RECONVERT}")
     if not isinstance(raw["dtype"], str) or raw["dtype"] not in FLOAT_DTYPES:
-        raise CheckpointError(f"{where} has dtype {shown(raw['dtype'])}, expected {', '.join(FLOAT_DTYPES)}; {_AGAIN}")
+        raise CheckpointError(
+            f"{where} has dtype {shown(raw['dtype'])}, expected {', '.join(FLOAT_DTYPES)}; {RECONVERT}"
+        )
     if not isinstance(raw["checksum"], str) or not _CHECKSUM.fullmatch(raw["checksum"]):
-        raise CheckpointError(f"{where} has the checksum {shown(raw['checksum'])}, expected crc32:xxxxxxxx; {_AGAIN}")
+        raise CheckpointError(
+            f"{where} has the checksum {shown(raw['checksum'])}, expected crc32:xxxxxxxx; {RECONVERT}"
+        )
     if not isinstance(raw["finite"], bool):
-        raise CheckpointError(f"{where} has finite {shown(raw['finite'])}, expected true or false; {_AGAIN}")
+        raise CheckpointError(f"{where} has finite {shown(raw['finite'])}, expected true or false; {RECONVERT}")
     fields = {key: raw[key] for key in ArrayEntry.__annotations__}
     return ArrayEntry(**{**fields, "shape": tuple(shape)})

@@ -114,7 +114,7 @@ def _check_complete(tensors: Mapping[str, TensorInfo], missing: Sequence[str], u
         where = _folder(tensors)
         raise CheckpointError(
             f"{where} {' and '.join(problems)}; config.json does not describe these weights, or a file is missing: "
-            "download both again"
+            "use what belongs together, of one release"
         )
 
 

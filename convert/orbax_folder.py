@@ -11,13 +11,12 @@ import numpy.typing as npt
 
 from convert.checksums import array_checksum
 from convert.errors import CheckpointError, listed
+from convert.files import RECONVERT
 from convert.manifest import MANIFEST, Manifest, read_manifest
+from convert.previous import WEIGHTS
 from convert.reading import BLOCK_BYTES, ByteCounter, CheckedCopy
 from convert.tensor_info import Index, TensorInfo, float_dtype, ranges_of
 from convert.zarr_array import read_array
-
-WEIGHTS = "weights"
-_AGAIN = "convert again with --restart"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +44,7 @@ class OrbaxFolder:
             raise CheckpointError(f"{folder} holds no converted Orbax checkpoint ({MANIFEST}); give the folder of one")
         items = {entry.item: folder / WEIGHTS / entry.item for entry in manifest.arrays.values()}
         if missing := [item for item, path in items.items() if not path.is_dir()]:
-            raise CheckpointError(f"{folder / WEIGHTS} lacks {listed(missing)}; {_AGAIN}")
+            raise CheckpointError(f"{folder / WEIGHTS} lacks {listed(missing)}; {RECONVERT}")
         tensors = {
             name: TensorInfo(
                 name=name, shape=entry.shape, dtype=entry.dtype, file=items[entry.item], stored_name=entry.key
@@ -86,12 +85,12 @@ class OrbaxFolder:
         if out.shape == info.shape and (got := array_checksum(values)) != entry.checksum:
             raise CheckpointError(
                 f"{info.file / info.stored_name} was damaged after it was converted: its checksum is {got}, "
-                f"{MANIFEST} says {entry.checksum}; {_AGAIN}"
+                f"{MANIFEST} says {entry.checksum}; {RECONVERT}"
             )
         flat, step = values.reshape(-1), BLOCK_BYTES // stored.itemsize
         for begin in range(0, flat.size, step):
             copy.add(flat[begin : begin + step])
-        copy.finish(f"it did not when it was converted: {_AGAIN}")
+        copy.finish(f"it did not when it was converted: {RECONVERT}")
 
     def _info(self, name: str) -> TensorInfo:
         if name not in self.tensors:

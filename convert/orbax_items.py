@@ -12,7 +12,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from convert.errors import CheckpointError
-from convert.zarr_array import cannot_write
+from convert.files import RECONVERT
+from convert.zarr_array import cannot_write, reason_of
 
 
 def describe_item(path: Path, dtypes: Mapping[str, np.dtype]) -> None:
@@ -28,6 +29,25 @@ def describe_item(path: Path, dtypes: Mapping[str, np.dtype]) -> None:
             checkpointer.save(path.absolute(), args=ocp.args.PyTreeSave(tree))
     except ValueError as error:  # how tensorstore reports whatever the system refuses
         raise CheckpointError(cannot_write(path, error)) from error
+
+
+def restore_item(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of the Orbax checkpoint `path`, as anybody restores it who has no moejax. One call at a time.
+
+    Raises:
+        CheckpointError: when Orbax finds no checkpoint there, or a damaged one.
+    """
+    try:
+        with _quiet_orbax(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            found = checkpointer.restore(path.absolute())
+    # Whatever a damaged file brings Orbax to: no error of its own says that a checkpoint is damaged.
+    except (ValueError, LookupError, TypeError, AttributeError, OSError) as error:
+        raise CheckpointError(
+            f"{path} was damaged after it was converted, or cannot be read: {reason_of(error)}; {RECONVERT}"
+        ) from error
+    if not isinstance(found, dict) or not all(isinstance(values, np.ndarray) for values in found.values()):
+        raise CheckpointError(f"{path} is restored by Orbax as something else than arrays; {RECONVERT}")
+    return found
 
 
 @contextmanager

@@ -5,19 +5,20 @@ renamed into `weights/` when all of it is on the disk.
 """
 
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from convert.durable import move, remove, sync_tree
+from convert.errors import CheckpointError, listed
 from convert.items import ArrayPlan, Item, Place
 from convert.journal import WORK
 from convert.manifest import Format
-from convert.orbax_folder import WEIGHTS
-from convert.tensor_info import TensorInfo, ranges_of
-from convert.zarr_array import read_array, write_array
+from convert.previous import ITEMS, WEIGHTS, previous_weights
+from convert.tensor_info import TensorInfo
+from convert.zarr_array import check_array, write_array
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,16 +31,12 @@ class OrbaxTarget:
     # Orbax logs through a logger that all threads share: so one at a time.
     _saving: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
-    def clear(self) -> None:
-        remove(self.folder / WEIGHTS)
-
     def prepare(self, done: Collection[str]) -> None:
         remove(self._unfinished)
         self._unfinished.mkdir()
-        weights = self.folder / WEIGHTS
-        weights.mkdir(exist_ok=True)
-        for path in weights.iterdir():
-            if path.name not in done:
+        (self.folder / WEIGHTS).mkdir(exist_ok=True)
+        for path in previous_weights(self.folder, ["orbax"]):
+            if path.parent.name == WEIGHTS and path.name not in done:
                 remove(path)
 
     def write(self, item: Item, arrays: Mapping[str, np.ndarray]) -> None:
@@ -54,11 +51,30 @@ class OrbaxTarget:
         remove(self.folder / WEIGHTS / item.name)  # it is there where it was found damaged
         move(path, self.folder / WEIGHTS / item.name)
 
-    def read_into(self, array: ArrayPlan, out: np.ndarray) -> None:
-        item, key = self.place(array)
-        path = self.folder / WEIGHTS / item
-        info = TensorInfo(name=array.target, shape=array.shape, dtype=array.dtype, file=path, stored_name=key)
-        read_array(path / key, info, ranges_of(info, None), out)
+    def read_back(self, item: Item, memory: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        from convert.orbax_items import restore_item  # as above
+
+        path = self.folder / WEIGHTS / item.name
+        for array in item.arrays:  # what the loader would find, Orbax tells with tracebacks of its threads beside
+            _, key = self.place(array)
+            info = TensorInfo(name=array.target, shape=array.shape, dtype=array.dtype, file=path, stored_name=key)
+            check_array(path / key, info)
+        with self._saving:  # also because it takes memory of its own
+            found = restore_item(path)
+        expected = {self.place(array)[1]: array for array in item.arrays}
+        if found.keys() != expected.keys():
+            raise CheckpointError(f"{path} holds {listed(sorted(found))}, expected {listed(sorted(expected))}")
+        for key, array in expected.items():
+            values = found[key]
+            if values.shape != array.shape or values.dtype != array.numpy_dtype:
+                raise CheckpointError(
+                    f"{path / key} has shape {list(values.shape)} and dtype {values.dtype}, expected "
+                    f"{list(array.shape)} and {array.numpy_dtype}"
+                )
+            yield values
+
+    def check_listing(self) -> None:
+        """Each item describes itself, and was read so."""
 
     def publish(self) -> None:
         remove(self._unfinished)
@@ -69,4 +85,4 @@ class OrbaxTarget:
 
     @property
     def _unfinished(self) -> Path:
-        return self.folder / WORK / "items"
+        return self.folder / WORK / ITEMS

@@ -9,15 +9,15 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
+from convert.contents import other_kind
 from convert.errors import CheckpointError, listed, shown
-from convert.files import AGAIN, opened, read_json, regular
+from convert.files import DOWNLOADED, Advice, opened, read_json, regular
 from convert.reading import ByteCounter
 from convert.safetensors_file import SafetensorsFiles
 from convert.tensor_info import Index, TensorInfo, float_dtype, ranges_of
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-PICKLED = {".bin", ".pt", ".pth", ".ckpt"}
+STEM = "model"
+SINGLE, INDEX = f"{STEM}.safetensors", f"{STEM}.safetensors.index.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,22 +33,27 @@ class SafetensorsFolder:
     read_bytes: ByteCounter = field(default_factory=ByteCounter, repr=False, compare=False)
 
     @classmethod
-    def open(cls, folder: Path | str) -> Self:
+    def open(cls, folder: Path | str, advice: Advice = DOWNLOADED, stem: str = STEM) -> Self:
         """Reads the headers, and nothing else, of the safetensors files in `folder`.
+
+        advice: what helps where one of them is damaged.  stem: how the name of the single file, or of the index,
+        begins.
 
         Raises:
             CheckpointError: when there are none, or one of them is missing, damaged or contradicts the index.
         """
-        folder, files = Path(folder), SafetensorsFiles()
+        folder, files = Path(folder), SafetensorsFiles(advice)
         found = _listing(folder)
-        if INDEX in found:
-            tensors = _sharded(files, found, _read_index(found[INDEX]))
-        elif SINGLE in found:
-            tensors = files.tensors(regular(found[SINGLE]))
+        single, index = f"{stem}.safetensors", f"{stem}.safetensors.index.json"
+        if index in found:
+            tensors = _sharded(files, found, single, found[index], advice)
+        elif single in found:
+            tensors = files.tensors(regular(found[single]))
         else:
-            raise CheckpointError(_nothing_to_read(folder, found))
+            lacks = f"{folder} lacks {SINGLE} or {INDEX}; {advice.damaged}"
+            raise CheckpointError(_nothing_to_read(folder, found) if advice is DOWNLOADED else lacks)
         if not tensors:
-            raise CheckpointError(f"{found[SINGLE]} holds no tensors; {AGAIN}")
+            raise CheckpointError(f"{found.get(single, folder)} holds no tensors; {advice.made}")
         return cls(folder=folder, tensors=MappingProxyType(tensors), files=files)
 
     @property
@@ -99,59 +104,58 @@ def _listing(folder: Path) -> dict[str, Path]:
         raise CheckpointError(f"cannot read the folder {folder}: {error.strerror}; check the path") from error
 
 
-def _read_index(index: Path) -> dict[str, str]:
+def _read_index(index: Path, advice: Advice) -> dict[str, str]:
     """The index's map from tensor to file name; a name that would lead out of the folder is refused."""
     with opened(regular(index)) as stream:
-        weight_map = read_json(index, stream).get("weight_map")
+        weight_map = read_json(index, stream, advice.damaged).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{index}: weight_map is {shown(weight_map)}, expected tensor names with files; {AGAIN}")
+        raise CheckpointError(
+            f"{index}: weight_map is {shown(weight_map)}, expected tensor names with files; {advice.made}"
+        )
     for tensor, name in weight_map.items():
         where = f"{index}: tensor {tensor!r} is in {shown(name)}"
         if isinstance(name, str) and ("/" in name or "\\" in name or name.startswith("..")):
-            raise CheckpointError(f"{where}, which leaves the folder; expected a file inside it: {AGAIN}")
+            raise CheckpointError(f"{where}, which leaves the folder; expected a file inside it: {advice.made}")
         if not isinstance(name, str) or not name.endswith(".safetensors"):
-            raise CheckpointError(f"{where}, expected a .safetensors file; {AGAIN}")
+            raise CheckpointError(f"{where}, expected a .safetensors file; {advice.made}")
     return weight_map
 
 
 def _sharded(
-    files: SafetensorsFiles, found: Mapping[str, Path], weight_map: Mapping[str, str]
+    files: SafetensorsFiles, found: Mapping[str, Path], single: str, index: Path, advice: Advice
 ) -> dict[str, TensorInfo]:
-    """The tensors of all shards, which must be exactly those of the index."""
-    index = found[INDEX]
+    """The tensors of all shards, which must be exactly those of the index; of two with one name, it says which."""
+    weight_map = _read_index(index, advice)
     shards = sorted(set(weight_map.values()))
     if missing := [shard for shard in shards if shard not in found]:
         raise CheckpointError(
-            f"{index} names {len(shards)} files, of which {len(missing)} are missing: {listed(missing)}; download them"
+            f"{index} names {len(shards)} files, of which {len(missing)} are missing: {listed(missing)}; "
+            f"{'download them' if advice is DOWNLOADED else advice.damaged}"
         )
-    if SINGLE in found and SINGLE not in shards:
+    if single in found and single not in shards:
         raise CheckpointError(
-            f"{index.parent} holds {SINGLE} and also {INDEX}, which does not name it: two checkpoints; remove one"
+            f"{index.parent} holds {single} and also {index.name}, which does not name it: two checkpoints; remove one"
         )
     tensors: dict[str, TensorInfo] = {}
     for shard in shards:
         held = files.tensors(regular(found[shard]))
         if lost := [name for name, file in weight_map.items() if file == shard and name not in held]:
-            raise CheckpointError(f"{found[shard]} does not hold {listed(lost)}, but {INDEX} says so; {AGAIN}")
-        if unnamed := [name for name in held if name not in weight_map]:
-            raise CheckpointError(f"{found[shard]} holds {listed(unnamed)}, which {INDEX} does not name; {AGAIN}")
-        if elsewhere := [name for name in held if weight_map[name] != shard]:
             raise CheckpointError(
-                f"{found[shard]} holds {listed(elsewhere)}, but {INDEX} says {weight_map[elsewhere[0]]!r} does; {AGAIN}"
+                f"{found[shard]} does not hold {listed(lost)}, but {index.name} says so; {advice.damaged}"
             )
-        tensors |= held
+        if unnamed := [name for name in held if name not in weight_map]:
+            raise CheckpointError(
+                f"{found[shard]} holds {listed(unnamed)}, which {index.name} does not name; {advice.damaged}"
+            )
+        tensors |= {name: info for name, info in held.items() if weight_map[name] == shard}
     return tensors
 
 
 def _nothing_to_read(folder: Path, files: Mapping[str, Path]) -> str:
     """Why a folder without any of the two files cannot be read."""
+    if (kind := other_kind(folder)) is not None:
+        return kind
     expected = f"expected {SINGLE} or {INDEX}"
     if found := [name for name in files if name.endswith(".safetensors")]:
         return f"{folder} holds {listed(found)} but no index; {expected}: download the index, or rename a single file"
-    if found := [name for name in files if Path(name).suffix in PICKLED]:
-        return (
-            f"{folder} holds only pickled weights ({listed(found)}), and pickle can run code; re-save as safetensors: "
-            'python -c "from transformers import AutoModelForCausalLM as M; '
-            f"M.from_pretrained('{folder}').save_pretrained('{folder}-safetensors')\""
-        )
     return f"{folder} holds {f'only {listed(files)}' if files else 'nothing'}; {expected}: download the weights"

@@ -7,8 +7,7 @@ in memory at once (docs/decisions.md, "Conversion"); it is what reads the files 
 
 import json
 import os
-import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,17 +15,19 @@ from pathlib import Path
 import numpy as np
 
 from convert.durable import move, remove, write_atomically
+from convert.errors import CheckpointError, shown
+from convert.files import CONVERTED, RECONVERT
 from convert.items import ArrayPlan, Item
 from convert.journal import WORK
 from convert.manifest import Format
+from convert.previous import FILES, previous_weights
 from convert.safetensors_file import LENGTH_BYTES, SafetensorsFiles
-from convert.safetensors_folder import INDEX, SINGLE
+from convert.safetensors_folder import INDEX, SINGLE, SafetensorsFolder
 from convert.tensor_info import TensorInfo, ranges_of
 
 # transformers reads a file only when it says which framework's tensors are in it.
 _METADATA = {"format": "pt"}
 _ALIGNMENT = 8
-_OURS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class SafetensorsTarget:
     arrays: tuple[ArrayPlan, ...]
     shard_bytes: int
     format: Format = "safetensors"
-    _written: SafetensorsFiles = field(default_factory=SafetensorsFiles, repr=False, compare=False)
+    _written: SafetensorsFiles = field(default_factory=lambda: SafetensorsFiles(CONVERTED), repr=False, compare=False)
 
     @cached_property
     def shards(self) -> Mapping[str, Shard]:
@@ -61,18 +62,18 @@ class SafetensorsTarget:
         made = [_shard(name, group) for name, group in zip(names, groups, strict=True)]
         return {name: shard for shard in made for name in shard.tensors}
 
-    def clear(self) -> None:
-        for path in self.folder.iterdir():
-            if _OURS.fullmatch(path.name):
-                remove(path)
-
     def prepare(self, done: Collection[str]) -> None:
         if not done:  # a file with its final name is then another conversion's, whose removal was stopped
-            self.clear()
+            for path in previous_weights(self.folder, ["safetensors"]):
+                remove(path)
         for shard in self._files():
-            path = self._unfinished / shard.name
-            if (self.folder / shard.name).exists() or path.exists():
+            path = self._path(shard)
+            if path.is_symlink():  # another's file, which is not written to
+                remove(path)
+            if path.exists():
+                _mend(path, shard)
                 continue
+            path = self._unfinished / shard.name
             path.parent.mkdir(exist_ok=True)
             partial = path.with_suffix(".partial")
             with partial.open("wb") as file:
@@ -91,10 +92,25 @@ class SafetensorsTarget:
                 file.flush()
                 os.fsync(file.fileno())
 
-    def read_into(self, array: ArrayPlan, out: np.ndarray) -> None:
-        path = self._path(self.shards[array.target])
-        info = TensorInfo(name=array.target, shape=array.shape, dtype=array.dtype, file=path, stored_name=array.target)
-        self._written.read_into(info, ranges_of(info, None), out, allow_nan=True)
+    def read_back(self, item: Item, memory: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        for array, out in zip(item.arrays, memory, strict=True):
+            path = self._path(self.shards[array.target])
+            info = TensorInfo(
+                name=array.target, shape=array.shape, dtype=array.dtype, file=path, stored_name=array.target
+            )
+            self._written.check_described(info)
+            self._written.read_into(info, ranges_of(info, None), out, allow_nan=True)
+            yield out
+
+    def check_listing(self) -> None:
+        found = SafetensorsFolder.open(self.folder, CONVERTED)
+        for shard in self._files():
+            path = self.folder / shard.name
+            if (metadata := found.files.metadata(path)) != _METADATA:
+                raise CheckpointError(f"{path} has the metadata {shown(metadata)}, expected {_METADATA}; {RECONVERT}")
+        places = {name: tensor.file.name for name, tensor in found.tensors.items()}
+        if places != {name: shard.name for name, shard in self.shards.items()}:
+            raise CheckpointError(f"{self.folder} does not hold the tensors that were converted; {RECONVERT}")
 
     def publish(self) -> None:
         for shard in self._files():
@@ -121,7 +137,18 @@ class SafetensorsTarget:
 
     @property
     def _unfinished(self) -> Path:
-        return self.folder / WORK / "files"
+        return self.folder / WORK / FILES
+
+
+def _mend(path: Path, shard: Shard) -> None:
+    """Gives a file that is there the head and the size that it has to have: what is below it is compared later."""
+    with path.open("r+b") as file:
+        if file.read(len(shard.head)) != shard.head or path.stat().st_size != shard.size:
+            file.seek(0)
+            file.write(shard.head)
+            file.truncate(shard.size)
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def _groups(arrays: Sequence[ArrayPlan], shard_bytes: int) -> list[list[ArrayPlan]]:

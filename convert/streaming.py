@@ -18,6 +18,7 @@ import numpy as np
 from convert.checksums import array_checksum
 from convert.durable import writing
 from convert.errors import CheckpointError
+from convert.files import NOT_FINITE
 from convert.items import ArrayPlan, Item
 from convert.journal import Journal, Record
 from convert.memory import WorkerMemory
@@ -83,12 +84,9 @@ def check_items(stream: Stream, items: Sequence[Item]) -> tuple[Mapping[str, str
     memory, damaged = WorkerMemory(items), dict[str, str]()
 
     def one(item: Item) -> None:
-        records = stream.journal.items[item.name]
-        for array, values in memory.arrays(item):
-            problem = _problem(stream.target, array, values, records.get(array.target))
-            if problem is not None:
-                damaged[item.name] = problem
-                return
+        problem = _problem(stream.target, item, memory, stream.journal.items[item.name])
+        if problem is not None:
+            damaged[item.name] = problem
 
     seconds = _in_parallel(stream, "check", items, one)
     return {item.name: damaged[item.name] for item in items if item.name in damaged}, seconds
@@ -98,20 +96,21 @@ def _not_finite(source: TensorSource, array: ArrayPlan, values: np.ndarray) -> s
     where = ~np.isfinite(values.reshape(-1))
     return (
         f"{source.tensors[array.source].file}: tensor {array.source!r} holds {int(where.sum())} NaN or infinite values "
-        f"of {where.size}, the first at flat index {int(where.argmax())}; download it again, ask its maker for a sound "
-        "one, or convert it as it is with --allow-nan"
+        f"of {where.size}, the first at flat index {int(where.argmax())}; {NOT_FINITE}, or convert it as it is with "
+        "--allow-nan"
     )
 
 
-def _problem(target: Target, array: ArrayPlan, values: np.ndarray, record: Record | None) -> str | None:
-    if record is None:
-        return f"{array.target!r} is not in the journal"
+def _problem(target: Target, item: Item, memory: WorkerMemory, records: Mapping[str, Record]) -> str | None:
+    if records.keys() != {array.target for array in item.arrays}:
+        return f"{item.name!r} is noted with other arrays than it has"
     try:
-        target.read_into(array, values)
+        found = target.read_back(item, (values for _, values in memory.arrays(item)))
+        for array, values in zip(item.arrays, found, strict=True):
+            if (got := array_checksum(values)) != (written := records[array.target].checksum):
+                return f"{array.target!r} reads back with the checksum {got}, but {written} was written"
     except CheckpointError as error:
         return str(error)
-    if (got := array_checksum(values)) != record.checksum:
-        return f"{array.target!r} reads back with the checksum {got}, but {record.checksum} was written"
     return None
 
 

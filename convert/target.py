@@ -3,7 +3,7 @@
 Whatever `write` has returned for is on the disk, and stays when the process is killed.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -22,23 +22,30 @@ class Target(Protocol):
     @property
     def folder(self) -> Path: ...
 
-    def clear(self) -> None:
-        """Removes weights that are in the folder from before."""
-        ...
-
     def prepare(self, done: Collection[str]) -> None:
-        """Removes what a killed conversion left half-written: all but the items in `done`."""
+        """Makes what has to be there before items are written, and removes or mends what a killed conversion left
+        half-written: all but the items in `done`."""
         ...
 
     def write(self, item: Item, arrays: Mapping[str, np.ndarray]) -> None:
         """Writes the arrays of an item, by their names in the target. Several threads may do so at a time."""
         ...
 
-    def read_into(self, array: ArrayPlan, out: np.ndarray) -> None:
-        """Reads back what was written for one array.
+    def read_back(self, item: Item, memory: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """The arrays of an item in their order, as whoever has only the format's own library reads them.
+
+        memory: for each array, which may be used for it.
 
         Raises:
-            CheckpointError: when it is missing or damaged.
+            CheckpointError: when one is missing, damaged, or described as another than it is.
+        """
+        ...
+
+    def check_listing(self) -> None:
+        """Reads what lists and describes the weights of the whole folder; `publish` has been called.
+
+        Raises:
+            CheckpointError: when it is missing, damaged, or says something else.
         """
         ...
 

@@ -19,6 +19,8 @@ class TensorInfo:
 
     stored_name: its name there.  leading, first_row: where it is part of a larger tensor, the place of the part: one
     number for each axis that the part lacks, and the first row on the axis after those.
+    paired_rows: where rows come in groups of so many, and in the file the two halves of each group lie interleaved: row
+    i of the first half is row 2 i there, row i of the second 2 i + 1. 0: they lie there in their order.
     """
 
     name: str
@@ -28,6 +30,7 @@ class TensorInfo:
     stored_name: str
     leading: tuple[int, ...] = ()
     first_row: int = 0
+    paired_rows: int = 0
 
     @property
     def nbytes(self) -> int:
@@ -40,6 +43,20 @@ class TensorInfo:
             return lead + index
         rows = slice(index[0].start + self.first_row, index[0].stop + self.first_row)
         return (*lead, rows, *index[1:])
+
+
+def covering_groups(info: TensorInfo, index: Index) -> tuple[Index, slice]:
+    """Of a tensor with paired rows: the groups that a part lies in, and where its rows are in them once in order."""
+    rows, size = index[0], info.paired_rows
+    first, last = rows.start // size * size, -(-rows.stop // size) * size
+    return (slice(first, last), *index[1:]), slice(rows.start - first, rows.stop - first)
+
+
+def in_order(info: TensorInfo, groups: np.ndarray) -> np.ndarray:
+    """Whole groups of paired rows, as they are in the file, in the order in which they are meant."""
+    rows, *rest = groups.shape
+    halves = groups.reshape(rows // info.paired_rows, info.paired_rows // 2, 2, *rest)
+    return halves.swapaxes(1, 2).reshape(rows, *rest)
 
 
 def float_dtype(info: TensorInfo) -> np.dtype:

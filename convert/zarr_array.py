@@ -5,9 +5,11 @@ version 3, uncompressed, where tensorstore puts a CRC-32C at the end of each chu
 chunk. Conversions of format version 2 have zarr version 2, without those checksums.
 """
 
+import itertools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import tensorstore as ts
 
 from convert.durable import full, is_full
 from convert.errors import CheckpointError
+from convert.files import RECONVERT
 from convert.tensor_info import TensorInfo, float_dtype, index_of
 
 # A chunk is what is read at least. 8 parts serve meshes of 2, 4 and 8 devices exactly; more where a chunk would be
@@ -64,25 +67,45 @@ def read_array(folder: Path, info: TensorInfo, ranges: Sequence[range], out: np.
     Raises:
         CheckpointError: when a chunk is missing or damaged, or the array is another than `info` says.
     """
-    driver = "zarr" if (folder / ".zarray").exists() else "zarr3"
-    try:
-        stored = ts.open(_spec(folder, driver), open=True, read=True).result()
+    with _reading(folder):
+        stored = _open(folder)
         chunks = _checked_chunks(folder, info, stored)
         ts.array(out).write(stored[index_of(ranges)]).result()
-    except ValueError as error:  # how tensorstore reports whatever is wrong
-        raise CheckpointError(
-            f"{folder} was damaged after it was converted, or cannot be read: {_reason(error)}; "
-            "convert again with --restart"
-        ) from error
     if not all(ranges):
         return 0
     touched = math.prod((one[-1] // size - one[0] // size + 1) * size for one, size in zip(ranges, chunks, strict=True))
     return touched * out.itemsize
 
 
+def check_array(folder: Path, info: TensorInfo) -> None:
+    """Reads every chunk of an array, one at a time, and keeps none; with the errors of `read_array`."""
+    with _reading(folder):
+        stored = _open(folder)
+        chunks = _checked_chunks(folder, info, stored)
+        starts = (range(0, size, step) for size, step in zip(info.shape, chunks, strict=True))
+        for start in itertools.product(*starts):
+            part = zip(start, chunks, info.shape, strict=True)
+            stored[tuple(slice(at, min(at + step, size)) for at, step, size in part)].read().result()
+
+
+@contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:  # how tensorstore reports whatever is wrong
+        raise CheckpointError(
+            f"{folder} was damaged after it was converted, or cannot be read: {reason_of(error)}; {RECONVERT}"
+        ) from error
+
+
+def _open(folder: Path) -> ts.TensorStore:
+    driver = "zarr" if (folder / ".zarray").exists() else "zarr3"
+    return ts.open(_spec(folder, driver), open=True, read=True).result()
+
+
 def cannot_write(path: Path, error: ValueError) -> str:
     """The message for what the system refused a library that writes into `path`."""
-    reason = _reason(error)
+    reason = reason_of(error)
     return full(path) if is_full(reason) else f"cannot write {path}: {reason}; check the folder and the disk"
 
 
@@ -113,6 +136,6 @@ def _checked_chunks(folder: Path, info: TensorInfo, stored: ts.TensorStore) -> t
     return chunks
 
 
-def _reason(error: ValueError) -> str:
-    """A message of tensorstore's, without its specification of the array and the places of its own source."""
+def reason_of(error: Exception) -> str:
+    """The first line of a message, without tensorstore's specification of the array and the places of its source."""
     return _DETAILS.split(str(error).partition("\n")[0])[0]

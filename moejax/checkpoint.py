@@ -8,9 +8,10 @@ import json
 import os
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import convert  # a folder's format is imported when it is opened
 from convert import (
@@ -19,14 +20,22 @@ from convert import (
     plan,
     read_manifest,
     refuse_unfinished,
+    rename,
     split_fused,
 )
+from convert.contents import download_original, of_file, other_kind
 from convert.errors import listed
+from convert.files import CONVERTED, DOWNLOADED
 from moejax.families.config import ModelConfig
-from moejax.families.hf_config import read_config_json
-from moejax.families.table import RANDOM, family_of, from_hf
+from moejax.families.hf_config import quantisation, read_config_json
+from moejax.families.mistral_release import PARAMS, RENAMED, STEM, is_release
+from moejax.families.settling import not_derived, settle_head
+from moejax.families.table import RANDOM, family_of, from_hf, from_params
 from moejax.text.tokenizer import Tokenizer
 from moejax.weights.weight import LogicalTensor
+
+if TYPE_CHECKING:
+    Tensors = convert.SafetensorsFolder | convert.OrbaxFolder
 
 DEMO_FOLDER = Path(__file__).parent / "checkpoints" / "demo"
 
@@ -35,16 +44,23 @@ _DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """An opened folder; no tensor has been read yet.
+    """An opened folder; no tensor has been read yet but those that follow from others, which were compared.
 
+    config: what config.json says, where the weights do not say otherwise.
     dtype: of most of its bytes.  config_eos_ids: what generation_config.json and config.json say ends a text.
+    remarks: where the weights are not what config.json leads one to expect, and what is done then.
+    has_config: whether it has a config.json; else it is in Mistral's own layout.
+    not_derived: tensors that are not read and do not follow from config.json, with what is the matter.
     """
 
     folder: Path
     config: ModelConfig
-    tensors: "convert.SafetensorsFolder | convert.OrbaxFolder"
+    tensors: "Tensors"
     dtype: str
     config_eos_ids: tuple[int, ...]
+    remarks: tuple[str, ...] = ()
+    not_derived: Mapping[str, str] = field(default_factory=dict)
+    has_config: bool = True
 
     def plan(self, expected: Mapping[str, LogicalTensor]) -> TensorPlan:
         """Which tensor fills which path.
@@ -56,7 +72,10 @@ class Checkpoint:
         if isinstance(self.tensors, convert.OrbaxFolder):  # in a converted folder every array has our path
             return plan({path: (path,) for path in expected}, (), self.tensors.tensors, shapes)
         names = {path: tensor.names for path, tensor in expected.items()}
-        return plan(names, family_of(self.config).ignored, self.tensors.tensors, shapes)
+        family = family_of(self.config)
+        ignored = (*family.ignored, *(derived.ignore for derived in family.derived))
+        planned = plan(names, ignored, self.tensors.tensors, shapes)
+        return dataclasses.replace(planned, ignored={**planned.ignored, **self.not_derived})
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
@@ -103,10 +122,18 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
     """
     folder = _find_folder(source)
     refuse_unfinished(folder)
-    path = folder / "config.json"
+    released = is_release(folder)
+    if not released and (kind := other_kind(folder)) is not None:
+        raise CheckpointError(kind)
+    path = folder / (PARAMS if released else "config.json")
     raw = read_config_json(path)
-    config = from_hf(raw, path)
-    tensors = open_tensors(folder, config)
+    if not released and (quantised := quantisation(raw)):
+        raise CheckpointError(f"{path}: {quantised}; {download_original(folder)}")
+    config = from_params(raw, path) if released else from_hf(raw, path)
+    tensors = open_release(folder, config) if released else open_tensors(folder, config)
+    other = not_derived(tensors, config)
+    about_others = (f"{folder}: {listed(other)}: {next(iter(other.values()))}",) if other else ()
+    config, tensors, about_head = settle_head(tensors, config)
     generation = folder / "generation_config.json"
     side = read_config_json(generation) if os.path.lexists(generation) else {}
     return Checkpoint(
@@ -115,10 +142,13 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
         tensors=tensors,
         dtype=_main_dtype(tensors),
         config_eos_ids=_config_eos_ids(((side, generation), (raw, path)), config.vocab_size),
+        remarks=(*about_head, *about_others),
+        not_derived=other,
+        has_config=not released,
     )
 
 
-def open_tensors(folder: Path, config: ModelConfig) -> "convert.SafetensorsFolder | convert.OrbaxFolder":
+def open_tensors(folder: Path, config: ModelConfig) -> "Tensors":
     """The tensors of a folder: converted, where its manifest says so, else Hugging Face's, each expert on its own.
 
     Raises:
@@ -129,8 +159,18 @@ def open_tensors(folder: Path, config: ModelConfig) -> "convert.SafetensorsFolde
         return convert.OrbaxFolder.open(folder)
     if manifest is None and (folder / "weights").is_dir() and not any(folder.glob("*.safetensors")):
         raise CheckpointError(f"{folder} has weights/ but no manifest.json that moejax wrote; convert it again")
-    tensors = convert.SafetensorsFolder.open(folder)
+    tensors = convert.SafetensorsFolder.open(folder, DOWNLOADED if manifest is None else CONVERTED)
     return dataclasses.replace(tensors, tensors=split_fused(family_of(config).fused, tensors.tensors))
+
+
+def open_release(folder: Path, config: ModelConfig) -> "convert.SafetensorsFolder":
+    """The tensors of a folder in Mistral's own layout, called and ordered as transformers has them.
+
+    Raises:
+        CheckpointError: when they are missing or damaged.
+    """
+    tensors = convert.SafetensorsFolder.open(folder, stem=STEM)
+    return dataclasses.replace(tensors, tensors=rename(RENAMED, tensors.tensors, config.head_dim))
 
 
 def _find_folder(source: str | Path) -> Path:
@@ -140,6 +180,8 @@ def _find_folder(source: str | Path) -> Path:
     if folder.is_dir():
         return folder
     if folder.is_file():
+        if (kind := of_file(folder)) is not None:
+            raise ValueError(f"{source} is {kind}; {download_original(folder.parent)}")
         raise ValueError(f"{source} is a file; give the folder that holds config.json and the safetensors files")
     if str(source).startswith(RANDOM):
         raise ValueError(
@@ -158,7 +200,7 @@ def _find_folder(source: str | Path) -> Path:
     )
 
 
-def _main_dtype(tensors: "convert.SafetensorsFolder | convert.OrbaxFolder") -> str:
+def _main_dtype(tensors: "Tensors") -> str:
     sizes: dict[str, int] = {}
     for info in tensors.tensors.values():
         sizes[info.dtype] = sizes.get(info.dtype, 0) + info.nbytes

@@ -24,10 +24,11 @@ from convert import (
 )
 from convert.checksums import file_checksum
 from convert.conversion import OnProgress
+from convert.files import is_inside
 from convert.manifest import MANIFEST
 from moejax.checkpoint import Checkpoint, open_checkpoint
 from moejax.families.hf_config import read_config_json
-from moejax.families.table import weights_of
+from moejax.families.table import family_of, weights_of
 from moejax.measuring.logits import Comparison, compare_checkpoints
 from moejax.weights.dtypes import resolve_dtype
 from moejax.weights.weight import logical_tensors
@@ -39,6 +40,7 @@ _WORDS = {dtype.name: word for word, dtype in FLOAT_DTYPES.items()}
 # Files of a folder that go along as they are: texts and tokenizers, no weights of other formats.
 _SIDE_SUFFIXES = {".json", ".jinja", ".txt", ".model", ".md"}
 _SIDE_NAMES = {"LICENSE", "NOTICE"}
+_TOKENIZER = "tokenizer.model"  # Mistral numbers its own: tokenizer.model.v3
 _LARGEST_SIDE_FILE = 100_000_000
 
 
@@ -46,12 +48,14 @@ _LARGEST_SIDE_FILE = 100_000_000
 class ConversionReport(Report):
     """What `convert` did; see `convert.Report`.
 
+    remarks: where the weights are not what config.json leads one to expect (`Checkpoint.remarks`).
     logits: the comparison that `verify_logits` asked for.  changed: files beside the weights, of the source or of the
     target, that are not as a conversion wrote them: path -> what is the matter, and what was done.
     """
 
     logits: Comparison | None = None
     changed: Mapping[str, str] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
 
 def convert(
@@ -108,12 +112,14 @@ def convert(
     if verify_logits:
         # Without a --dtype both are the same numbers, computed by the same program: then every bit has to be equal.
         logits = compare_checkpoints(checkpoint.folder, report.target, exact=wanted == "auto")
-    changed = changed_sides(checkpoint.folder, "it was carried as it is now")
+    changed = {str(path): f"{why}, so it was left out" for path, why in links_out(checkpoint.folder).items()}
+    changed |= changed_sides(checkpoint.folder, "it was carried as it is now")
     changed |= changed_sides(report.target, "it was left as it is")
     return ConversionReport(
         **{field.name: getattr(report, field.name) for field in dataclasses.fields(report)},
         logits=logits,
         changed=changed,
+        remarks=checkpoint.remarks,
     )
 
 
@@ -175,7 +181,7 @@ def plan_conversion(checkpoint: Checkpoint, target: Path, *, dtype: str, shard_b
             for item, paths in grouped.items()
         ],
         options=options,
-        side_files={name: _side_bytes(path, dtype) for name, path in sides.items()},
+        side_files={name: _side_bytes(path, dtype) for name, path in sides.items()} | _made_config(checkpoint, dtype),
         ignored=plan.ignored,
         moejax_version=moejax.__version__,
     )
@@ -185,15 +191,29 @@ def side_files(folder: Path) -> dict[str, Path]:
     """Files that a conversion copies: config.json, tokenizer files, texts; not weights and what lists them."""
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        listing = path.name == MANIFEST or path.name.endswith(".index.json")
-        wanted = path.suffix in _SIDE_SUFFIXES or path.name in _SIDE_NAMES
-        if wanted and not listing and not path.name.startswith(".") and path.is_file():
+        if _goes_along(path) and is_inside(path, folder):
             if (size := path.stat().st_size) > _LARGEST_SIDE_FILE:
                 raise CheckpointError(
                     f"{path} has {size} bytes, too many for a file that goes along; move it elsewhere"
                 )
             found[path.name] = path
     return found
+
+
+def links_out(folder: Path) -> dict[Path, str]:
+    """Links among the files that would go along which lead out of `folder`: whoever made it chose a file from here."""
+    return {
+        path: f"is a link out of its folder, to {path.resolve()}"
+        for path in sorted(folder.iterdir())
+        if _goes_along(path) and not is_inside(path, folder)
+    }
+
+
+def _goes_along(path: Path) -> bool:
+    if path.name == MANIFEST or path.name.endswith(".index.json") or path.name.startswith("."):
+        return False
+    wanted = path.suffix in _SIDE_SUFFIXES or path.name in _SIDE_NAMES or path.stem == _TOKENIZER
+    return wanted and path.is_file()
 
 
 def changed_sides(folder: Path, done: str) -> dict[str, str]:
@@ -230,6 +250,15 @@ def parse_size(text: str) -> int:
 def _last_file(tensors: Mapping, arrays: Mapping[str, ArrayPlan], paths: list[str]) -> str:
     """The last file that an item is read from, so that items are read in the order of the files."""
     return max(tensors[arrays[path].source].file.name for path in paths)
+
+
+def _made_config(checkpoint: Checkpoint, dtype: str) -> dict[str, bytes]:
+    """config.json of a source that has none, as transformers reads it."""
+    if checkpoint.has_config:
+        return {}
+    config = checkpoint.config
+    raw = family_of(config).hf_config(config, checkpoint.dtype if dtype == "auto" else dtype)
+    return {"config.json": (json.dumps(raw, indent=2) + "\n").encode()}
 
 
 def _side_bytes(path: Path, dtype: str) -> bytes:

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from convert import TensorPlan
 from moejax.checkpoint import Checkpoint, open_checkpoint
 from moejax.families.config import ModelConfig, sequence_limit
 from moejax.families.table import RANDOM, named_config, weights_of
@@ -18,6 +19,7 @@ from moejax.moe.parallel import Parallel
 from moejax.moe.split import Split, dispatch_name, resolve_split
 from moejax.ops.table import prepare_backend
 from moejax.planning.auto import AUTO, auto_split
+from moejax.planning.footprint import weight_bytes
 from moejax.runtime.agreement import check_same
 from moejax.runtime.ambient import in_settled
 from moejax.runtime.huge_pages import HugePages
@@ -30,7 +32,7 @@ from moejax.weights.params import ParamTree
 from moejax.weights.random import random_value
 from moejax.weights.storage import Stored
 from moejax.weights.weight import Weight, logical_tensors
-from sharding import MeshConfig, Placement, bytes_per_device, device_memory, mesh_config
+from sharding import MeshConfig, Placement, device_memory, mesh_config
 
 _logger = logging.getLogger(__name__)
 
@@ -158,10 +160,11 @@ def load(
         split = resolve_split(config, mesh, dispatch)
     if split.remark and jax.process_index() == 0:
         _logger.info("%s", split.remark)
-    structure = make_structure(
-        config, backend, resolved_dtype, make_parallel(config, split.mesh.build(), split.dispatch)
-    )
-    check_fits(structure)
+    # Before anything is built of a size that config.json says: whether the weights are there, and room for them.
+    plan = None if checkpoint is None else checkpoint.plan(logical_tensors(weights_of(config)))
+    parallel = make_parallel(config, split.mesh.build(), split.dispatch)
+    check_fits(config, parallel, resolved_dtype)
+    structure = make_structure(config, backend, resolved_dtype, parallel)
     check_same(
         {
             "model configuration": config,
@@ -173,15 +176,17 @@ def load(
             "seed of random weights": seed,
         }
     )
-    if checkpoint is None:
+    if checkpoint is None or plan is None:
         tokenizer, no_tokenizer_reason = None, random_tokenizer_message(str(source))
         params, ignored = random_params(structure, seed), {}
     else:
+        for remark in checkpoint.remarks if jax.process_index() == 0 else ():
+            _logger.warning("%s", remark)
         tokenizer = checkpoint.tokenizer
         if (remark := checkpoint.tokenizer_remark) is not None and jax.process_index() == 0:
             _logger.warning("%s", remark)
         no_tokenizer_reason = None if tokenizer else missing_tokenizer_message(checkpoint.folder)
-        params, ignored = read_params(checkpoint, structure)
+        params, ignored = read_params(checkpoint, plan, structure), plan.ignored
     return Model(
         structure=structure,
         tokenizer=tokenizer,
@@ -216,11 +221,10 @@ def random_tokenizer_message(source: str) -> str:
     return f"{source} has random weights and no tokenizer: give token ids instead of text"
 
 
-def check_fits(structure: Structure) -> None:
+def check_fits(config: ModelConfig, parallel: Parallel, dtype: str) -> None:
     """Raises ValueError when a device's part of the weights alone is more than its free memory."""
-    needed = bytes_per_device(structure.placements())
-    mesh, dtype = structure.parallel.rules.mesh, structure.dtype
-    memory = device_memory(mesh_devices(structure.parallel.mesh))
+    needed, mesh = weight_bytes(config, parallel.rules, dtype), parallel.rules.mesh
+    memory = device_memory(mesh_devices(parallel.mesh))
     if needed > memory.free_bytes:
         several = mesh.size > 1
         raise ValueError(
@@ -240,16 +244,14 @@ def random_params(structure: Structure, seed: int) -> ParamTree:
     )
 
 
-def read_params(checkpoint: Checkpoint, structure: Structure) -> tuple[ParamTree, Mapping[str, str]]:
-    """Reads every parameter onto its devices, one at a time, and names the tensors that were not used.
+def read_params(checkpoint: Checkpoint, plan: TensorPlan, structure: Structure) -> ParamTree:
+    """Reads every parameter onto its devices, one at a time.
 
     Each part of a parameter that devices of this process hold is read once, and nothing else is.
 
     Raises:
-        CheckpointError: for a missing, unexpected, wrongly shaped or damaged tensor, by name.
+        CheckpointError: for a damaged tensor, by name.
     """
-    plan = checkpoint.plan(logical_tensors(weights_of(structure.config)))
-
     sharding, empty = structure.parallel.sharding, _host_memory()
 
     def make(weight: Weight, piece: Piece, held: Sequence[int], declared: Stored) -> Stored:
@@ -264,7 +266,7 @@ def read_params(checkpoint: Checkpoint, structure: Structure) -> tuple[ParamTree
 
         return filled(declared, piece, sharding, empty, read)
 
-    return structure.pack(make), plan.ignored
+    return structure.pack(make)
 
 
 def _host_memory() -> Empty:

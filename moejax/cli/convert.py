@@ -81,6 +81,8 @@ def convert(
     with byte_bars({"convert": "converting", "check": "reading back"}, quiet=quiet) as on_progress:
         report = moejax.convert(source, target, **vars(flags), on_progress=on_progress)
     if not quiet:
+        for remark in report.remarks:
+            console.warn(remark)
         for path, problem in report.changed.items():
             console.warn(f"{path} {problem}")
     if json:

@@ -82,6 +82,8 @@ def _weights(weights: dict[str, Any] | None) -> Iterator[tuple[str, str]]:
         yield weights["stored_in"], _listed([f"{name} {size(nbytes)}" for name, nbytes in files.items()])
     if ignored:
         yield "ignored", _listed([f"{name} ({reason})" for name, reason in ignored.items()])
+    for remark in weights["remarks"]:
+        yield "remark", remark
 
 
 def _huge_pages(pages: dict[str, Any] | None) -> Iterator[tuple[str, str]]:

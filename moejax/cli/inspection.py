@@ -73,6 +73,7 @@ def _weights(checkpoint: Checkpoint) -> dict[str, Any]:
         "stored_in": "files" if isinstance(checkpoint.tensors, SafetensorsFolder) else "items",
         "bytes_by_file": dict(by_file),
         "ignored": _ignored(checkpoint),
+        "remarks": list(checkpoint.remarks),
     }
 
 

@@ -67,7 +67,7 @@ def verify(
 ) -> int:
     """Compare meshes with one device, or a checkpoint with transformers.
 
-    Exit code 0: the same, 1: not the same, 2: an error.
+    Exit code 0: the same, or as close as rounding to --dtype leaves them, 1: not the same, 2: an error.
     """
     if compared.reference is not None:
         same = verify_reference.run(checkpoint, compared.reference, dtype=dtype, json=json, quiet=quiet)

@@ -8,6 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from convert.errors import shown
+
+# Far beyond what is built (61 layers of 384 experts), and little enough for a table with a row for each.
+MOST_LAYERS, MOST_EXPERTS, MOST_SIZE = 1000, 30_000, 2**31
+
 
 @dataclass(frozen=True, kw_only=True)
 class RouterPolicy:
@@ -80,6 +85,8 @@ def config_problem(values: Mapping[str, Any], names: Mapping[str, str]) -> str |
     for field in dataclasses.fields(ModelConfig):
         if field.type is int and not is_positive_int(value := values[field.name]):
             return f"{names[field.name]} must be a positive whole number, got {value!r}"
+    if problem := _too_large(values, names):
+        return problem
     heads, kv_heads = values["num_heads"], values["num_kv_heads"]
     if heads % kv_heads:
         return f"{names['num_heads']} must be a multiple of {names['num_kv_heads']}, got {heads} and {kv_heads}"
@@ -100,8 +107,21 @@ def config_problem(values: Mapping[str, Any], names: Mapping[str, str]) -> str |
             return f"{names[name]} must be a positive number, got {value!r:.80}"
     if (dense := values.get("dense_layers", ())) and not is_positive_int(values.get("dense_dim")):
         return f"dense_dim must be a positive whole number where layers {list(dense)} are dense"
-    if values["max_position_embeddings"] >= 2**31:
-        return f"{names['max_position_embeddings']} must be below 2^31, got {values['max_position_embeddings']}"
+    return None
+
+
+def _too_large(values: Mapping[str, Any], names: Mapping[str, str]) -> str | None:
+    """Which size no model has. It comes before anything is built whose size they are."""
+    for field in dataclasses.fields(ModelConfig):
+        if field.type is int and values[field.name] >= MOST_SIZE:
+            return f"{names[field.name]} must be below 2^31, got {shown(values[field.name])}"
+    layers, experts = values["num_layers"], values["num_experts"]
+    if layers > MOST_LAYERS:
+        return f"{names['num_layers']} must be at most {MOST_LAYERS}, got {layers}"
+    if layers * experts > MOST_EXPERTS:
+        return (
+            f"{names['num_layers']} x {names['num_experts']} must be at most {MOST_EXPERTS}, got {layers} x {experts}"
+        )
     return None
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from convert import Fused, Ignore
 from moejax.families.config import ModelConfig
+from moejax.families.derived import Derived
 from moejax.weights.weight import Weight
 
 
@@ -20,6 +21,7 @@ class Family:
     named: configurations that have a name.
     fused: tensors that some versions of transformers write in place of several weights.
     ignored: tensors that checkpoints hold and nobody reads, with the reason.
+    derived: tensors that follow from the configuration.
     """
 
     config: Callable[[dict[str, Any]], ModelConfig]
@@ -28,3 +30,4 @@ class Family:
     named: Mapping[str, ModelConfig]
     fused: tuple[Fused, ...] = ()
     ignored: tuple[Ignore, ...] = ()
+    derived: tuple[Derived, ...] = ()

@@ -1,61 +1,82 @@
 """Hugging Face's config.json: the file, and what its keys have in common over all families. Imports no JAX."""
 
-import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from convert import CheckpointError
+from convert.errors import shown
+from convert.files import opened, read_json
+
+_LIMIT = 4_000_000  # bytes; the largest that are known have 100,000, of the names of labels
+_MOST_SHOWN = 20  # unknown keys
 
 
 def read_config_json(path: Path) -> dict[str, Any]:
     """The object in a config.json.
 
     Raises:
-        ValueError: when the file is missing or does not hold a JSON object.
+        CheckpointError: when the file is missing, too large, or does not hold a JSON object.
     """
     if path.is_symlink() and not path.exists():
-        raise ValueError(f"{path}: is a link to {path.readlink()}, where there is no file; download it again")
+        raise CheckpointError(f"{path}: is a link to {path.readlink()}, where there is no file; download it again")
     if not path.is_file():
-        raise ValueError(f"{path}: there is no such file; a checkpoint folder holds a config.json")
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_duplicates)
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not valid JSON ({error}); download the file again") from error
-    if not isinstance(raw, dict):
-        raise ValueError(f"{path}: expected a JSON object, got {type(raw).__name__}")
-    return raw
+        raise CheckpointError(f"{path}: there is no such file; a checkpoint folder holds a config.json")
+    with opened(path) as stream:
+        if (size := os.fstat(stream.fileno()).st_size) > _LIMIT:
+            raise CheckpointError(f"{path} has {size} bytes, at most {_LIMIT} are read: it is no configuration")
+        return read_json(path, stream)
 
 
-# Keys of config.json that do not change what the model computes when it decodes.
+# Keys of config.json that do not change what the model computes when it decodes: what transformers 4 and 5 write for
+# any configuration (PretrainedConfig), what their `generate` takes, which older versions wrote here, and what is for
+# training or a pointer.
 _HARMLESS_KEYS = frozenset(
-    """architectures attention_dropout auto_map bos_token_id chunk_size_feed_forward dtype eos_token_id id2label
-    initializer_range is_encoder_decoder label2id model_type output_attentions output_hidden_states
-    output_router_logits pad_token_id pretraining_tp problem_type return_dict router_aux_loss_coef
-    router_jitter_noise torch_dtype transformers_version unk_token_id use_cache""".split()
+    """add_cross_attention architectures attn_implementation auto_map bos_token_id chunk_size_feed_forward
+    cross_attention_hidden_size decoder_start_token_id dtype eos_token_id finetuning_task gradient_checkpointing
+    id2label is_decoder is_encoder_decoder label2id model_type name_or_path num_labels output_attentions
+    output_hidden_states pad_token_id prefix problem_type return_dict sep_token_id task_specific_params tf_legacy_loss
+    tie_encoder_decoder tie_last_hidden_states tokenizer_class torch_dtype torchscript transformers_version
+    unk_token_id use_bfloat16 use_cache
+
+    bad_words_ids begin_suppress_tokens diversity_penalty do_sample early_stopping encoder_no_repeat_ngram_size
+    encoder_repetition_penalty epsilon_cutoff eta_cutoff exponential_decay_length_penalty forced_bos_token_id
+    forced_eos_token_id length_penalty max_length max_new_tokens min_length min_new_tokens min_p no_repeat_ngram_size
+    num_beam_groups num_beams num_return_sequences output_scores penalty_alpha remove_invalid_values
+    renormalize_logits repetition_penalty return_dict_in_generate suppress_tokens temperature top_k top_p typical_p
+
+    attention_dropout initializer_range output_router_logits pretraining_tp router_aux_loss_coef
+    router_jitter_noise""".split()
 )
+
+
+def quantisation(raw: Mapping[str, Any]) -> str | None:
+    """How a config.json of transformers or MLX says that the weights are quantised; None where it does not."""
+    for key in ("quantization_config", "quantization"):
+        if said := raw.get(key):
+            fields = said if isinstance(said, dict) else {}
+            method = fields.get("quant_method", "MLX" if key == "quantization" and fields else said)
+            bits = f", {shown(fields['bits'])} bits" if "bits" in fields and method is not said else ""
+            method = method if isinstance(method, str) else shown(method)
+            return f"the weights are quantised: {key} ({method}{bits}), of which moejax reads none"
+    return None
 
 
 def refuse_unknown(raw: Mapping[str, Any]) -> None:
     """Refuses keys that are left when a family has taken its own, unless they are unset or change no number.
 
     Raises:
-        ValueError: naming the first one.
+        ValueError: naming them all.
     """
-    unknown = [key for key, value in raw.items() if value and not _is_harmless(key)]
+    unknown = [f"{key}={shown(value)}" for key, value in raw.items() if value and not _is_harmless(key)]
     if unknown:
+        more = f" and {len(unknown) - _MOST_SHOWN} more" if len(unknown) > _MOST_SHOWN else ""
         raise ValueError(
-            f"{unknown[0]}={raw[unknown[0]]!r} is not a key moejax knows, so it may change the numbers; "
-            "remove it if it does not"
+            f"{', '.join(unknown[:_MOST_SHOWN])}{more}: moejax does not know "
+            f"{'this key' if len(unknown) == 1 else 'these keys'}, so the numbers may be others; remove what does not "
+            "change them"
         )
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is there twice")
-    return found
 
 
 def _is_harmless(key: str) -> bool:

@@ -8,8 +8,9 @@ from typing import Any
 
 from convert import Fused, Ignore
 from moejax.families.config import ModelConfig, config_problem, is_positive_int
+from moejax.families.derived import rotary_tables
 from moejax.families.family import Family
-from moejax.families.hf_config import refuse_unknown, take_rope_theta
+from moejax.families.hf_config import quantisation, refuse_unknown, take_rope_theta
 from moejax.weights.weight import EXPERT, Normal, Ones, Weight, fan_in
 
 # Our fields -> their keys in config.json: those that must be there, and those that have a default.
@@ -200,12 +201,8 @@ def _refuse_unsupported(raw: dict[str, Any]) -> None:
     activation = raw.pop("hidden_act", "silu")
     if activation not in ("silu", "swish"):
         raise ValueError(f"hidden_act {activation!r} is not supported; moejax computes silu")
-    if raw.get("quantization_config"):
-        method = raw["quantization_config"]
-        method = method.get("quant_method", method) if isinstance(method, dict) else method
-        raise ValueError(
-            f"quantization_config ({method}) is not supported; use the unquantised bf16/f16/f32 checkpoint"
-        )
+    if quantised := quantisation(raw):
+        raise ValueError(f"{quantised}; use the bf16/f16/f32 checkpoint that they were made from")
     for key in ("attention_bias", "mlp_bias", "use_qk_norm"):
         if raw.get(key):
             raise ValueError(f"{key}={raw[key]!r} is not supported")
@@ -280,8 +277,6 @@ MIXTRAL = Family(
             Fused(f"{_LAYER}.{block}.experts.down_proj", (f"{_EXPERT}.w2.weight",), "expert"),
         )
     ),
-    ignored=(
-        Ignore(f"{_LAYER}.self_attn.rotary_emb.inv_freq", "derived from rope_theta"),
-        Ignore("lm_head.weight", "tied to the embedding"),  # only where the head is no weight of its own
-    ),
+    ignored=(Ignore("lm_head.weight", "tied to the embedding, and equal to it"),),  # where it is no weight of its own
+    derived=rotary_tables("model.", f"{_LAYER}.self_attn.", ""),
 )

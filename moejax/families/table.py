@@ -9,9 +9,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from convert import CheckpointError
 from moejax.families.config import ModelConfig
 from moejax.families.family import Family
 from moejax.families.hf_config import read_config_json
+from moejax.families.mistral_release import params_config
 from moejax.families.mixtral import MIXTRAL
 from moejax.weights.counts import Counts, count_parameters
 from moejax.weights.weight import Weight
@@ -60,7 +62,15 @@ def from_hf(raw: Mapping[str, Any], path: Path | str = "config.json") -> ModelCo
             raise ValueError(f"model_type is {kind!r}; moejax decodes {', '.join(map(repr, FAMILIES))} models only")
         return FAMILIES[kind].config(dict(raw))
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise CheckpointError(f"{path}: {error}") from error  # which is short, whatever the file holds
+
+
+def from_params(raw: Mapping[str, Any], path: Path | str) -> ModelConfig:
+    """Reads a params.json of Mistral's own layout, with the errors of `from_hf`."""
+    try:
+        return params_config(raw)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def named_config(name: str) -> ModelConfig:

@@ -47,3 +47,10 @@ def test_a_part_that_is_also_there_on_its_own_is_refused(tmp_path: Path) -> None
     tensors = {"layers.0.down": np.zeros((1, 2, 2), np.float32), "layers.0.0.w2": np.zeros((2, 2), np.float32)}
     with refuses(CheckpointError, "layers.0.0.w2", "twice"):
         split(tmp_path, tensors)
+
+
+def test_parts_without_end_are_refused_before_they_are_named(tmp_path: Path) -> None:
+    """A tensor without elements may have any shape, however small its file."""
+    for shape in ((10**9, 2, 0), (10**9, 0, 2), (50_001, 2, 1)):
+        with refuses(CheckpointError, "layers.0.down", list(shape)):
+            split(tmp_path, {"layers.0.down": np.zeros(shape, np.float16)})

@@ -1,11 +1,15 @@
 """The journal of a conversion and the lock on it."""
 
+import json
 import os
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from convert import CheckpointError
 from convert.journal import WORK, Header, Journal, Record, begin_journal, cut_journal, locked, read_journal, remove_work
@@ -92,3 +96,54 @@ def test_one_that_comes_while_the_work_folder_is_removed(tmp_path: Path, monkeyp
         assert [path.name for path in tmp_path.iterdir()] == [WORK]
         with refuses(CheckpointError, "another conversion", "running"), locked(tmp_path):
             pass
+
+
+LINES = [
+    {"header": asdict(HEADER)},
+    {"hashes": {"model": "ab"}},
+    {"item": "one", "arrays": {name: asdict(record) for name, record in RECORDS.items()}},
+    {"dropped": "one"},
+]
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers(-1, 2) | st.floats(allow_nan=False) | st.text(max_size=2),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=2), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+def with_junk(value: Any, path: list[int], junk: Any) -> Any:
+    """`value` with `junk` in the place where `path` ends: its numbers choose among what an object has."""
+    if not path or not isinstance(value, dict):
+        return junk
+    key = list(value)[path[0] % len(value)]
+    return value | {key: with_junk(value[key], path[1:], junk)}
+
+
+@given(line=st.integers(0, 3), path=st.lists(st.integers(0, 9), max_size=4), junk=JUNK)
+def test_a_journal_of_wrong_types_is_damaged(
+    tmp_path_factory: pytest.TempPathFactory, line: int, path: list[int], junk: Any
+) -> None:
+    """It is read as steps of the right types, or not at all."""
+    folder = tmp_path_factory.mktemp("junk")
+    (folder / WORK).mkdir()
+    lines = [*LINES]
+    lines[line] = with_junk(lines[line], path, junk)
+    (folder / WORK / "journal.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in lines))
+    try:
+        found = read_journal(folder)
+    except CheckpointError as error:
+        assert "journal.jsonl" in str(error) and "--restart" in str(error)
+        return
+    assert found is not None and isinstance(found.header.source, str)
+    assert all(isinstance(value, str) for value in (*found.header.options.values(), *found.hashes.values()))
+    assert all(isinstance(size, int) for size in found.header.source_files.values())
+    records = [record for item in found.items.values() for record in item.values()]
+    assert all(isinstance(record.checksum, str) and isinstance(record.finite, bool) for record in records)
+
+
+@pytest.mark.parametrize("raw", [b"", b"\n", b"\xff\n", b"1\n", b"[" * 9999 + b"\n", b'{"header": 1}\n'])
+def test_what_is_no_journal(tmp_path: Path, raw: bytes) -> None:
+    (tmp_path / WORK).mkdir()
+    (tmp_path / WORK / "journal.jsonl").write_bytes(raw)
+    with refuses(CheckpointError, "journal.jsonl", "damaged", "--restart"):
+        read_journal(tmp_path)

@@ -77,12 +77,13 @@ def test_refuses_a_path_that_is_no_folder(tmp_path: Path) -> None:
     ("files", "facts"),
     [
         ([], ("nothing", SINGLE, INDEX)),
-        (["config.json", "model.gguf"], ("'config.json'", "'model.gguf'", SINGLE, INDEX)),
+        (["config.json", "notes.txt"], ("'config.json'", "'notes.txt'", SINGLE, INDEX)),
+        (["config.json", "model.gguf"], ("'model.gguf'", "GGUF")),
         (
             ["config.json", "pytorch_model-1.bin", "pytorch_model-2.bin", "a.pt", "b.pth", "c.ckpt"],
-            ("'a.pt'", "'b.pth'", "'c.ckpt'", "2 more", "pickle", "from_pretrained('FOLDER')", "save_pretrained"),
+            ("'a.pt'", "'b.pth'", "'c.ckpt'", "2 more", "pickle", "FOLDER-safetensors", "save_pretrained"),
         ),
-        ([FIRST, SECOND, "pytorch_model.bin"], (f"'{FIRST}', '{SECOND}'", "no index", INDEX)),
+        ([FIRST, SECOND, "config.json"], (f"'{FIRST}', '{SECOND}'", "no index", INDEX)),
     ],
 )
 def test_refuses_a_folder_without_safetensors(tmp_path: Path, files: list[str], facts: tuple[str, ...]) -> None:
@@ -162,10 +163,13 @@ def test_refuses_a_shard_with_tensors_that_the_index_does_not_name(tmp_path: Pat
     assert_refused(tmp_path, f"FOLDER/{FIRST}", "'x0', 'x1', 'x2' and 2 more", INDEX)
 
 
-def test_refuses_a_tensor_in_two_shards(tmp_path: Path) -> None:
-    write_sharded(tmp_path, {FIRST: {"a": A}, SECOND: {"b": B, "a": A}})
-    write_index(tmp_path, {"a": FIRST, "b": SECOND})
-    assert_refused(tmp_path, f"FOLDER/{SECOND} holds 'a'", INDEX, FIRST)
+@pytest.mark.parametrize("place", [FIRST, SECOND])
+def test_of_a_tensor_in_two_shards_the_index_says_which(tmp_path: Path, place: str) -> None:
+    write_sharded(tmp_path, {FIRST: {"a": A, "c": A}, SECOND: {"b": B, "a": 2 * A}})
+    write_index(tmp_path, {"a": place, "b": SECOND, "c": FIRST})
+    found = SafetensorsFolder.open(tmp_path)
+    assert sorted(found.tensors) == ["a", "b", "c"]
+    assert found.read("a").tolist() == ([1, 2] if place == FIRST else [2, 4])
 
 
 def test_names_the_damaged_shard(tmp_path: Path) -> None:

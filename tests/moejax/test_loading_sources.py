@@ -55,6 +55,43 @@ def test_a_file_instead_of_its_folder(tmp_path: Path, tensors: Tensors) -> None:
     says(message_of(file), file, "config.json")
 
 
+def test_what_is_no_checkpoint_is_named_with_what_to_do(tmp_path: Path, tensors: Tensors) -> None:
+    for name, facts in {
+        "adapter": ("LoRA adapter", "peft"),
+        "gguf": ("GGUF", "hf download ORG/NAME"),
+        "above": ("FOLDER/it", "give that folder"),
+    }.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        if name == "above":
+            (folder / "it").mkdir()
+            write(folder / "it", tensors)
+        else:
+            (folder / {"adapter": "adapter_config.json", "gguf": "m.Q4_K_M.gguf"}[name]).write_text("{}")
+        says(refusal(folder), *facts)
+        with pytest.raises(ValueError) as caught:
+            moejax.convert(folder, tmp_path / "target")
+        says(str(caught.value).replace(str(folder), "FOLDER"), *facts)
+    says(message_of(tmp_path / "gguf" / "m.Q4_K_M.gguf"), "m.Q4_K_M.gguf", "GGUF", "hf download")
+    assert not (tmp_path / "target").exists()
+
+
+@pytest.mark.parametrize(
+    ("quantised", "facts"),
+    [
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, ("gptq, 4 bits",)),
+        ({"quantization_config": {"quant_method": "fp8"}}, ("fp8",)),
+        ({"quantization": {"group_size": 64, "bits": 4}}, ("MLX, 4 bits",)),
+    ],
+    ids=str,
+)
+def test_a_quantised_folder_is_named_as_what_it_is(
+    tmp_path: Path, tensors: Tensors, quantised: dict[str, Any], facts: tuple[str, ...]
+) -> None:
+    folder = write(tmp_path, tensors, **quantised, _name_or_path="org/whole")
+    says(refusal(folder), "FOLDER/config.json", "quantised", *facts, "hf download org/whole")
+
+
 def test_random_weights_of_an_unknown_name() -> None:
     says(message_of("random:mixtral-8x7"), "'mixtral-8x7b'")
 

@@ -54,6 +54,7 @@ def test_json_describes_the_demo_checkpoint(call: Call) -> None:
         "stored_in": "files",
         "bytes_by_file": {"model.safetensors": bytes_of_weights},
         "ignored": {},
+        "remarks": [],
     }
     assert report["tokenizer"]["vocab_size"] == opened.config.vocab_size
     assert report["eos_token_ids"] == list(opened.eos_token_ids)
@@ -143,6 +144,7 @@ def test_tables_show_every_dimension_and_what_fits(call: Call, memory: DeviceMem
 def test_ignored_tensors_and_features_are_named(call: Call, tiny: Tiny, tiny_folder: Path, tmp_path: Path) -> None:
     tensors = load_file(tiny_folder / "model.safetensors")
     tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.zeros(4, np.float32)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
     write(tmp_path, {**tiny.config, "tie_word_embeddings": True, "sliding_window": 77}, tensors)
     report = found(call, tmp_path)
     ignored = report["weights"]["ignored"]

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 import moejax
+from moejax.cli import verify_reference
 from moejax.measuring.logits import compare_logits, fixed_prompts
+from moejax.measuring.reference import Passes
 from tests.convert.checkpoint_files import write_single
 from tests.hf_models import build
 from tests.messages import error_line, says
@@ -86,6 +88,34 @@ def test_a_conversion_computes_what_transformers_computes(call: Call, folders: t
     assert found["passed"] and found["positions"] == 80
     assert found["max_abs"] > 0, "the two are not the same program"
     assert found["greedy_agreement"] > 0.9 and found["top10_overlap"] > 0.9
+
+
+def test_in_float32_they_are_the_same_and_in_bfloat16_as_close_as_that_tells(
+    call: Call, folders: tuple[Path, Path]
+) -> None:
+    hf, orbax = folders
+    lines = call("verify", orbax, "--reference", hf).out.splitlines()
+    says(lines[0], "float32", "float32")
+    assert lines[-1].split(maxsplit=1) == ["verdict", "the same"]
+    outcome = call("verify", orbax, "--reference", hf, "--dtype", "bf16")
+    assert outcome.status == 0
+    found = json.loads(call("verify", orbax, "--reference", hf, "--dtype", "bf16", "--json").out)
+    differ = round((1 - found["greedy_agreement"]) * 80)
+    assert found["dtype"] == "bfloat16"
+    lines = outcome.out.splitlines()
+    says(lines[0], "bfloat16", "bfloat16")
+    says(lines[-1], "verdict", "bfloat16", f"{differ} of 80", "--dtype float32")
+
+
+def test_a_verdict_counts_the_positions_that_differ() -> None:
+    """Random logits agree at few of them: what is close enough in divergence is not called the same."""
+    other = [array + RNG.standard_normal(array.shape).astype(np.float32) * np.float32(0.2) for array in LOGITS]
+    found = compare_logits(LOGITS, other, tolerance=np.inf, kl_tolerance=0.05)
+    assert found.passed and found.greedy_agreement < 1
+    differ = round((1 - found.greedy_agreement) * 8)
+    line = verify_reference.lines(found, Passes(max_abs=None, mean_kl=0.05), "bfloat16")[-1]
+    says(line, "bfloat16", f"{differ} of 8", "float32")
+    assert verify_reference.lines(found, Passes(max_abs=9.0, mean_kl=0.05), "float32")[-1].endswith("the same")
 
 
 def exchange_experts(source: Path, target: Path) -> Path:

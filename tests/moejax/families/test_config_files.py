@@ -21,8 +21,8 @@ def test_a_missing_file() -> None:
         (b"", ("JSON",)),
         (b'{"a": "\xff"}', ("JSON", "'utf-8'")),
         (b"<html>", ("JSON",)),
-        (b"[1]", ("JSON object", "got list")),
-        (b"null", ("JSON object", "got NoneType")),
+        (b"[1]", ("JSON list", "object")),
+        (b"null", ("JSON NoneType", "object")),
     ],
 )
 def test_a_file_that_is_no_json_object(tmp_path: Path, content: bytes, facts: tuple[str, ...]) -> None:
@@ -50,3 +50,18 @@ def test_a_link_that_leads_nowhere(tmp_path: Path) -> None:
     path.symlink_to("blobs/1234")
     with refuses(ValueError, path, "blobs/1234", "download"):
         read_config_json(path)
+
+
+def test_a_key_that_is_there_many_times(tmp_path: Path) -> None:
+    """Found by looking at each once: comparing each with all others would take minutes."""
+    path = tmp_path / "config.json"
+    path.write_text("{" + ", ".join(f'"key_{number % 70_000}": 1' for number in range(100_000)) + "}")
+    with refuses(ValueError, path, "'key_0'", "twice"):
+        read_config_json(path)
+
+
+def test_a_file_too_large_to_be_one(tmp_path: Path) -> None:
+    with (tmp_path / "config.json").open("wb") as file:
+        file.truncate(5_000_000)
+    with refuses(ValueError, "config.json", "5000000", "4000000"):
+        read_config_json(tmp_path / "config.json")

@@ -1,0 +1,146 @@
+"""What is in a folder that holds no checkpoint to read: named as what it is, with what to do next."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+from convert.errors import listed
+from convert.manifest import MANIFEST
+
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+_CONFIGS = ("config.json", "params.json")
+_MOST_ENTRIES = 10_000  # looked at below a folder, for one that is somebody's home
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+_OTHERS = {
+    ".gguf": "weights of llama.cpp (GGUF), most often quantised",
+    ".ggml": "weights of an early llama.cpp (GGML), quantised",
+    ".h5": "weights for TensorFlow",
+    ".msgpack": "weights for Flax",
+    ".onnx": "a compiled graph (ONNX)",
+    ".engine": "a compiled program of TensorRT",
+    ".nemo": "a checkpoint of NeMo",
+}
+# What training leaves beside the weights, and what is no model.
+_OF_TRAINING = {"training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.bin", "scheduler.pt", "rng_state.pth"}
+_QUANTISERS = {"quantize_config.json": "AutoGPTQ", "quant_config.json": "AutoAWQ"}
+_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_BASE = re.compile(r"^base_model:\s*(?:-\s*)?[\"']?([^\s\"']+)", re.MULTILINE)
+_SHORT = 100_000  # bytes of a text that is looked into for a name
+
+
+def other_kind(folder: Path) -> str | None:
+    """What `folder` is when it is no checkpoint in a layout that is read, and the next command; else None.
+
+    Nothing in it is opened but short texts, for the name of the model that it was made from.
+    """
+    try:
+        names = sorted(path.name for path in folder.iterdir())
+    except OSError:  # whoever opens it says why
+        return None
+    if quantiser := next((name for name in names if name in _QUANTISERS), None):
+        return (
+            f"{folder} is quantised by {_QUANTISERS[quantiser]} ({quantiser}), which moejax does not read; "
+            f"{download_original(folder)}"
+        )
+    if any(name in names for name in (*_WEIGHTS, MANIFEST)) or (folder / "weights").is_dir():
+        return None
+    if found := [name for name in names if name.startswith("adapter_")]:
+        return (
+            f"{folder} is a LoRA adapter ({listed(found)}), which changes another model and is none by itself; merge "
+            f"it into that one and give {folder}-merged: {_merge(folder)}"
+        )
+    if found := [name for name in names if Path(name).suffix in _OTHERS]:
+        return f"{folder} holds {of_file(Path(found[0]))} ({listed(found)}); {download_original(folder)}"
+    if "consolidated.safetensors" in names and "params.json" not in names:
+        name = shlex.quote(_base_of(folder) or "ORG/NAME")
+        return (
+            f"{folder} holds consolidated.safetensors without its params.json; get that too, as in: hf download {name} "
+            f"params.json --local-dir {shlex.quote(str(folder))}"
+        )
+    pickled = [name for name in names if Path(name).suffix in _PICKLED and name not in _OF_TRAINING]
+    if pickled and "params.json" in names:
+        return (
+            f"{folder} is in Mistral's own layout, pickled ({listed(pickled)}), and pickle can run code; "
+            f"{download_original(folder)}"
+        )
+    if pickled:
+        return (
+            f"{folder} holds only pickled weights ({listed(pickled)}), and pickle can run code; re-save as safetensors "
+            f"and give {folder}-safetensors: {_resave(folder)}"
+        )
+    if not any(name in names for name in _CONFIGS) and not any(name.endswith(".safetensors") for name in names):
+        return _below(folder)
+    return None
+
+
+def of_file(file: Path) -> str | None:
+    """What a file of weights is that moejax does not read; None of any other."""
+    return _OTHERS.get(file.suffix)
+
+
+def download_original(folder: Path) -> str:
+    """How to get what was quantised or changed: the model that the folder's texts name, where they name one."""
+    name = _base_of(folder) or "ORG/NAME"
+    command = ["hf", "download", name, "--exclude", "consolidated*", "--local-dir", name.split("/")[1]]
+    return f"download the original in safetensors, as in: {shlex.join(command)}"
+
+
+def _below(folder: Path) -> str | None:
+    """The checkpoints in the folders of `folder`, and in theirs, as the Hugging Face cache has them."""
+    found: list[Path] = []
+    entries = 0
+    for pattern in ("*", "*/*", "*/*/*"):
+        for path in folder.glob(pattern):
+            entries += 1
+            if path.name in _CONFIGS and path.parent != folder:
+                found.append(path.parent)
+            if entries > _MOST_ENTRIES:
+                break
+    found = sorted(set(found))
+    if not found:
+        return None
+    if len(found) == 1:
+        return f"{folder} holds no checkpoint itself, but {found[0]} does; give that folder"
+    return f"{folder} holds no checkpoint itself, but {len(found)} folders in it may: {listed(list(map(str, found)))}"
+
+
+def _base_of(folder: Path) -> str | None:
+    """The id of the model that a folder was made from, as its adapter_config.json, README.md or config.json says."""
+    adapter, config = (_fields(folder / name) for name in ("adapter_config.json", "config.json"))
+    said = [adapter.get("base_model_name_or_path"), *_BASE.findall(_text(folder / "README.md"))]
+    said.append(config.get("_name_or_path"))
+    return next((one for one in said if isinstance(one, str) and _ID.fullmatch(one)), None)
+
+
+def _fields(file: Path) -> dict[str, object]:
+    try:
+        found = json.loads(_text(file) or "{}")
+    except (ValueError, RecursionError):  # only a name is looked for
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(errors="replace") if file.is_file() and file.stat().st_size <= _SHORT else ""
+    except OSError:
+        return ""
+
+
+def _merge(folder: Path) -> str:
+    return _python(
+        "from peft import AutoPeftModelForCausalLM as M",
+        f"M.from_pretrained({str(folder)!r}).merge_and_unload().save_pretrained({f'{folder}-merged'!r})",
+    )
+
+
+def _resave(folder: Path) -> str:
+    return _python(
+        "from transformers import AutoModelForCausalLM as M",
+        f"M.from_pretrained({str(folder)!r}).save_pretrained({f'{folder}-safetensors'!r})",
+    )
+
+
+def _python(*statements: str) -> str:
+    return shlex.join(["python", "-c", "; ".join(statements)])
