@@ -20,7 +20,7 @@ _FAR_FEWER = 10_000  # than expected: no file is missing, the configuration is a
 
 
 def check_count(tensors: "Tensors", config: ModelConfig) -> None:
-    """Raises CheckpointError when a folder holds far fewer tensors than the configuration has, before they are named."""
+    """Raises CheckpointError when a folder holds far fewer tensors than its configuration has, before any is named."""
     needed = sum(weight.experts or 1 for weight in weights_of(config))
     if needed - len(tensors.tensors) >= _FAR_FEWER:
         raise CheckpointError(
