@@ -180,6 +180,12 @@ def test_info_and_convert_name_it(release: Path, tmp_path: Path, capsys: pytest.
     assert json.loads((tmp_path / "orbax" / "config.json").read_text())["torch_dtype"] == "bfloat16"
 
 
+def test_as_a_reference_it_has_to_be_converted(release: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["verify", str(release), "--reference", str(release), "--quiet"]) == 2
+    commands = f"moejax convert {release} {release}-orbax && moejax convert {release}-orbax {release}-hf"
+    says(capsys.readouterr().err, release, "Mistral", commands)
+
+
 def test_of_two_layouts_in_a_folder_transformers_is_read(hf: Path, tmp_path: Path) -> None:
     """As the Hub has them side by side."""
     folder = write_hf(tmp_path, CONFIG, WEIGHTS)
