@@ -41,10 +41,8 @@ def restore_item(path: Path) -> dict[str, np.ndarray]:
         with _quiet_orbax(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             found = checkpointer.restore(path.absolute())
     # Whatever a damaged file brings Orbax to: no error of its own says that a checkpoint is damaged.
-    except (ValueError, LookupError, TypeError, AttributeError, OSError) as error:
-        raise CheckpointError(
-            f"{path} was damaged after it was converted, or cannot be read: {reason_of(error)}; {RECONVERT}"
-        ) from error
+    except (ValueError, LookupError, TypeError, AttributeError, OSError, RuntimeError) as error:
+        raise CheckpointError(f"Orbax cannot restore {path}: {reason_of(error)}; {RECONVERT}") from error
     if not isinstance(found, dict) or not all(isinstance(values, np.ndarray) for values in found.values()):
         raise CheckpointError(f"{path} is restored by Orbax as something else than arrays; {RECONVERT}")
     return found

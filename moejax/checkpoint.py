@@ -29,7 +29,7 @@ from convert.files import CONVERTED, DOWNLOADED
 from moejax.families.config import ModelConfig
 from moejax.families.hf_config import quantisation, read_config_json
 from moejax.families.mistral_release import PARAMS, RENAMED, STEM, is_release
-from moejax.families.settling import not_derived, settle_head
+from moejax.families.settling import check_count, not_derived, settle_head
 from moejax.families.table import RANDOM, family_of, from_hf, from_params
 from moejax.text.tokenizer import Tokenizer
 from moejax.weights.weight import LogicalTensor
@@ -131,6 +131,7 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
         raise CheckpointError(f"{path}: {quantised}; {download_original(folder)}")
     config = from_params(raw, path) if released else from_hf(raw, path)
     tensors = open_release(folder, config) if released else open_tensors(folder, config)
+    check_count(tensors, config)
     other = not_derived(tensors, config)
     about_others = (f"{folder}: {listed(other)}: {next(iter(other.values()))}",) if other else ()
     config, tensors, about_head = settle_head(tensors, config)

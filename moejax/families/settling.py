@@ -3,7 +3,7 @@
 import dataclasses
 from typing import TYPE_CHECKING
 
-from convert import TensorSource
+from convert import CheckpointError, TensorSource
 from convert.comparing import holds, same_numbers
 from convert.mapping import translate
 from moejax.families.config import ModelConfig
@@ -14,6 +14,19 @@ if TYPE_CHECKING:
     from convert import OrbaxFolder, SafetensorsFolder
 
     Tensors = SafetensorsFolder | OrbaxFolder
+
+
+_FAR_FEWER = 10_000  # than expected: no file is missing, the configuration is another model's
+
+
+def check_count(tensors: "Tensors", config: ModelConfig) -> None:
+    """Raises CheckpointError when a folder holds far fewer tensors than its configuration has, before any is named."""
+    needed = sum(weight.experts or 1 for weight in weights_of(config))
+    if needed - len(tensors.tensors) >= _FAR_FEWER:
+        raise CheckpointError(
+            f"{tensors.folder} holds {len(tensors.tensors)} tensors, but a model of {config.num_layers} layers with "
+            f"{config.num_experts} experts has {needed}: its configuration is of another model"
+        )
 
 
 def settle_head(tensors: "Tensors", config: ModelConfig) -> tuple[ModelConfig, "Tensors", tuple[str, ...]]:

@@ -52,6 +52,13 @@ def verify_reference(
             f"{reference} is a converted folder, which transformers does not read; give the Hugging Face folder that "
             f"it was made from, or make one: {shlex.join(['moejax', 'convert', str(reference), f'{reference}-hf'])}"
         )
+    if not opened[1].has_config:
+        between, made = f"{reference}-orbax", f"{reference}-hf"
+        commands = (["moejax", "convert", str(reference), between], ["moejax", "convert", between, made])
+        raise ValueError(
+            f"{reference} is in Mistral's own layout, which transformers does not read; give {made}, made by: "
+            f"{' && '.join(map(shlex.join, commands))}"
+        )
     if opened[0].config != opened[1].config:
         ours, theirs = (vars(one.config) for one in opened)
         key = next(key for key in ours if ours[key] != theirs[key])

@@ -134,6 +134,17 @@ def test_a_damaged_item_of_a_stopped_conversion_is_written_again(orbax: Path, tm
     assert read_by_orbax(target).keys() == read_by_orbax(orbax).keys()
 
 
+@pytest.mark.parametrize("journal", [b"", b'{"header": {"options": 3}}\n', b"\xff\xfe\n"])
+def test_a_damaged_journal_is_told_and_begun_anew(orbax: Path, tmp_path: Path, journal: bytes) -> None:
+    target = unfinished(orbax, tmp_path / "target")
+    (target / WORK / "journal.jsonl").write_bytes(journal)
+    says(refusal(orbax, target), "journal.jsonl", "damaged", "--restart")
+    with pytest.raises(CheckpointError, match="damaged"):
+        moejax.load(target)
+    moejax.convert(orbax, target, restart=True)
+    assert_same_tensors(read_by_safetensors(target), WEIGHTS)
+
+
 # --- what lies in a finished folder ---
 
 

@@ -146,10 +146,6 @@ def test_any_part_of_paired_rows(release: Path, rows: tuple[int, int], columns: 
 def test_it_converts_and_comes_back_for_transformers(tmp_path: Path) -> None:
     model = build("eight_queries_per_key_sharded", tmp_path / "hf")
     sizes, weights = model.config, tensors_in(tmp_path / "hf")
-    experts: Tensors = {}
-    for name in [name for name in weights if ".mlp." in name or "gate_up" in name]:
-        experts[name] = weights[name]
-    assert not experts, "this test writes experts one by one"
     params = {
         **PARAMS,
         "dim": sizes.hidden_size,
@@ -160,7 +156,7 @@ def test_it_converts_and_comes_back_for_transformers(tmp_path: Path) -> None:
         "n_kv_heads": sizes.num_key_value_heads,
         "norm_eps": sizes.rms_norm_eps,
         "vocab_size": sizes.vocab_size,
-        "rope_theta": sizes.rope_parameters["rope_theta"],
+        "rope_theta": json.loads((tmp_path / "hf" / "config.json").read_text())["rope_parameters"]["rope_theta"],
         "moe": {"num_experts": sizes.num_local_experts, "num_experts_per_tok": sizes.num_experts_per_tok},
     }
     theirs = released(weights, sizes.num_attention_heads, sizes.num_key_value_heads)
@@ -182,6 +178,12 @@ def test_info_and_convert_name_it(release: Path, tmp_path: Path, capsys: pytest.
     says(capsys.readouterr().out, "consolidated.safetensors")
     moejax.convert(release, tmp_path / "orbax", dtype="bfloat16")
     assert json.loads((tmp_path / "orbax" / "config.json").read_text())["torch_dtype"] == "bfloat16"
+
+
+def test_as_a_reference_it_has_to_be_converted(release: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["verify", str(release), "--reference", str(release), "--quiet"]) == 2
+    commands = f"moejax convert {release} {release}-orbax && moejax convert {release}-orbax {release}-hf"
+    says(capsys.readouterr().err, release, "Mistral", commands)
 
 
 def test_of_two_layouts_in_a_folder_transformers_is_read(hf: Path, tmp_path: Path) -> None:

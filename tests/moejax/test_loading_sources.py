@@ -9,6 +9,7 @@ import pytest
 import moejax
 from convert import CheckpointError, SafetensorsFolder
 from moejax import loading
+from moejax.weights.weight import Weight
 from sharding import DeviceMemory
 from tests.convert.checkpoint_files import SINGLE
 from tests.messages import refuses, says
@@ -74,6 +75,17 @@ def test_what_is_no_checkpoint_is_named_with_what_to_do(tmp_path: Path, tensors:
         says(str(caught.value).replace(str(folder), "FOLDER"), *facts)
     says(message_of(tmp_path / "gguf" / "m.Q4_K_M.gguf"), "m.Q4_K_M.gguf", "GGUF", "hf download")
     assert not (tmp_path / "target").exists()
+
+
+def test_a_configuration_of_a_far_larger_model_is_told_before_its_tensors_are_named(
+    tmp_path: Path, tensors: Tensors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def name(weight: Weight) -> None:
+        raise AssertionError("tensors were named")
+
+    monkeypatch.setattr(Weight, "tensors", name)
+    folder = write(tmp_path, tensors, num_hidden_layers=1000, num_local_experts=30)
+    says(refusal(folder), "FOLDER", f"{len(tensors)} tensors", "1000 layers", "30 experts", "97003")
 
 
 @pytest.mark.parametrize(
