@@ -124,8 +124,10 @@ def _obstacle(source: str) -> str | None:
         return f"{' and '.join(missing)} {'are' if len(missing) > 1 else 'is'} not installed"
     if source.startswith(RANDOM):
         return "random weights are in no folder that transformers could read"
-    if not isinstance(open_checkpoint(source).tensors, SafetensorsFolder):
-        return f"{source} was converted, and transformers reads Hugging Face folders"
+    checkpoint = open_checkpoint(source)
+    if not checkpoint.has_config or not isinstance(checkpoint.tensors, SafetensorsFolder):
+        layout = "was converted" if checkpoint.has_config else "is in Mistral's own layout"
+        return f"{source} {layout}, and transformers reads Hugging Face folders"
     return None
 
 

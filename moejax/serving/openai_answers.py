@@ -19,7 +19,7 @@ LOWEST_LOGPROB = -9999.0  # stands for minus infinity, which JSON cannot say
 
 
 @dataclass(kw_only=True)
-class Choice:
+class ChoiceTokens:
     """What was said so far of one choice.
 
     texts: the places of its tokens.  length: characters of its text.
@@ -52,7 +52,7 @@ class Answer:
     def __post_init__(self) -> None:
         self.id = f"{'chatcmpl' if self.chat else 'cmpl'}-{uuid.uuid4().hex}"
         self.created = int(time.time())
-        self._choices: dict[int, Choice] = {}  # by their indices, from their first tokens on
+        self._choices: dict[int, ChoiceTokens] = {}  # by their indices, from their first tokens on
         self._greeted: set[int] = set()  # choices whose first chunk was sent
 
     @property
@@ -118,7 +118,7 @@ class Answer:
             prompt = job.request.prompt if job.echo is None else ()
             skips = job.request.params.skip_special_tokens
             texts = TokenTexts(job.sequences[0].tokenizer, prompt, skip_special_tokens=skips)
-            self._choices[index] = Choice(texts=texts)
+            self._choices[index] = ChoiceTokens(texts=texts)
         logprobs = None
         if delta.logprobs is not None:
             best = job.request.params.logprobs or 0
@@ -157,7 +157,7 @@ class Answer:
         )
 
 
-def _completion_logprobs(choice: Choice, best: int, delta: Delta) -> dict[str, Any]:
+def _completion_logprobs(choice: ChoiceTokens, best: int, delta: Delta) -> dict[str, Any]:
     found: dict[str, Any] = {"tokens": [], "token_logprobs": [], "top_logprobs": [] if best else None}
     found["text_offset"] = []
     for token, entry in _chosen(delta):
@@ -173,7 +173,7 @@ def _completion_logprobs(choice: Choice, best: int, delta: Delta) -> dict[str, A
     return found
 
 
-def _chat_logprobs(choice: Choice, best: int, delta: Delta) -> dict[str, Any]:
+def _chat_logprobs(choice: ChoiceTokens, best: int, delta: Delta) -> dict[str, Any]:
     choice.length += len(delta.text)
     choice.pending += [(choice.texts.push(token), token, entry) for token, entry in _chosen(delta)]
     ended, content = delta.finish_reason is not None, []

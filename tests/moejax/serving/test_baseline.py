@@ -17,6 +17,7 @@ from moejax.serving.baseline import NO_BASELINE, Emit, Implementation, Task, cho
 from moejax.serving.baseline_process import BaselineBusy, BaselineFailed, BaselineProcess
 from tests.messages import refuses, says
 from tests.moejax.decoding.tiny_checkpoint import Tiny, load_tiny
+from tests.moejax.test_loading_release import WEIGHTS, released, write_release
 
 PROMPT = [3, 1, 4, 1, 5]
 
@@ -59,6 +60,11 @@ def test_converted_checkpoint_has_the_plain_baseline(tmp_path: Path, tiny: tuple
     choice = choose("auto", str(tmp_path / "converted"))
     assert choice.kind == "plain"
     assert "was converted" in choice.reason
+
+
+def test_mistrals_own_layout_has_the_plain_baseline(tmp_path: Path) -> None:
+    choice = choose("auto", str(write_release(tmp_path / "release", released(WEIGHTS))))
+    assert choice.kind == "plain" and "own layout" in choice.reason
 
 
 def test_none_is_none_and_an_explicit_name_never_becomes_another() -> None:
