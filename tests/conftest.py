@@ -4,10 +4,12 @@ JAX reads its settings from the environment when it is first imported, and a com
 them: so they are set here, before any test module is collected, and not through `jax.config`.
 """
 
+import logging
 import os
 import signal
 import sys
 import warnings
+from collections.abc import Iterator
 
 import hypothesis
 import pytest
@@ -41,6 +43,13 @@ SETTINGS = {
 def refusals() -> Refusals:
     """Of huge pages, since the test began."""
     return Refusals()
+
+
+@pytest.fixture(autouse=True)
+def loud() -> Iterator[None]:
+    """`--quiet` silences our logger for the rest of its process, which is that of all tests."""
+    yield
+    logging.getLogger("moejax").setLevel(logging.NOTSET)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -29,6 +29,7 @@ STREAM_SECONDS = 0.05  # how long a streaming call of the decode loop should tak
 # Steps of a call where several processes stream, and where stop strings are looked for: they end a sequence between
 # calls, so that calls have to be the same, streamed or not.
 FIXED_STEPS = 4
+FEWEST_STOP_IDS = 4  # there is room for: what ends a text, and some of a request's own, share a program
 REFILL = 8  # new sequences get slots when one in so many is free: few and large calls feed them
 
 
@@ -214,7 +215,7 @@ def _features(requests: list[Request], vocabulary: int) -> Features:
         min_tokens=any(p.min_tokens for p in params),
         logprobs=min(vocabulary, buckets.count_bucket(max(wanted))) if wanted else None,
         experts=any(p.return_routed_experts for p in params),
-        stop_ids=max(1, buckets.count_bucket(max(len(request.stop_ids) for request in requests))),
+        stop_ids=max(FEWEST_STOP_IDS, buckets.count_bucket(max(len(request.stop_ids) for request in requests))),
     )
 
 

@@ -77,6 +77,7 @@ def test_every_flag_reaches_the_library(
         repetition_penalty=1.5,
         presence_penalty=-1,
         frequency_penalty=1,
+        logit_bias={7: 2.5},
         seed=4,
         n=2,
         stop=("a", "b"),
@@ -92,6 +93,7 @@ def test_every_flag_reaches_the_library(
     assert [name for name, value in values.items() if value == getattr(moejax.SamplingParams(), name)] == []
     values["no_skip_special_tokens"] = not values.pop("skip_special_tokens")
     values["stop_token_id"] = values.pop("stop_token_ids")
+    values["logit_bias"] = tuple(f"{token}={bias}" for token, bias in values["logit_bias"])
     flags: list[str] = []
     for name, value in values.items():
         for one in value if isinstance(value, tuple) else [value]:

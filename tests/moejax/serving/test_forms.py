@@ -324,7 +324,7 @@ WITH_VARIABLES = (
 )
 def test_what_reaches_the_template(live: Live, asked: dict[str, Any], expected: str) -> None:
     assert live.model.tokenizer is not None
-    tokenizer = dataclasses.replace(live.model.tokenizer, chat_template=WITH_VARIABLES)
+    tokenizer = dataclasses.replace(live.model.tokenizer, chat_templates={"default": WITH_VARIABLES})
     model = dataclasses.replace(live.model, tokenizer=tokenizer)
     request = ChatRequest.model_validate({"messages": [{"role": "user", "content": "a"}], **asked})
     assert chat_token_ids(model, request) == tokenizer.encode(expected)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import moejax
 from moejax.families.table import named_config
@@ -23,6 +24,7 @@ from sharding import mesh_config
 from tests.huge_memory import Refusals
 from tests.moejax.decoding.tiny_checkpoint import load_tiny
 
+FILE = "model.safetensors"
 LOGITS_ATOL = 1e-4  # another order of float32 sums, of logits up to 20
 DTYPES = ("float32", "bfloat16", "float16")
 # Around a square's 16 rows and units, a strip's 64 outputs, a pair's 2 inputs.
@@ -101,6 +103,9 @@ def test_a_device_has_strips_of_its_own_part(dtype: str, mesh: str) -> None:
 def test_a_model_gives_back_what_it_was_given(tmp_path: Path, mesh: str | None, tied: bool, dtype: str) -> None:
     """Its matrices are packed, a tied embedding is held once, and every number is that of a model of plain ones."""
     load_tiny(tmp_path, tie_word_embeddings=tied)
+    if tied:  # the head that the folder has is another one, which would be used
+        kept = {name: value for name, value in load_file(tmp_path / FILE).items() if name != "lm_head.weight"}
+        save_file(kept, tmp_path / FILE)
     packed = moejax.load(tmp_path, dtype=dtype, mesh=mesh, expert_backend="native")
     plain = moejax.load(tmp_path, dtype=dtype, expert_backend="blocked")
     for name in ("q", "k", "v", "o"):
