@@ -1,5 +1,5 @@
 # `make` lists the targets. Everything is installed into .venv; nothing outside this folder is
-# written but pip's cache and compiled programs in ~/.cache/moejax/xla.
+# written but pip's cache and compiled programs in ~/.cache/moejax.
 
 VENV := .venv
 BIN := $(VENV)/bin

@@ -129,16 +129,22 @@ def _text(file: Path) -> str:
 
 
 def _merge(folder: Path) -> str:
+    target = json.dumps(f"{folder}-merged")
     return _python(
         "from peft import AutoPeftModelForCausalLM as M",
-        f"M.from_pretrained({str(folder)!r}).merge_and_unload().save_pretrained({f'{folder}-merged'!r})",
+        "from transformers import AutoTokenizer as T",
+        f"m = M.from_pretrained({json.dumps(str(folder))})",
+        f"m.merge_and_unload().save_pretrained({target})",
+        f'T.from_pretrained(m.peft_config["default"].base_model_name_or_path).save_pretrained({target})',
     )
 
 
 def _resave(folder: Path) -> str:
+    source, target = json.dumps(str(folder)), json.dumps(f"{folder}-safetensors")
     return _python(
-        "from transformers import AutoModelForCausalLM as M",
-        f"M.from_pretrained({str(folder)!r}).save_pretrained({f'{folder}-safetensors'!r})",
+        "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T",
+        f"M.from_pretrained({source}).save_pretrained({target})",
+        f"T.from_pretrained({source}).save_pretrained({target})",
     )
 
 

@@ -105,13 +105,20 @@ class Checkpoint:
     def tokenizer_remark(self) -> str | None:
         """What is odd about the tokenizer beside this model, for whoever loads it."""
         tokenizer, rows = self.tokenizer, self.config.vocab_size
-        if tokenizer is None or tokenizer.num_ids <= rows:
+        if tokenizer is None:
             return None
-        beyond = [i for i in tokenizer.vocabulary if i >= rows]
-        return (
-            f"the tokenizer has token ids up to {tokenizer.num_ids - 1}, but the embedding has {rows} rows: a "
-            f"prompt with {listed([tokenizer.vocabulary[i] for i in sorted(beyond)])} in it is refused"
-        )
+        remarks = []
+        if tokenizer.num_ids > rows:
+            beyond = [i for i in tokenizer.vocabulary if i >= rows]
+            remarks.append(
+                f"the tokenizer has token ids up to {tokenizer.num_ids - 1}, but the embedding has {rows} rows: a "
+                f"prompt with {listed([tokenizer.vocabulary[i] for i in sorted(beyond)])} in it is refused"
+            )
+        if tokenizer.chat_templates and not self.eos_token_ids:
+            remarks.append(
+                "no file names an EOS token that the model can say: chats end at max_tokens or at a stop of the request"
+            )
+        return "; ".join(remarks) or None
 
 
 def open_checkpoint(source: str | Path) -> Checkpoint:

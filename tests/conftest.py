@@ -47,9 +47,10 @@ def refusals() -> Refusals:
 
 @pytest.fixture(autouse=True)
 def loud() -> Iterator[None]:
-    """`--quiet` silences our logger for the rest of its process, which is that of all tests."""
+    """Commands set our loggers for the rest of their process, which is that of all tests."""
     yield
     logging.getLogger("moejax").setLevel(logging.NOTSET)
+    logging.getLogger("moejax.ops.native.build").propagate = True
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -41,6 +41,8 @@ def prepare_jax(
 
     if quiet:
         logging.getLogger("moejax").setLevel(logging.ERROR)
+    else:
+        _show_log("moejax.ops.native.build")
     if devices.simulate_devices is not None:
         jax.config.update("jax_num_cpu_devices", devices.simulate_devices)
     if processes.several:
@@ -62,6 +64,14 @@ def check_extra(extra: str, *modules: str) -> None:
     """Raises ValueError when one of the modules that come with an extra of this package is missing, before any work."""
     if missing := [name for name in modules if importlib.util.find_spec(name) is None]:
         raise ValueError(f"this command needs {missing[0]}, which is not installed: pip install 'moejax[{extra}]'")
+
+
+def _show_log(name: str) -> None:
+    """What a module logs of its work is said in a line on stderr."""
+    logger, handler = logging.getLogger(name), logging.Handler()
+    handler.emit = lambda record: console.remark(record.getMessage())
+    logger.setLevel(logging.INFO)
+    logger.propagate, logger.handlers = False, [handler]
 
 
 def _configure_cache(*, compile_cache: bool, quiet: bool) -> None:

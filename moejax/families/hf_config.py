@@ -31,7 +31,7 @@ def read_config_json(path: Path) -> dict[str, Any]:
 
 # Keys of config.json that do not change what the model computes when it decodes: what transformers 4 and 5 write for
 # any configuration (PretrainedConfig), what their `generate` takes, which older versions wrote here, and what is for
-# training or a pointer.
+# training or a pointer. Last what other tools leave there.
 _HARMLESS_KEYS = frozenset(
     """add_cross_attention architectures attn_implementation auto_map bos_token_id chunk_size_feed_forward
     cross_attention_hidden_size decoder_start_token_id dtype eos_token_id finetuning_task gradient_checkpointing
@@ -47,7 +47,9 @@ _HARMLESS_KEYS = frozenset(
     renormalize_logits repetition_penalty return_dict_in_generate suppress_tokens temperature top_k top_p typical_p
 
     attention_dropout initializer_range output_router_logits pretraining_tp router_aux_loss_coef
-    router_jitter_noise""".split()
+    router_jitter_noise
+
+    transformers.js_config unsloth_fixed""".split()
 )
 
 

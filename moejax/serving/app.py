@@ -85,8 +85,13 @@ async def _on_failure(_: Request, error: Any) -> Response:
     return error_of(error).response()
 
 
-async def _on_http_error(_: Request, error: Any) -> Response:
-    return ApiError(error.status_code, str(error.detail)).response()
+async def _on_http_error(request: Request, error: Any) -> Response:
+    message = str(error.detail)
+    if error.status_code == 404:
+        path = request.url.path
+        hint = "; a client's base URL ends in /v1" if f"/v1{path}" in request.app.openapi()["paths"] else ""
+        message = f"this server has no path {path[:80]!r}; /openapi.json lists those it has{hint}"
+    return ApiError(error.status_code, message).response()
 
 
 async def _on_unexpected(_: Request, error: Any) -> Response:

@@ -56,7 +56,8 @@ def assert_python(message: str, module: str, source: Path, target: str) -> None:
     program, flag, code = shlex.split(message[message.index("python -c") :])
     assert (program, flag) == ("python", "-c") and module in code
     compile(code, "message", "exec")
-    assert repr(str(source)) in code and repr(target) in code
+    assert json.dumps(str(source)) in code and json.dumps(target) in code
+    assert "AutoTokenizer" in code
 
 
 @pytest.mark.parametrize(

@@ -118,3 +118,14 @@ def test_named_chat_templates_without_a_default(tmp_path: Path, tensors: Tensors
     tokenizer = open_checkpoint(folder).tokenizer
     assert tokenizer is not None
     assert tokenizer.decode(encode_chat(tokenizer, chat)) == "w5 w7"
+
+
+def test_a_chat_that_no_token_ends_is_told(tmp_path: Path, tensors: Tensors) -> None:
+    folder = with_tokenizer(write(tmp_path, tensors), chat_template="{{ messages[0].content }}")
+    remark = open_checkpoint(folder).tokenizer_remark
+    assert remark is not None
+    says(remark, "EOS", "max_tokens")
+    with_tokenizer(folder)
+    assert open_checkpoint(folder).tokenizer_remark is None  # for plain text nothing is missing
+    with_tokenizer(folder, chat_template="{{ messages[0].content }}", eos_token="</s>")
+    assert open_checkpoint(folder).tokenizer_remark is None

@@ -1,6 +1,7 @@
 """Compiles the C++ sources beside this file into a library, once per machine, compiler, jaxlib and source."""
 
 import hashlib
+import logging
 import os
 import platform
 import re
@@ -41,6 +42,7 @@ _ADVICE = "set CXX to a C++17 compiler, as in CXX=g++, or unset it"
 CPUINFO = Path("/proc/cpuinfo")
 KIND = "native"  # in the user's cache folder
 _DIGEST_BYTES = 32
+_logger = logging.getLogger(__name__)
 _NO_ROOM = re.compile("No space left on device|Disk quota exceeded")
 _ROOM_BYTES = 2**25  # that the compiler's files and the library take at most
 
@@ -76,6 +78,7 @@ def built_library(cpu: tuple[str, ...] = ()) -> Path:
     try:
         library = private_folder(KIND) / f"{key}.so"
         if not is_whole(library):
+            _logger.info("compiling the CPU kernels, once for this machine and compiler: about 20 s")
             _compile(command, library)
     except UntrustedFolderError as error:
         raise NativeError(f"its library is not taken from where others may have put it: {error}") from error

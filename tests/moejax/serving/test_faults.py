@@ -89,6 +89,8 @@ def test_wrong_paths_and_methods(live: Live) -> None:
         for answer, status in ((client.get("/v1/nothing"), 404), (client.get(COMPLETIONS), 405)):
             assert answer.status_code == status
             error_of(answer)
+        says(error_of(client.get("/v1/nothing"))["message"], "'/v1/nothing'", "/openapi.json")
+        says(error_of(client.post("/completions"))["message"], "'/completions'", "/v1")
 
 
 @pytest.mark.parametrize("stream", [True, False])

@@ -89,8 +89,13 @@ def test_a_library_that_others_may_have_put_there_is_not_loaded(folder: Path, tm
     assert runs(folder) == 2 and not path.stat().st_mode & 0o022
 
 
-def test_a_library_is_compiled_once(folder: Path) -> None:
-    path = built_library()
+def test_a_library_is_compiled_once(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, build.__name__):
+        path = built_library()
+        says(caplog.text, "compiling", "once")
+        caplog.clear()
+        built_library()
+    assert not caplog.records
     assert path.parent == folder / "cache" / "moejax" / "native"
     assert built_library() == path and runs(folder) == 1
     content = b"a library\n"
