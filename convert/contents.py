@@ -64,6 +64,11 @@ def other_kind(folder: Path) -> str | None:
             f"{folder} is in Mistral's own layout, pickled ({listed(pickled)}), and pickle can run code; "
             f"{download_original(folder)}"
         )
+    if pickled and not any(name.startswith("pytorch_model") for name in pickled):  # transformers reads no others
+        return (
+            f"{folder} holds only pickled weights ({listed(pickled)}), and pickle can run code; "
+            f"{download_original(folder)}"
+        )
     if pickled:
         return (
             f"{folder} holds only pickled weights ({listed(pickled)}), and pickle can run code; re-save as safetensors "

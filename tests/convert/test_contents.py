@@ -70,6 +70,7 @@ def assert_python(message: str, module: str, source: Path, target: str) -> None:
         (("quantize_config.json", "model.safetensors", "config.json"), ("AutoGPTQ", "quantize_config.json")),
         (("quant_config.json", "model.safetensors", "config.json"), ("AutoAWQ", "quant_config.json")),
         (("params.json", "consolidated.00.pth", "consolidated.01.pth"), ("Mistral", "pickle")),
+        (("config.json", "consolidated.00.pth"), ("pickled", "'consolidated.00.pth'")),
     ],
 )
 def test_another_kind_of_weights_names_the_original(
