@@ -121,6 +121,12 @@ class Checkpoint:
         return "; ".join(remarks) or None
 
 
+def _about_adapter(folder: Path) -> tuple[str, ...]:
+    if not os.path.lexists(folder / "adapter_config.json"):
+        return ()
+    return (f"{folder}: the LoRA adapter beside the weights (adapter_config.json) is not applied; merge it first",)
+
+
 def open_checkpoint(source: str | Path) -> Checkpoint:
     """Opens the folder that `source` names ("demo" is the one in this package) and reads its side files.
 
@@ -150,7 +156,7 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
         tensors=tensors,
         dtype=_main_dtype(tensors),
         config_eos_ids=_config_eos_ids(((side, generation), (raw, path)), config.vocab_size),
-        remarks=(*about_head, *about_others),
+        remarks=(*about_head, *about_others, *_about_adapter(folder)),
         not_derived=other,
         has_config=not released,
     )

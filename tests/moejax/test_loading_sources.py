@@ -9,6 +9,7 @@ import pytest
 import moejax
 from convert import CheckpointError, SafetensorsFolder
 from moejax import loading
+from moejax.checkpoint import open_checkpoint
 from moejax.weights.weight import Weight
 from sharding import DeviceMemory
 from tests.convert.checkpoint_files import SINGLE
@@ -202,3 +203,11 @@ def test_a_folder_without_a_tokenizer(tmp_path: Path, tensors: Tensors) -> None:
 
 def test_errors_of_a_checkpoint_are_value_errors() -> None:
     assert issubclass(CheckpointError, ValueError) and moejax.CheckpointError is CheckpointError
+
+
+def test_an_adapter_beside_a_whole_model_is_told(tmp_path: Path) -> None:
+    folder = write(tmp_path, small_tensors())
+    assert open_checkpoint(folder).remarks == ()
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    (remark,) = open_checkpoint(folder).remarks
+    says(remark, folder, "adapter_config.json", "not applied")
