@@ -59,21 +59,13 @@ def other_kind(folder: Path) -> str | None:
             f"params.json --local-dir {shlex.quote(str(folder))}"
         )
     pickled = [name for name in names if Path(name).suffix in _PICKLED and name not in _OF_TRAINING]
-    if pickled and "params.json" in names:
-        return (
-            f"{folder} is in Mistral's own layout, pickled ({listed(pickled)}), and pickle can run code; "
-            f"{download_original(folder)}"
-        )
-    if pickled and not any(name.startswith("pytorch_model") for name in pickled):  # transformers reads no others
-        return (
-            f"{folder} holds only pickled weights ({listed(pickled)}), and pickle can run code; "
-            f"{download_original(folder)}"
-        )
     if pickled:
-        return (
-            f"{folder} holds only pickled weights ({listed(pickled)}), and pickle can run code; re-save as safetensors "
-            f"and give {folder}-safetensors: {_resave(folder)}"
-        )
+        released = "params.json" in names
+        what = "is in Mistral's own layout, pickled" if released else "holds only pickled weights"
+        advice = download_original(folder)
+        if not released and any(name.startswith("pytorch_model") for name in pickled):  # transformers reads no others
+            advice = f"re-save as safetensors and give {folder}-safetensors: {_resave(folder)}"
+        return f"{folder} {what} ({listed(pickled)}), and pickle can run code; {advice}"
     if not any(name in names for name in _CONFIGS) and not any(name.endswith(".safetensors") for name in names):
         return _below(folder)
     return None

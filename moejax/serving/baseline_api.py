@@ -15,7 +15,7 @@ from fastapi import APIRouter, Request, Response
 from moejax.serving.baseline import Task, make_task
 from moejax.serving.baseline_process import BaselineBusy, BaselineFailed, BaselineProcess
 from moejax.serving.bodies import read_body
-from moejax.serving.documents import documented
+from moejax.serving.documents import ANSWERING, documented
 from moejax.serving.engine import Engine
 from moejax.serving.errors import ApiError
 from moejax.serving.event_stream import DONE, EventStream, event
@@ -33,13 +33,13 @@ Chunk = dict[str, Any]
 _races: set[asyncio.Task[None]] = set()  # the event loop itself keeps tasks alive only weakly
 
 
-@router.post("/completions", **documented(400, 404, 413, 415, 429, 500, 503, body=CompletionRequest))
+@router.post("/completions", **documented(*ANSWERING, body=CompletionRequest))
 async def completions(request: Request) -> Response:
     """Continues one prompt with the baseline. Streams only."""
     return await _answer(request, await read_body(request, CompletionRequest))
 
 
-@router.post("/chat/completions", **documented(400, 404, 413, 415, 429, 500, 503, body=ChatRequest))
+@router.post("/chat/completions", **documented(*ANSWERING, body=ChatRequest))
 async def chat_completions(request: Request) -> Response:
     """Answers a chat with the baseline. Streams only."""
     return await _answer(request, await read_body(request, ChatRequest))

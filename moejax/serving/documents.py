@@ -23,6 +23,7 @@ WHEN = {
     500: "The server failed to answer; other requests go on.",
     503: "The model loads, the server ends, or the engine has failed.",
 }
+ANSWERING = (400, 404, 413, 415, 429, 500, 503)  # what a route does that has the model answer a body
 _ALWAYS = (401, 403, 413, 500)  # what happens before a route is reached, or is no route's intention
 
 

@@ -8,7 +8,7 @@ from typing import ParamSpec, TypeVar
 from fastapi import APIRouter, Request, Response
 
 from moejax.serving.bodies import read_body
-from moejax.serving.documents import documented
+from moejax.serving.documents import ANSWERING, documented
 from moejax.serving.engine import Engine
 from moejax.serving.errors import ApiError, json_response
 from moejax.serving.event_stream import DONE, EventStream, event, while_connected
@@ -26,13 +26,13 @@ T = TypeVar("T")
 router = APIRouter()
 
 
-@router.post("/v1/completions", **documented(400, 404, 413, 415, 429, 500, 503, body=CompletionRequest))
+@router.post("/v1/completions", **documented(*ANSWERING, body=CompletionRequest))
 async def completions(request: Request) -> Response:
     """Continues prompts."""
     return await _answer(request, await read_body(request, CompletionRequest))
 
 
-@router.post("/v1/chat/completions", **documented(400, 404, 413, 415, 429, 500, 503, body=ChatRequest))
+@router.post("/v1/chat/completions", **documented(*ANSWERING, body=ChatRequest))
 async def chat_completions(request: Request) -> Response:
     """Answers a chat, through the checkpoint's template."""
     return await _answer(request, await read_body(request, ChatRequest))

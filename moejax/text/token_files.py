@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from convert.errors import CheckpointError, shown
-from convert.files import JSON_LIMIT, is_there, opened
+from convert.files import JSON_LIMIT, is_inside, is_there, opened
 
 Prefix = Literal["always", "first", "never"]
 Token = dict[str, Any]  # as `moejax.text.encoder` takes it
@@ -85,12 +85,10 @@ def find_file(folder: Path, name: str) -> Path | None:
     path = folder / name
     if not is_there(path):
         return None
-    target, inside = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
-    places = [inside]
-    if inside.parent.name == "snapshots":
-        places.append(inside.parents[1] / "blobs")
-    if not any(target.is_relative_to(place) for place in places):
-        raise CheckpointError(f"{path} is a link to {target}, out of its folder; put a copy of the file in its place")
+    if not is_inside(path, folder):
+        raise CheckpointError(
+            f"{path} is a link to {path.resolve()}, out of its folder; put a copy of the file in its place"
+        )
     return path
 
 
