@@ -9,7 +9,7 @@ from moejax.cli.mesh_flags import CompareFlags
 from moejax.planning.advice import what_fits
 from moejax.planning.compare import ComparisonInputs, compare_meshes, make_plan
 from moejax.planning.export import comparison_json
-from moejax.planning.hardware import load_hardware
+from moejax.planning.hardware_file import load_hardware
 from moejax.planning.objectives import check_objective
 from moejax.planning.rows import MeshRow
 

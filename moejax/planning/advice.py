@@ -6,7 +6,8 @@ from dataclasses import replace
 from moejax.moe.split import make_rules
 from moejax.planning.compare import ComparisonInputs
 from moejax.planning.footprint import footprint
-from moejax.planning.hardware import Hardware, load_hardware, shipped_hardware
+from moejax.planning.hardware import Hardware
+from moejax.planning.hardware_file import load_hardware, shipped_hardware
 from moejax.planning.rows import MeshRow
 from moejax.planning.splits import splits
 from moejax.planning.workload import Workload

@@ -9,7 +9,8 @@ from moejax.moe.split import Split, make_rules
 from moejax.planning.costs import Setting, predict_decode, predict_prefill
 from moejax.planning.expert_load import ExpertLoad
 from moejax.planning.footprint import footprint
-from moejax.planning.hardware import Hardware, load_hardware
+from moejax.planning.hardware import Hardware
+from moejax.planning.hardware_file import load_hardware
 from moejax.planning.models import expert_shares, model_config, stored_dtype
 from moejax.planning.objectives import check_objective
 from moejax.planning.ranking import ranked

@@ -1,13 +1,12 @@
-"""Seconds of a decode step and of a prefill: a roofline for each part of a layer, and rings of devices. No JAX.
+"""Seconds of a decode step and of a prefill: each part of a layer by measured kernels or a roofline. No JAX.
 
 docs/performance-model.md has every formula of this file with its source.
 """
 
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial, reduce
-from typing import NamedTuple
+from functools import reduce
+from typing import Literal, NamedTuple
 
 from moejax.families.config import ModelConfig
 from moejax.moe.split import DispatchName
@@ -15,12 +14,15 @@ from moejax.planning import coefficients
 from moejax.planning.calls import ProgramCall, decode_call, prefill_calls
 from moejax.planning.communication import Tokens, choice_collectives, forward_collectives
 from moejax.planning.footprint import cache_bytes, device_weights
-from moejax.planning.hardware import Hardware, Link
+from moejax.planning.hardware import Hardware, Operation
+from moejax.planning.kernels import Kernels, Shape, Spent
+from moejax.planning.links import exchange_seconds
 from moejax.planning.routing import RoutingModel
 from moejax.planning.rows import Phase
 from moejax.planning.workload import Workload
-from sharding import MESH_AXES, MeshConfig, Rules
-from sharding.collectives import Collective, wire_elements
+from moejax.weights.counts import num_places
+from sharding import Rules
+from sharding.collectives import Collective
 from sharding.collectives.collective import ITEM_SIZES
 
 
@@ -28,6 +30,8 @@ from sharding.collectives.collective import ITEM_SIZES
 class Setting:
     """A model, split, on devices of one kind.
 
+    software: whose kernels and collectives, as measured on this hardware; "ideal" is a roofline, and so is what was not
+        measured.
     ragged: whether tokens travel to their experts' devices only, which no dispatch does yet.
     """
 
@@ -36,15 +40,23 @@ class Setting:
     dispatch: DispatchName
     hardware: Hardware
     routing: RoutingModel
+    software: str = "ideal"
     ragged: bool = False
 
 
-class PartCost(NamedTuple):
-    """What one part of a call takes: bytes that a device reads, FLOPs of its products, and at which speed."""
+QUERY_COPIES, KEY_COPIES = 2, 4  # of a layer's attention: queries in, sums out; keys and values written and read
+PartName = Literal["attention", "cache", "experts", "head"]
+
+
+class Part(NamedTuple):
+    """What one part of a call takes on the busiest device: bytes that it reads and FLOPs of its products; by which
+    operation and of how many rows, where its speed was calibrated.
+    """
 
     bytes: float
     flops: float
-    speed: float
+    operation: Operation
+    rows: float
 
 
 def predict_decode(setting: Setting, workload: Workload) -> Phase:
@@ -67,10 +79,14 @@ def predict_call(setting: Setting, call: ProgramCall, dtype: str) -> Phase:
     read = setting.routing.experts_read(parts, tokens)
     rows = setting.routing.busiest_rows(parts, tokens)
     work = _work(setting, call, dtype, read, rows)
+    kernels = hardware.kernels(setting.software, dtype)
+    spent = (
+        _calibrated(setting, call, dtype, work, read)
+        if kernels is None
+        else _measured(setting, call, dtype, work, kernels)
+    )
     collectives = call_collectives(setting, call, dtype)
-    latency, bandwidth = exchange_seconds(collectives, rules.mesh, hardware)
-    reading = {name: part.bytes / hardware.bandwidth for name, part in work.items()}
-    computing = {name: part.flops / part.speed for name, part in work.items()}
+    latency, bandwidth = exchange_seconds(collectives, rules.mesh, hardware, setting.software)
     return Phase(
         weight_bytes=sum(part.bytes for name, part in work.items() if name != "cache"),
         expert_bytes=work["experts"].bytes,
@@ -80,22 +96,17 @@ def predict_call(setting: Setting, call: ProgramCall, dtype: str) -> Phase:
         experts_read=read / rules.parts("mlp"),
         imbalance=rows * parts / (tokens * config.experts_per_token),
         calls=1,
-        weights_seconds=sum(seconds for name, seconds in reading.items() if name != "cache"),
-        kv_seconds=reading["cache"],
-        compute_seconds=sum(computing.values()),
-        exposed_compute_seconds=sum(max(0.0, computing[name] - reading[name]) for name in work),
+        weights_seconds=sum(part.reading for name, part in spent.items() if name != "cache"),
+        kv_seconds=spent["cache"].reading,
+        compute_seconds=sum(part.computing for part in spent.values()),
+        exposed_compute_seconds=sum(part.beyond for part in spent.values()),
         latency_seconds=latency,
         bandwidth_seconds=bandwidth,
-        overhead_seconds=config.num_layers
-        * (
-            hardware.layer_overhead
-            + read * hardware.expert_overhead
-            + call.own_sequences(rules) * call.width * hardware.token_overhead
-        ),
+        overhead_seconds=sum(part.fixed for part in spent.values()),
     )
 
 
-def _work(setting: Setting, call: ProgramCall, dtype: str, read: float, rows: float) -> dict[str, PartCost]:
+def _work(setting: Setting, call: ProgramCall, dtype: str, read: float, rows: float) -> dict[PartName, Part]:
     """What the busiest device reads and computes, by the parts whose reads overlap with their own products."""
     config, rules = setting.config, setting.rules
     d, cost, share = config.embed_dim, coefficients.COST, device_weights(config, rules)
@@ -107,26 +118,66 @@ def _work(setting: Setting, call: ProgramCall, dtype: str, read: float, rows: fl
     scores = product * cost.attention_products * own * query_heads * config.head_dim * call.visited
     table = held["embed"] if config.tie_embeddings else share.multiplied["head"]
     products = (share.multiplied["attention"] + share.multiplied["mlp"]) * own + share.multiplied["router"] * routed
-    speed = partial(setting.hardware.speed, dtype)
-    attend = "attend_step" if call.width == 1 else "attend_prompt"
+    dense = (held["attention"] + held["router"] + held["mlp"]) * item
+    cached = cache_bytes(config, rules, call.sequences, call.positions, dtype)
+    output = (table + d + cost.embedding_rows * own * d) * item  # with the last norm
+    attend: Operation = "attend_step" if call.width == 1 else "attend_prompt"
+    experts = product * rows * share.multiplied["experts"]
     return {
-        "attention": PartCost(
-            (held["attention"] + held["router"] + held["mlp"]) * item, product * products, speed("project", own)
-        ),
-        "cache": PartCost(
-            cache_bytes(config, rules, call.sequences, call.positions, dtype),
-            config.num_layers * scores,
-            speed(attend, query_heads / key_heads),
-        ),
-        "experts": PartCost(
-            read * held["experts"] * item, product * rows * share.multiplied["experts"], speed("experts", rows / read)
-        ),
-        "head": PartCost(
-            (table + d + cost.embedding_rows * own * d) * item,  # with the last norm
-            product * own_sequences * table,
-            speed("project", own_sequences),
-        ),
+        "attention": Part(dense, product * products, "project", own),
+        "cache": Part(cached, config.num_layers * scores, attend, query_heads / key_heads),
+        "experts": Part(read * held["experts"] * item, experts, "experts", rows / read),
+        "head": Part(output, product * own_sequences * table, "project", own_sequences),
     }
+
+
+def _calibrated(
+    setting: Setting, call: ProgramCall, dtype: str, work: Mapping[PartName, Part], read: float
+) -> dict[PartName, Spent]:
+    """A roofline for each part: the speeds and overheads of `moejax mesh calibrate`, or ideal ones."""
+    hardware, spent = setting.hardware, {}
+    for name, part in work.items():
+        reading = part.bytes / hardware.bandwidth
+        computing = part.flops / hardware.speed(dtype, part.operation, part.rows)
+        spent[name] = Spent(reading=reading, computing=computing, beyond=max(0.0, computing - reading))
+    tokens = call.own_sequences(setting.rules) * call.width
+    layer = hardware.layer_overhead + read * hardware.expert_overhead + tokens * hardware.token_overhead
+    return spent | {"experts": spent["experts"]._replace(fixed=setting.config.num_layers * layer)}
+
+
+def _measured(
+    setting: Setting, call: ProgramCall, dtype: str, work: Mapping[PartName, Part], kernels: Kernels
+) -> dict[PartName, Spent]:
+    """Each part by the kernels of a piece of software, as they were measured on this hardware."""
+    config, rules, layers = setting.config, setting.rules, setting.config.num_layers
+    device, item = setting.hardware.device(dtype), ITEM_SIZES[dtype]
+    own = call.own_sequences(rules) * call.width
+    products = layers * setting.hardware.software[setting.software].products
+    attention, cache, head = work["attention"], work["cache"], work["head"]
+    query_bytes = own * config.num_heads // rules.parts("q_heads") * config.head_dim * item
+    key_bytes = own * config.num_kv_heads // rules.parts("kv_heads") * config.head_dim * item
+    if call.width == 1:
+        attend = kernels.step.spent(device, cache.bytes / layers, QUERY_COPIES * query_bytes)
+    else:
+        moved = QUERY_COPIES * query_bytes + KEY_COPIES * key_bytes
+        attend = kernels.prompt.spent(device, cache.flops / layers, moved)
+    between = kernels.between.spent(device, own * config.embed_dim * item).times(layers)
+    return {
+        "attention": kernels.product.spent(device, attention.bytes, attention.flops, products).plus(between),
+        "cache": attend.times(layers),
+        "experts": expert_layer(setting, call, dtype, kernels).times(len(config.moe_layers)),
+        "head": kernels.product.spent(device, head.bytes, head.flops),
+    }
+
+
+def expert_layer(setting: Setting, call: ProgramCall, dtype: str, kernels: Kernels) -> Spent:
+    """One MoE layer without its collectives, on the busiest device."""
+    config, rules = setting.config, setting.rules
+    parts, tokens = rules.parts("experts"), call.group_tokens(rules)
+    elements = device_weights(config, rules).elements["experts"] / max(1, len(config.moe_layers))
+    shape = Shape.of(experts=num_places(config.num_experts, parts) // parts, inputs=config.embed_dim, elements=elements)
+    rows = setting.routing.busiest(parts, tokens)
+    return kernels.experts_for(shape).spent(setting.hardware.device(dtype), shape, tokens, rows, ITEM_SIZES[dtype])
 
 
 def _and(first: Phase, second: Phase) -> Phase:
@@ -165,56 +216,3 @@ def _ragged(collectives: list[Collective], setting: Setting) -> list[Collective]
     return [
         replace(one, elements=round(one.elements * share)) if one.kind == "all-to-all" else one for one in collectives
     ]
-
-
-def exchange_seconds(collectives: Iterable[Collective], mesh: MeshConfig, hardware: Hardware) -> tuple[float, float]:
-    """Seconds that all of them take: what their size does not change, and what it does."""
-    latency = bandwidth = 0.0
-    for one, count in Counter(collectives).items():
-        link = link_of(one.axes, mesh, hardware)
-        group = mesh.extent(one.axes)  # type: ignore[arg-type]
-        rounds = coefficients.COST.all_reduce_rounds if one.kind == "all-reduce" else coefficients.COST.other_rounds
-        wire = float(wire_elements(one, mesh.shape)) * ITEM_SIZES[one.dtype]
-        latency += count * (link.launch + rounds * (group - 1) * link.latency)
-        bandwidth += count * wire / link.bandwidth
-    return latency, bandwidth
-
-
-@lru_cache(maxsize=4096)
-def _crosses(axes: tuple[str, ...], mesh: MeshConfig, per_node: int) -> bool:
-    """Whether some group of devices along `axes` has members in several nodes, the devices being numbered as the mesh
-    orders them: tensor neighbours next to each other, data farthest apart.
-    """
-    strides, stride = {}, 1
-    for axis in reversed(MESH_AXES):
-        strides[axis] = stride
-        stride *= mesh.shape[axis]
-    members = [0]
-    for axis in axes:
-        members = [m + i * strides[axis] for m in members for i in range(mesh.shape[axis])]
-    rest = [0]
-    for axis in MESH_AXES:
-        if axis not in axes:
-            rest = [r + i * strides[axis] for r in rest for i in range(mesh.shape[axis])]
-    return any(len({(start + member) // per_node for member in members}) > 1 for start in rest)
-
-
-def link_of(axes: tuple[str, ...], mesh: MeshConfig, hardware: Hardware) -> Link:
-    """What connects the devices along `axes`: a ring is as slow as its slowest link, so the network if it is in one.
-
-    Raises:
-        ValueError: when the hardware file says nothing about the link, or about the network between their nodes.
-    """
-    if hardware.link is None:
-        raise ValueError(
-            f"hardware {hardware.name} has no [link]: {mesh.size} devices need one; add it to the file, or "
-            "measure it where there are several: moejax mesh calibrate"
-        )
-    if mesh.size <= hardware.devices_per_node or not _crosses(axes, mesh, hardware.devices_per_node):
-        return hardware.link
-    if hardware.network is None:
-        raise ValueError(
-            f"hardware {hardware.name} has {hardware.devices_per_node} devices in a node and no [network]: "
-            f"{mesh.size} devices need one; add it to a file of your own, or raise devices_per_node"
-        )
-    return hardware.network

@@ -13,12 +13,16 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from moejax.planning.loads import Balanced, PowerLaw
+
 TOKENS = 2**18  # whose choices are drawn, of all layers together; 2,048 samples of LONGEST tokens
 FEWEST = 2**12  # of one layer
 LONGEST = 128  # tokens of a sample; more of them are put together from drawn samples
 MOST_SAMPLES = 2**15  # of all layers together
 FEWEST_LONG, MOST_LONG = 2**6, 2**11  # samples of more than LONGEST tokens, of all layers together
 ORDERS = 2**20  # experts in all random orders together
+LONG_RUN = 2**14  # tokens, after which a load counts as what it is in the long run
+MOST_BUSIEST = 256  # samples of the busiest device's rows
 
 Shares = tuple[float, ...]  # of a layer: the probability that a token chooses each expert; they sum to A
 
@@ -29,16 +33,24 @@ class RoutingModel:
 
     shares: per layer, the probability that a token chooses each expert, summing to A; None where routing is uniform.
     seed: of the samples; the same one gives the same results everywhere.
+    load: rows of each expert in place of tokens that choose, as benchmarks of layers have them.
     """
 
     num_experts: int
     experts_per_token: int
     shares: tuple[Shares, ...] | None = None
     seed: int = 0
+    load: Balanced | PowerLaw | None = None
+
+    def busiest(self, parts: int, tokens: int) -> Int[np.ndarray, "samples E_part"]:
+        """Rows of each expert of the device that computes most, in samples of one layer."""
+        return _busiest(self, parts, tokens)
 
     def experts_read(self, parts: int, tokens: int) -> float:
         """Distinct experts that the busiest device reads, expected, mean over layers."""
         each = -(-self.num_experts // parts)
+        if self.load is not None:
+            return float((self.busiest(parts, tokens) > 0).sum(axis=1).mean())
         if each == 1 or self.experts_per_token == self.num_experts:
             return float(each)
         mean = sum(sum(1 - (1 - share) ** tokens for share in layer) for layer in self._layers) / len(self._layers)
@@ -50,6 +62,8 @@ class RoutingModel:
 
     def busiest_rows(self, parts: int, tokens: int) -> float:
         """Rows (token and expert) that the busiest device computes, expected, mean over layers."""
+        if self.load is not None:
+            return float(self.busiest(parts, tokens).sum(axis=1).mean())
         if self.experts_per_token == self.num_experts:
             return float(tokens * -(-self.num_experts // parts))
         if tokens == 1:
@@ -60,6 +74,9 @@ class RoutingModel:
 
     def load_imbalance(self, parts: int) -> float:
         """Rows of the busiest device over the mean in the long run, mean over layers."""
+        if self.load is not None:
+            rows = self.busiest_rows(parts, LONG_RUN)
+            return rows * parts / (LONG_RUN * self.experts_per_token)
         if self.shares is None:
             return 1.0
         busiest = _per_device(np.array(self.shares), parts).max(axis=-1)
@@ -157,6 +174,20 @@ def _excess(drawn: _Drawn, parts: int, tokens: int) -> tuple[float, float]:
         rows, read = _long_samples(drawn, tokens)
     read, rows = _per_device(read, parts), _per_device(rows, parts)
     return float((read.max(-1) - read.mean(-1)).mean()), float((rows.max(-1) - rows.mean(-1)).mean())
+
+
+@lru_cache(maxsize=4096)
+def _busiest(routing: RoutingModel, parts: int, tokens: int) -> Int[np.ndarray, "samples E_part"]:
+    experts, each = routing.num_experts, -(-routing.num_experts // parts)
+    if routing.load is not None:
+        rows = routing.load.rows(tokens, routing.experts_per_token, experts)
+    else:
+        drawn = _Drawn(routing._layers, routing.experts_per_token, routing.seed)
+        counts = _samples(drawn, tokens) if tokens <= LONGEST else _long_samples(drawn, tokens)[0].clip(0)
+        few = counts[:, : 1 + MOST_BUSIEST // len(counts)].reshape(-1, experts)
+        rows = np.rint(few).astype(int)
+    rows = np.pad(rows, ((0, 0), (0, parts * each - experts))).reshape(len(rows), parts, each)
+    return rows[np.arange(len(rows)), rows.sum(axis=2).argmax(axis=1)]
 
 
 def _per_device(of_experts: np.ndarray, parts: int) -> np.ndarray:

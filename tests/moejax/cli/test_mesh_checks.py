@@ -149,7 +149,7 @@ def test_measured_rows_are_printed_with_their_error(call: Call, monkeypatch: pyt
 
 def test_what_is_measured_has_to_be_what_was_predicted(capsys: pytest.CaptureFixture[str]) -> None:
     from moejax.cli.mesh_checks import check_same_kind
-    from moejax.planning.hardware import load_hardware
+    from moejax.planning.hardware_file import load_hardware
 
     h100 = load_hardware("h100-sxm")
     check_same_kind(h100, "NVIDIA H100 80GB HBM3", quiet=False)
@@ -165,7 +165,7 @@ def test_what_is_measured_has_to_be_what_was_predicted(capsys: pytest.CaptureFix
 
 def test_calibrate_says_what_it_measures(call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from moejax.measuring import calibration
-    from moejax.planning.hardware import load_hardware
+    from moejax.planning.hardware_file import load_hardware
 
     def calibrate(name: str, told: Any) -> Any:
         told("bandwidth of the memory")

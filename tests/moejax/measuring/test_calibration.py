@@ -11,7 +11,8 @@ import pytest
 from moejax.checkpoint import open_checkpoint
 from moejax.measuring import calibration, measured, speeds
 from moejax.planning.compare import compare_meshes
-from moejax.planning.hardware import Curve, Link, Operation, hardware_toml, load_hardware
+from moejax.planning.hardware import Curve, Link, Operation
+from moejax.planning.hardware_file import hardware_toml, load_hardware
 from moejax.planning.workload import Workload
 from tests.messages import refuses
 

@@ -11,7 +11,7 @@ from moejax import compare_meshes
 from moejax.checkpoint import open_checkpoint
 from moejax.families.table import named_config
 from moejax.planning.auto import auto_split, check_split, visible_hardware
-from moejax.planning.hardware import load_hardware
+from moejax.planning.hardware_file import load_hardware
 from moejax.planning.ranking import best
 from sharding import DeviceMemory
 from tests.messages import refuses, says

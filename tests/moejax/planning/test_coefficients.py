@@ -25,13 +25,14 @@ from moejax.families.config import ModelConfig
 from moejax.model.cache import empty_cache
 from moejax.moe.parallel import Parallel
 from moejax.moe.split import make_rules
-from moejax.planning import calls, coefficients, communication, costs, footprint
+from moejax.planning import calls, coefficients, communication, costs, footprint, links
 from moejax.planning.calls import ProgramCall, decode_call, prefill_calls
 from moejax.planning.coefficients import COST, Coefficients
 from moejax.planning.communication import Tokens, moe_collectives
-from moejax.planning.costs import Setting, exchange_seconds, predict_call
+from moejax.planning.costs import Setting, predict_call
 from moejax.planning.footprint import activation_bytes, cache_bytes, weight_bytes
 from moejax.planning.hardware import Hardware, Link
+from moejax.planning.links import exchange_seconds
 from moejax.planning.models import model_config
 from moejax.planning.routing import RoutingModel
 from moejax.planning.rows import Phase
@@ -280,7 +281,7 @@ def test_a_doubled_coefficient_is_noticed(name: str, step: Executed, monkeypatch
 
 def test_doubled_bytes_on_the_wire_are_noticed(step: Executed, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their factors stand in the package of collectives."""
-    monkeypatch.setattr(costs, "wire_elements", lambda *given: 2 * wire_elements(*given))
+    monkeypatch.setattr(links, "wire_elements", lambda *given: 2 * wire_elements(*given))
     assert failing(step) == ["check_rings"]
 
 
@@ -295,7 +296,7 @@ def numbers(source: str) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("module", [calls, communication, costs, footprint], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [calls, communication, costs, footprint, links], ids=lambda module: module.__name__)
 def test_formulas_have_no_numbers_besides_the_coefficients(module: ModuleType) -> None:
     assert numbers("x = 2 * y + z / 0.5 - 1") == ["2 * y", "z / 0.5"]
     assert numbers(inspect.getsource(module)) == []

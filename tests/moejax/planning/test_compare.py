@@ -12,10 +12,10 @@ from moejax.families.kv_cache import cache_placements
 from moejax.families.table import named_config, parameters_of, weights_of
 from moejax.moe.split import DISPATCHES, make_rules
 from moejax.planning.communication import Tokens, choice_collectives, forward_collectives
-from moejax.planning.costs import link_of
 from moejax.planning.expert_load import ExpertLoad
 from moejax.planning.export import comparison_json, winners
-from moejax.planning.hardware import load_hardware
+from moejax.planning.hardware_file import load_hardware
+from moejax.planning.links import link_of
 from moejax.planning.objectives import OBJECTIVES
 from moejax.planning.ranking import best, score
 from moejax.planning.reasons import reason

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from moejax.planning.hardware import SHIPPED, hardware_toml, load_hardware, shipped_hardware
+from moejax.planning.hardware_file import SHIPPED, hardware_toml, load_hardware, shipped_hardware
 from tests.messages import refuses
 
 GOOD = """title = "a device"

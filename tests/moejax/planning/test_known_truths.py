@@ -7,7 +7,8 @@ import pytest
 
 from moejax import MeshRow, compare_meshes
 from moejax.planning.crossovers import gather_crossovers
-from moejax.planning.hardware import Hardware, Link, load_hardware
+from moejax.planning.hardware import Hardware, Link
+from moejax.planning.hardware_file import load_hardware
 from moejax.planning.ranking import best
 from sharding import MeshConfig
 from sharding.collectives import wire_elements

@@ -10,7 +10,7 @@ from rich.console import Console
 from moejax import compare_meshes
 from moejax.cli.mesh_tables import compare_tables
 from moejax.planning.export import winners
-from moejax.planning.hardware import load_hardware
+from moejax.planning.hardware_file import load_hardware
 from moejax.planning.objectives import OBJECTIVES, Objective
 from moejax.planning.reasons import reason
 from moejax.planning.rows import MeshRow

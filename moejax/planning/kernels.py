@@ -1,0 +1,254 @@
+"""How long kernels take: a fixed time, bytes at a share of the bandwidth, FLOPs at a share of the matrix rate.
+
+Every coefficient is in a hardware file, fitted to measurements by scripts/fit_hardware.py; docs/performance-model.md
+has the formulas with what they explain and what they miss. Imports no JAX.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+MATRICES = 3  # of an expert: gate, up, down
+
+
+class Spent(NamedTuple):
+    """Seconds on one device: fixed ones, reading, and those of computing that reading does not hide.
+
+    computing: of all matrix products, hidden or not.
+    """
+
+    fixed: float = 0.0
+    reading: float = 0.0
+    beyond: float = 0.0
+    computing: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        return self.fixed + self.reading + self.beyond
+
+    def times(self, count: float) -> "Spent":
+        return Spent(*(count * seconds for seconds in self))
+
+    def plus(self, other: "Spent") -> "Spent":
+        return Spent(*(mine + its for mine, its in zip(self, other, strict=True)))
+
+
+class Device(NamedTuple):
+    """What a kernel runs on: bytes per second, FLOP per second in its dtype, bytes of the last cache (0: unknown)."""
+
+    bandwidth: float
+    rate: float
+    cache_bytes: float = 0.0
+
+
+def _term(low: float, high: float, default: Any = ...) -> Any:
+    """A field that a hardware file gives, and the range that it must lie in."""
+    bounds = {"low": low, "high": high}
+    return field(metadata=bounds) if default is ... else field(default=default, metadata=bounds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProductTerms:
+    """A dense product of a projection, a router or the head.
+
+    fixed: seconds of one.  bandwidth, rate: shares of the device's.  overlap: see `overlapped`.
+    """
+
+    fixed: float = _term(0, 1)
+    bandwidth: float = _term(0.01, 1.5)
+    rate: float = _term(0.001, 1.5)
+    overlap: float = _term(1, 100)
+
+    def spent(self, device: Device, bytes_read: float, flops: float, count: float = 1) -> Spent:
+        """`count` products that together read so many bytes and compute so many FLOPs."""
+        reading = bytes_read / (device.bandwidth * self.bandwidth)
+        computing = flops / (device.rate * self.rate)
+        return Spent(count * self.fixed, reading, overlapped(reading, computing, self.overlap) - reading, computing)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepTerms:
+    """Attention of one query per sequence: a fixed time, keys and values at a share of the bandwidth, and the queries
+    as if each of their bytes were read `queries` times.
+    """
+
+    fixed: float = _term(0, 1)
+    bandwidth: float = _term(0.01, 1.5)
+    queries: float = _term(0, 1000)
+
+    def spent(self, device: Device, cache_read: float, query_bytes: float) -> Spent:
+        reading = cache_read / (device.bandwidth * self.bandwidth)
+        return Spent(self.fixed, reading, self.queries * query_bytes / device.bandwidth)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptTerms:
+    """Attention of whole prompts: a fixed time, FLOPs at a share of the matrix rate, and queries, keys and values as if
+    each of their bytes were read `copies` times.
+    """
+
+    fixed: float = _term(0, 1)
+    rate: float = _term(0.001, 1.5)
+    copies: float = _term(0, 1000)
+
+    def spent(self, device: Device, flops: float, bytes_read: float) -> Spent:
+        reading = self.copies * bytes_read / device.bandwidth
+        computing = flops / (device.rate * self.rate)
+        return Spent(self.fixed, reading, computing, computing)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BetweenTerms:
+    """What runs between products, norms and residuals say: seconds of a layer, and the residual read `copies` times."""
+
+    fixed: float = _term(0, 1)
+    copies: float = _term(0, 1000)
+
+    def spent(self, device: Device, residual_bytes: float) -> Spent:
+        return Spent(self.fixed, self.copies * residual_bytes / device.bandwidth)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """A layer's experts on one device: `experts` of them, products between `inputs` and `width` columns."""
+
+    experts: int
+    inputs: int
+    width: int
+
+    @classmethod
+    def of(cls, *, experts: int, inputs: int, elements: float) -> "Shape":
+        """From the elements of one expert's weights."""
+        return cls(experts=experts, inputs=inputs, width=round(elements / (MATRICES * inputs)))
+
+    @property
+    def elements(self) -> int:
+        """Of one expert's weights."""
+        return MATRICES * self.inputs * self.width
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertTerms:
+    """The experts of a layer, with routing, permutation and combination around them.
+
+    fixed: seconds of a layer.  per_token, per_expert: of each token of the group, and of each expert held.
+    bandwidth: the share reached by reading the weights of the experts that have rows.
+    tiles: by rows of a tile, the share of the matrix rate reached by full tiles. Rows of each expert are filled up to
+        whole tiles, so that a skewed load pays for the largest expert, and the tile that takes least time is used; with
+        `by_tokens`, the smallest while there are no more tokens than experts, and the largest from then on.
+    overlap: see `overlapped`.
+    narrow: columns that are computed besides those of each expert: what a thin part of one costs beyond its size.
+    copies: how often each row's activations are written and read besides.
+    cached: by how much faster weights are read that fit the device's cache and were read just before. Only a benchmark
+        does that, over and over with one layer: `resident` asks for it.
+    """
+
+    fixed: float = _term(0, 1)
+    bandwidth: float = _term(0.01, 1.5)
+    overlap: float = _term(1, 100)
+    narrow: float = _term(0, 1e5)
+    copies: float = _term(0, 1000)
+    per_token: float = _term(0, 1e-3)
+    per_expert: float = _term(0, 1e-3)
+    cached: float = _term(1, 100, 1.0)
+    tiles: Mapping[int, float] = _term(0.0001, 1.5)
+    by_tokens: bool = False
+
+    def spent(
+        self,
+        device: Device,
+        shape: Shape,
+        tokens: int,
+        rows: Int[np.ndarray, "samples E"],
+        item: float,
+        *,
+        resident: bool = False,
+    ) -> Spent:
+        """One layer, the mean over samples of each expert's rows on the busiest device.
+
+        tokens: of the group.  item: bytes of a weight; an activation takes 2.
+        """
+        read = float((rows > 0).sum(axis=1).mean()) * shape.elements * item
+        reading = read / (device.bandwidth * self.bandwidth)
+        if resident and read <= device.cache_bytes:
+            reading /= self.cached
+        flops_per_row = 2 * MATRICES * shape.inputs * (shape.width + self.narrow)
+        computing = min(
+            float((-(-rows // tile) * tile).sum(axis=1).mean()) * flops_per_row / (device.rate * share)
+            for tile, share in self._used(tokens, shape.experts)
+        )
+        moved = float(rows.sum(axis=1).mean()) * (2 * shape.inputs + MATRICES * shape.width) * 2
+        fixed = self.fixed + tokens * self.per_token + shape.experts * self.per_expert
+        beyond = overlapped(reading, computing, self.overlap) - reading
+        return Spent(fixed, reading, beyond + self.copies * moved / device.bandwidth, computing)
+
+    def _used(self, tokens: int, experts: int) -> Iterator[tuple[int, float]]:
+        if not self.by_tokens:
+            yield from self.tiles.items()
+            return
+        tile = min(self.tiles) if tokens <= experts else max(self.tiles)
+        yield tile, self.tiles[tile]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernels:
+    """What one piece of software runs in one dtype.
+
+    experts: of shapes that its authors tuned, or of all.  untuned: of the others, None where there is no difference.
+    tuned: (experts, width) on a device.  products: dense ones of a layer, router included.
+    """
+
+    product: ProductTerms
+    between: BetweenTerms
+    step: StepTerms
+    prompt: PromptTerms
+    experts: ExpertTerms
+    untuned: ExpertTerms | None = None
+    tuned: frozenset[tuple[int, int]] = frozenset()
+
+    def experts_for(self, shape: Shape) -> ExpertTerms:
+        """The terms of experts of this shape."""
+        if self.untuned is None or (shape.experts, shape.width) in self.tuned:
+            return self.experts
+        return self.untuned
+
+
+@dataclass(frozen=True, kw_only=True)
+class Software:
+    """What computes: its kernels by dtype, and whose collectives it calls.
+
+    title: name and version.  products: dense products of a layer, each with a fixed time.
+    all_reduce, collectives: the libraries of its all-reduces and of all others, as in `Hardware.collectives`.
+    """
+
+    title: str
+    kernels: Mapping[str, Kernels]
+    all_reduce: str
+    collectives: str
+    products: int = 3
+
+
+def overlapped(first: float, second: float, exponent: float) -> float:
+    """Seconds of two things done at the same time: (first^p + second^p)^(1/p), their sum for 1, their maximum for
+    infinity.
+    """
+    longer, shorter = max(first, second), min(first, second)
+    return longer * (1 + (shorter / longer) ** exponent) ** (1 / exponent) if shorter > 0 else longer
+
+
+def curve_seconds(curve: Mapping[int, float], size: float) -> float:
+    """Seconds at so many bytes: straight lines between logarithms; below the smallest as there, beyond the largest in
+    proportion.
+    """
+    points = sorted(curve.items())
+    if size <= points[0][0]:
+        return points[0][1]
+    if size >= points[-1][0]:
+        return points[-1][1] * size / points[-1][0]
+    above = next(i for i, (bytes_, _) in enumerate(points) if bytes_ >= size)
+    (low, fast), (high, slow) = points[above - 1], points[above]
+    return fast * (slow / fast) ** (math.log(size / low) / math.log(high / low))
