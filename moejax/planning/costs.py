@@ -15,7 +15,7 @@ from moejax.planning.calls import ProgramCall, decode_call, prefill_calls
 from moejax.planning.communication import Tokens, choice_collectives, forward_collectives
 from moejax.planning.footprint import cache_bytes, device_weights
 from moejax.planning.hardware import Hardware, Operation
-from moejax.planning.kernels import Kernels, Shape, Spent
+from moejax.planning.kernels import Kernels, Load, Shape, Spent
 from moejax.planning.links import exchange_seconds
 from moejax.planning.routing import RoutingModel
 from moejax.planning.rows import Phase
@@ -85,6 +85,7 @@ def predict_call(setting: Setting, call: ProgramCall, dtype: str) -> Phase:
         if kernels is None
         else _measured(setting, call, dtype, work, kernels)
     )
+    spent = {name: Spent(*map(float, part)) for name, part in spent.items()}
     collectives = call_collectives(setting, call, dtype)
     latency, bandwidth = exchange_seconds(collectives, rules.mesh, hardware, setting.software)
     return Phase(
@@ -176,8 +177,9 @@ def expert_layer(setting: Setting, call: ProgramCall, dtype: str, kernels: Kerne
     parts, tokens = rules.parts("experts"), call.group_tokens(rules)
     elements = device_weights(config, rules).elements["experts"] / max(1, len(config.moe_layers))
     shape = Shape.of(experts=num_places(config.num_experts, parts) // parts, inputs=config.embed_dim, elements=elements)
-    rows = setting.routing.busiest(parts, tokens)
-    return kernels.experts_for(shape).spent(setting.hardware.device(dtype), shape, tokens, rows, ITEM_SIZES[dtype])
+    terms = kernels.experts_for(shape)
+    load = Load.of(tokens, config.experts_per_token, setting.routing.busiest(parts, tokens), terms.tiles)
+    return terms.spent(setting.hardware.device(dtype), shape, load, ITEM_SIZES[dtype])
 
 
 def _and(first: Phase, second: Phase) -> Phase:

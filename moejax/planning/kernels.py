@@ -5,7 +5,7 @@ has the formulas with what they explain and what they miss. Imports no JAX.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -13,6 +13,9 @@ import numpy as np
 from jaxtyping import Int
 
 MATRICES = 3  # of an expert: gate, up, down
+ACTIVATION = 2  # bytes of a number between products, whatever the weights' are
+
+Number = Any  # a float, or an array of floats: formulas hold for one layer and, while fitting, for many at once
 
 
 class Spent(NamedTuple):
@@ -21,13 +24,13 @@ class Spent(NamedTuple):
     computing: of all matrix products, hidden or not.
     """
 
-    fixed: float = 0.0
-    reading: float = 0.0
-    beyond: float = 0.0
-    computing: float = 0.0
+    fixed: Number = 0.0
+    reading: Number = 0.0
+    beyond: Number = 0.0
+    computing: Number = 0.0
 
     @property
-    def seconds(self) -> float:
+    def seconds(self) -> Number:
         return self.fixed + self.reading + self.beyond
 
     def times(self, count: float) -> "Spent":
@@ -63,7 +66,7 @@ class ProductTerms:
     rate: float = _term(0.001, 1.5)
     overlap: float = _term(1, 100)
 
-    def spent(self, device: Device, bytes_read: float, flops: float, count: float = 1) -> Spent:
+    def spent(self, device: Device, bytes_read: Number, flops: Number, count: float = 1) -> Spent:
         """`count` products that together read so many bytes and compute so many FLOPs."""
         reading = bytes_read / (device.bandwidth * self.bandwidth)
         computing = flops / (device.rate * self.rate)
@@ -80,7 +83,7 @@ class StepTerms:
     bandwidth: float = _term(0.01, 1.5)
     queries: float = _term(0, 1000)
 
-    def spent(self, device: Device, cache_read: float, query_bytes: float) -> Spent:
+    def spent(self, device: Device, cache_read: Number, query_bytes: Number) -> Spent:
         reading = cache_read / (device.bandwidth * self.bandwidth)
         return Spent(self.fixed, reading, self.queries * query_bytes / device.bandwidth)
 
@@ -95,7 +98,7 @@ class PromptTerms:
     rate: float = _term(0.001, 1.5)
     copies: float = _term(0, 1000)
 
-    def spent(self, device: Device, flops: float, bytes_read: float) -> Spent:
+    def spent(self, device: Device, flops: Number, bytes_read: Number) -> Spent:
         reading = self.copies * bytes_read / device.bandwidth
         computing = flops / (device.rate * self.rate)
         return Spent(self.fixed, reading, computing, computing)
@@ -108,7 +111,7 @@ class BetweenTerms:
     fixed: float = _term(0, 1)
     copies: float = _term(0, 1000)
 
-    def spent(self, device: Device, residual_bytes: float) -> Spent:
+    def spent(self, device: Device, residual_bytes: Number) -> Spent:
         return Spent(self.fixed, self.copies * residual_bytes / device.bandwidth)
 
 
@@ -116,9 +119,9 @@ class BetweenTerms:
 class Shape:
     """A layer's experts on one device: `experts` of them, products between `inputs` and `width` columns."""
 
-    experts: int
-    inputs: int
-    width: int
+    experts: Number
+    inputs: Number
+    width: Number
 
     @classmethod
     def of(cls, *, experts: int, inputs: int, elements: float) -> "Shape":
@@ -126,9 +129,37 @@ class Shape:
         return cls(experts=experts, inputs=inputs, width=round(elements / (MATRICES * inputs)))
 
     @property
-    def elements(self) -> int:
+    def elements(self) -> Number:
         """Of one expert's weights."""
         return MATRICES * self.inputs * self.width
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """What a layer's experts have to do on one device, each number a mean over samples.
+
+    tokens: of the group.  elsewhere: rows (token and expert) of other devices' experts.
+    active: experts here that have rows.  rows: of all of them.
+    filled: by rows of a tile, the rows when those of each expert are filled up to whole tiles.
+    """
+
+    tokens: Number
+    elsewhere: Number
+    active: Number
+    rows: Number
+    filled: Mapping[int, Number]
+
+    @classmethod
+    def of(cls, tokens: int, chosen: int, rows: Int[np.ndarray, "samples E"], tiles: Collection[int]) -> "Load":
+        """From the rows of each expert, of `chosen` experts per token."""
+        here = float(rows.sum(axis=1).mean())
+        return cls(
+            tokens=tokens,
+            elsewhere=tokens * chosen - here,
+            active=float((rows > 0).sum(axis=1).mean()),
+            rows=here,
+            filled={tile: float((-(-rows // tile) * tile).sum(axis=1).mean()) for tile in tiles},
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +174,9 @@ class ExpertTerms:
     overlap: see `overlapped`.
     narrow: columns that are computed besides those of each expert: what a thin part of one costs beyond its size.
     copies: how often each row's activations are written and read besides.
+    elsewhere: how often the activations of each row of other devices' experts are written all the same.
+    again: the share of an expert's weights that each further tile of rows reads from memory again, where one expert does
+        not fit the device's cache.
     cached: by how much faster weights are read that fit the device's cache and were read just before. Only a benchmark
         does that, over and over with one layer: `resident` asks for it.
     """
@@ -154,44 +188,35 @@ class ExpertTerms:
     copies: float = _term(0, 1000)
     per_token: float = _term(0, 1e-3)
     per_expert: float = _term(0, 1e-3)
+    elsewhere: float = _term(0, 1000)
+    again: float = _term(0, 10, 0.0)
     cached: float = _term(1, 100, 1.0)
     tiles: Mapping[int, float] = _term(0.0001, 1.5)
     by_tokens: bool = False
 
-    def spent(
-        self,
-        device: Device,
-        shape: Shape,
-        tokens: int,
-        rows: Int[np.ndarray, "samples E"],
-        item: float,
-        *,
-        resident: bool = False,
-    ) -> Spent:
-        """One layer, the mean over samples of each expert's rows on the busiest device.
-
-        tokens: of the group.  item: bytes of a weight; an activation takes 2.
-        """
-        read = float((rows > 0).sum(axis=1).mean()) * shape.elements * item
+    def spent(self, device: Device, shape: Shape, load: Load, item: float, *, resident: bool = False) -> Spent:
+        """One layer.  item: bytes of a weight."""
+        read = load.active * shape.elements * item
+        tiles = load.filled[max(self.tiles)] / max(self.tiles)
+        expert = shape.elements * item
+        read = read + np.where(expert > device.cache_bytes, self.again * (tiles - load.active) * expert, 0.0)
         reading = read / (device.bandwidth * self.bandwidth)
-        if resident and read <= device.cache_bytes:
-            reading /= self.cached
+        if resident:
+            reading = reading / np.where(read <= device.cache_bytes, self.cached, 1.0)
         flops_per_row = 2 * MATRICES * shape.inputs * (shape.width + self.narrow)
-        computing = min(
-            float((-(-rows // tile) * tile).sum(axis=1).mean()) * flops_per_row / (device.rate * share)
-            for tile, share in self._used(tokens, shape.experts)
-        )
-        moved = float(rows.sum(axis=1).mean()) * (2 * shape.inputs + MATRICES * shape.width) * 2
-        fixed = self.fixed + tokens * self.per_token + shape.experts * self.per_expert
+        computing = self._tiles_rows(load, shape) * flops_per_row / device.rate
+        moved = load.rows * (2 * shape.inputs + MATRICES * shape.width) * ACTIVATION
+        moved = self.copies * moved + self.elsewhere * load.elsewhere * shape.inputs * ACTIVATION
+        fixed = self.fixed + load.tokens * self.per_token + shape.experts * self.per_expert
         beyond = overlapped(reading, computing, self.overlap) - reading
-        return Spent(fixed, reading, beyond + self.copies * moved / device.bandwidth, computing)
+        return Spent(fixed, reading, beyond + moved / device.bandwidth, computing)
 
-    def _used(self, tokens: int, experts: int) -> Iterator[tuple[int, float]]:
+    def _tiles_rows(self, load: Load, shape: Shape) -> Number:
+        """Rows as if they were computed at the whole matrix rate."""
+        rows = {tile: load.filled[tile] / share for tile, share in self.tiles.items()}
         if not self.by_tokens:
-            yield from self.tiles.items()
-            return
-        tile = min(self.tiles) if tokens <= experts else max(self.tiles)
-        yield tile, self.tiles[tile]
+            return np.min(list(rows.values()), axis=0)
+        return np.where(load.tokens <= shape.experts, rows[min(rows)], rows[max(rows)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,12 +257,12 @@ class Software:
     products: int = 3
 
 
-def overlapped(first: float, second: float, exponent: float) -> float:
+def overlapped(first: Number, second: Number, exponent: float) -> Number:
     """Seconds of two things done at the same time: (first^p + second^p)^(1/p), their sum for 1, their maximum for
     infinity.
     """
-    longer, shorter = max(first, second), min(first, second)
-    return longer * (1 + (shorter / longer) ** exponent) ** (1 / exponent) if shorter > 0 else longer
+    longer, shorter = np.maximum(first, second), np.minimum(first, second)
+    return longer * (1 + (shorter / np.maximum(longer, 1e-30)) ** exponent) ** (1 / exponent)
 
 
 def curve_seconds(curve: Mapping[int, float], size: float) -> float:
