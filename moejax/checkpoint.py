@@ -31,6 +31,7 @@ from moejax.families.hf_config import quantisation, read_config_json
 from moejax.families.mistral_release import PARAMS, RENAMED, STEM, is_release
 from moejax.families.settling import check_count, not_derived, settle_head
 from moejax.families.table import RANDOM, family_of, from_hf, from_params
+from moejax.text.token_files import GENERATION, read_object
 from moejax.text.tokenizer import Tokenizer
 from moejax.weights.weight import LogicalTensor
 
@@ -50,6 +51,7 @@ class Checkpoint:
     dtype: of most of its bytes.  config_eos_ids: what generation_config.json and config.json say ends a text.
     remarks: where the weights are not what config.json leads one to expect, and what is done then.
     has_config: whether it has a config.json; else it is in Mistral's own layout.
+    generation: what generation_config.json says.
     not_derived: tensors that are not read and do not follow from config.json, with what is the matter.
     """
 
@@ -61,6 +63,7 @@ class Checkpoint:
     remarks: tuple[str, ...] = ()
     not_derived: Mapping[str, str] = field(default_factory=dict)
     has_config: bool = True
+    generation: Mapping[str, object] = field(default_factory=dict)
 
     def plan(self, expected: Mapping[str, LogicalTensor]) -> TensorPlan:
         """Which tensor fills which path.
@@ -84,7 +87,7 @@ class Checkpoint:
         Raises:
             ValueError: for files that are no tokenizer.
         """
-        return Tokenizer.from_folder(self.folder)
+        return Tokenizer.from_folder(self.folder, self.generation)
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
@@ -108,6 +111,11 @@ class Checkpoint:
         if tokenizer is None:
             return None
         remarks = []
+        if tokenizer.repeated_templates:
+            remarks.append(
+                f"tokenizer_config.json has more than one chat template named {listed(tokenizer.repeated_templates)}: "
+                "the last one counts, as in transformers"
+            )
         if tokenizer.num_ids > rows:
             beyond = [i for i in tokenizer.vocabulary if i >= rows]
             remarks.append(
@@ -148,17 +156,17 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
     other = not_derived(tensors, config)
     about_others = (f"{folder}: {listed(other)}: {next(iter(other.values()))}",) if other else ()
     config, tensors, about_head = settle_head(tensors, config)
-    generation = folder / "generation_config.json"
-    side = read_config_json(generation) if os.path.lexists(generation) else {}
+    generation = read_object(folder, GENERATION)
     return Checkpoint(
         folder=folder,
         config=config,
         tensors=tensors,
         dtype=_main_dtype(tensors),
-        config_eos_ids=_config_eos_ids(((side, generation), (raw, path)), config.vocab_size),
+        config_eos_ids=_config_eos_ids(((generation, folder / GENERATION), (raw, path)), config.vocab_size),
         remarks=(*about_head, *about_others, *_about_adapter(folder)),
         not_derived=other,
         has_config=not released,
+        generation=generation,
     )
 
 

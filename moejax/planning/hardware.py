@@ -138,7 +138,7 @@ def hardware_toml(hardware: Hardware) -> str:
 
 def _read(path: Path) -> Hardware:
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise ValueError(
             f"{path}: there is no such file; the hardware that comes with moejax is {', '.join(shipped_hardware())}"
