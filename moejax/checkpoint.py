@@ -23,7 +23,7 @@ from convert import (
     rename,
     split_fused,
 )
-from convert.contents import download_original, of_file, other_kind
+from convert.contents import about_file, download_original, other_kind
 from convert.errors import listed
 from convert.files import CONVERTED, DOWNLOADED
 from moejax.families.config import ModelConfig
@@ -135,6 +135,14 @@ def _about_adapter(folder: Path) -> tuple[str, ...]:
     return (f"{folder}: the LoRA adapter beside the weights (adapter_config.json) is not applied; merge it first",)
 
 
+def _about_index(tensors: "Tensors") -> tuple[str, ...]:
+    index = None if isinstance(tensors, convert.OrbaxFolder) else tensors.unread_index
+    if index is None:
+        return ()
+    (single,) = {tensor.file.name for tensor in tensors.tensors.values()}
+    return (f"{index.parent}: {single} is read, as transformers does; what {index.name} names beside it is not",)
+
+
 def open_checkpoint(source: str | Path) -> Checkpoint:
     """Opens the folder that `source` names ("demo" is the one in this package) and reads its side files.
 
@@ -163,7 +171,7 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
         tensors=tensors,
         dtype=_main_dtype(tensors),
         config_eos_ids=_config_eos_ids(((generation, folder / GENERATION), (raw, path)), config.vocab_size),
-        remarks=(*about_head, *about_others, *_about_adapter(folder)),
+        remarks=(*about_head, *about_others, *_about_index(tensors), *_about_adapter(folder)),
         not_derived=other,
         has_config=not released,
         generation=generation,
@@ -202,9 +210,7 @@ def _find_folder(source: str | Path) -> Path:
     if folder.is_dir():
         return folder
     if folder.is_file():
-        if (kind := of_file(folder)) is not None:
-            raise ValueError(f"{source} is {kind}; {download_original(folder.parent)}")
-        raise ValueError(f"{source} is a file; give the folder that holds config.json and the safetensors files")
+        raise ValueError(about_file(folder))
     if str(source).startswith(RANDOM):
         raise ValueError(
             f"{source} has random weights, which are in no file; give 'demo', the folder of a Hugging Face checkpoint "
