@@ -266,6 +266,8 @@ def test_other_methods(live: Live, method: str) -> None:
             answer = client.request(method, path)
             assert answer.status_code == (200 if method == "HEAD" else 405)
             assert answer.content == b"" if method == "HEAD" else error_of(answer)
+            assert answer.headers.get("allow") == (None if method == "HEAD" else "GET, HEAD")
+        assert client.get("/v1/chat/completions").headers["allow"] == "POST"
 
 
 def test_tokens_there_and_back(live: Live) -> None:
