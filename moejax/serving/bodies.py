@@ -19,6 +19,7 @@ from moejax.serving.engine import Engine
 from moejax.serving.errors import ApiError, too_long
 from moejax.serving.fair_queue import share_of
 from moejax.serving.settings import AppSettings
+from moejax.serving.wrong_fields import wrong_field
 
 INLINE_BYTES = 64 << 10  # a larger body is parsed in a thread: it could take longer than others should wait
 MAX_KEYS = 1024  # of an object whose keys are looked at
@@ -87,7 +88,7 @@ def parse(raw: bytes, kind: type[Body], most: Mapping[str, int], gzip_limit: int
     try:
         return kind.model_validate(value)
     except ValidationError as error:
-        raise _refusal(error) from None  # the error holds the whole body
+        raise wrong_field(error, kind) from None  # the error holds the whole body
 
 
 def _unpacked(raw: bytes, limit: int) -> bytes:
@@ -149,18 +150,6 @@ def _check_counts(value: dict[str, Any], most: Mapping[str, int]) -> None:
 def _check_tokens(param: str, what: str, items: Any, most: int) -> None:
     if isinstance(items, list) and len(items) > most:
         raise too_long(f"{len(items)} {what}", most, param=param)
-
-
-def _refusal(error: ValidationError) -> ApiError:
-    """The first thing that is wrong with a body, by the name of its field."""
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    where = [str(part) for part in first["loc"]]
-    code = "missing_required_parameter" if first["type"] == "missing" else "invalid_type"
-    if where[:1] == ["prompt"] and first["type"] != "missing":
-        message = "prompt must be a string, a list of strings, a list of token ids, or a list of such lists"
-    else:
-        message = f"{'.'.join(where) or 'the body'}: {first['msg']}"
-    return ApiError(400, message[:300], param=where[0] if where else None, code=code)
 
 
 def _says_json(content_type: str) -> bool:

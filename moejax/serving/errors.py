@@ -52,10 +52,10 @@ class ApiError(Exception):
         return json_response(self.body(), status=self.status, headers=headers)
 
 
-def too_long(got: str, most: int, *, param: str) -> ApiError:
-    """The error for a prompt that the model's context does not hold, which clients know by its code."""
+def too_long(got: str, most: int, *, param: str, advice: str = "shorten it") -> ApiError:
+    """The error for a request that the model's context does not hold, which clients know by its code."""
     message = f"this model's maximum context length is {most} tokens (max_seq_len), but the request has {got}"
-    return ApiError(400, f"{message}: shorten it", param=param, code="context_length_exceeded")
+    return ApiError(400, f"{message}: {advice}", param=param, code="context_length_exceeded")
 
 
 def json_bytes(value: Any) -> bytes:

@@ -82,7 +82,9 @@ def test_what_is_wrong_throughout_costs_little(
 def test_one_mistake_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many items are wrong, as few of them are described as of one wrong item."""
     found: list[int] = []
-    monkeypatch.setattr(bodies, "_refusal", lambda error: found.append(error.error_count()) or ApiError(400, ""))
+    monkeypatch.setattr(
+        bodies, "wrong_field", lambda error, kind: found.append(error.error_count()) or ApiError(400, "")
+    )
     for count in (1, 300):
         for fields in ({"stop": many("1", count)}, {"prompt": f'["a",{many("1", count)[1:-1]}]'}):
             with pytest.raises(ApiError):

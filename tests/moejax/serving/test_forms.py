@@ -56,8 +56,8 @@ REFUSED_MESSAGES: dict[str, tuple[list[Any], tuple[str, ...]]] = {
     "a user without content": ([{"role": "user", "content": None}], ("messages[0].content", "assistant")),
     "a tool without content": ([{"role": "tool"}], ("messages[0].content",)),
     "no role": ([{"content": "a"}], ("role",)),
-    "text": (["a"], ("messages.0",)),
-    "a number": ([{"role": "user", "content": 1}], ("messages.0.content",)),
+    "text": (["a"], ("messages[0]",)),
+    "a number": ([{"role": "user", "content": 1}], ("messages[0].content",)),
 }
 
 # Fields that are taken by both kinds of requests, with a value of each form that they have.
@@ -221,10 +221,21 @@ def test_every_field_of_the_official_client_has_a_row(path: str, params: Any, re
     assert get_type_hints(request_type)
 
 
+CHAT = {"messages": [{"role": "user", "content": "a"}]}
+
+
 @pytest.mark.parametrize(
     ("asked", "status", "code", "param"),
     [
-        ({"max_tokens": 400}, 400, "context_length_exceeded", "prompt"),
+        ({"max_tokens": 400}, 400, "context_length_exceeded", "max_tokens"),
+        ({"max_tokens": 400, "prompt": [5] * 320}, 400, "context_length_exceeded", "prompt"),
+        ({**CHAT, "max_tokens": 400}, 400, "context_length_exceeded", "max_tokens"),
+        (
+            {**CHAT, "max_tokens": None, "max_completion_tokens": 400},
+            400,
+            "context_length_exceeded",
+            "max_completion_tokens",
+        ),
         ({"prompt": [5] * 321}, 400, "context_length_exceeded", "prompt"),
         ({"prompt": "a" * 321}, 400, "context_length_exceeded", "prompt"),
         ({"messages": [{"role": "user", "content": "a" * 321}]}, 400, "context_length_exceeded", "messages"),
