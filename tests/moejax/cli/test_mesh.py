@@ -40,7 +40,7 @@ MISTAKES: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
         (*COMPARE, "--devices", "4", "--hardware", "v100-32gb"),
         ("v100-32gb", "bfloat16", "--dtype float16 or float32"),
     ),
-    ((*EIGHT, "--dtype", "int8"), ("'int8'", "bfloat16", "float16", "float32", "auto")),
+    ((*EIGHT, "--dtype", "int8"), ("--dtype", "bfloat16", "float16", "float32", "auto", "'int8'")),
     ((*EIGHT, "-b", "1,0"), ("--batch-size", "1 to 100,000", "got '1,0'")),
     ((*EIGHT, "-b", "many"), ("--batch-size", "1 to 100,000", "got 'many'")),
     ((*EIGHT, "-b", "100001"), ("--batch-size", "1 to 100,000", "got '100001'")),
