@@ -31,7 +31,7 @@ from moejax.families.hf_config import quantisation, read_config_json
 from moejax.families.mistral_release import PARAMS, RENAMED, STEM, is_release
 from moejax.families.settling import check_count, not_derived, settle_head
 from moejax.families.table import RANDOM, family_of, from_hf, from_params
-from moejax.text.token_files import GENERATION, read_object
+from moejax.text.token_files import GENERATION
 from moejax.text.tokenizer import Tokenizer
 from moejax.weights.weight import LogicalTensor
 
@@ -164,13 +164,14 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
     other = not_derived(tensors, config)
     about_others = (f"{folder}: {listed(other)}: {next(iter(other.values()))}",) if other else ()
     config, tensors, about_head = settle_head(tensors, config)
-    generation = read_object(folder, GENERATION)
+    side = folder / GENERATION
+    generation = read_config_json(side) if os.path.lexists(side) else {}
     return Checkpoint(
         folder=folder,
         config=config,
         tensors=tensors,
         dtype=_main_dtype(tensors),
-        config_eos_ids=_config_eos_ids(((generation, folder / GENERATION), (raw, path)), config.vocab_size),
+        config_eos_ids=_config_eos_ids(((generation, side), (raw, path)), config.vocab_size),
         remarks=(*about_head, *about_others, *_about_index(tensors), *_about_adapter(folder)),
         not_derived=other,
         has_config=not released,
