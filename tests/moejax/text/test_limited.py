@@ -79,7 +79,7 @@ def test_interrupted_while_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("os.read", interrupt)
+        patched.setattr(limited._Process, "_received", interrupt)
         with pytest.raises(KeyboardInterrupt):
             tokenizer.encode("list")
     assert tokenizer.decode(tokenizer.encode("the")) == "the"
