@@ -24,6 +24,7 @@ from moejax.serving.wrong_fields import wrong_field
 INLINE_BYTES = 64 << 10  # a larger body is parsed in a thread: it could take longer than others should wait
 MAX_KEYS = 1024  # of an object whose keys are looked at
 MAX_CONTAINERS = 50_000  # objects and lists of a body. 4 MiB hold 1.4 million, which take a second and 100 MB to build
+_GZIP = ("gzip", "x-gzip")  # one and the same, in HTTP
 _STRINGS = re.compile(
     rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL
 )  # an unfinished one, too: else the search would be quadratic
@@ -46,15 +47,16 @@ async def read_body(request: Request, kind: type[Body]) -> Body:
         got = f"got {sent[:80]!r}" if sent else "there is none"
         raise ApiError(400, f"send content-type: application/json ({got}); without it no body is read")
     packing = headers.get("content-encoding", "identity").strip().lower()
-    if packing not in ("identity", "gzip"):
-        raise ApiError(415, f"content-encoding {packing[:80]!r} is not supported: send gzip, or the body as it is")
+    if packing not in ("identity", *_GZIP):
+        message = f"content-encoding {packing[:80]!r} is not supported: send gzip, or the body as it is"
+        raise ApiError(415, message, headers={"Accept-Encoding": "gzip"})
     raw = await _received(request)
     engine: Engine = request.app.state.engine
     settings: AppSettings = request.app.state.settings
     counts = {"prompt": share_of(engine.settings.max_queue), "tokens": engine.model.max_seq_len}
     if packing == "identity" and len(raw) <= INLINE_BYTES:
         return parse(raw, kind, counts)
-    limit = settings.max_request_bytes if packing == "gzip" else None
+    limit = settings.max_request_bytes if packing in _GZIP else None
     return await asyncio.get_running_loop().run_in_executor(_parser, parse, raw, kind, counts, limit)
 
 
@@ -102,6 +104,8 @@ def _unpacked(raw: bytes, limit: int) -> bytes:
         raise ApiError(413, message, code="request_too_large")
     if not unpacker.eof:
         raise ApiError(400, "content-encoding says gzip, but the body ends before its gzip data do")
+    if rest := len(unpacker.unused_data):
+        raise ApiError(400, f"the body has {rest} bytes behind its gzip data: pack it all in one")
     return plain
 
 
