@@ -102,10 +102,10 @@ def about_file(file: Path) -> str:
     if kind is None:
         return f"{file} is a file; give the folder that holds config.json and the safetensors files"
     if kind is not _PICKLE:
-        return f"{file} is {kind}; {download_original(folder)}"
+        return f"{file} holds {kind}; {download_original(folder)}"
     resaved = file.name.startswith("pytorch_model") and (folder / "config.json").is_file()
     advice = _resaved(folder) if resaved else download_original(folder)
-    return f"{file} is {kind}, and pickle can run code; {advice}"
+    return f"{file} holds {kind}, and pickle can run code; {advice}"
 
 
 def download_original(folder: Path) -> str:
@@ -160,7 +160,11 @@ def _start(file: Path) -> bytes:
 
 def _text(file: Path) -> str:
     try:
-        return file.read_text(errors="replace") if file.is_file() and file.stat().st_size <= _SHORT else ""
+        return (
+            file.read_text(encoding="utf-8-sig", errors="replace")
+            if file.is_file() and file.stat().st_size <= _SHORT
+            else ""
+        )
     except OSError:
         return ""
 

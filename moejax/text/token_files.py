@@ -122,7 +122,7 @@ def read_text(folder: Path, name: str) -> str | None:
     try:
         return None if raw is None else raw.decode()
     except UnicodeDecodeError as error:
-        raise CheckpointError(f"{folder / name}: cannot be read as UTF-8 text: {error}") from error
+        raise CheckpointError(f"{folder / name}: cannot be read as UTF-8 text ({error}); save it as UTF-8") from error
 
 
 def read_object(folder: Path, name: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from convert.errors import CheckpointError, shown
-from convert.files import decoded, parse_object
+from convert.files import DOWNLOADED, decoded, parse_object
 from moejax.text.byte_pieces import (
     FALLBACK,
     ByteForm,
@@ -102,6 +102,8 @@ class Tokenizer:
         except ValueError as error:
             if name == _JSON:  # what is no JSON at all is said as of any other file
                 parse_object(str(folder / name), read_bytes(folder, name) or b"")
+            if "recursion limit" in str(error):  # its library stops before Python does
+                raise CheckpointError(f"{folder / name} is nested too deeply; {DOWNLOADED.made}") from error
             raise CheckpointError(f"{folder / name}: {error}") from error
         vocabulary = dict(zip(found["ids"], found["pieces"], strict=True))
         ids = {piece: i for i, piece in vocabulary.items()}

@@ -110,6 +110,12 @@ def test_a_mistake_is_one_line(call: Call, arguments: tuple[str, ...], facts: tu
     error_line(outcome.err, *facts)
 
 
+def test_a_file_of_weights_in_the_place_of_a_model_is_named(call: Call, tmp_path: Path) -> None:
+    path = tmp_path / "model.Q4_K_M.gguf"
+    path.write_bytes(b"GGUF")
+    error_line(call("mesh", "show", "--model", path, "--mesh", "expert=2").err, path, "GGUF", "hf download")
+
+
 def test_a_hardware_file_with_an_impossible_number_is_refused(call: Call, tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     shipped = (ROOT / "moejax/planning/devices/h200.toml").read_text()

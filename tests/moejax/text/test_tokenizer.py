@@ -310,6 +310,17 @@ def test_add_bos_token_without_a_bos_token(tmp_path: Path) -> None:
         Tokenizer.from_folder(tmp_path)
 
 
+def test_nested_deeper_than_its_library_reads(tmp_path: Path) -> None:
+    save(tmp_path, sentencepiece())
+    tree = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
+    for _ in range(200):
+        tree["normalizer"] = {"type": "Sequence", "normalizers": [tree["normalizer"]]}
+    write(tmp_path / "tokenizer.json", tree)
+    with refuses(CheckpointError, tmp_path / "tokenizer.json", "nested") as caught:
+        Tokenizer.from_folder(tmp_path)
+    assert "recursion" not in str(caught.value)
+
+
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
 def test_byte_order_marks(tmp_path: Path, name: str) -> None:
     """Editors of Windows write one; what is UTF-16 throughout is told."""
