@@ -29,10 +29,10 @@ class HostGuard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        given = [value for name, value in scope["headers"] if name == b"host"]
+        host = dict(scope["headers"]).get(b"host")  # h11 refuses two
         try:
-            if given:  # HTTP/1.0 has none, and no browser speaks it
-                self._hosts.check(b",".join(given).decode("latin-1"))  # as HTTP joins those of one name
+            if host is not None:  # HTTP/1.0 has none, and no browser speaks it
+                self._hosts.check(host.decode("latin-1"))
         except ApiError as error:
             await error.response()(scope, receive, send)
             return
