@@ -10,10 +10,12 @@ from rich.table import Table
 from rich.text import Text
 
 from moejax.cli.console import printable
-from moejax.cli.mesh_words import batch_note, crossover_table, definitions, impossible, missing, verdicts
+from moejax.cli.mesh_answers import count_lines, miss_word
+from moejax.cli.mesh_words import batch_note, crossover_table, definitions, impossible, missing, said, verdicts
 from moejax.planning.hardware import Hardware
 from moejax.planning.objectives import OBJECTIVES
 from moejax.planning.rows import MeshRow, Phase
+from moejax.planning.serve_command import served_checkpoint
 from moejax.planning.units import BYTES, SECONDS, Unit, amount, common_unit, number
 from moejax.runtime.buckets import MAX_SEQUENCES, MAX_SERVED_SEQUENCES
 
@@ -59,7 +61,7 @@ def compare_tables(
     hardware: Hardware,
     *,
     model: str,
-    devices: int,
+    devices: str,
     usable_fraction: float,
     objective: str,
     fits_with: Sequence[str],
@@ -72,17 +74,17 @@ def compare_tables(
         fits_with: flags of which each makes a model fit that does not.
         width: columns of the terminal.
     """
-    work = rows[0].workload
-    yield Text(printable(f"{model} on {devices:,} x {hardware.title}"), style="bold")
-    yield Text(
-        f"{amount(rows[0].usable_bytes, BYTES)} of {amount(hardware.memory_bytes, BYTES)} usable each "
-        f"({usable_fraction:g}), {work.dtype}, prompts of {work.input_len:,} tokens, {work.context:,} in the cache"
-    )
+    yield from setting(rows[0], hardware, f"{model} on {devices}", usable_fraction)
+    checkpoint = served_checkpoint(model)
     usable = [row for row in rows if row.fits]
     if not usable:
         fewest = min(row.workload.batch_size for row in rows)
         rows = [row for row in rows if row.workload.batch_size == fewest]
-        yield from (Padding(verdicts(rows, objective), (1, 0, 0, 0)), *impossible(rows), missing(rows, fits_with))
+        yield from (
+            Padding(verdicts(rows, objective, checkpoint, width), (1, 0, 0, 0)),
+            *impossible(rows),
+            missing(rows, fits_with),
+        )
         return
     units = _units(usable)
     for batch in dict.fromkeys(row.workload.batch_size for row in rows):
@@ -91,12 +93,25 @@ def compare_tables(
         fitting = [row for row in chosen if row.fits]
         if fitting:
             yield _table(fitting, units, OBJECTIVES[objective].column, width)
-        yield verdicts(chosen, objective)
+        yield verdicts(chosen, objective, checkpoint, width)
         if not fitting:
             yield missing(chosen, ())
+    if rows[0].targets and len({row.batch_size for row in rows}) > 1:
+        yield Padding(Text("of these batch sizes", style="bold"), (1, 0, 0, 0))
+        yield said(count_lines(rows, checkpoint, width))
     yield from (Padding(table, (1, 0, 0, 0)) for table in impossible(rows))
     yield Padding(definitions(_words(usable, objective)), (1, 0, 0, 0))
     yield from crossover_table(rows, hardware)
+
+
+def setting(row: MeshRow, hardware: Hardware, what: str, usable_fraction: float) -> Iterator[Text]:
+    """What was compared, of which `row` is one, and `what` names the model and the number of devices."""
+    work = row.workload
+    yield Text(printable(f"{what} x {hardware.title}"), style="bold")
+    yield Text(
+        f"{amount(row.usable_bytes, BYTES)} of {amount(hardware.memory_bytes, BYTES)} usable each "
+        f"({usable_fraction:g}), {work.dtype}, prompts of {work.input_len:,} tokens, {work.context:,} in the cache"
+    )
 
 
 def _units(rows: Sequence[MeshRow]) -> Units:
@@ -149,6 +164,8 @@ def _columns(rows: Sequence[MeshRow], units: Units, ranked_by: str) -> list[Colu
         "most": ("", [f"{row.largest_batch:,}" for row in rows]),
         "peak": ("tok/s", [number(row.peak_tokens_per_second) if row.built else "" for row in rows]),
     }
+    if rows[0].targets:
+        cells["misses"] = ("", [miss_word(row) if row.built else "" for row in rows])
     for row in rows:
         assert row.decode and row.prefill and row.footprint, "it fits"
         cells["memory"][1].append(number(row.footprint.total / units.memory.scale))
@@ -194,8 +211,10 @@ def _words(rows: Sequence[MeshRow], objective: str) -> list[tuple[str, Text]]:
     for letter, name, field, colour in PARTS:
         if any(getattr(row.decode, field) for row in rows):
             step.append(f"{letter} ", style=colour).append(f"{name}  ")
+    targets = rows[0].targets
+    by = ", those first that miss no target; the others by how far they are from the one that they miss most"
     words = [
-        ("*", Text("what the rows are ranked by")),
+        ("*", Text(f"what the rows are ranked by{by if targets else ''}")),
         ("d e t", Text("devices along data, expert and tensor")),
         ("read", Text("distinct experts that the busiest device reads, per layer; 1/t of each along tensor")),
         ("imb", Text("rows (token and expert) of the busiest device over the mean")),
@@ -210,6 +229,8 @@ def _words(rows: Sequence[MeshRow], objective: str) -> list[tuple[str, Text]]:
         ),
         ("peak", Text("tokens/s with so many sequences")),
     ]
+    if targets:
+        words.append(("misses", Text(f"of the targets {targets}, where TPOT is a step of decoding")))
     if not all(row.built for row in rows):
         ragged = "what an exchange could bring that sends a token only to the devices of its experts; no dispatch does"
         words.append(("not built", Text(ragged)))

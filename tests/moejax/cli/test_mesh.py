@@ -33,8 +33,8 @@ MISTAKES: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
         (*COMPARE, "--devices", "8", "--hardware", "h100"),
         ("'h100'", "a100-80gb, cpu, h100-sxm, h200, l40s, v100-32gb", "'h100-sxm'"),
     ),
-    ((*COMPARE, "--devices", "0", "--hardware", "h200"), ("--devices", "1", "got 0")),
-    ((*COMPARE, "--devices", "-4", "--hardware", "h200"), ("--devices", "1", "got -4")),
+    ((*COMPARE, "--devices", "0", "--hardware", "h200"), ("--devices", "1", "got '0'")),
+    ((*COMPARE, "--devices", "-4", "--hardware", "h200"), ("--devices", "1", "got '-4'")),
     ((*COMPARE, "--devices", "x", "--hardware", "h200"), ("--devices", "got 'x'")),
     (
         (*COMPARE, "--devices", "4", "--hardware", "v100-32gb"),
