@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 
-from rich.box import SIMPLE_HEAD
 from rich.console import RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from moejax.cli.mesh_answers import count_lines, miss_word, without
+from moejax.cli.mesh_columns import NARROW, WIDE, Column, dispatch, drawn, meshes, room, spared
 from moejax.cli.mesh_tables import setting
 from moejax.cli.mesh_words import batch_note, definitions, missing, said
 from moejax.planning.hardware import Hardware
@@ -16,6 +16,8 @@ from moejax.planning.rows import MeshRow
 from moejax.planning.serve_command import served_checkpoint
 from moejax.planning.sweep import answer, first_of_each_count
 from moejax.planning.units import BYTES, SECONDS, common_unit, number
+
+SPARED = ("memory", "dispatch", "user", "best")  # columns that a terminal too narrow for all goes without
 
 
 def sweep_tables(
@@ -42,7 +44,7 @@ def sweep_tables(
         chosen = [row for row in rows if row.batch_size == batch]
         yield Padding(Text.assemble((f"batch {batch:,}", "bold"), batch_note(batch)), (1, 0, 0, 0))
         if firsts := first_of_each_count(chosen, objective):
-            yield _table(firsts, chosen)
+            yield _table(firsts, chosen, width)
         yield said([*count_lines(chosen, checkpoint, width), *without(chosen)])
     if len(batches) > 1:
         yield Padding(Text("of these batch sizes", style="bold"), (1, 0, 0, 0))
@@ -50,32 +52,28 @@ def sweep_tables(
     yield Padding(definitions(_words(rows[0], objective)), (1, 0, 0, 0))
 
 
-def _table(firsts: Sequence[MeshRow], rows: Sequence[MeshRow]) -> Table:
+def _table(firsts: Sequence[MeshRow], rows: Sequence[MeshRow], width: int) -> Table:
     """A row for each number of devices; the last column names what `rows` has no better one for."""
-    found = answer(rows)
     memory = common_unit((row.footprint.total for row in firsts if row.footprint), BYTES)
     ttft = common_unit((row.ttft_seconds for row in firsts), SECONDS)
     tpot = common_unit((row.tpot_seconds for row in firsts), SECONDS)
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), expand=False)
-    headings = ("devices", "d e t", "dispatch", f"memory\n{memory.name}", f"TTFT\n{ttft.name}", f"TPOT\n{tpot.name}")
-    for heading in (*headings, "tok/s\nuser", "tok/s\ndevice", *(("misses",) if firsts[0].targets else ()), ""):
-        table.add_column(heading, justify="left" if heading in ("dispatch", "misses", "") else "right", no_wrap=True)
-    for row in firsts:
-        assert row.footprint, "it fits"
-        best = {"fewest": found.fewest, "most": found.most, "nearest": found.nearest}
-        table.add_row(
-            f"{row.devices:,}",
-            " ".join(map(str, row.split.mesh.shape.values())),
-            row.split.dispatch if row.split.mesh.expert > 1 else "",
-            number(row.footprint.total / memory.scale),
-            number(row.ttft_seconds / ttft.scale),
-            number(row.tpot_seconds / tpot.scale),
-            number(row.tokens_per_second_per_request),
-            number(row.tokens_per_second_per_device),
-            *([miss_word(row)] if row.targets else []),
-            ", ".join(name for name, one in best.items() if one is not None and one.devices == row.devices),
-        )
-    return table
+    held = [number(row.footprint.total / memory.scale) for row in firsts if row.footprint]
+    columns = [
+        Column("devices", "devices", "", [f"{row.devices:,}" for row in firsts]),
+        meshes(firsts),
+        Column("dispatch", "dispatch", "", [dispatch(row) for row in firsts]),
+        Column("memory", "memory", memory.name, held),
+        Column("TTFT", "TTFT", ttft.name, [number(row.ttft_seconds / ttft.scale) for row in firsts]),
+        Column("TPOT", "TPOT", tpot.name, [number(row.tpot_seconds / tpot.scale) for row in firsts]),
+        Column("user", "tok/s", "user", [number(row.tokens_per_second_per_request) for row in firsts]),
+        Column("device", "tok/s", "device", [number(row.tokens_per_second_per_device) for row in firsts]),
+    ]
+    if firsts[0].targets:
+        columns.append(Column("misses", "misses", "", [miss_word(row) for row in firsts]))
+    found = vars(answer(rows)).items()
+    best = [", ".join(name for name, one in found if one and one.devices == row.devices) for row in firsts]
+    columns = spared([*columns, Column("best", "", "", best)], width, SPARED)
+    return drawn(columns, WIDE if room(columns, width, WIDE) >= 0 else NARROW)
 
 
 def _words(row: MeshRow, objective: str) -> list[tuple[str, Text]]:
