@@ -94,7 +94,12 @@ def test_several_numbers_of_devices_are_a_line_each(call: Call, monkeypatch: pyt
         says(text, f"{found.fewest.devices} devices", "fewest", "TTFT 200 ms", "TPOT 10.0 ms", found.fewest.label)
         says(text, found.fewest.label, "TTFT", f"TPOT {1000 * found.fewest.tpot_seconds:.2f} ms")
         assert served(part)[0] == serve_command(found.fewest, "CHECKPOINT")
-        says(text, "nothing fits", "1")
+        assert re.findall(r"nothing fits on ([\d, ]*) device", text) == ["1"]
+        assert found.fewest is found.most and "most tokens/s" in text and "most: " not in text
+        says(text, "most tokens/s", found.fewest.label)
+    every = " ".join(outcome.out.partition("of these batch sizes")[2].partition("\n\n")[0].split())
+    says(every, "2 devices", "batch 1", "most: ", "4 devices", "batch 32")
+    assert every.count("most tokens/s") == 1
     assert served(outcome.out)[-1] == serve_command(answer(rows).most, "CHECKPOINT")  # type: ignore[arg-type]
     missing = [line for line in section(outcome.out, 32).splitlines() if re.search(r"\b(both|TPOT) *$", line)]
     assert [line.split()[0] for line in missing] == ["2", "3"]
