@@ -7,7 +7,7 @@ from rich.text import Text
 
 from moejax.planning.rows import MeshRow
 from moejax.planning.serve_command import serve_command
-from moejax.planning.sweep import answer
+from moejax.planning.sweep import answer, counts_without
 from moejax.planning.units import SECONDS, amount, number
 
 Line = tuple[str, Text]  # a word, and what is said of it
@@ -20,13 +20,13 @@ def target_line(rows: Sequence[MeshRow]) -> Iterator[Line]:
     targets, usable = rows[0].targets, [row for row in rows if row.fits and row.built]
     if not targets or not usable:
         return
-    found = answer(rows)
-    if found.most is None:
-        yield "targets:", _nearest(found.nearest, several=False)
+    enough = [row for row in usable if row.meets_targets]
+    if not enough:
+        yield "targets:", _nearest(min(usable, key=lambda row: row.times_target), several=False)
         return
-    enough = sum(row.meets_targets is True for row in usable)
-    said = f"{enough} of {len(usable)} splits meet {targets}; of these the most tokens/s per device: "
-    yield "targets:", Text.assemble(said, _in_short(found.most))
+    best = max(enough, key=lambda row: row.tokens_per_second_per_device)
+    said = f"{len(enough)} of {len(usable)} splits meet {targets}; of these the most tokens/s per device: "
+    yield "targets:", Text.assemble(said, _in_short(best))
 
 
 def serve_line(row: MeshRow | None, checkpoint: str, width: int) -> Iterator[Line]:
@@ -76,11 +76,11 @@ def count_lines(rows: Sequence[MeshRow], checkpoint: str, width: int) -> Iterato
 
 
 def without(rows: Sequence[MeshRow]) -> Iterator[Line]:
-    """The numbers of devices on which nothing fits."""
-    fitting = {row.devices for row in rows if row.fits and row.built}
-    counts = [f"{count:,}" for count in sorted({row.devices for row in rows} - fitting)]
-    if counts:
-        yield "out:", Text(f"nothing fits on {', '.join(counts)} device{'s' * (counts != ['1'])}")
+    """The numbers of devices of which the table has no line, and why."""
+    for counts, why in zip(counts_without(rows), ("nothing fits", "copies of the model would be idle"), strict=True):
+        if counts:
+            listed = ", ".join(f"{count:,}" for count in counts)
+            yield "out:", Text(f"{why} on {listed} device{'s' * (counts != [1])}")
 
 
 def miss_word(row: MeshRow) -> str:
@@ -97,8 +97,7 @@ def _devices(row: MeshRow) -> str:
     return "1 device" if row.devices == 1 else f"{row.devices:,} devices"
 
 
-def _nearest(row: MeshRow | None, *, several: bool) -> Text:
-    assert row is not None, "some split can be used"
+def _nearest(row: MeshRow, *, several: bool) -> Text:
     took = {"ttft": row.ttft_seconds, "tpot": row.tpot_seconds}
     missed = [
         f"{name.upper()} by {amount(over, SECONDS)} ({amount(took[name], SECONDS)})"

@@ -10,6 +10,7 @@ from moejax.planning.objectives import OBJECTIVES
 
 WORK, TARGETS, SPLITS, PROOF, OUTPUT = "Workload", "Targets", "Splits", "Checks", "Output"
 FORMATS = ("table", "json")
+MOST_LINES = 16  # that one tells apart in a picture
 
 Model = Annotated[
     str,
@@ -43,7 +44,7 @@ class CompareFlags:
     """What is compared, how it is checked and where it goes.
 
     Raises:
-        ValueError: for an unknown format, or two; for several numbers of devices with a flag that needs one.
+        ValueError: for an unknown format, or two; for more numbers of devices than a flag is for.
     """
 
     model: Model
@@ -161,6 +162,11 @@ class CompareFlags:
             if getattr(self, name) and len(set(self.counts)) > 1:
                 hint = "; --pareto draws several" if name == "plot" else ""
                 raise ValueError(f"--{name} is for one number of devices, got --devices {self.devices}; give one{hint}")
+        if self.pareto and (count := len(set(self.counts))) > MOST_LINES:
+            raise ValueError(
+                f"--pareto draws at most {MOST_LINES} numbers of devices, got {count} with --devices {self.devices}; "
+                "give fewer, as in 1,2,4,8"
+            )
 
     @property
     def counts(self) -> list[int]:

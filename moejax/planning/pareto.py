@@ -26,7 +26,7 @@ def frontiers(rows: Sequence[MeshRow], plan: ComparisonInputs) -> list[Frontier]
     groups: dict[str, list[MeshRow]] = {}
     for split, row in splits.items():
         groups.setdefault(_count(split) if several else kind(split), []).extend(_every_batch(row, plan))
-    return [Frontier(name=name, rows=tuple(frontier(some))) for name, some in groups.items()]
+    return [Frontier(name=name, rows=tuple(frontier(some))) for name, some in groups.items() if some]
 
 
 def kind(split: Split) -> str:
@@ -51,7 +51,7 @@ def _count(split: Split) -> str:
 
 
 def _every_batch(row: MeshRow, plan: ComparisonInputs) -> list[MeshRow]:
-    """Powers of two, what batches are padded to, up to the largest that fits."""
+    """Powers of two, what batches are padded to, up to the largest that fits; none that leaves copies idle."""
     sizes = [2**power for power in range((row.largest_batch or 0).bit_length())]
     predicted = (predict_split(plan, row.split, replace(row.workload, batch_size=size)) for size in sizes)
-    return [replace(one, targets=row.targets) for one in predicted]
+    return [replace(one, targets=row.targets) for one in predicted if not one.idle_copies]

@@ -32,7 +32,7 @@ def draw(rows: Sequence[MeshRow], plan: ComparisonInputs, title: str, path: Path
     if not lines:
         raise ValueError("no split of this model fits these devices, so there is nothing to draw; use more devices")
     targets, drawn = rows[0].targets, [row for line in lines for row in line.rows]
-    figure = Figure(figsize=(11, max(7.0, 1.5 + 0.2 * len(lines))), layout="constrained")
+    figure = Figure(figsize=(11, 7), layout="constrained")
     axes: Any = figure.subplots()
     for line, colour in zip(lines, _colours(len(lines)), strict=True):
         _draw_frontier(axes, line, colour)

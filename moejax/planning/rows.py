@@ -137,6 +137,11 @@ class MeshRow:
         return self.split.mesh.size
 
     @property
+    def idle_copies(self) -> int:
+        """Copies of the model, along data, that have no sequence of the batch."""
+        return max(0, self.split.mesh.data - self.batch_size)
+
+    @property
     def fits(self) -> bool:
         """Whether the model can be split so and every device holds its part."""
         return self.decode is not None and not self.over_bytes

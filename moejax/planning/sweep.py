@@ -36,6 +36,7 @@ class Answer:
     fewest: of those that will do, the one on the fewest devices, and there with the most tokens per second.
     most: the one with the most tokens per second on each device.
     nearest: where none will do but some can be used, the one that comes nearest to its targets.
+    A split that leaves copies of the model idle is none of them where there is another.
     """
 
     fewest: MeshRow | None
@@ -46,16 +47,35 @@ class Answer:
 def answer(rows: Sequence[MeshRow]) -> Answer:
     """The answer for all of `rows`, whatever their batch sizes and numbers of devices."""
     usable = [row for row in rows if row.fits and row.built]
-    enough = [row for row in usable if row.meets_targets is not False]
+    enough = _busy([row for row in usable if row.meets_targets is not False])
     return Answer(
         fewest=min(enough, key=lambda row: (row.devices, -row.tokens_per_second_per_device), default=None),
         most=max(enough, key=lambda row: (row.tokens_per_second_per_device, -row.devices), default=None),
-        nearest=None if enough else min(usable, key=lambda row: row.times_target, default=None),
+        nearest=None if enough else min(_busy(usable), key=lambda row: row.times_target, default=None),
     )
 
 
 def first_of_each_count(rows: Sequence[MeshRow], objective: str) -> list[MeshRow]:
-    """Of the rows of one batch size the best of each number of devices that has one, the fewest first."""
-    counts = sorted({row.devices for row in rows})
-    found = (first([row for row in rows if row.devices == count], objective) for count in counts)
+    """Of the rows of one batch size the best of each number of devices that has one, the fewest first.
+
+    A split that leaves copies of the model idle is none: fewer devices would do the same.
+    """
+    busy = [row for row in rows if not row.idle_copies]
+    found = (first([row for row in busy if row.devices == count], objective) for count in _counts(busy))
     return [row for row in found if row is not None]
+
+
+def counts_without(rows: Sequence[MeshRow]) -> tuple[list[int], list[int]]:
+    """Numbers of devices on which nothing fits, and those on which whatever fits leaves copies of the model idle."""
+    usable = [row for row in rows if row.fits and row.built]
+    fitting, busy = _counts(usable), _counts([row for row in usable if not row.idle_copies])
+    return [count for count in _counts(rows) if count not in fitting], [one for one in fitting if one not in busy]
+
+
+def _busy(rows: list[MeshRow]) -> list[MeshRow]:
+    """Those that leave no copy of the model idle, or all of them where every one does."""
+    return [row for row in rows if not row.idle_copies] or rows
+
+
+def _counts(rows: Sequence[MeshRow]) -> list[int]:
+    return sorted({row.devices for row in rows})

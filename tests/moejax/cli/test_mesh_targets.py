@@ -34,6 +34,7 @@ MISTAKES: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
     ((*ON_H100, "--devices", "1,2", "--plot", "a.png"), ("--plot", "--devices 1,2", "--pareto")),
     ((*ON_H100, "--devices", "1-2", "--compile"), ("--compile", "--devices 1-2")),
     ((*ON_H100, "--devices", "1-2", "--measure"), ("--measure", "--devices 1-2")),
+    ((*ON_H100, "--devices", "1-17", "--pareto", "a.png"), ("--pareto", "16", "got 17", "--devices 1-17")),
     ((*EIGHT, "--pareto", "a.gif"), ("--pareto", ".png", "got 'a.gif'")),
     ((*EIGHT, "--osl", "500"), ("--osl", "--context")),
     ((*EIGHT, "--isl", "500"), ("--isl", "--input-len")),

@@ -18,7 +18,7 @@ from moejax.planning.export import comparison_json
 from moejax.planning.hardware import load_hardware
 from moejax.planning.pareto import frontier, frontiers, kind
 from moejax.planning.serve_command import serve_command, served_checkpoint
-from moejax.planning.sweep import MOST_COUNTS, answer, device_counts, first_of_each_count
+from moejax.planning.sweep import MOST_COUNTS, answer, counts_without, device_counts, first_of_each_count
 from tests.messages import refuses
 
 COUNTS = [1, 2, 3, 4, 8]
@@ -108,6 +108,24 @@ def test_each_number_has_its_best_split(swept: list[MeshRow]) -> None:
         else:
             assert not any(one.meets_targets for one in same)
             assert row.times_target == min(one.times_target for one in same)
+
+
+def test_numbers_that_leave_copies_idle_are_told_apart() -> None:
+    """At batch 2, nine devices are three copies or more: 8 experts and 14,336 hidden do not divide over nine."""
+    rows = compare_meshes("mixtral-8x7b", [1, 4, 9, 11], "h100-sxm", batch_size=2)
+    assert counts_without(rows) == ([1, 11], [9])
+    assert [row.devices for row in first_of_each_count(rows, "latency")] == [4]
+    assert {row.idle_copies for row in rows if row.devices == 9 and row.fits} == {1}
+    sixteen = compare_meshes("mixtral-8x7b", 16, "h100-sxm", batch_size=1)
+    assert sixteen[0].idle_copies == 1 and first_of_each_count(sixteen, "latency") == [answer(sixteen).most]
+    strict = compare_meshes("mixtral-8x7b", 16, "h100-sxm", batch_size=1, tpot=sixteen[0].tpot_seconds)
+    found = answer(strict)
+    assert found.most and found.most.idle_copies == 1 and found.nearest is None  # nothing else meets it
+    more = compare_meshes("mixtral-8x7b", 9, "h100-sxm", batch_size=4)
+    assert counts_without(more) == ([], []) and more[0].idle_copies == 0
+    assert frontiers(rows, make_plan("mixtral-8x7b", "h100-sxm"))[1].rows[-1].batch_size > 4
+    for line in frontiers(rows, make_plan("mixtral-8x7b", "h100-sxm")):
+        assert not any(row.idle_copies for row in line.rows)
 
 
 def test_json_has_the_answers(swept: list[MeshRow]) -> None:
