@@ -108,17 +108,18 @@ def test_several_numbers_of_devices_are_a_line_each(call: Call, monkeypatch: pyt
 
 def test_splits_of_one_number_say_what_they_miss(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console, "PIPED_WIDTH", 80)
-    rows = compare_meshes("mixtral-8x7b", 8, "h100-sxm", batch_size=8, ttft=0.02, tpot=0.0045)
+    rows = compare_meshes("mixtral-8x7b", 8, "h100-sxm", batch_size=8, ttft=0.0205, tpot=0.0045)
     found = [row for row in rows if row.fits and row.built]
     met = [row for row in found if row.meets_targets]
-    outcome = call(*EIGHT, "-b", "8", "--ttft", "20ms", "--tpot", "4.5ms")
+    outcome = call(*EIGHT, "-b", "8", "--ttft", "20.5ms", "--tpot", "4.5ms")
     assert outcome.status == 0 and max(map(len, outcome.out.splitlines())) <= 80
     lines = [line.split() for line in outcome.out.splitlines() if re.match(r" ?\d+ +\d+ +\d+ ", line)]
     words = ["both" if len(row.misses) == 2 else "".join(row.misses).upper() or "none" for row in found]
     assert [line[-1] for line in lines][: len(found)] == words and {"none", "TTFT", "TPOT", "both"} >= set(words)
-    assert len(set(words)) > 2 and words[: len(met)] == ["none"] * len(met)
+    assert len(set(words)) > 1 and words[: len(met)] == ["none"] * len(met)
     text = " ".join(outcome.out.split())
-    says(text, f"{len(met)} of {len(found)}", "TTFT 20.0 ms", "TPOT 4.50 ms", met[0].label)
+    says(text, f"{len(met)} of {len(found)}", "TTFT 20.5 ms", "TPOT 4.50 ms", met[0].label)
+    assert 1 < len(met) < len(found)
     assert served(outcome.out) == [serve_command(met[0], "CHECKPOINT")]
 
 
