@@ -12,14 +12,28 @@ _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _CONFIGS = ("config.json", "params.json")
 _MOST_ENTRIES = 10_000  # looked at below a folder, for one that is somebody's home
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+_GGUF = "weights of llama.cpp (GGUF), most often quantised"
+_GGML = "weights of an early llama.cpp (GGML), quantised"
+_H5 = "weights for TensorFlow"
 _OTHERS = {
-    ".gguf": "weights of llama.cpp (GGUF), most often quantised",
-    ".ggml": "weights of an early llama.cpp (GGML), quantised",
-    ".h5": "weights for TensorFlow",
+    ".gguf": _GGUF,
+    ".ggml": _GGML,
+    ".h5": _H5,
     ".msgpack": "weights for Flax",
     ".onnx": "a compiled graph (ONNX)",
     ".engine": "a compiled program of TensorRT",
     ".nemo": "a checkpoint of NeMo",
+}
+_PICKLE = "pickled weights"
+# How files begin, whatever their name: the formats' own marks; torch.save writes a zip, or a bare pickle before 1.6.
+_MARKS = {
+    b"GGUF": _GGUF,
+    b"lmgg": _GGML,
+    b"fmgg": _GGML,
+    b"tjgg": _GGML,
+    b"\x89HDF\r\n\x1a\n": _H5,
+    b"PK\x03\x04": _PICKLE,
+    b"\x80\x02": _PICKLE,
 }
 # What training leaves beside the weights, and what is no model.
 _OF_TRAINING = {"training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.bin", "scheduler.pt", "rng_state.pth"}
@@ -51,7 +65,7 @@ def other_kind(folder: Path) -> str | None:
             f"it into that one and give {folder}-merged: {_merge(folder)}"
         )
     if found := [name for name in names if Path(name).suffix in _OTHERS]:
-        return f"{folder} holds {of_file(Path(found[0]))} ({listed(found)}); {download_original(folder)}"
+        return f"{folder} holds {of_file(folder / found[0])} ({listed(found)}); {download_original(folder)}"
     if "consolidated.safetensors" in names and "params.json" not in names:
         name = shlex.quote(_base_of(folder) or "ORG/NAME")
         return (
@@ -64,7 +78,7 @@ def other_kind(folder: Path) -> str | None:
         what = "is in Mistral's own layout, pickled" if released else "holds only pickled weights"
         advice = download_original(folder)
         if not released and any(name.startswith("pytorch_model") for name in pickled):  # transformers reads no others
-            advice = f"re-save as safetensors and give {folder}-safetensors: {_resave(folder)}"
+            advice = _resaved(folder)
         return f"{folder} {what} ({listed(pickled)}), and pickle can run code; {advice}"
     if not any(name in names for name in _CONFIGS) and not any(name.endswith(".safetensors") for name in names):
         return _below(folder)
@@ -72,8 +86,26 @@ def other_kind(folder: Path) -> str | None:
 
 
 def of_file(file: Path) -> str | None:
-    """What a file of weights is that moejax does not read; None of any other."""
-    return _OTHERS.get(file.suffix)
+    """What a file of weights is that moejax does not read, by how it begins, else by its name; None of any other."""
+    start = _start(file)
+    by_start = next((kind for mark, kind in _MARKS.items() if start.startswith(mark)), None)
+    return by_start or _OTHERS.get(file.suffix) or (_PICKLE if file.suffix in _PICKLED else None)
+
+
+def about_file(file: Path) -> str:
+    """What is said of a file where a checkpoint's folder is expected: what it is, and what to give instead."""
+    folder, start = file.parent, _start(file)
+    # Eight bytes of length, then JSON.
+    if start[8:9] == b"{" or (file.suffix == ".safetensors" and of_file(file) is None):
+        return f"{file} is one file of a checkpoint in safetensors; give the folder with it and config.json: {folder}"
+    kind = of_file(file)
+    if kind is None:
+        return f"{file} is a file; give the folder that holds config.json and the safetensors files"
+    if kind is not _PICKLE:
+        return f"{file} holds {kind}; {download_original(folder)}"
+    resaved = file.name.startswith("pytorch_model") and (folder / "config.json").is_file()
+    advice = _resaved(folder) if resaved else download_original(folder)
+    return f"{file} holds {kind}, and pickle can run code; {advice}"
 
 
 def download_original(folder: Path) -> str:
@@ -118,9 +150,21 @@ def _fields(file: Path) -> dict[str, object]:
     return found if isinstance(found, dict) else {}
 
 
+def _start(file: Path) -> bytes:
+    try:
+        with file.open("rb") as stream:
+            return stream.read(9)
+    except OSError:  # whoever opens it says why
+        return b""
+
+
 def _text(file: Path) -> str:
     try:
-        return file.read_text(errors="replace") if file.is_file() and file.stat().st_size <= _SHORT else ""
+        return (
+            file.read_text(encoding="utf-8-sig", errors="replace")
+            if file.is_file() and file.stat().st_size <= _SHORT
+            else ""
+        )
     except OSError:
         return ""
 
@@ -136,13 +180,14 @@ def _merge(folder: Path) -> str:
     )
 
 
-def _resave(folder: Path) -> str:
+def _resaved(folder: Path) -> str:
     source, target = json.dumps(str(folder)), json.dumps(f"{folder}-safetensors")
-    return _python(
+    command = _python(
         "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T",
         f"M.from_pretrained({source}).save_pretrained({target})",
         f"T.from_pretrained({source}).save_pretrained({target})",
     )
+    return f"re-save as safetensors and give {folder}-safetensors: {command}"
 
 
 def _python(*statements: str) -> str:

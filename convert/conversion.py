@@ -9,7 +9,7 @@ from convert.admission import check_apart, check_room, check_target, is_finished
 from convert.checksums import bytes_checksum
 from convert.durable import remove, sync, write_atomically, writing
 from convert.errors import CheckpointError
-from convert.files import RECONVERT
+from convert.files import AGAIN, DOWNLOADED, RECONVERT
 from convert.items import Item
 from convert.journal import (
     WORK,
@@ -168,12 +168,12 @@ def _convert(
     check_room(target.folder, todo, ())
     times.convert = convert_items(stream, todo)
     if check:
-        damaged, seconds = check_items(stream, todo)
+        wrong, seconds = check_items(stream, todo)
         times.check += seconds
-        for name in damaged:
+        for name in wrong:
             journal.drop_item(name)
-        if damaged:
-            name, problem = next(iter(damaged.items()))
+        if wrong:
+            name, problem = next(iter(wrong.items()))
             raise CheckpointError(
                 f"{target.folder}: {name} was written, but {problem}; check the disk, then run the same command again"
             )
@@ -269,15 +269,17 @@ def _check_finished(
     try:
         conversion.target.check_listing()
     except CheckpointError as error:
-        raise _damaged(folder, str(error)) from error
-    damaged, seconds = check_items(stream_with(journal), conversion.items) if check else ({}, 0.0)
-    if damaged:
-        raise _damaged(folder, next(iter(damaged.values())))
+        raise damaged(folder, str(error)) from error
+    wrong, seconds = check_items(stream_with(journal), conversion.items) if check else ({}, 0.0)
+    if wrong:
+        raise damaged(folder, next(iter(wrong.values())))
     return _report(conversion, _Times(check=seconds), converted=0, checked=check)
 
 
-def _damaged(folder: Path, problem: str) -> CheckpointError:
-    problem = problem.removesuffix(f"; {RECONVERT}")
+def damaged(folder: Path, problem: str) -> CheckpointError:
+    """The error of a converted folder that is not as it was written, with what helps there."""
+    for advice in (RECONVERT, AGAIN, DOWNLOADED.made):
+        problem = problem.removesuffix(f"; {advice}")
     return CheckpointError(f"{folder} was damaged after it was converted: {problem}; convert anew with --restart")
 
 

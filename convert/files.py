@@ -97,13 +97,15 @@ def read_json(file: Path, stream: io.BufferedReader, again: str = AGAIN) -> dict
 def parse_object(what: str, raw: bytes, again: str = AGAIN) -> dict[str, object]:
     """The JSON object in `raw`, stricter than `json.loads`: UTF-8 only, and no key twice. `again`: what helps, if not.
 
+    A byte order mark of UTF-8, which some editors put in front, is no part of it.
+
     Raises:
         CheckpointError: for anything else; `what` names the place.
     """
     made = DOWNLOADED.made if again == AGAIN else again  # whole JSON is no damage
+    text = decoded(what, raw, again)  # here, because json.loads would take UTF-16 and UTF-32, too
     try:
-        # Decoded here, because json.loads would guess UTF-16 or UTF-32 from bytes.
-        value = json.loads(raw.decode("utf-8"), object_pairs_hook=_without_duplicates)
+        value = json.loads(text, object_pairs_hook=_without_duplicates)
         # "\ud800" is valid JSON for a string that no file and no terminal can hold.
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     except CheckpointError as error:
@@ -115,6 +117,22 @@ def parse_object(what: str, raw: bytes, again: str = AGAIN) -> dict[str, object]
     if not isinstance(value, dict):
         raise CheckpointError(f"{what} is a JSON {type(value).__name__}, expected an object; {made}")
     return value
+
+
+def decoded(what: str, raw: bytes, again: str = AGAIN) -> str:
+    """The text of JSON in UTF-8.
+
+    Raises:
+        CheckpointError: for anything else. UTF-16 and UTF-32 are what editors of Windows write, and no damage.
+    """
+    encoding = json.detect_encoding(raw)
+    try:
+        text = raw.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{what} is not valid JSON ({error}); {again}") from error
+    if not encoding.startswith("utf-8") and text.lstrip("\ufeff \t\r\n")[:1] in ("{", "["):
+        raise CheckpointError(f"{what} is in {encoding.upper()}, expected UTF-8; save it as UTF-8")
+    return text
 
 
 def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -25,12 +25,14 @@ class SafetensorsFolder:
     """The tensors of a checkpoint by name. Holds no weights; threads may read at the same time.
 
     read_bytes: how many bytes of tensors were read from the files so far.
+    unread_index: an index beside the single file that holds all that it names, in other files, which are not read.
     """
 
     folder: Path
     tensors: Mapping[str, TensorInfo]
     files: SafetensorsFiles = field(repr=False, compare=False)
     read_bytes: ByteCounter = field(default_factory=ByteCounter, repr=False, compare=False)
+    unread_index: Path | None = None
 
     @classmethod
     def open(cls, folder: Path | str, advice: Advice = DOWNLOADED, stem: str = STEM) -> Self:
@@ -45,16 +47,23 @@ class SafetensorsFolder:
         folder, files = Path(folder), SafetensorsFiles(advice)
         found = _listing(folder)
         single, index = f"{stem}.safetensors", f"{stem}.safetensors.index.json"
+        whole = files.tensors(regular(found[single])) if single in found else None
+        unread = None
         if index in found:
-            tensors = _sharded(files, found, single, found[index], advice)
-        elif single in found:
-            tensors = files.tensors(regular(found[single]))
+            weight_map = _read_index(found[index], advice)
+            if whole is not None and single not in weight_map.values():
+                _check_whole(found[single], found[index], weight_map, whole, advice)
+                tensors, unread = whole, found[index]
+            else:
+                tensors = _sharded(files, found, found[index], weight_map, advice)
+        elif whole is not None:
+            tensors = whole
         else:
             lacks = f"{folder} lacks {SINGLE} or {INDEX}; {advice.damaged}"
             raise CheckpointError(_nothing_to_read(folder, found) if advice is DOWNLOADED else lacks)
         if not tensors:
             raise CheckpointError(f"{found.get(single, folder)} holds no tensors; {advice.made}")
-        return cls(folder=folder, tensors=MappingProxyType(tensors), files=files)
+        return cls(folder=folder, tensors=MappingProxyType(tensors), files=files, unread_index=unread)
 
     @property
     def total_bytes(self) -> int:
@@ -121,20 +130,29 @@ def _read_index(index: Path, advice: Advice) -> dict[str, str]:
     return weight_map
 
 
+def _check_whole(
+    single: Path, index: Path, weight_map: Mapping[str, str], held: Mapping[str, TensorInfo], advice: Advice
+) -> None:
+    """Refuses a single file beside an index of other files, unless it holds all that these do: transformers reads it.
+
+    In a converted folder, one of the two is not of the conversion."""
+    lacks = sorted(weight_map.keys() - held.keys())
+    if lacks or advice is not DOWNLOADED:
+        raise CheckpointError(
+            f"{single.parent} holds {single.name} and also {index.name}, which does not name it: two checkpoints; "
+            f"remove one{f' (the single file lacks {listed(lacks)})' if lacks else ''}"
+        )
+
+
 def _sharded(
-    files: SafetensorsFiles, found: Mapping[str, Path], single: str, index: Path, advice: Advice
+    files: SafetensorsFiles, found: Mapping[str, Path], index: Path, weight_map: Mapping[str, str], advice: Advice
 ) -> dict[str, TensorInfo]:
     """The tensors of all shards, which must be exactly those of the index; of two with one name, it says which."""
-    weight_map = _read_index(index, advice)
     shards = sorted(set(weight_map.values()))
     if missing := [shard for shard in shards if shard not in found]:
         raise CheckpointError(
             f"{index} names {len(shards)} files, of which {len(missing)} are missing: {listed(missing)}; "
             f"{'download them' if advice is DOWNLOADED else advice.damaged}"
-        )
-    if single in found and single not in shards:
-        raise CheckpointError(
-            f"{index.parent} holds {single} and also {index.name}, which does not name it: two checkpoints; remove one"
         )
     tensors: dict[str, TensorInfo] = {}
     for shard in shards:

@@ -23,7 +23,7 @@ from convert import (
     rename,
     split_fused,
 )
-from convert.contents import download_original, of_file, other_kind
+from convert.contents import about_file, download_original, other_kind
 from convert.errors import listed
 from convert.files import CONVERTED, DOWNLOADED
 from moejax.families.config import ModelConfig
@@ -31,6 +31,7 @@ from moejax.families.hf_config import quantisation, read_config_json
 from moejax.families.mistral_release import PARAMS, RENAMED, STEM, is_release
 from moejax.families.settling import check_count, not_derived, settle_head
 from moejax.families.table import RANDOM, family_of, from_hf, from_params
+from moejax.text.token_files import GENERATION
 from moejax.text.tokenizer import Tokenizer
 from moejax.weights.weight import LogicalTensor
 
@@ -50,6 +51,7 @@ class Checkpoint:
     dtype: of most of its bytes.  config_eos_ids: what generation_config.json and config.json say ends a text.
     remarks: where the weights are not what config.json leads one to expect, and what is done then.
     has_config: whether it has a config.json; else it is in Mistral's own layout.
+    generation: what generation_config.json says.
     not_derived: tensors that are not read and do not follow from config.json, with what is the matter.
     """
 
@@ -61,6 +63,7 @@ class Checkpoint:
     remarks: tuple[str, ...] = ()
     not_derived: Mapping[str, str] = field(default_factory=dict)
     has_config: bool = True
+    generation: Mapping[str, object] = field(default_factory=dict)
 
     def plan(self, expected: Mapping[str, LogicalTensor]) -> TensorPlan:
         """Which tensor fills which path.
@@ -84,7 +87,7 @@ class Checkpoint:
         Raises:
             ValueError: for files that are no tokenizer.
         """
-        return Tokenizer.from_folder(self.folder)
+        return Tokenizer.from_folder(self.folder, self.generation)
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
@@ -108,6 +111,11 @@ class Checkpoint:
         if tokenizer is None:
             return None
         remarks = []
+        if tokenizer.repeated_templates:
+            remarks.append(
+                f"tokenizer_config.json has more than one chat template named {listed(tokenizer.repeated_templates)}: "
+                "the last one counts, as in transformers"
+            )
         if tokenizer.num_ids > rows:
             beyond = [i for i in tokenizer.vocabulary if i >= rows]
             remarks.append(
@@ -125,6 +133,14 @@ def _about_adapter(folder: Path) -> tuple[str, ...]:
     if not os.path.lexists(folder / "adapter_config.json"):
         return ()
     return (f"{folder}: the LoRA adapter beside the weights (adapter_config.json) is not applied; merge it first",)
+
+
+def _about_index(tensors: "Tensors") -> tuple[str, ...]:
+    index = None if isinstance(tensors, convert.OrbaxFolder) else tensors.unread_index
+    if index is None:
+        return ()
+    (single,) = {tensor.file.name for tensor in tensors.tensors.values()}
+    return (f"{index.parent}: {single} is read, as transformers does; what {index.name} names beside it is not",)
 
 
 def open_checkpoint(source: str | Path) -> Checkpoint:
@@ -148,17 +164,18 @@ def open_checkpoint(source: str | Path) -> Checkpoint:
     other = not_derived(tensors, config)
     about_others = (f"{folder}: {listed(other)}: {next(iter(other.values()))}",) if other else ()
     config, tensors, about_head = settle_head(tensors, config)
-    generation = folder / "generation_config.json"
-    side = read_config_json(generation) if os.path.lexists(generation) else {}
+    side = folder / GENERATION
+    generation = read_config_json(side) if os.path.lexists(side) else {}
     return Checkpoint(
         folder=folder,
         config=config,
         tensors=tensors,
         dtype=_main_dtype(tensors),
-        config_eos_ids=_config_eos_ids(((side, generation), (raw, path)), config.vocab_size),
-        remarks=(*about_head, *about_others, *_about_adapter(folder)),
+        config_eos_ids=_config_eos_ids(((generation, side), (raw, path)), config.vocab_size),
+        remarks=(*about_head, *about_others, *_about_index(tensors), *_about_adapter(folder)),
         not_derived=other,
         has_config=not released,
+        generation=generation,
     )
 
 
@@ -194,9 +211,7 @@ def _find_folder(source: str | Path) -> Path:
     if folder.is_dir():
         return folder
     if folder.is_file():
-        if (kind := of_file(folder)) is not None:
-            raise ValueError(f"{source} is {kind}; {download_original(folder.parent)}")
-        raise ValueError(f"{source} is a file; give the folder that holds config.json and the safetensors files")
+        raise ValueError(about_file(folder))
     if str(source).startswith(RANDOM):
         raise ValueError(
             f"{source} has random weights, which are in no file; give 'demo', the folder of a Hugging Face checkpoint "

@@ -23,7 +23,7 @@ from convert import (
     run,
 )
 from convert.checksums import file_checksum
-from convert.conversion import OnProgress
+from convert.conversion import OnProgress, damaged
 from convert.files import is_inside
 from convert.manifest import MANIFEST
 from moejax.checkpoint import Checkpoint, open_checkpoint
@@ -98,6 +98,7 @@ def convert(
     wanted = resolve_dtype(dtype, auto="auto")
     shard_bytes = None if shard_size is None else parse_size(shard_size)
     checkpoint = open_checkpoint(source)
+    carried = changed_sides(checkpoint.folder, "it was carried as it is now")
     conversion = plan_conversion(checkpoint, Path(target).expanduser(), dtype=wanted, shard_bytes=shard_bytes)
     report = run(
         conversion,
@@ -113,8 +114,7 @@ def convert(
         # Without a --dtype both are the same numbers, computed by the same program: then every bit has to be equal.
         logits = compare_checkpoints(checkpoint.folder, report.target, exact=wanted == "auto")
     changed = {str(path): f"{why}, so it was left out" for path, why in links_out(checkpoint.folder).items()}
-    changed |= changed_sides(checkpoint.folder, "it was carried as it is now")
-    changed |= changed_sides(report.target, "it was left as it is")
+    changed |= carried | changed_sides(report.target, "it was left as it is")
     return ConversionReport(
         **{field.name: getattr(report, field.name) for field in dataclasses.fields(report)},
         logits=logits,
@@ -220,6 +220,9 @@ def changed_sides(folder: Path, done: str) -> dict[str, str]:
     """Side files of a converted folder that are not as its manifest says: path -> what is the matter, and `done`.
 
     A user may well have mended a chat template there, so it is no error; but nobody else may have.
+
+    Raises:
+        CheckpointError: when something changed and the folder does not load: that is damage.
     """
     if (manifest := read_manifest(folder)) is None:
         return {}
@@ -231,7 +234,19 @@ def changed_sides(folder: Path, done: str) -> dict[str, str]:
         if name in there and file_checksum(there[name]) != written
     }
     missing = sorted(manifest.files.keys() - there.keys())
-    return changed | {str(folder / name): "was removed after it was converted" for name in missing}
+    changed |= {str(folder / name): "was removed after it was converted" for name in missing}
+    if changed:
+        _check_loads(folder)
+    return changed
+
+
+def _check_loads(folder: Path) -> None:
+    try:
+        checkpoint = open_checkpoint(folder)
+        checkpoint.plan(logical_tensors(weights_of(checkpoint.config)))
+        _ = checkpoint.tokenizer
+    except ValueError as error:
+        raise damaged(folder, str(error)) from error
 
 
 def parse_size(text: str) -> int:

@@ -22,7 +22,7 @@ import yaml
 from moejax.planning import silicon
 from moejax.planning.hardware import Curve, Hardware
 from moejax.planning.hardware_file import SHIPPED, hardware_toml, load_hardware
-from moejax.planning.kernels import BetweenTerms, Kernels, ProductTerms, PromptTerms, Software, StepTerms
+from moejax.planning.kernels import BetweenTerms, Kernels, Software
 from moejax.planning.silicon import ENGINES, SYSTEMS, Tables
 from scripts import fit_terms
 from scripts.fit_terms import Layers

@@ -23,8 +23,8 @@ from moejax.planning.kernels import (
     Shape,
     StepTerms,
 )
-from moejax.planning.routing import RoutingModel
 from moejax.planning.loads import Balanced, PowerLaw
+from moejax.planning.routing import RoutingModel
 
 TILES = (16, 32, 64, 128)
 BY_TOKENS = (16, 64)  # of kernels that nobody tuned: Triton's defaults in vLLM and SGLang

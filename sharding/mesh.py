@@ -56,7 +56,7 @@ class MeshConfig:
         for part in text.split(","):
             axis, equals, size = (word.strip() for word in part.partition("="))
             if not equals or not re.fullmatch(r"[0-9]+", size):
-                raise ValueError(f'a mesh is written like "data=1,expert=4,tensor=2", got {text!r}')
+                raise ValueError(f'mesh must be written like "data=1,expert=4,tensor=2", got {text!r}')
             if axis not in MESH_AXES:
                 near = get_close_matches(axis, MESH_AXES, n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else ""

@@ -43,7 +43,7 @@ REFERENCE_FILES = (
 # What extras bring, imported when it is asked for, after a check that it is there; absl comes with tokamax.
 OPTIONAL = {
     "absl": ("moejax/ops/triton/grouped_tokamax.py",),
-    "matplotlib": ("moejax/planning/plots.py",),
+    "matplotlib": ("moejax/planning/plots.py", "moejax/planning/pareto_plot.py"),
     "gguf": ("moejax/bench",),
     "llama_cpp": ("moejax/bench",),
     "vllm": ("moejax/bench",),

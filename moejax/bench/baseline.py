@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from convert.files import parse_object
 from moejax.bench.works import Work
 from sharding import MeshConfig
 
@@ -41,14 +42,12 @@ def read_baseline(path: Path) -> Baseline:
         ValueError: when there is no such file, or it is no baseline.
     """
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw: Any = parse_object(str(path), path.read_bytes(), _EXAMPLE)
     except OSError as error:
         raise ValueError(
             f"{path}: {error.strerror}; copy docs/bench_baseline.json there, keep the cases you want, and write their "
             f"numbers with moejax bench check {path} --update --simulate-devices 8"
         ) from error
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON ({error}); {_EXAMPLE}") from error
     wrong = _wrong(raw)
     if wrong is not None:
         raise ValueError(f"{path} is no baseline: {wrong}; {_EXAMPLE}")
@@ -63,8 +62,6 @@ def read_baseline(path: Path) -> Baseline:
 
 def _wrong(raw: Any) -> str | None:
     """Why this is no baseline."""
-    if not isinstance(raw, dict):
-        return "expected a JSON object"
     if missing := {"environment", "tolerance", "cases"} - set(raw):
         return f"it has no {', '.join(sorted(missing))}"
     if not isinstance(raw["environment"], dict) or not _is_number(raw["tolerance"]):

@@ -20,12 +20,14 @@ UsageError: type[Any] = typer.BadParameter.__mro__[1]
 
 # Arguments of the Python API that are flags here; the library's messages name them as arguments.
 _LOAD_NAMES = ("base_url", "num_prompts", "input_len", "output_len", "range_ratio", "request_rate", "max_concurrency")
-_MESH_NAMES = ("batch_size", "usable_fraction", "context", "devices")
-_OTHER_NAMES = ("max_seq_len", "dtype", "expert_backend", "shard_size", "workers", "timeout", "baseline")
+_MESH_NAMES = ("batch_size", "usable_fraction", "context", "devices", "ttft", "tpot")
+_OTHER_NAMES = ("max_seq_len", "mesh", "dtype", "expert_backend", "shard_size", "workers", "timeout", "baseline")
 _ALL_NAMES = (*PARAMETER_NAMES, *_LOAD_NAMES, *_MESH_NAMES, *_OTHER_NAMES)
 _FLAGS = {name: f"--{name.replace('_', '-')}" for name in _ALL_NAMES}
 _FLAGS["stop_token_ids"] = "--stop-token-id"
 # `stop` and `n` are also words: such a name is an argument only where a value or "must" follows.
+# What some commands take without a flag, and others with one.
+_NAMED = {"--model": ("the model", "demo"), "--mesh": ("the mesh", "data=1,expert=4,tensor=2")}
 _WORDS = "|".join(name for name in _FLAGS if "_" not in name)
 _NAMES = "|".join(name for name in _FLAGS if "_" in name)
 _ARGUMENT = re.compile(rf"(?<![\w-])(?:({_NAMES}|{_WORDS})=([^\s,;:)]+)|({_NAMES})\b|({_WORDS})(?= must\b))")
@@ -92,9 +94,17 @@ def _describe_usage(error: Any) -> str:
         *others, last = commands
         known = f"the commands are {', '.join(others)} and {last}" if others else f"its only command is {last}"
         return f"{what}; {hint[:1].lower()}{hint[1:]} {known.capitalize()}" if hint else f"{what}; {known}"
-    if "unexpected extra argument" in message and "--prompt" in flags:
-        message += ': prompts are given with --prompt "TEXT"'
+    if "unexpected extra argument" in message:
+        message += _where_arguments_go(flags)
     return f"{message}; see {path} --help"
+
+
+def _where_arguments_go(flags: list[str]) -> str:
+    """By which flags that is given which others give without one."""
+    if "--prompt" in flags:
+        return ': prompts are given with --prompt "TEXT"'
+    named = [f"{what} with {flag} {example}" for flag, (what, example) in _NAMED.items() if flag in flags]
+    return f": give {', '.join(named)}" if "--model" in flags else ""
 
 
 def unknown_flag(given: str, flags: list[str], path: str) -> str:

@@ -12,11 +12,12 @@ from moejax.cli.mesh_calibrate import CALIBRATE_EXAMPLES, calibrate
 from moejax.cli.mesh_flags import OUTPUT, WORK, CompareFlags, Context, Dtype, Model
 from moejax.cli.options import option, whole
 
-DOES_NOT_FIT = 1  # exit code
+NONE_WILL_DO = 1  # exit code
 
 COMPARE_EXAMPLES = (
     "moejax mesh compare --model mixtral-8x7b --devices 8 --hardware h100-sxm",
     "moejax mesh compare --model path/to/checkpoint --devices 4 --hardware l40s -b 16 --plot a.png",
+    "moejax mesh compare --model mixtral-8x7b --devices 1-16 --hardware h200 --ttft 500ms --tpot 20ms",
     "moejax mesh compare --model mixtral-8x22b --devices 16 --hardware my.toml --objective ttft",
     "moejax mesh compare --model demo --devices 1 --hardware here.toml -b 1,8 --measure",
 )
@@ -41,11 +42,11 @@ def compare(flags: CompareFlags, debug: options.Debug = False) -> int:
     """Rank every data x expert x tensor split of a model over so many devices, and say why.
 
     Needs no devices: times are predicted from the model's sizes and the figures of a hardware file.
-    Exit code 0: some split fits, 1: none does, 2: an error.
+    Exit code 0: some split fits and meets the targets, 1: none does, 2: an error.
     """
     from moejax.cli.mesh_compare import run  # here, so that --help starts quickly
 
-    return 0 if run(flags) else DOES_NOT_FIT
+    return 0 if run(flags) else NONE_WILL_DO
 
 
 def show(

@@ -1,35 +1,35 @@
 """What `moejax mesh compare` does, and `scripts/mesh_config.py`: compare, print, draw. Imports no JAX."""
 
 import json
-import re
 from pathlib import Path
 
 from moejax.cli import console, mesh_checks
 from moejax.cli.mesh_flags import CompareFlags
+from moejax.cli.mesh_values import batch_sizes
 from moejax.planning.advice import what_fits
 from moejax.planning.compare import ComparisonInputs, compare_meshes, make_plan
 from moejax.planning.export import comparison_json
 from moejax.planning.hardware_file import load_hardware
 from moejax.planning.objectives import check_objective
 from moejax.planning.rows import MeshRow
-
-MAX_BATCH_SIZE = 100_000
+from moejax.planning.serve_command import served_checkpoint
 
 
 def run(flags: CompareFlags) -> bool:
-    """Compares, and prints a table or JSON; whether any split fits.
+    """Compares, and prints a table or JSON; whether any split fits and meets the targets.
 
     Raises:
         ValueError: for any flag that cannot be used, before anything is printed.
     """
-    if flags.plot is not None:
-        from moejax.planning.plots import check_plot
+    for flag, path in (("--plot", flags.plot), ("--pareto", flags.pareto)):
+        if path is not None:
+            from moejax.planning.plots import check_plot
 
-        check_plot(flags.plot)
+            check_plot(path, flag)
     hardware = load_hardware(flags.hardware)
     rows = compare_meshes(
         flags.model,
-        flags.devices,
+        flags.counts,
         hardware,
         batch_size=batch_sizes(flags.batch_size),
         input_len=flags.input_len,
@@ -39,59 +39,61 @@ def run(flags: CompareFlags) -> bool:
         dispatch=flags.dispatch,
         expert_load=flags.expert_load,
         usable_fraction=flags.usable_fraction,
+        ttft=flags.ttft,
+        tpot=flags.tpot,
     )
     plan = make_plan(flags.model, hardware, flags.expert_load, flags.usable_fraction)
     fits = any(row.fits for row in rows)
-    fits_with = [] if fits else what_fits(plan, flags.devices, flags.dispatch, rows)
+    fits_with = [] if fits else what_fits(plan, max(flags.counts), flags.dispatch, rows)
     if flags.measure:
-        mesh_checks.check_measurable(flags.devices, rows, hardware, quiet=flags.quiet)
+        mesh_checks.check_measurable(flags.counts[0], rows, hardware, quiet=flags.quiet)
     if flags.compile:
         rows = mesh_checks.compiled(plan, rows, quiet=flags.quiet)
     if flags.measure:
         rows = mesh_checks.measured(flags.model, plan, rows, quiet=flags.quiet)
     if flags.as_json:
-        console.write(f"{json.dumps(comparison_json(rows, hardware, fits_with), ensure_ascii=False)}\n")
+        found = comparison_json(rows, hardware, fits_with, checkpoint=served_checkpoint(flags.model))
+        console.write(f"{json.dumps(found, ensure_ascii=False)}\n")
     else:
         _show(flags, plan, rows, fits_with)
-    if flags.plot is not None and not fits and not flags.quiet:
-        console.warn(f"nothing fits, so there is nothing to draw: {flags.plot} is not written")
-    elif flags.plot is not None and fits:
-        from moejax.planning.plots import draw
-
-        title = f"{flags.model} on {flags.devices:,} x {hardware.title}, {rows[0].workload.dtype}"
-        draw(rows, plan, console.printable(title), Path(flags.plot))
-        if not flags.quiet:
-            console.remark(f"drawn: {flags.plot}")
-    return fits
+    _draw(flags, plan, rows)
+    return fits and (not rows[0].targets or any(row.meets_targets for row in rows))
 
 
 def _show(flags: CompareFlags, plan: ComparisonInputs, rows: list[MeshRow], fits_with: list[str]) -> None:
+    from moejax.cli.mesh_sweep import sweep_tables
     from moejax.cli.mesh_tables import compare_tables
 
-    tables = compare_tables(
+    several = len(set(flags.counts)) > 1
+    tables, devices = (sweep_tables, flags.devices) if several else (compare_tables, f"{flags.counts[0]:,}")
+    parts = tables(
         rows,
         plan.hardware,
         model=flags.model,
-        devices=flags.devices,
+        devices=devices,
         usable_fraction=flags.usable_fraction,
         objective=check_objective(flags.objective),
         fits_with=fits_with,
         width=console.width(),
     )
-    console.write_rendered(*tables)
+    console.write_rendered(*parts)
     if flags.compile or flags.measure:
         console.write_rendered(*mesh_checks.check_tables(plan, rows))
 
 
-def batch_sizes(text: str) -> list[int]:
-    """The numbers in "1,8,32".
+def _draw(flags: CompareFlags, plan: ComparisonInputs, rows: list[MeshRow]) -> None:
+    """The pictures that were asked for, as far as there is anything to draw."""
+    if flags.plot is None and flags.pareto is None:
+        return
+    from moejax.planning import pareto_plot, plots
 
-    Raises:
-        ValueError: for anything else.
-    """
-    words = [word.strip() for word in text.split(",")]
-    if not all(re.fullmatch(r"[0-9]{1,6}", word) and 0 < int(word) <= MAX_BATCH_SIZE for word in words):
-        raise ValueError(
-            f"--batch-size must be whole numbers from 1 to {MAX_BATCH_SIZE:,}, as in 8 or 1,8,32, got {text!r:.80}"
-        )
-    return list(dict.fromkeys(map(int, words)))
+    fits = any(row.fits for row in rows)
+    title = console.printable(f"{flags.model} on {flags.devices} x {plan.hardware.title}, {rows[0].workload.dtype}")
+    for path, draw in ((flags.plot, plots.draw), (flags.pareto, pareto_plot.draw)):
+        if path is not None and fits:
+            draw(rows, plan, title, Path(path))
+        if path is not None and not flags.quiet:
+            if fits:
+                console.remark(f"drawn: {path}")
+            else:
+                console.warn(f"nothing fits, so there is nothing to draw: {path} is not written")

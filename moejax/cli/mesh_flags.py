@@ -3,12 +3,14 @@
 from dataclasses import dataclass
 from typing import Annotated
 
+from moejax.cli.mesh_values import device_numbers, duration
 from moejax.cli.options import option, real, whole
 from moejax.families.table import named_configs
 from moejax.planning.objectives import OBJECTIVES
 
-WORK, SPLITS, PROOF, OUTPUT = "Workload", "Splits", "Checks", "Output"
+WORK, TARGETS, SPLITS, PROOF, OUTPUT = "Workload", "Targets", "Splits", "Checks", "Output"
 FORMATS = ("table", "json")
+MOST_LINES = 16  # that one tells apart in a picture
 
 Model = Annotated[
     str,
@@ -42,11 +44,14 @@ class CompareFlags:
     """What is compared, how it is checked and where it goes.
 
     Raises:
-        ValueError: for an unknown format, or two.
+        ValueError: for an unknown format, or two; for more numbers of devices than a flag is for.
     """
 
     model: Model
-    devices: Annotated[int, whole("--devices", help="How many devices.")]
+    devices: Annotated[
+        str,
+        option("--devices", metavar="N[-M][,N...]", help="How many devices; several to find the fewest that do."),
+    ]
     hardware: Annotated[
         str,
         option(
@@ -77,6 +82,26 @@ class CompareFlags:
         str,
         option("--objective", panel=SPLITS, metavar="NAME", help=f"What ranks: {', '.join(OBJECTIVES)}."),
     ] = "latency"
+    ttft: Annotated[
+        float | None,
+        option(
+            "--ttft",
+            panel=TARGETS,
+            metavar="TIME",
+            parser=duration,
+            help="Most until a whole batch that arrives at once has its first token, as in 200ms or 1.5s.",
+        ),
+    ] = None
+    tpot: Annotated[
+        float | None,
+        option(
+            "--tpot",
+            panel=TARGETS,
+            metavar="TIME",
+            parser=duration,
+            help="Most of each token after the first, a decode step, as in 20ms.",
+        ),
+    ] = None
     dispatch: Annotated[
         str,
         option(
@@ -104,6 +129,16 @@ class CompareFlags:
             "--plot", panel=OUTPUT, metavar="FILE.png", help="Draw the steps' parts, and tokens/s against batch size."
         ),
     ] = None
+    pareto: Annotated[
+        str | None,
+        option(
+            "--pareto",
+            panel=OUTPUT,
+            metavar="FILE.png",
+            help="Draw tokens/s per user against tokens/s per device, the best of each number of devices or kind of "
+            "split.",
+        ),
+    ] = None
     compile: Annotated[
         bool,
         option(
@@ -123,6 +158,20 @@ class CompareFlags:
             raise ValueError(f"--format must be {' or '.join(FORMATS)}, got {self.format!r}")
         if self.json and self.format not in (None, "json"):
             raise ValueError(f"--json is --format json, got --format {self.format} as well; give one of them")
+        for name in ("plot", "compile", "measure"):
+            if getattr(self, name) and len(set(self.counts)) > 1:
+                hint = "; --pareto draws several" if name == "plot" else ""
+                raise ValueError(f"--{name} is for one number of devices, got --devices {self.devices}; give one{hint}")
+        if self.pareto and (count := len(set(self.counts))) > MOST_LINES:
+            raise ValueError(
+                f"--pareto draws at most {MOST_LINES} numbers of devices, got {count} with --devices {self.devices}; "
+                "give fewer, as in 1,2,4,8"
+            )
+
+    @property
+    def counts(self) -> list[int]:
+        """Numbers of devices. Raises ValueError where --devices has none."""
+        return device_numbers(self.devices)
 
     @property
     def as_json(self) -> bool:

@@ -3,23 +3,24 @@
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from rich.box import SIMPLE_HEAD
 from rich.console import RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from moejax.cli.console import printable
-from moejax.cli.mesh_words import batch_note, crossover_table, definitions, impossible, missing, verdicts
+from moejax.cli.mesh_answers import count_lines, miss_word
+from moejax.cli.mesh_columns import NARROW, WIDE, Column, dispatch, drawn, meshes, room, spared
+from moejax.cli.mesh_words import batch_note, crossover_table, definitions, impossible, missing, said, verdicts
 from moejax.planning.hardware import Hardware
 from moejax.planning.objectives import OBJECTIVES
 from moejax.planning.rows import MeshRow, Phase
+from moejax.planning.serve_command import served_checkpoint
 from moejax.planning.units import BYTES, SECONDS, Unit, amount, common_unit, number
 from moejax.runtime.buckets import MAX_SEQUENCES, MAX_SERVED_SEQUENCES
 
 LONGEST_BAR, SHORTEST_BAR = 24, 4  # characters of the longest step; a terminal too narrow for the shortest shows none
-WIDE, NARROW = 2, 1  # characters between two columns; narrow where the bar would be shorter than ENOUGH_BAR
-ENOUGH_BAR = 10
+ENOUGH_BAR = 10  # where it would be shorter, columns stand closer
 SPARED = ("imb", "most", "peak", "read", "TTFT", "memory")  # columns that a terminal too narrow for all goes without
 
 # What a step's time is made of: a letter, so that bars read without colour, and a colour.
@@ -41,25 +42,12 @@ class Units(NamedTuple):
     first: Unit
 
 
-class Column(NamedTuple):
-    """One of a table: what it is, the words above it, its unit, its cells."""
-
-    name: str
-    heading: str
-    unit: str
-    cells: Sequence[str | Text]
-
-    @property
-    def width(self) -> int:
-        return max(map(len, (self.heading, self.unit, *self.cells)))
-
-
 def compare_tables(
     rows: Sequence[MeshRow],
     hardware: Hardware,
     *,
     model: str,
-    devices: int,
+    devices: str,
     usable_fraction: float,
     objective: str,
     fits_with: Sequence[str],
@@ -72,17 +60,17 @@ def compare_tables(
         fits_with: flags of which each makes a model fit that does not.
         width: columns of the terminal.
     """
-    work = rows[0].workload
-    yield Text(printable(f"{model} on {devices:,} x {hardware.title}"), style="bold")
-    yield Text(
-        f"{amount(rows[0].usable_bytes, BYTES)} of {amount(hardware.memory_bytes, BYTES)} usable each "
-        f"({usable_fraction:g}), {work.dtype}, prompts of {work.input_len:,} tokens, {work.context:,} in the cache"
-    )
+    yield from setting(rows[0], hardware, f"{model} on {devices}", usable_fraction)
+    checkpoint = served_checkpoint(model)
     usable = [row for row in rows if row.fits]
     if not usable:
         fewest = min(row.workload.batch_size for row in rows)
         rows = [row for row in rows if row.workload.batch_size == fewest]
-        yield from (Padding(verdicts(rows, objective), (1, 0, 0, 0)), *impossible(rows), missing(rows, fits_with))
+        yield from (
+            Padding(verdicts(rows, objective, checkpoint, width), (1, 0, 0, 0)),
+            *impossible(rows),
+            missing(rows, fits_with),
+        )
         return
     units = _units(usable)
     for batch in dict.fromkeys(row.workload.batch_size for row in rows):
@@ -91,12 +79,25 @@ def compare_tables(
         fitting = [row for row in chosen if row.fits]
         if fitting:
             yield _table(fitting, units, OBJECTIVES[objective].column, width)
-        yield verdicts(chosen, objective)
+        yield verdicts(chosen, objective, checkpoint, width)
         if not fitting:
             yield missing(chosen, ())
+    if rows[0].targets and len({row.batch_size for row in rows}) > 1:
+        yield Padding(Text("of these batch sizes", style="bold"), (1, 0, 0, 0))
+        yield said(count_lines(rows, checkpoint, width))
     yield from (Padding(table, (1, 0, 0, 0)) for table in impossible(rows))
     yield Padding(definitions(_words(usable, objective)), (1, 0, 0, 0))
     yield from crossover_table(rows, hardware)
+
+
+def setting(row: MeshRow, hardware: Hardware, what: str, usable_fraction: float) -> Iterator[Text]:
+    """What was compared, of which `row` is one, and `what` names the model and the number of devices."""
+    work = row.workload
+    yield Text(printable(f"{what} x {hardware.title}"), style="bold")
+    yield Text(
+        f"{amount(row.usable_bytes, BYTES)} of {amount(hardware.memory_bytes, BYTES)} usable each "
+        f"({usable_fraction:g}), {work.dtype}, prompts of {work.input_len:,} tokens, {work.context:,} in the cache"
+    )
 
 
 def _units(rows: Sequence[MeshRow]) -> Units:
@@ -108,38 +109,21 @@ def _units(rows: Sequence[MeshRow]) -> Units:
 
 def _table(rows: Sequence[MeshRow], units: Units, ranked_by: str, width: int) -> Table:
     """The rows, with a bar as long as the terminal leaves room for."""
-    columns = _columns(rows, units, ranked_by)
-    for name in SPARED:
-        if _room(columns, width, NARROW) < 0:
-            columns = [column for column in columns if column.name != name or name == ranked_by]
-    gap = WIDE if _room(columns, width, WIDE) >= ENOUGH_BAR else NARROW
-    if (room := _room(columns, width, gap)) >= SHORTEST_BAR:
+    columns = spared(_columns(rows, units, ranked_by), width, [name for name in SPARED if name != ranked_by])
+    gap = WIDE if room(columns, width, WIDE) >= ENOUGH_BAR else NARROW
+    if (free := room(columns, width, gap)) >= SHORTEST_BAR:
         steps = [row.decode for row in rows if row.decode is not None]
         longest = max(step.seconds for step in steps)
-        bars = [bar(step, longest, min(room, LONGEST_BAR)) for step in steps]
+        bars = [bar(step, longest, min(free, LONGEST_BAR)) for step in steps]
         place = next(number for number, column in enumerate(columns) if column.name == "step")
         columns.insert(place + 1, Column("bar", "", "", bars))
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, gap - 1, 0, 0), expand=False)
-    for column in columns:
-        heading = Text(f"{column.heading}\n{column.unit}" if column.unit else column.heading)
-        justify = "left" if column.name in ("mesh", "dispatch", "bar") else "right"
-        table.add_column(heading, justify=justify, no_wrap=True)
-    for cells in zip(*(column.cells for column in columns), strict=True):
-        table.add_row(*cells)
-    return table
-
-
-def _room(columns: Sequence[Column], width: int, gap: int) -> int:
-    """What a terminal has beside these columns, for the bar; the gaps are counted."""
-    return width - sum(column.width for column in columns) - gap * len(columns)
+    return drawn(columns, gap)
 
 
 def _columns(rows: Sequence[MeshRow], units: Units, ranked_by: str) -> list[Column]:
     """All but the bar; a star marks what the rows are ranked by."""
-    axes, meshes = _meshes(rows)
     cells: dict[str, tuple[str, list[str]]] = {
-        "mesh": ("", meshes),
-        "dispatch": ("", [_dispatch(row) for row in rows]),
+        "dispatch": ("", [dispatch(row) for row in rows]),
         "memory": (units.memory.name, []),
         "read": ("", []),
         "imb": ("", []),
@@ -149,6 +133,8 @@ def _columns(rows: Sequence[MeshRow], units: Units, ranked_by: str) -> list[Colu
         "most": ("", [f"{row.largest_batch:,}" for row in rows]),
         "peak": ("tok/s", [number(row.peak_tokens_per_second) if row.built else "" for row in rows]),
     }
+    if rows[0].targets:
+        cells["misses"] = ("", [miss_word(row) if row.built else "" for row in rows])
     for row in rows:
         assert row.decode and row.prefill and row.footprint, "it fits"
         cells["memory"][1].append(number(row.footprint.total / units.memory.scale))
@@ -156,25 +142,9 @@ def _columns(rows: Sequence[MeshRow], units: Units, ranked_by: str) -> list[Colu
         cells["imb"][1].append(f"{row.decode.imbalance:.2f}")
         cells["step"][1].append(number(row.decode.seconds / units.step.scale))
         cells["TTFT"][1].append(number(row.prefill.seconds / units.first.scale))
-    headings = {"mesh": axes, ranked_by: f"{ranked_by}*"}
-    return [Column(name, headings.get(name, name), unit, values) for name, (unit, values) in cells.items()]
-
-
-def _meshes(rows: Sequence[MeshRow]) -> tuple[str, list[str]]:
-    """Devices along each axis, below each other, and a heading with a letter for each, as far apart."""
-    meshes = [[str(size) for size in row.split.mesh.shape.values()] for row in rows]
-    widths = [max(len(sizes[axis]) for sizes in meshes) for axis in range(3)]
-    heading, *lines = (
-        " ".join(word.rjust(wide) for word, wide in zip(words, widths, strict=True)) for words in ("det", *meshes)
-    )
-    return heading, lines
-
-
-def _dispatch(row: MeshRow) -> str:
-    """Nothing where all experts are on every device."""
-    if not row.built:
-        return "not built"
-    return row.split.dispatch if row.split.mesh.expert > 1 else ""
+    headings = {ranked_by: f"{ranked_by}*"}
+    others = (Column(name, headings.get(name, name), unit, values) for name, (unit, values) in cells.items())
+    return [meshes(rows), *others]
 
 
 def bar(phase: Phase, longest: float, length: int) -> Text:
@@ -194,8 +164,10 @@ def _words(rows: Sequence[MeshRow], objective: str) -> list[tuple[str, Text]]:
     for letter, name, field, colour in PARTS:
         if any(getattr(row.decode, field) for row in rows):
             step.append(f"{letter} ", style=colour).append(f"{name}  ")
+    targets = rows[0].targets
+    by = ", those first that miss no target; the others by how far they are from the one that they miss most"
     words = [
-        ("*", Text("what the rows are ranked by")),
+        ("*", Text(f"what the rows are ranked by{by if targets else ''}")),
         ("d e t", Text("devices along data, expert and tensor")),
         ("read", Text("distinct experts that the busiest device reads, per layer; 1/t of each along tensor")),
         ("imb", Text("rows (token and expert) of the busiest device over the mean")),
@@ -210,6 +182,8 @@ def _words(rows: Sequence[MeshRow], objective: str) -> list[tuple[str, Text]]:
         ),
         ("peak", Text("tokens/s with so many sequences")),
     ]
+    if targets:
+        words.append(("misses", Text(f"of the targets {targets}, where TPOT is a step of decoding")))
     if not all(row.built for row in rows):
         ragged = "what an exchange could bring that sends a token only to the devices of its experts; no dispatch does"
         words.append(("not built", Text(ragged)))

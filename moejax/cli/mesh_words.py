@@ -1,7 +1,7 @@
 """The sentences of a comparison: why splits are refused, which ones win and why, where one dispatch beats another."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from math import isfinite
 
 from rich.box import SIMPLE_HEAD
@@ -11,11 +11,12 @@ from rich.table import Table
 from rich.text import Text
 
 from moejax.cli.console import printable
+from moejax.cli.mesh_answers import serve_line, target_line
 from moejax.planning.advice import nearest
 from moejax.planning.crossovers import GatherCrossover, gather_crossovers
 from moejax.planning.hardware import Hardware
 from moejax.planning.objectives import OBJECTIVES
-from moejax.planning.ranking import best
+from moejax.planning.ranking import first
 from moejax.planning.rows import MeshRow
 from moejax.planning.units import BYTES, FLOPS, LINK_RATES, amount
 from moejax.runtime.buckets import MAX_SEQUENCES, MAX_SERVED_SEQUENCES
@@ -34,17 +35,21 @@ def batch_note(batch: int) -> str:
     return f" (more than moejax serve decodes at a time: {MAX_SERVED_SEQUENCES:,} at most)"
 
 
-def verdicts(rows: Sequence[MeshRow], objective: str) -> Table:
-    """Of one batch size: the best split for each objective and why, the first by `objective` in numbers, why others are
-    out."""
+def verdicts(rows: Sequence[MeshRow], objective: str, checkpoint: str, width: int) -> Table:
+    """Of one batch size: what meets the targets, the best split for each objective and why, the one that ranks first in
+    numbers and how `checkpoint` is served so, why others are out."""
     table = Table.grid(padding=(0, 1, 0, 0))
+    for line in target_line(rows):
+        table.add_row(*line)
     for goal in OBJECTIVES:
         for row in rows:
             if goal in row.best_for:
                 line = Text.assemble((row.label, "bold"), " ", row.best_for[goal])
                 table.add_row(f"best {goal}:", line)
-    if (first := best(rows, objective)) is not None:
-        table.add_row("in numbers:", _in_numbers(first))
+    if (taken := first(rows, objective)) is not None:
+        table.add_row("in numbers:", _in_numbers(taken))
+        for line in serve_line(taken, checkpoint, width):
+            table.add_row(*line)
     too_large = [f"{row.label} {row.why_not}" for row in rows if row.over_bytes]
     for line in (*too_large[:MOST_REFUSED], *_rest(too_large)):
         table.add_row("out:", printable(line))
@@ -100,9 +105,14 @@ def _in_numbers(row: MeshRow) -> Text:
 
 def definitions(words: Sequence[tuple[str, Text]]) -> Table:
     """What words mean, one below the other."""
-    table = Table.grid(padding=(0, 2, 0, 0))
-    for word, meaning in words:
-        table.add_row(word, meaning)
+    return said(words, gap=2)
+
+
+def said(lines: Iterable[tuple[str, Text]], *, gap: int = 1) -> Table:
+    """Lines below each other, the words before them in a column of their own."""
+    table = Table.grid(padding=(0, gap, 0, 0))
+    for line in lines:
+        table.add_row(*line)
     return table
 
 

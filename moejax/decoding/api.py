@@ -81,7 +81,8 @@ def logits(model: Model, prompts: Sequence[Prompt]) -> list[np.ndarray]:
     """Next-token logits at every position of every prompt, teacher-forced and without a lasting cache.
 
     Returns:
-        For each prompt of T tokens a float32 array [T, V].
+        For each prompt of T tokens a float32 array [T, V]. They are as they were computed: where the numbers of a model
+        overflow, NaN and infinity are among them and no error, for whoever looks for the place; `decode` refuses them.
 
     Raises:
         ValueError: for a model that was not loaded, or a prompt that is empty, too long, or has an id that the model

@@ -18,6 +18,8 @@ from moejax.planning.reasons import with_reasons
 from moejax.planning.routing import RoutingModel
 from moejax.planning.rows import MeshRow
 from moejax.planning.splits import EVERY_DISPATCH, splits
+from moejax.planning.sweep import device_counts
+from moejax.planning.targets import Targets
 from moejax.planning.units import BYTES, amount
 from moejax.planning.workload import Workload, default_lengths
 from moejax.runtime.buckets import MAX_SERVED_SEQUENCES
@@ -42,7 +44,7 @@ class ComparisonInputs:
 
 def compare_meshes(
     model: str | Path | ModelConfig,
-    devices: int,
+    devices: int | Sequence[int],
     hardware: str | Path | Hardware,
     *,
     batch_size: int | Sequence[int] = (1, 8, 32),
@@ -53,11 +55,14 @@ def compare_meshes(
     dispatch: str = EVERY_DISPATCH,
     expert_load: ExpertLoad | str | Path | None = None,
     usable_fraction: float = USABLE,
+    ttft: float | None = None,
+    tpot: float | None = None,
 ) -> list[MeshRow]:
     """Predicts every split of a model over `devices` devices, the best first for each batch size.
 
     Args:
         model: a named configuration, the path of a config.json, a checkpoint, or a `ModelConfig`.
+        devices: how many; one number, or several to compare.
         hardware: the name of a kind of device, the path of a TOML file, or a `Hardware`.
         batch_size: sequences that are decoded at a time; one, or several to compare for.
         input_len: tokens of each prompt.  context: of each sequence in the cache during the decode step. 512 and
@@ -69,10 +74,14 @@ def compare_meshes(
         dispatch: one of the dispatches, "auto" for the one that `moejax.load` would take, or "all".
         expert_load: how often each expert was chosen, as `moejax decode --save-expert-load` records it.
         usable_fraction: of a device's memory, that the model may take.
+        ttft, tpot: targets in seconds: until the whole batch has its first token, and of a decode step. Rows that meet
+            those given come first, by `objective`, then the others, the nearest first; `MeshRow.meets_targets` and
+            `MeshRow.misses` say which, and by how much.
 
     Returns:
-        For each batch size in turn: the splits that can be used, then those that cannot, with the reason, then what an
-        exchange that is not built could bring. A row's `best_for` says for which objectives it is the best, and why.
+        For each number of devices from the fewest, and for each batch size in turn: the splits that can be used, then
+        those that cannot, with the reason, then what an exchange that is not built could bring. A row's `best_for` says
+        for which objectives it is the best, and why.
 
     Raises:
         ValueError: for anything unknown or out of range, and for a dtype in which the devices do not compute.
@@ -87,12 +96,14 @@ def compare_meshes(
     prompt, cached = default_lengths(plan.config, input_len, context)
     workloads = [Workload(batch_size=size, input_len=prompt, context=cached, dtype=name) for size in sizes]
     workloads[0].check(plan.config)
-    found = list(splits(plan.config, devices, dispatch))
-    peak = _Peaks(plan)
+    targets, peak = Targets(ttft=ttft, tpot=tpot), _Peaks(plan)
     rows: list[MeshRow] = []
-    for workload in workloads:
-        one = [peak.filled(predict_split(plan, split, workload, why)) for split, why in found]
-        rows += with_reasons(ranked(one, goal)) + _not_built(plan, one, dispatch)
+    for count in device_counts(devices):
+        found = list(splits(plan.config, count, dispatch))
+        for workload in workloads:
+            one = [peak.filled(predict_split(plan, split, workload, why)) for split, why in found]
+            one = [replace(row, targets=targets) for row in one]
+            rows += with_reasons(ranked(one, goal)) + _not_built(plan, one, dispatch)
     return rows
 
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from convert.files import parse_object
 from moejax.families.config import ModelConfig
 
 DEMO_LOAD = Path(__file__).parents[1] / "checkpoints" / "demo" / "expert_load.json"
@@ -89,11 +90,9 @@ def read_expert_load(source: str | Path) -> ExpertLoad:
     if path.stat().st_size > LARGEST_FILE:
         raise ValueError(f"{path}: {path.stat().st_size:,} bytes are too many for an expert load; give another file")
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = parse_object(str(path), path.read_bytes(), f"record it again with: {RECORD}")
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not valid JSON ({error}); record it again with: {RECORD}") from error
     try:
         return _from_json(raw)
     except ValueError as error:

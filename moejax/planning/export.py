@@ -4,29 +4,40 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from math import inf
+from shlex import join
 from typing import Any
 
 from moejax.planning.checks import CompiledCheck, Measured
 from moejax.planning.crossovers import gather_crossovers
 from moejax.planning.hardware import Hardware
 from moejax.planning.objectives import OBJECTIVES
+from moejax.planning.ranking import best
 from moejax.planning.rows import MeshRow, Phase
+from moejax.planning.serve_command import PLACEHOLDER, serve_command
+from moejax.planning.sweep import Answer, answer
 from sharding import MeshConfig
 from sharding.collectives import Collective, wire_elements
 from sharding.collectives.collective import ITEM_SIZES
 
 
-def comparison_json(rows: Sequence[MeshRow], hardware: Hardware, fits_with: Sequence[str] = ()) -> dict[str, Any]:
+def comparison_json(
+    rows: Sequence[MeshRow], hardware: Hardware, fits_with: Sequence[str] = (), *, checkpoint: str = PLACEHOLDER
+) -> dict[str, Any]:
     """Everything that a comparison found: sizes in bytes, times in seconds.
 
     Args:
         fits_with: flags of which each makes a model fit that does not.
+        checkpoint: what the commands serve.
     """
-    batches = list(dict.fromkeys(row.batch_size for row in rows))
+    by_batch = {batch: [row for row in rows if row.batch_size == batch] for batch in _batches(rows)}
     return {
         "hardware": asdict(hardware),
         "rows": [row_json(row) for row in rows],
-        "winners": {str(batch): winners([row for row in rows if row.batch_size == batch]) for batch in batches},
+        "winners": {str(batch): winners(some) for batch, some in by_batch.items()},
+        "targets": asdict(rows[0].targets),
+        "meets_targets": any(row.meets_targets for row in rows) if rows[0].targets else None,
+        "answers": {str(batch): _answer_json(answer(some), checkpoint) for batch, some in by_batch.items()},
+        "answer": _answer_json(answer(rows), checkpoint),
         "gather_crossovers": [
             {
                 "batch_size": one.workload.batch_size,
@@ -41,14 +52,32 @@ def comparison_json(rows: Sequence[MeshRow], hardware: Hardware, fits_with: Sequ
     }
 
 
-def winners(rows: Sequence[MeshRow]) -> dict[str, dict[str, str]]:
-    """Picks from the rows of one batch size the best for each objective and why; none where nothing fits."""
+def _batches(rows: Sequence[MeshRow]) -> list[int]:
+    return list(dict.fromkeys(row.batch_size for row in rows))
+
+
+def winners(rows: Sequence[MeshRow]) -> dict[str, dict[str, Any]]:
+    """Picks from the rows of one batch size the best for each objective, and why it is among the splits of as many
+    devices; none where nothing fits.
+    """
+    found = {objective: best((row for row in rows if objective in row.best_for), objective) for objective in OBJECTIVES}
     return {
-        objective: {"split": row.label, "reason": row.best_for[objective]}
-        for objective in OBJECTIVES
-        for row in rows
-        if objective in row.best_for
+        objective: {"split": row.label, "devices": row.devices, "reason": row.best_for[objective]}
+        for objective, row in found.items()
+        if row is not None
     }
+
+
+def _answer_json(found: Answer, checkpoint: str) -> dict[str, Any]:
+    """The rows that it names, each in short."""
+    return {name: None if row is None else _short_json(row, checkpoint) for name, row in vars(found).items()}
+
+
+def _short_json(row: MeshRow, checkpoint: str) -> dict[str, Any]:
+    kept = "mesh dispatch label devices batch_size ttft_seconds tpot_seconds tokens_per_second_per_request "
+    kept += "tokens_per_second_per_device misses"
+    whole, words = row_json(row), serve_command(row, checkpoint)
+    return {name: whole[name] for name in kept.split()} | {"command": None if words is None else join(words)}
 
 
 def row_json(row: MeshRow) -> dict[str, Any]:
@@ -58,6 +87,7 @@ def row_json(row: MeshRow) -> dict[str, Any]:
         "mesh": dict(mesh.shape),
         "dispatch": row.split.dispatch if row.built else "ideal ragged",
         "label": row.label,
+        "devices": row.devices,
         "batch_size": row.batch_size,
         "input_len": row.workload.input_len,
         "context": row.workload.context,
@@ -73,7 +103,11 @@ def row_json(row: MeshRow) -> dict[str, Any]:
         "load_imbalance": row.load_imbalance,
         "tokens_per_second_per_request": row.tokens_per_second_per_request or None,
         "tokens_per_second_total": row.tokens_per_second_total or None,
+        "tokens_per_second_per_device": row.tokens_per_second_per_device or None,
         "ttft_seconds": row.ttft_seconds if row.fits else None,
+        "tpot_seconds": row.tpot_seconds if row.fits else None,
+        "meets_targets": row.meets_targets,
+        "misses": row.misses if row.targets and row.fits else None,
         "largest_batch": row.largest_batch,
         "peak_tokens_per_second": row.peak_tokens_per_second or None,
         "compiled": None if row.compiled is None else _compiled_json(row.compiled, mesh),

@@ -120,7 +120,7 @@ def _inline(table: Mapping[Any, Any]) -> str:
 
 def _read(path: Path) -> Hardware:
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise ValueError(
             f"{path}: there is no such file; the hardware that comes with moejax is {', '.join(shipped_hardware())}"

@@ -17,7 +17,7 @@ def model_config(model: str | Path) -> ModelConfig:
     name = str(model).removeprefix(RANDOM)
     if name in named_configs() or name.endswith(".json"):
         return named_config(name)
-    if name == "demo" or Path(name).is_dir():
+    if name == "demo" or Path(name).exists():  # of a file, it says what that is
         return open_checkpoint(name).config
     raise ValueError(
         f"unknown model {name!r}: the known ones are {', '.join(named_configs())} and demo, or give the path of a "

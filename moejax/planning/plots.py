@@ -31,22 +31,22 @@ CLOSE = (0.025, 0.05)  # of the axes' width and height: how near the numbers of 
 MOST_CURVES = len(COLOURS)
 
 
-def check_plot(path: str) -> None:
-    """Raises ValueError when a picture cannot be drawn there, before anything is computed."""
+def check_plot(path: str, flag: str = "--plot") -> None:
+    """Raises ValueError when a picture cannot be drawn where `flag` says, before anything is computed."""
     if find_spec("matplotlib") is None:
-        raise ValueError("--plot needs matplotlib; install it with: pip install 'moejax[bench]'")
+        raise ValueError(f"{flag} needs matplotlib; install it with: pip install 'moejax[bench]'")
     if Path(path).suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise ValueError(f"--plot must be a .png, .svg or .pdf file, got {path!r}")
+        raise ValueError(f"{flag} must be a .png, .svg or .pdf file, got {path!r}")
     folder = Path(path).resolve().parent
     if not folder.is_dir():
-        raise ValueError(f"--plot {path}: there is no such folder; make it first")
+        raise ValueError(f"{flag} {path}: there is no such folder; make it first")
     if Path(path).is_dir():
-        raise ValueError(f"--plot {path} is a folder; name a file")
+        raise ValueError(f"{flag} {path} is a folder; name a file")
     try:
         with tempfile.TemporaryFile(dir=folder):  # the permissions of a folder do not tell: none can write in /proc
             pass
     except OSError as error:
-        raise ValueError(f"--plot {path}: cannot write in {folder} ({error.strerror}); name another file") from error
+        raise ValueError(f"{flag} {path}: cannot write in {folder} ({error.strerror}); name another file") from error
 
 
 def draw(rows: Sequence[MeshRow], plan: ComparisonInputs, title: str, path: Path) -> None:

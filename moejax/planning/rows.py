@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from moejax.moe.split import Split
 from moejax.planning.checks import CompiledCheck, Measured
+from moejax.planning.targets import Targets
 from moejax.planning.units import BYTES, SECONDS, amount, number
 from moejax.planning.workload import Workload
 from sharding.collectives import Collective
@@ -87,6 +88,7 @@ class MeshRow:
     peak_tokens_per_second: of decoding the largest batch that fits.
     best_for: the objectives for which no split of this batch size is better, each with the reason in a sentence whose
     subject is this split.
+    targets: how fast it was asked to be.
     compiled, measured: filled when they were asked for.
     """
 
@@ -103,6 +105,7 @@ class MeshRow:
     largest_batch: int | None = None
     peak_tokens_per_second: float = 0.0
     best_for: Mapping[str, str] = field(default_factory=dict)
+    targets: Targets = Targets()
     compiled: CompiledCheck | None = None
     measured: Measured | None = None
 
@@ -118,6 +121,8 @@ class MeshRow:
                 f"{amount(self.prefill.seconds, SECONDS)} to the first, "
                 f"{amount(self.footprint.total, BYTES)} per device"
             )
+            if missed := [f"{name.upper()} by {amount(seconds, SECONDS)}" for name, seconds in self.misses.items()]:
+                said.append(f"misses {' and '.join(missed)}")
         if self.best_for:
             said.append(f"best for {', '.join(self.best_for)}")
         return f"<MeshRow {'; '.join(said)}>"
@@ -125,6 +130,16 @@ class MeshRow:
     @property
     def batch_size(self) -> int:
         return self.workload.batch_size
+
+    @property
+    def devices(self) -> int:
+        """Along all axes."""
+        return self.split.mesh.size
+
+    @property
+    def idle_copies(self) -> int:
+        """Copies of the model, along data, that have no sequence of the batch."""
+        return max(0, self.split.mesh.data - self.batch_size)
 
     @property
     def fits(self) -> bool:
@@ -150,6 +165,34 @@ class MeshRow:
         return self.batch_size * self.tokens_per_second_per_request
 
     @property
+    def tokens_per_second_per_device(self) -> float:
+        return self.tokens_per_second_total / self.devices
+
+    @property
     def ttft_seconds(self) -> float:
         """Until every request of the batch has its first token, all arriving at once; infinite where it cannot."""
         return self.prefill.seconds if self.prefill is not None and self.fits else float("inf")
+
+    @property
+    def tpot_seconds(self) -> float:
+        """Of each token after the first: a decode step at the workload's context; infinite where it cannot be used."""
+        return self.decode.seconds if self.decode is not None and self.fits else float("inf")
+
+    @property
+    def misses(self) -> dict[str, float]:
+        """Seconds over each of the targets ("ttft", "tpot") that is missed; infinite where the split cannot be used."""
+        return self.targets.misses(self._took)
+
+    @property
+    def meets_targets(self) -> bool | None:
+        """Whether it exists, can be used and misses no target; None where there is none."""
+        return self.built and self.fits and not self.misses if self.targets else None
+
+    @property
+    def times_target(self) -> float:
+        """What it takes in multiples of the target that it misses most; at most 1 where it meets all."""
+        return self.targets.worst(self._took)
+
+    @property
+    def _took(self) -> dict[str, float]:
+        return {"ttft": self.ttft_seconds, "tpot": self.tpot_seconds}

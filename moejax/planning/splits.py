@@ -16,6 +16,14 @@ def check_dispatch(dispatch: str) -> None:
         dispatch_name(dispatch, others=(EVERY_DISPATCH, "auto"))
 
 
+def check_devices(devices: int) -> None:
+    """Raises ValueError for anything but a number of devices."""
+    if not isinstance(devices, int) or isinstance(devices, bool) or devices < 1:
+        raise ValueError(f"devices must be a whole number of at least 1, got {devices!r}")
+    if devices > MOST_DEVICES:
+        raise ValueError(f"devices must be at most {MOST_DEVICES:,}, got {devices:,.6g}")
+
+
 def splits(config: ModelConfig, devices: int, dispatch: str) -> Iterator[tuple[Split, str | None]]:
     """Every mesh of `devices` devices with its dispatches, and why the model cannot be split so, None where it can.
 
@@ -25,10 +33,7 @@ def splits(config: ModelConfig, devices: int, dispatch: str) -> Iterator[tuple[S
     Raises:
         ValueError: for no devices or too many, or an unknown dispatch.
     """
-    if not isinstance(devices, int) or isinstance(devices, bool) or devices < 1:
-        raise ValueError(f"devices must be a whole number of at least 1, got {devices!r}")
-    if devices > MOST_DEVICES:
-        raise ValueError(f"devices must be at most {MOST_DEVICES:,}, got {devices:,.6g}")
+    check_devices(devices)
     check_dispatch(dispatch)
     for mesh in mesh_shapes(devices):
         names = _dispatches(config, mesh, dispatch)

@@ -86,12 +86,14 @@ async def _on_failure(_: Request, error: Any) -> Response:
 
 
 async def _on_http_error(request: Request, error: Any) -> Response:
-    message = str(error.detail)
+    message, headers = str(error.detail), dict(error.headers or {})
+    if headers.get("Allow") == "GET":
+        headers["Allow"] = "GET, HEAD"  # `HostGuard` makes one the other
     if error.status_code == 404:
         path = request.url.path
         hint = "; a client's base URL ends in /v1" if f"/v1{path}" in request.app.openapi()["paths"] else ""
         message = f"this server has no path {path[:80]!r}; /openapi.json lists those it has{hint}"
-    return ApiError(error.status_code, message).response()
+    return ApiError(error.status_code, message, headers=headers).response()
 
 
 async def _on_unexpected(_: Request, error: Any) -> Response:

@@ -19,10 +19,12 @@ from moejax.serving.engine import Engine
 from moejax.serving.errors import ApiError, too_long
 from moejax.serving.fair_queue import share_of
 from moejax.serving.settings import AppSettings
+from moejax.serving.wrong_fields import wrong_field
 
 INLINE_BYTES = 64 << 10  # a larger body is parsed in a thread: it could take longer than others should wait
 MAX_KEYS = 1024  # of an object whose keys are looked at
 MAX_CONTAINERS = 50_000  # objects and lists of a body. 4 MiB hold 1.4 million, which take a second and 100 MB to build
+_GZIP = ("gzip", "x-gzip")  # one and the same, in HTTP
 _STRINGS = re.compile(
     rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL
 )  # an unfinished one, too: else the search would be quadratic
@@ -45,15 +47,16 @@ async def read_body(request: Request, kind: type[Body]) -> Body:
         got = f"got {sent[:80]!r}" if sent else "there is none"
         raise ApiError(400, f"send content-type: application/json ({got}); without it no body is read")
     packing = headers.get("content-encoding", "identity").strip().lower()
-    if packing not in ("identity", "gzip"):
-        raise ApiError(415, f"content-encoding {packing[:80]!r} is not supported: send gzip, or the body as it is")
+    if packing not in ("identity", *_GZIP):
+        message = f"content-encoding {packing[:80]!r} is not supported: send gzip, or the body as it is"
+        raise ApiError(415, message, headers={"Accept-Encoding": "gzip"})
     raw = await _received(request)
     engine: Engine = request.app.state.engine
     settings: AppSettings = request.app.state.settings
     counts = {"prompt": share_of(engine.settings.max_queue), "tokens": engine.model.max_seq_len}
     if packing == "identity" and len(raw) <= INLINE_BYTES:
         return parse(raw, kind, counts)
-    limit = settings.max_request_bytes if packing == "gzip" else None
+    limit = settings.max_request_bytes if packing in _GZIP else None
     return await asyncio.get_running_loop().run_in_executor(_parser, parse, raw, kind, counts, limit)
 
 
@@ -87,7 +90,7 @@ def parse(raw: bytes, kind: type[Body], most: Mapping[str, int], gzip_limit: int
     try:
         return kind.model_validate(value)
     except ValidationError as error:
-        raise _refusal(error) from None  # the error holds the whole body
+        raise wrong_field(error, kind) from None  # the error holds the whole body
 
 
 def _unpacked(raw: bytes, limit: int) -> bytes:
@@ -101,6 +104,8 @@ def _unpacked(raw: bytes, limit: int) -> bytes:
         raise ApiError(413, message, code="request_too_large")
     if not unpacker.eof:
         raise ApiError(400, "content-encoding says gzip, but the body ends before its gzip data do")
+    if rest := len(unpacker.unused_data):
+        raise ApiError(400, f"the body has {rest} bytes behind its gzip data: pack it all in one")
     return plain
 
 
@@ -149,18 +154,6 @@ def _check_counts(value: dict[str, Any], most: Mapping[str, int]) -> None:
 def _check_tokens(param: str, what: str, items: Any, most: int) -> None:
     if isinstance(items, list) and len(items) > most:
         raise too_long(f"{len(items)} {what}", most, param=param)
-
-
-def _refusal(error: ValidationError) -> ApiError:
-    """The first thing that is wrong with a body, by the name of its field."""
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    where = [str(part) for part in first["loc"]]
-    code = "missing_required_parameter" if first["type"] == "missing" else "invalid_type"
-    if where[:1] == ["prompt"] and first["type"] != "missing":
-        message = "prompt must be a string, a list of strings, a list of token ids, or a list of such lists"
-    else:
-        message = f"{'.'.join(where) or 'the body'}: {first['msg']}"
-    return ApiError(400, message[:300], param=where[0] if where else None, code=code)
 
 
 def _says_json(content_type: str) -> bool:

@@ -18,13 +18,28 @@ _TYPES = {
     503: "service_unavailable_error",
 }
 
+_HEADERS = {
+    401: {"WWW-Authenticate": "Bearer"},
+    429: {"Retry-After": "1"},
+    503: {"Retry-After": "1"},
+}
+
 
 class ApiError(Exception):
-    """An answer that is an error: HTTP status, message, and the request's field that is wrong, if one is."""
+    """An answer that is an error: HTTP status, message, the request's field that is wrong, if one is, more headers."""
 
-    def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(message)
         self.status, self.message, self.param, self.code = status, message, param, code
+        self.headers = dict(headers or {})
 
     def body(self) -> dict[str, Any]:
         """The JSON object that OpenAI's clients expect."""
@@ -33,16 +48,14 @@ class ApiError(Exception):
 
     def response(self) -> Response:
         """The whole answer."""
-        headers = {"Retry-After": "1"} if self.status in (429, 503) else {}
-        if self.status == 401:
-            headers["WWW-Authenticate"] = "Bearer"
+        headers = _HEADERS.get(self.status, {}) | self.headers
         return json_response(self.body(), status=self.status, headers=headers)
 
 
-def too_long(got: str, most: int, *, param: str) -> ApiError:
-    """The error for a prompt that the model's context does not hold, which clients know by its code."""
+def too_long(got: str, most: int, *, param: str, advice: str = "shorten it") -> ApiError:
+    """The error for a request that the model's context does not hold, which clients know by its code."""
     message = f"this model's maximum context length is {most} tokens (max_seq_len), but the request has {got}"
-    return ApiError(400, f"{message}: shorten it", param=param, code="context_length_exceeded")
+    return ApiError(400, f"{message}: {advice}", param=param, code="context_length_exceeded")
 
 
 def json_bytes(value: Any) -> bytes:

@@ -29,7 +29,7 @@ class HostGuard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        host = dict(scope["headers"]).get(b"host")
+        host = dict(scope["headers"]).get(b"host")  # h11 refuses two
         try:
             if host is not None:  # HTTP/1.0 has none, and no browser speaks it
                 self._hosts.check(host.decode("latin-1"))

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from moejax.decoding.sampling_params import SamplingParams
 from moejax.serving.errors import ApiError
 from moejax.serving.limits import MAX_LOGPROBS
+from moejax.serving.wrong_fields import unknown_field
 
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's
 
@@ -128,7 +129,7 @@ def check_fields(request: GenerationRequest) -> None:
         if name in NEUTRAL:
             message = f"{name} is not supported by this server: leave it out"
             raise ApiError(400, message, param=name, code="unsupported_parameter")
-        raise ApiError(400, f"unknown field {_shown(name)}: leave it out", param=name[:80], code="unknown_parameter")
+        raise unknown_field(name, type(request).model_fields, param=name)
     if request.stream_options is not None and not request.stream:
         raise ApiError(400, "stream_options is for answers that are streamed: add stream=true", param="stream_options")
     for name in ("return_progress", "return_routed_experts"):

@@ -88,7 +88,8 @@ def _prepare_chat(engine: Engine, request: ChatRequest) -> list[MakeServed]:
     tokens = max(1, model.max_seq_len - len(ids)) if asked is None else asked
     logprobs = (request.top_logprobs or 0) if request.logprobs else None
     params = sampling_params(request, max_tokens=tokens, logprobs=logprobs)
-    return [_prepared(engine, model, ids, params, param="messages")]
+    limit = "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
+    return [_prepared(engine, model, ids, params, param="messages", limit=limit)]
 
 
 def chat_token_ids(model: Model, request: ChatRequest) -> list[int]:
@@ -118,14 +119,17 @@ def _prepared(
     params: SamplingParams,
     *,
     param: str,
+    limit: str = "max_tokens",
     echo: Echo | None = None,
 ) -> MakeServed:
-    """The job that continues a prompt, which came from the field `param`."""
+    """The job that continues a prompt, which came from the field `param`. `limit`: that of `max_tokens`."""
     if params.n > engine.settings.max_batch:
         raise ApiError(400, f"n={params.n} outputs, this server has {engine.settings.max_batch} slots", param="n")
-    if len(ids) + params.max_tokens > model.max_seq_len:
-        got = f"a prompt of {len(ids)} tokens and asks for {params.max_tokens} more (max_tokens)"
-        raise too_long(got, model.max_seq_len, param=param)
+    if (room := model.max_seq_len - len(ids)) < params.max_tokens:
+        got = f"a prompt of {len(ids)} tokens and asks for {params.max_tokens} more ({limit})"
+        if room < 1:
+            raise too_long(got, model.max_seq_len, param=param)
+        raise too_long(got, model.max_seq_len, param=limit, advice=f"ask for at most {room}")
     (request,) = checked(lambda: make_requests(model, [list(ids)], params, {}), param=None)
     if len(request.stop_ids) > MAX_STOP_IDS:
         raise ApiError(

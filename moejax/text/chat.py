@@ -98,7 +98,7 @@ def missing_template_message(tokenizer: Tokenizer) -> str:
     if tokenizer.chat_templates:
         names = sorted(tokenizer.chat_templates)
         program = (
-            'import json; found = json.load(open("tokenizer_config.json", encoding="utf-8"))["chat_template"];'
+            'import json; found = json.load(open("tokenizer_config.json", encoding="utf-8-sig"))["chat_template"];'
             ' found = found if isinstance(found, dict) else {entry["name"]: entry["template"] for entry in found};'
             f' open("chat_template.jinja", "w", encoding="utf-8").write(found[{json.dumps(names[0])}])'
         )

@@ -4,7 +4,6 @@ Where they disagree, the one counts that transformers 5 takes: tokenizer_config.
 where that is not there, special_tokens_map.json before tokenizer_config.json, and added_tokens.json.
 """
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +11,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from convert.errors import CheckpointError, shown
-from convert.files import JSON_LIMIT, is_inside, is_there, opened
+from convert.files import JSON_LIMIT, is_inside, is_there, opened, parse_object
+
+GENERATION = "generation_config.json"
 
 Prefix = Literal["always", "first", "never"]
 Token = dict[str, Any]  # as `moejax.text.encoder` takes it
@@ -33,6 +34,7 @@ class TokenFiles:
     adds_bos: whether prompts begin with BOS, None where no file says so.
     prefix: which parts of a text SentencePiece puts a space in front of, between the special tokens in it.
     chat_templates: Jinja sources by name; "default" is the one for chats.
+    repeated: names of chat templates that stand there with different texts, of which the last counts.
     """
 
     named: Mapping[str, str]
@@ -41,6 +43,7 @@ class TokenFiles:
     adds_bos: bool | None
     prefix: Prefix
     chat_templates: Mapping[str, str]
+    repeated: tuple[str, ...]
 
 
 def read_token_files(folder: Path) -> TokenFiles:
@@ -65,13 +68,15 @@ def read_token_files(folder: Path) -> TokenFiles:
     # Named and extra ones count only where no file has said more of them, and each only once.
     more = ({**token, "special": True} for token in (*named.values(), *extra))
     added += {tuple(sorted(token.items(), key=str)): token for token in more}.values()
+    templates, repeated = _read_chat_templates(folder, config)
     return TokenFiles(
         named={name: token["content"] for name, token in named.items()},
         added=added,
         special=special,
         adds_bos=_flag(config, "add_bos_token", folder),
         prefix=_prefix(config, folder),
-        chat_templates=_read_chat_templates(folder, config),
+        chat_templates=templates,
+        repeated=repeated,
     )
 
 
@@ -117,7 +122,7 @@ def read_text(folder: Path, name: str) -> str | None:
     try:
         return None if raw is None else raw.decode()
     except UnicodeDecodeError as error:
-        raise CheckpointError(f"{folder / name}: cannot be read as UTF-8 text: {error}") from error
+        raise CheckpointError(f"{folder / name}: cannot be read as UTF-8 text ({error}); save it as UTF-8") from error
 
 
 def read_object(folder: Path, name: str) -> dict[str, Any]:
@@ -126,32 +131,23 @@ def read_object(folder: Path, name: str) -> dict[str, Any]:
     Raises:
       CheckpointError: it is anything else.
     """
-    text = read_text(folder, name)
-    if text is None:
-        return {}
-    try:
-        value = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise CheckpointError(f"{folder / name}: is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{folder / name}: expected a JSON object, got {type(value).__name__}")
-    return value
+    raw = read_bytes(folder, name)
+    return {} if raw is None else parse_object(str(folder / name), raw)
 
 
-def special_id(folder: Path, name: str, vocabulary: Mapping[int, str]) -> int | None:
+def special_id(generation: Mapping[str, Any], name: str, vocabulary: Mapping[int, str], folder: Path) -> int | None:
     """The id that generation_config.json has for "bos" or "eos", the first of several; None where it has none.
 
     Raises:
       CheckpointError: it is no id of a token.
     """
-    value = read_object(folder, "generation_config.json").get(f"{name}_token_id")
+    value = generation.get(f"{name}_token_id")
     first = value[0] if isinstance(value, list) and value else value
     if first is None:
         return None
     if isinstance(first, bool) or not isinstance(first, int) or first not in vocabulary:
-        path = folder / "generation_config.json"
         raise CheckpointError(
-            f"{path}: {name}_token_id must be the id of a token of tokenizer.json, got {shown(first)}"
+            f"{folder / GENERATION}: {name}_token_id must be the id of a token of tokenizer.json, got {shown(first)}"
         )
     return first
 
@@ -218,22 +214,26 @@ def _prefix(config: Mapping[str, Any], folder: Path) -> Prefix:
     return "first" if _flag(config, "legacy", folder) is False else "always"
 
 
-def _read_chat_templates(folder: Path, config: Mapping[str, Any]) -> dict[str, str]:
-    """chat_template.jinja (transformers 5) before tokenizer_config.json's string or named templates."""
+def _read_chat_templates(folder: Path, config: Mapping[str, Any]) -> tuple[dict[str, str], tuple[str, ...]]:
+    """chat_template.jinja (transformers 5) before tokenizer_config.json's string or named templates, and the names that
+    stand there with different texts. As in transformers, the last one counts."""
     text = read_text(folder, "chat_template.jinja")
     if text is not None:
-        return {"default": text}
+        return {"default": text}, ()
     value = config.get("chat_template")
     if value is None or isinstance(value, str):
-        return {} if value is None else {"default": value}
-    if isinstance(value, list) and all(isinstance(entry, dict) for entry in value):
-        value = {entry.get("name"): entry.get("template") for entry in value}
+        return {} if value is None else {"default": value}, ()
     path = folder / "tokenizer_config.json"
-    if not isinstance(value, dict):
+    if isinstance(value, dict):
+        entries = list(value.items())
+    elif isinstance(value, list) and all(isinstance(entry, dict) for entry in value):
+        entries = [(entry.get("name"), entry.get("template")) for entry in value]
+    else:
         raise CheckpointError(
             f"{path}: chat_template must be a string or a list of named templates, got {shown(value)}"
         )
-    for name, source in value.items():
+    for name, source in entries:
         if not isinstance(name, str) or not isinstance(source, str):
             raise CheckpointError(f"{path}: the chat template named {name} must be a string, got {shown(source)}")
-    return value
+    found = dict(entries)
+    return found, tuple(dict.fromkeys(name for name, source in entries if source != found[name]))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from convert.errors import CheckpointError, shown
+from convert.files import DOWNLOADED, decoded, parse_object
 from moejax.text.byte_pieces import (
     FALLBACK,
     ByteForm,
@@ -24,7 +25,15 @@ from moejax.text.byte_pieces import (
     unfinished_characters,
 )
 from moejax.text.limited import Limited, LimitReached
-from moejax.text.token_files import TokenFiles, find_file, read_bytes, read_text, read_token_files, special_id
+from moejax.text.token_files import (
+    GENERATION,
+    TokenFiles,
+    find_file,
+    read_bytes,
+    read_object,
+    read_token_files,
+    special_id,
+)
 
 if TYPE_CHECKING:  # at run time `from_folder` imports it, so that `import moejax` stays light
     from tokenizers.decoders import Decoder
@@ -51,6 +60,7 @@ class Tokenizer:
       eos_id: id of the end-of-sequence token, or None.
       adds_bos: whether `encode` begins with `bos_id`.
       chat_templates: Jinja sources by name.
+      repeated_templates: names that had other sources, too, which do not count.
       byte_form: how pieces hold single bytes.
     """
 
@@ -63,15 +73,18 @@ class Tokenizer:
     eos_id: int | None
     adds_bos: bool
     chat_templates: Mapping[str, str]
+    repeated_templates: tuple[str, ...]
     byte_form: ByteForm
 
     @classmethod
-    def from_folder(cls, folder: Path) -> Self | None:
+    def from_folder(cls, folder: Path, generation: Mapping[str, Any] | None = None) -> Self | None:
         """Reads the tokenizer of a folder: tokenizer.json, else SentencePiece's; None where there is neither.
 
         BOS is added where tokenizer_config.json's `add_bos_token` says so and, if it says nothing, where the
         post-processor in tokenizer.json does, or the file is a SentencePiece model. Truncation and padding saved in
         tokenizer.json are switched off.
+
+        generation: what generation_config.json says; None reads it.
 
         Raises:
           CheckpointError: a tokenizer file is malformed, takes more time or memory than any tokenizer needs, or is a
@@ -87,12 +100,20 @@ class Tokenizer:
         except LimitReached as error:
             raise CheckpointError(f"{folder / name}: reading this tokenizer {error}") from error
         except ValueError as error:
+            if name == _JSON:  # what is no JSON at all is said as of any other file
+                parse_object(str(folder / name), read_bytes(folder, name) or b"")
+            if "recursion limit" in str(error):  # its library stops before Python does
+                raise CheckpointError(f"{folder / name} is nested too deeply; {DOWNLOADED.made}") from error
             raise CheckpointError(f"{folder / name}: {error}") from error
         vocabulary = dict(zip(found["ids"], found["pieces"], strict=True))
         ids = {piece: i for i, piece in vocabulary.items()}
         named = found["named"] | files.named
+        if generation is None:
+            generation = read_object(folder, GENERATION)
         bos_id, eos_id = (
-            ids[named[f"{which}_token"]] if f"{which}_token" in named else special_id(folder, which, vocabulary)
+            ids[named[f"{which}_token"]]
+            if f"{which}_token" in named
+            else special_id(generation, which, vocabulary, folder)
             for which in ("bos", "eos")
         )
         first = found["first"]
@@ -116,6 +137,7 @@ class Tokenizer:
             eos_id=eos_id,
             adds_bos=does and bos_id is not None,
             chat_templates=files.chat_templates,
+            repeated_templates=files.repeated,
             byte_form="none" if decoder is None else find_byte_form(decoder.decode),
         )
 
@@ -255,7 +277,7 @@ def _encoder(folder: Path, name: str, files: TokenFiles) -> Limited:
         setup |= {"kind": "sentencepiece", "model": base64.b64encode(model).decode(), "prefix": files.prefix}
         size = len(model)
     else:
-        text = read_text(folder, name) or ""
+        text = decoded(str(folder / name), read_bytes(folder, name) or b"")
         setup |= {"kind": "tokenizer.json", "text": text}
         size = len(text)
     return Limited(task="tokenizer", setup=setup, seconds=_LOAD_SECONDS, memory=_MEMORY + 16 * size)

@@ -12,6 +12,8 @@ _NAMES = {
     "fp32": "float32",
     "f32": "float32",
 }
+# Of torch and vLLM.
+_MEANT = {"half": "float16", "float": "float32", "double": "float32"}
 
 
 def resolve_dtype(name: str, *, auto: str) -> str:
@@ -24,6 +26,12 @@ def resolve_dtype(name: str, *, auto: str) -> str:
         return auto
     if name not in _NAMES:
         near = get_close_matches(str(name), _NAMES, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown dtype {name!r}: use bfloat16, float16, float32 or auto{hint}")
+        meant = _MEANT.get(name) or next(iter(near), None)
+        hint = f"; did you mean {meant!r}?" if meant else ""
+        names = ", ".join(f"{full} ({', '.join(_shorter(full))})" for full in dict.fromkeys(_NAMES.values()))
+        raise ValueError(f"dtype must be {names} or auto, got {name!r}{hint}")
     return _NAMES[name]
+
+
+def _shorter(full: str) -> list[str]:
+    return [word for word, one in _NAMES.items() if one == full and word != full]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from convert.contents import download_original, other_kind
+from convert.contents import about_file, download_original, other_kind
 from tests.messages import says
 
 
@@ -129,3 +129,38 @@ def test_a_folder_above_the_checkpoint_names_it(tmp_path: Path, where: str) -> N
 def test_a_folder_above_several_names_them(tmp_path: Path) -> None:
     made(tmp_path, "a/config.json", "b/params.json", "c/other.txt")
     says(kind_of(tmp_path), tmp_path, "2", f"'{tmp_path / 'a'}', '{tmp_path / 'b'}'")
+
+
+PICKLES = ["pytorch_model.bin", "consolidated.00.pth", "model.pt", "model.ckpt"]
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "facts"),
+    [
+        ("m.gguf", b"GGUF\x03\0\0\0", ("GGUF", "hf download")),
+        ("blob", b"GGUF\x03\0\0\0", ("GGUF", "hf download")),
+        ("m.bin", b"GGUF\x03\0\0\0", ("GGUF", "hf download")),
+        ("ggml-model-q4_0.bin", b"tjgg\x03\0\0\0", ("GGML", "hf download")),
+        ("weights", b"\x89HDF\r\n\x1a\n", ("TensorFlow", "hf download")),
+        ("m.onnx", b"\x08\x07", ("ONNX", "hf download")),
+        *((name, start, ("pickle", "hf download")) for name in PICKLES for start in (b"PK\x03\x04", b"\x80\x02", b"")),
+        ("data", b"PK\x03\x04", ("pickle", "hf download")),
+        ("model-00001-of-00002.safetensors", b"\x02\0\0\0\0\0\0\0{}", ("safetensors", "config.json", "FOLDER")),
+        ("model.safetensors", b"", ("safetensors", "config.json", "FOLDER")),
+        ("blob", b"\x02\0\0\0\0\0\0\0{}", ("safetensors", "config.json", "FOLDER")),
+        ("m.safetensors", b"GGUF\x03\0\0\0", ("GGUF", "hf download")),
+        ("notes.txt", b"read me", ("a file", "folder", "config.json")),
+    ],
+)
+def test_a_file_is_named_by_how_it_begins_before_its_name(
+    tmp_path: Path, name: str, start: bytes, facts: tuple[str, ...]
+) -> None:
+    (tmp_path / name).write_bytes(start)
+    says(about_file(tmp_path / name).replace(f"{tmp_path}/{name}", "FILE").replace(str(tmp_path), "FOLDER"), *facts)
+
+
+def test_pickled_weights_that_transformers_reads_are_saved_again(tmp_path: Path) -> None:
+    folder = made(tmp_path / "of mine", "pytorch_model.bin", "config.json")
+    message = about_file(folder / "pytorch_model.bin")
+    says(message, "pickle", f"{folder}-safetensors")
+    assert_python(message, "transformers", folder, f"{folder}-safetensors")

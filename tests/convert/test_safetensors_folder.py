@@ -10,6 +10,7 @@ import pytest
 
 import convert
 from convert import CheckpointError, SafetensorsFolder
+from convert.files import CONVERTED
 from tests.convert.checkpoint_files import (
     INDEX,
     SINGLE,
@@ -64,7 +65,22 @@ def test_an_index_may_name_the_single_file(tmp_path: Path) -> None:
 
 def test_refuses_two_checkpoints_in_one_folder(tmp_path: Path) -> None:
     write_single(sharded(tmp_path), {"a": A})
-    assert_refused(tmp_path, SINGLE, INDEX, "two")
+    assert_refused(tmp_path, SINGLE, INDEX, "two", "'b'")
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_single_file_with_all_tensors_is_read_before_an_index(tmp_path: Path, lost: bool) -> None:
+    """As transformers does, which does not look at the index then; nor are its files needed."""
+    whole = {name: A + 1 for name in SafetensorsFolder.open(sharded(tmp_path)).tensors}
+    write_single(tmp_path, whole)
+    if lost:
+        (tmp_path / FIRST).unlink()
+    folder = SafetensorsFolder.open(tmp_path)
+    assert {tensor.file.name for tensor in folder.tensors.values()} == {SINGLE}
+    assert folder.unread_index == tmp_path / INDEX
+    np.testing.assert_array_equal(folder.read("a"), A + 1)
+    with refuses(CheckpointError, SINGLE, INDEX, "two"):  # of a conversion's own files, none came later
+        SafetensorsFolder.open(tmp_path, CONVERTED)
 
 
 def test_refuses_a_path_that_is_no_folder(tmp_path: Path) -> None:

@@ -232,3 +232,43 @@ def test_a_damaged_chunk_is_told_as_ever(orbax: Path, tmp_path: Path) -> None:
     chunk = largest_file(target / "weights")
     chunk.write_bytes(bytes(chunk.stat().st_size))
     says(refusal(orbax.with_name("hf"), target), target, "damaged", chunk)
+
+
+# --- files beside the weights ---
+
+CUT_OFF = "{"  # JSON that ends too early
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", "{}"),
+        ("config.json", CUT_OFF),
+        ("config.json", json.dumps(CONFIG | {"num_hidden_layers": 2})),
+        ("config.json", None),
+        ("generation_config.json", CUT_OFF),
+        ("tokenizer.json", CUT_OFF),
+        ("tokenizer_config.json", "[]"),
+    ],
+)
+def test_a_folder_that_no_longer_loads_is_damaged(
+    orbax: Path, exported: Path, tmp_path: Path, name: str, content: str | None
+) -> None:
+    options: dict[str, Any]
+    for source, whole, options in ((orbax.with_name("hf"), orbax, {}), (orbax, exported, {"shard_size": "20KB"})):
+        target = Path(shutil.copytree(whole, tmp_path / whole.name))
+        (target / name).unlink()
+        if content is not None:
+            (target / name).write_text(content)
+        message = refusal(source, target, **options)
+        says(message, target, "damaged", "--restart")
+        assert "download" not in message
+        moejax.convert(source, target, restart=True, **options)
+        assert (target / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_a_damaged_side_file_of_a_source_is_not_carried(orbax: Path, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(orbax, tmp_path / "source"))
+    (source / "tokenizer.json").write_text(CUT_OFF)
+    says(refusal(source, tmp_path / "target"), "damaged", source / "tokenizer.json")
+    assert not (tmp_path / "target").exists()

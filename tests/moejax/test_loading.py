@@ -150,7 +150,7 @@ def test_16_bit_files_in_any_dtype(tmp_path: Path, tensors: Tensors, stored: typ
 
 @pytest.mark.parametrize(("word", "near"), [("bfloat", True), ("int8", False), ("", False)])
 def test_an_unknown_dtype_is_told_before_the_folder_is_opened(word: str, near: bool) -> None:
-    with refuses(ValueError, repr(word), "bfloat16", "float16", "float32", "auto") as caught:
+    with refuses(ValueError, "dtype", "bfloat16", "float16", "float32", "auto", repr(word)) as caught:
         moejax.load("there/is/no/such/folder", dtype=word)
     assert ("'bfloat16'" in str(caught.value)) == near
 

@@ -75,7 +75,17 @@ def test_what_is_no_checkpoint_is_named_with_what_to_do(tmp_path: Path, tensors:
             moejax.convert(folder, tmp_path / "target")
         says(str(caught.value).replace(str(folder), "FOLDER"), *facts)
     says(message_of(tmp_path / "gguf" / "m.Q4_K_M.gguf"), "m.Q4_K_M.gguf", "GGUF", "hf download")
+    (tmp_path / "gguf" / "blob").write_bytes(b"GGUF")
+    says(message_of(tmp_path / "gguf" / "blob"), "blob", "GGUF", "hf download")
     assert not (tmp_path / "target").exists()
+
+
+def test_a_whole_file_beside_an_index_is_read_and_told(tmp_path: Path, tensors: Tensors) -> None:
+    folder = write(tmp_path, tensors)
+    names = dict.fromkeys(tensors, "model-00001-of-00001.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    (remark,) = open_checkpoint(folder).remarks
+    says(remark, "model.safetensors", "model.safetensors.index.json")
 
 
 def test_a_configuration_of_a_far_larger_model_is_told_before_its_tensors_are_named(

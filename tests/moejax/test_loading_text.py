@@ -129,3 +129,24 @@ def test_a_chat_that_no_token_ends_is_told(tmp_path: Path, tensors: Tensors) -> 
     assert open_checkpoint(folder).tokenizer_remark is None  # for plain text nothing is missing
     with_tokenizer(folder, chat_template="{{ messages[0].content }}", eos_token="</s>")
     assert open_checkpoint(folder).tokenizer_remark is None
+
+
+def test_chat_templates_of_one_name_are_told(folder: Path) -> None:
+    """The last one counts, as in transformers."""
+    entries = [("default", "one"), ("tool", "of tools"), ("default", "two"), ("tool", "of tools")]
+    value = [{"name": name, "template": source} for name, source in entries]
+    with_tokenizer(folder, eos_token="</s>", chat_template=value)
+    checkpoint = open_checkpoint(folder)
+    assert checkpoint.tokenizer is not None and checkpoint.tokenizer.chat_template == "two"
+    remark = checkpoint.tokenizer_remark
+    assert remark is not None and "tool'" not in remark
+    says(remark, "'default'", "last")
+    with_tokenizer(folder, eos_token="</s>", chat_template=value[1:])
+    assert open_checkpoint(folder).tokenizer_remark is None
+
+
+def test_a_broken_generation_config_is_told_when_the_folder_is_opened(folder: Path) -> None:
+    (folder / "generation_config.json").write_text("{")
+    with refuses(ValueError, folder / "generation_config.json", "not valid JSON"):
+        open_checkpoint(folder)
+    (folder / "generation_config.json").unlink()

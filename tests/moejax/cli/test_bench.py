@@ -274,7 +274,7 @@ def test_mistakes_are_one_line(call: Call, arguments: tuple[str, ...], facts: tu
             "{}",
             ("cases, environment, tolerance", "docs/bench_baseline.json"),
         ),
-        ("[1]", ("JSON object",)),
+        ("[1]", ("JSON list", "object")),
         ("{", ("JSON",)),
         (
             '{"environment": {}, "tolerance": "a", "cases": [1]}',

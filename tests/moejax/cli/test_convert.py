@@ -84,7 +84,7 @@ def test_flags_reach_the_conversion(call: Call, hf: Path, tmp_path: Path) -> Non
         (("--workers", "0"), ("--workers", "1", "got 0")),
         (("--shard-size", "many"), ("--shard-size", "5GB", "500MB", "got 'many'")),
         (("--shard-size", "1GB"), ("--shard-size", "Hugging Face")),
-        (("--dtype", "int8"), ("'int8'", "bfloat16", "float16", "float32", "auto")),
+        (("--dtype", "int8"), ("--dtype", "bfloat16", "float16", "float32", "auto", "'int8'")),
         (("--verfy",), ("--verfy", "--verify")),
     ],
 )

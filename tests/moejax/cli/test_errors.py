@@ -49,6 +49,17 @@ MISTAKES: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
         ("decode", "demo", *P, "--tensor-parallel-size", "2"),
         ("moejax decode", "--tensor-parallel-size", "--mesh tensor=N"),
     ),
+    # two values where there is one
+    (("decode", "demo", *P, "-n", "3", "--max-tokens=5"), ("--max-tokens", "'3'", "'5'", "-n", "one flag", "once")),
+    (("decode", "demo", *P, "--mesh", "expert=2", "--mesh", "data=2"), ("--mesh", "'expert=2'", "'data=2'", "once")),
+    (("convert", "demo", "x", "--verify", "--no-verify"), ("--verify", "--verify and --no-verify", "once")),
+    (("serve", "demo", "--port", "1", "--port", "2"), ("--port", "'1'", "'2'")),
+    (("mesh", "show", "--model", "demo", "--model", "x", "--mesh", "expert=2"), ("--model", "'demo'", "'x'")),
+    (("bench", "latency", "demo", "--dtype", "f32", "--dtype=bf16"), ("--dtype", "'f32'", "'bf16'")),
+    # what other commands take without a flag
+    (("mesh", "show", "demo"), ("(demo)", "--model", "--mesh data=1,expert=4,tensor=2", "moejax mesh show --help")),
+    (("mesh", "compare", "demo"), ("(demo)", "--model", "moejax mesh compare --help")),
+    (("mesh", "show", "--model", "demo", "--mesh", "demo"), ("--mesh", "data=1,expert=4,tensor=2", "got 'demo'")),
     # values of the wrong kind, or out of range
     (("decode", "demo", *P, "--temperature", "hot"), ("--temperature", "got 'hot'")),
     (("decode", "demo", *P, "-n", "1.5"), ("--max-tokens", "got '1.5'")),
@@ -157,7 +168,8 @@ MISTAKES: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
 ]
 # What JAX has to be there for.
 LATER: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
-    (("decode", "demo", *P, "--dtype", "fp8"), ("'fp8'", "bfloat16", "float16", "float32", "auto")),
+    (("decode", "demo", *P, "--dtype", "fp8"), ("--dtype", "bfloat16", "float16", "float32", "auto", "'fp8'")),
+    (("decode", "demo", *P, "--dtype", "half"), ("--dtype", "float16", "fp16", "'half'", "'float16'")),
     (
         ("decode", "demo", *P, "--expert-backend", "triton"),
         ("'triton'", "auto, dense, blocked, native, ragged, pallas, tokamax"),

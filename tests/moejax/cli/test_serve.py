@@ -23,7 +23,8 @@ from tests.messages import error_line, says
 from tests.moejax.cli.conftest import Call
 from tests.moejax.decoding.tiny_checkpoint import Tiny
 
-SMALL = ("--max-seq-len", "256", "--max-batch", "2", "--prefill-chunk", "32", "--dtype", "float32")
+SHORT = ("--max-seq-len", "256", "--prefill-chunk", "32", "--dtype", "float32")
+SMALL = (*SHORT, "--max-batch", "2")
 START_SECONDS = 240
 
 
@@ -141,7 +142,8 @@ def test_port_that_is_taken(call: Call, tiny: Tiny, tiny_folder: Path) -> None:
 def test_mistakes_are_told_before_anything_is_loaded(
     call: Call, tiny: Tiny, tiny_folder: Path, flags: tuple[str, ...], facts: tuple[str, ...]
 ) -> None:
-    outcome = call("serve", tiny_folder, "--port", "0", *flags)
+    port = () if "--port" in flags else ("--port", "0")
+    outcome = call("serve", tiny_folder, *port, *flags)
     assert outcome.status == 2
     error_line(outcome.err, *facts)
 
@@ -193,7 +195,7 @@ def test_cache_that_does_not_fit(
 
     free = dataclasses.replace(shapes.device_memory(), free_bytes=120_000)
     monkeypatch.setattr(shapes, "device_memory", lambda devices: free)
-    outcome = call("serve", tiny_folder, "--port", "0", "--quiet", *SMALL, "--max-batch", "8")
+    outcome = call("serve", tiny_folder, "--port", "0", "--quiet", *SHORT, "--max-batch", "8")
     assert outcome.status == 2
     error_line(outcome.err, "--max-batch 8", "--max-seq-len 256", "--max-batch 3", "--max-seq-len")
 

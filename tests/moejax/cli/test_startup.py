@@ -3,12 +3,15 @@
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
 import pytest
 
 from moejax.cli import startup
+from moejax.runtime import platform
+from moejax.runtime import user_cache as user_caches
 from moejax.runtime.user_cache import user_cache
 from tests.messages import refuses, says
 from tests.moejax.cli.conftest import Call
@@ -91,10 +94,12 @@ def test_folder_that_cannot_be_written_is_a_warning(
 
 
 def test_user_without_a_home_is_a_warning(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_home() -> Path:
-        raise RuntimeError("Could not determine home directory.")
+    class Homeless(type(Path())):
+        @classmethod
+        def home(cls) -> Path:
+            raise RuntimeError("Could not determine home directory.")
 
-    monkeypatch.setattr(Path, "home", no_home)
+    monkeypatch.setattr(user_caches, "Path", Homeless)
     startup.prepare_jax()
     says(capsys.readouterr().err, "home directory")
 
@@ -105,6 +110,6 @@ def test_platform_that_jax_lacks(monkeypatch: pytest.MonkeyPatch, error: Excepti
         raise error
 
     monkeypatch.setenv("JAX_PLATFORMS", "foo")
-    monkeypatch.setattr(jax, "devices", no_devices)
+    monkeypatch.setattr(platform, "jax", SimpleNamespace(devices=no_devices))
     with refuses(ValueError, "JAX_PLATFORMS='foo'", "unset"):
         startup.prepare_jax(compile_cache=False)

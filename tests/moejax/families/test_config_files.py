@@ -65,3 +65,22 @@ def test_a_file_too_large_to_be_one(tmp_path: Path) -> None:
         file.truncate(5_000_000)
     with refuses(ValueError, "config.json", "5000000", "4000000"):
         read_config_json(tmp_path / "config.json")
+
+
+def test_a_byte_order_mark_is_no_damage(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text('{"vocab_size": 3}', encoding="utf-8-sig")
+    assert read_config_json(path) == {"vocab_size": 3}
+    for encoding in ("utf-16", "utf-16-be", "utf-32"):
+        path.write_text('{"vocab_size": 3}', encoding=encoding)
+        with refuses(ValueError, path, encoding.upper(), "save", "UTF-8") as caught:
+            read_config_json(path)
+        assert "download" not in str(caught.value)
+
+
+def test_zeros_are_damage(tmp_path: Path) -> None:
+    """Which could be UTF-32 by its first bytes."""
+    path = tmp_path / "config.json"
+    path.write_bytes(bytes(100))
+    with refuses(ValueError, path, "not valid JSON", "download"):
+        read_config_json(path)

@@ -112,7 +112,11 @@ def test_rows_say_what_they_are_best_for() -> None:
             (row,) = (row for row in chosen if objective in row.best_for)
             assert row.built and score(row, objective) == min(score(one, objective) for one in chosen if one.built)
             assert row.best_for[objective] == reason(row, chosen, objective)
-            assert winners(chosen)[objective] == {"split": row.label, "reason": row.best_for[objective]}
+            assert winners(chosen)[objective] == {
+                "split": row.label,
+                "devices": 4,
+                "reason": row.best_for[objective],
+            }
     nothing = compare_meshes(CONFIG, 1, "l40s", batch_size=1)
     assert winners(nothing) == {} and not nothing[0].best_for
 

@@ -83,7 +83,7 @@ def test_what_is_no_load_is_refused(tmp_path: Path, change: dict[str, Any], fact
     [
         ("{", ("not valid JSON",)),
         ("[" * 100_000, ("not valid JSON",)),
-        ("[]", ("object", "got list")),
+        ("[]", ("list", "object")),
         ("{}", ("'counts'",)),
         (" " * (LARGEST_FILE + 1), ("too many",)),
     ],
@@ -118,3 +118,9 @@ def test_the_demo_has_a_load_of_its_own() -> None:
     assert evenly.load_imbalance == 1.0 and recorded.load_imbalance > 1.2
     assert evenly.decode is not None and recorded.decode is not None
     assert recorded.decode.imbalance > evenly.decode.imbalance
+
+
+def test_a_byte_order_mark_is_read_over(tmp_path: Path) -> None:
+    path = tmp_path / "load.json"
+    path.write_text(DEMO_LOAD.read_text(encoding="utf-8"), encoding="utf-8-sig")
+    assert read_expert_load(path) == read_expert_load(DEMO_LOAD)

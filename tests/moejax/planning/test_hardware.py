@@ -158,3 +158,9 @@ def test_unknown_names_list_the_known_ones() -> None:
     with refuses(ValueError, "no such file", "a100-80gb"):
         load_hardware("nowhere.toml")
     assert {path.suffix for path in SHIPPED.iterdir()} == {".toml"}
+
+
+def test_a_byte_order_mark_is_read_over(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(hardware_toml(load_hardware("h200")), encoding="utf-8-sig")
+    assert dataclasses.replace(load_hardware(str(path)), name="h200") == load_hardware("h200")

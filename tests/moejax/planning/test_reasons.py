@@ -98,7 +98,7 @@ def test_an_objective_is_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
         rows,
         load_hardware("h100-sxm"),
         model="mixtral-8x7b",
-        devices=8,
+        devices="8",
         usable_fraction=0.9,
         objective="wire",
         fits_with=(),

@@ -41,7 +41,7 @@ def without_mapping(monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*args: object, **kwargs: object) -> None:
         raise OSError(12, "Cannot allocate memory")
 
-    monkeypatch.setattr(mmap, "mmap", refused)
+    monkeypatch.setattr(huge_pages, "mmap", SimpleNamespace(**{**vars(mmap), "mmap": refused}))
 
 
 def as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,7 +82,9 @@ def test_what_is_wrong_throughout_costs_little(
 def test_one_mistake_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many items are wrong, as few of them are described as of one wrong item."""
     found: list[int] = []
-    monkeypatch.setattr(bodies, "_refusal", lambda error: found.append(error.error_count()) or ApiError(400, ""))
+    monkeypatch.setattr(
+        bodies, "wrong_field", lambda error, kind: found.append(error.error_count()) or ApiError(400, "")
+    )
     for count in (1, 300):
         for fields in ({"stop": many("1", count)}, {"prompt": f'["a",{many("1", count)[1:-1]}]'}):
             with pytest.raises(ApiError):
@@ -153,9 +155,16 @@ def test_others_are_served_while_a_body_is_parsed(live: Live, monkeypatch: pytes
         (b'{"prompt": "a"}', {"content-encoding": "gzip"}, 400, ("gzip",)),
         (gzip.compress(b'{"prompt": "a"}')[:-9], {"content-encoding": "gzip"}, 400, ("gzip", "ends")),
         (gzip.compress(b"[" * (2 * MIB)), {"content-encoding": "gzip"}, 413, (str(MIB), "--max-request-bytes")),
+        (
+            gzip.compress(b'{"prompt": "a"}') + gzip.compress(b" "),
+            {"content-encoding": "gzip"},
+            400,
+            ("21 bytes", "one"),
+        ),
+        (gzip.compress(b'{"prompt": "a"}') + b"more", {"content-encoding": "gzip"}, 400, ("4 bytes", "gzip", "one")),
         (b'{"prompt": "a"}', {"content-encoding": "br"}, 415, ("'br'", "gzip")),
     ],
-    ids=["no UTF-8", "Latin-1", "UTF-16", "unsaid gzip", "no gzip", "half", "bomb", "brotli"],
+    ids=["no UTF-8", "Latin-1", "UTF-16", "unsaid gzip", "no gzip", "half", "bomb", "two", "more", "brotli"],
 )
 def test_bodies_in_other_forms(
     live: Live, content: bytes, headers: dict[str, str], status: int, facts: tuple[str, ...]
@@ -163,16 +172,18 @@ def test_bodies_in_other_forms(
     with live.client() as client:
         answer = client.post("/v1/completions", content=content, headers={**JSON, **headers})
     assert answer.status_code == status
+    assert answer.headers.get("accept-encoding") == ("gzip" if status == 415 else None)
     says(error_of(answer)["message"], *facts)
 
 
 @pytest.mark.parametrize("prefix", [b"", b"\xef\xbb\xbf"], ids=["plain", "with a byte order mark"])
-def test_gzip_is_unpacked(live: Live, prefix: bytes) -> None:
+@pytest.mark.parametrize("encoding", ["gzip", "X-GZIP"])
+def test_gzip_is_unpacked(live: Live, prefix: bytes, encoding: str) -> None:
     asked = prefix + '{"prompt": "é", "max_tokens": 2, "temperature": 0}'.encode()
     with live.client() as client:
         plain = client.post("/v1/completions", content=asked, headers=JSON)
         packed = client.post(
-            "/v1/completions", content=gzip.compress(asked), headers={**JSON, "content-encoding": "gzip"}
+            "/v1/completions", content=gzip.compress(asked), headers={**JSON, "content-encoding": encoding}
         )
     assert plain.status_code == packed.status_code == 200
     assert plain.json()["choices"] == packed.json()["choices"]

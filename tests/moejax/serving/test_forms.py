@@ -56,8 +56,8 @@ REFUSED_MESSAGES: dict[str, tuple[list[Any], tuple[str, ...]]] = {
     "a user without content": ([{"role": "user", "content": None}], ("messages[0].content", "assistant")),
     "a tool without content": ([{"role": "tool"}], ("messages[0].content",)),
     "no role": ([{"content": "a"}], ("role",)),
-    "text": (["a"], ("messages.0",)),
-    "a number": ([{"role": "user", "content": 1}], ("messages.0.content",)),
+    "text": (["a"], ("messages[0]",)),
+    "a number": ([{"role": "user", "content": 1}], ("messages[0].content",)),
 }
 
 # Fields that are taken by both kinds of requests, with a value of each form that they have.
@@ -221,10 +221,21 @@ def test_every_field_of_the_official_client_has_a_row(path: str, params: Any, re
     assert get_type_hints(request_type)
 
 
+CHAT = {"messages": [{"role": "user", "content": "a"}]}
+
+
 @pytest.mark.parametrize(
     ("asked", "status", "code", "param"),
     [
-        ({"max_tokens": 400}, 400, "context_length_exceeded", "prompt"),
+        ({"max_tokens": 400}, 400, "context_length_exceeded", "max_tokens"),
+        ({"max_tokens": 400, "prompt": [5] * 320}, 400, "context_length_exceeded", "prompt"),
+        ({**CHAT, "max_tokens": 400}, 400, "context_length_exceeded", "max_tokens"),
+        (
+            {**CHAT, "max_tokens": None, "max_completion_tokens": 400},
+            400,
+            "context_length_exceeded",
+            "max_completion_tokens",
+        ),
         ({"prompt": [5] * 321}, 400, "context_length_exceeded", "prompt"),
         ({"prompt": "a" * 321}, 400, "context_length_exceeded", "prompt"),
         ({"messages": [{"role": "user", "content": "a" * 321}]}, 400, "context_length_exceeded", "messages"),
@@ -266,6 +277,8 @@ def test_other_methods(live: Live, method: str) -> None:
             answer = client.request(method, path)
             assert answer.status_code == (200 if method == "HEAD" else 405)
             assert answer.content == b"" if method == "HEAD" else error_of(answer)
+            assert answer.headers.get("allow") == (None if method == "HEAD" else "GET, HEAD")
+        assert client.get("/v1/chat/completions").headers["allow"] == "POST"
 
 
 def test_tokens_there_and_back(live: Live) -> None:

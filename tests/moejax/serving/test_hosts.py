@@ -26,11 +26,52 @@ OWN = socket.gethostname()
         ("[::1]", "::1"),
         ("::1", "::1"),
         ("evil.example:1", "evil.example"),
-        ("", ""),
+        ("my_service:", "my_service"),
     ],
 )
 def test_hosts_in_headers(header: str, host: str) -> None:
     assert host_in(header) == host
+
+
+NO_HOSTS = [
+    "",
+    "[::1",
+    "[]",
+    "[localhost]",
+    "[::1]evil",
+    "[::1]80",
+    "localhost@evil",
+    "me:secret@localhost",
+    "localhost/evil",
+    "localhost evil",
+    "localhost:80:90",
+    "localhost:evil",
+    "localhost:99999",
+    "localhost,evil",
+    "fe80::1%evil",
+    "..",
+    "<evil>",
+    "\xe9vil",
+]
+
+
+@pytest.mark.parametrize("header", NO_HOSTS)
+def test_headers_that_name_no_host(header: str) -> None:
+    """Not even where any host may be named, and nothing of them is said again."""
+    for hosts in (AllowedHosts(), AllowedHosts(anything=True)):
+        with pytest.raises(ApiError) as raised:
+            hosts.check(header)
+        assert raised.value.status == 400
+        assert "evil" not in raised.value.message and "--allowed-hosts" not in raised.value.message
+
+
+@pytest.mark.parametrize("hosts", [["[::1"], [""], ["me@localhost"], ["localhost", "localhost"]])
+def test_malformed_hosts_over_http(live: Live, hosts: list[str]) -> None:
+    host, port = live.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as client:
+        lines = "".join(f"Host: {one}\r\n" for one in hosts)
+        client.sendall(f"GET /health HTTP/1.1\r\n{lines}Connection: close\r\n\r\n".encode())
+        assert client.makefile("rb").readline().split()[1] == b"400"
 
 
 @pytest.mark.parametrize(
@@ -43,7 +84,7 @@ def test_hosts_in_headers(header: str, host: str) -> None:
             ["evil.example", "10.0.0.1", "127.0.0.1.evil.example"],
         ),
         ("127.0.0.2", [], ["127.0.0.2", "localhost"], ["127.0.0.3"]),
-        ("localhost", [], ["localhost", "127.0.0.1"], ["localhost.evil.example", ""]),
+        ("localhost", [], ["localhost", "127.0.0.1"], ["localhost.evil.example"]),
         ("10.0.0.7", [], ["10.0.0.7:8000"], ["localhost", "10.0.0.8"]),
         ("0.0.0.0", [], ["10.0.0.7:8000", "[fe80::1]", "localhost", OWN], ["evil.example"]),
         ("::", [], ["10.0.0.7", "[::1]"], ["evil.example"]),

@@ -189,7 +189,7 @@ def test_routed_experts_of_a_stream(client: openai.OpenAI, live: Live) -> None:
 @pytest.mark.parametrize(
     ("asked", "facts", "param"),
     [
-        ({"max_tokens": 400}, ("320", "400"), "prompt"),
+        ({"max_tokens": 400}, ("320", "400"), "max_tokens"),
         ({"max_tokens": 0}, ("max_tokens", "1", "got 0"), "max_tokens"),
         ({"temperature": -1}, ("temperature", "0"), "temperature"),
         ({"n": 2, "temperature": 0}, ("n=2",), "n"),

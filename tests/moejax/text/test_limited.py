@@ -74,14 +74,16 @@ def test_interrupted_while_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """The process is ended, so that its answer is not taken for that to the next question."""
     tokenizer = loaded(byte_level())
     tokenizer.encode("a")
+    process = limited._idle[-1]
 
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("os.read", interrupt)
+        patched.setattr(limited._Process, "_received", interrupt)
         with pytest.raises(KeyboardInterrupt):
             tokenizer.encode("list")
+    assert process not in limited._alive
     assert tokenizer.decode(tokenizer.encode("the")) == "the"
 
 

@@ -151,7 +151,7 @@ def test_a_token_with_another_id_than_its_file_says(tmp_path: Path) -> None:
         ("tokenizer_config.json", {"eos_token": {"content": "x", "lstrip": 3}}, ("eos_token", "'lstrip': 3")),
         ("tokenizer_config.json", {"chat_template": {"a": 3}}, ("named a", "got 3")),
         ("added_tokens.json", {"<x>": "3"}, ("ids", "'3'")),
-        ("added_tokens.json", [], ("JSON object", "got list")),
+        ("added_tokens.json", [], ("JSON list", "object")),
     ],
 )
 def test_malformed(tmp_path: Path, name: str, content: Any, facts: tuple[str, ...]) -> None:

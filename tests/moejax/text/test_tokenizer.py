@@ -238,12 +238,16 @@ def write(path: Path, value: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "facts"),
     [
-        ("tokenizer.json", "", ("EOF while parsing",)),
-        ("tokenizer.json", "[" * 100_000, ("expected",)),
+        ("tokenizer.json", "", ("not valid JSON",)),
+        ("tokenizer.json", '{"a":' * 100_000, ("not valid JSON", "nested")),
         ("tokenizer.json", "{}", ("Model missing",)),
-        ("tokenizer_config.json", "{", ("is not valid JSON: ",)),
-        ("tokenizer_config.json", "[" * 100_000, ("is not valid JSON: ",)),
-        ("tokenizer_config.json", "[]", ("JSON object", "got list")),
+        ("tokenizer_config.json", "{", ("not valid JSON",)),
+        ("tokenizer_config.json", "[" * 100_000, ("not valid JSON", "nested")),
+        ("special_tokens_map.json", '{"a":' * 100_000, ("not valid JSON", "nested")),
+        ("added_tokens.json", '{"a":' * 100_000, ("not valid JSON", "nested")),
+        ("generation_config.json", "[" * 100_000, ("not valid JSON", "nested")),
+        ("tokenizer_config.json", '{"eos_token": "a", "eos_token": "l"}', ("'eos_token'", "twice")),
+        ("tokenizer_config.json", "[]", ("JSON list", "object")),
         ("tokenizer_config.json", {"bos_token": 7}, ("bos_token", "got 7")),
         ("tokenizer_config.json", {"add_bos_token": "yes"}, ("add_bos_token", "got 'yes'")),
         ("tokenizer_config.json", {"chat_template": 3}, ("chat_template",)),
@@ -262,7 +266,8 @@ def test_malformed_file(tmp_path: Path, name: str, content: Any, facts: tuple[st
     with pytest.raises(CheckpointError) as caught:
         Tokenizer.from_folder(tmp_path)
     text = str(caught.value)
-    assert text.startswith(f"{tmp_path / name}: ") and "\n" not in text
+    assert text.startswith(str(tmp_path / name)) and "\n" not in text
+    assert "recursion" not in text
     says(text, *facts)
 
 
@@ -305,11 +310,37 @@ def test_add_bos_token_without_a_bos_token(tmp_path: Path) -> None:
         Tokenizer.from_folder(tmp_path)
 
 
+def test_nested_deeper_than_its_library_reads(tmp_path: Path) -> None:
+    save(tmp_path, sentencepiece())
+    tree = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
+    for _ in range(200):
+        tree["normalizer"] = {"type": "Sequence", "normalizers": [tree["normalizer"]]}
+    write(tmp_path / "tokenizer.json", tree)
+    with refuses(CheckpointError, tmp_path / "tokenizer.json", "nested") as caught:
+        Tokenizer.from_folder(tmp_path)
+    assert "recursion" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_byte_order_marks(tmp_path: Path, name: str) -> None:
+    """Editors of Windows write one; what is UTF-16 throughout is told."""
+    save(tmp_path, sentencepiece())
+    text = (tmp_path / name).read_text(encoding="utf-8")
+    (tmp_path / name).write_text(text, encoding="utf-8-sig")
+    tokenizer = Tokenizer.from_folder(tmp_path)
+    assert tokenizer is not None and tokenizer.eos_token == EOS
+    for encoding in ("utf-16", "utf-16-le", "utf-32-be"):
+        (tmp_path / name).write_text(text, encoding=encoding)
+        with refuses(CheckpointError, tmp_path / name, encoding[:6].upper(), "save", "UTF-8") as caught:
+            Tokenizer.from_folder(tmp_path)
+        assert "download" not in str(caught.value)
+
+
 @pytest.mark.parametrize("name", ["tokenizer_config.json", "chat_template.jinja"])
 def test_file_that_is_no_utf8(tmp_path: Path, name: str) -> None:
     save(tmp_path, sentencepiece())
-    (tmp_path / name).write_bytes(b"\xff\xfe{}")
-    with refuses(CheckpointError, name, "UTF-8"):
+    (tmp_path / name).write_bytes(b"{\xff\xfe}")
+    with refuses(CheckpointError, name, "0xff"):
         Tokenizer.from_folder(tmp_path)
 
 
@@ -329,7 +360,7 @@ def test_interrupt_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         raise KeyboardInterrupt
 
     save(tmp_path, sentencepiece())
-    monkeypatch.setattr("os.path.realpath", interrupt)
+    monkeypatch.setattr("moejax.text.token_files.is_inside", interrupt)
     with pytest.raises(KeyboardInterrupt):
         Tokenizer.from_folder(tmp_path)
 
