@@ -32,15 +32,24 @@ LOADS = {"balanced": Balanced(), "power_law_1.01": PowerLaw(1.01), "power_law_1.
 HELD_OUT_SHAPE = {"hidden_size": 2048, "inter_size": 768, "topk": 8, "num_experts": 128}  # Qwen3-30B-A3B
 HELD_OUT_LOAD = "power_law_1.2"
 MOST_DEVICES = 8
-START = {  # what a fit starts from; 0 and 1 cannot be logarithms' start or are never left
-    "fixed": 1e-5, "bandwidth": 0.8, "overlap": 2.0, "narrow": 1.0, "copies": 1.0, "per_token": 1e-9,
-    "per_expert": 1e-9, "cached": 2.0, "elsewhere": 0.1, "again": 0.05, "rate": 0.7, "queries": 10.0,
-}  # fmt: skip
-BOUNDS = {  # tighter than what a file may hold: beyond these a term only makes up for another one
-    "fixed": (1e-7, 1e-3), "bandwidth": (0.05, 1.0), "overlap": (1.02, 20), "narrow": (1e-2, 600), "copies": (1e-3, 30),
-    "per_token": (1e-13, 1e-6), "per_expert": (1e-12, 1e-5), "cached": (1.0, 10.0), "elsewhere": (1e-4, 30), "again": (1e-4, 1.0), "rate": (0.05, 1.0),
-    "queries": (1e-3, 100), "tiles": (0.005, 1.0),
-}  # fmt: skip
+# By term, what a fit starts from, and bounds: tighter than what a file may hold, for beyond them a term only makes up
+# for another one.
+LIMITS: dict[str, tuple[float, float, float]] = {
+    "fixed": (1e-5, 1e-7, 1e-3),
+    "bandwidth": (0.8, 0.05, 1.0),
+    "rate": (0.7, 0.05, 1.0),
+    "overlap": (2.0, 1.02, 20.0),
+    "narrow": (1.0, 1e-2, 600.0),
+    "copies": (1.0, 1e-3, 30.0),
+    "queries": (10.0, 1e-3, 100.0),
+    "per_token": (1e-9, 1e-12, 1e-6),
+    "per_expert": (1e-9, 1e-12, 1e-5),
+    "elsewhere": (0.1, 1e-4, 30.0),
+    "again": (0.05, 1e-4, 1.0),
+    "cached": (2.0, 1.0, 10.0),
+    "tiles": (0.3, 0.005, 1.0),
+}
+ADDED = ("narrow", "copies", "queries", "per_token", "per_expert", "elsewhere", "again")  # at their least they are 0
 Pair = tuple[np.ndarray, np.ndarray]  # seconds predicted and measured
 T = TypeVar("T")
 
@@ -130,7 +139,7 @@ def fit_experts(
             return np.where(tuned, seconds, other.spent(device, layers.shape, layers.load, item, resident=True).seconds)
 
         keys = names + ["tiles"] * len(first) + ((["bandwidth"] + ["tiles"] * len(tiles)) if apart else [])
-        starts = [START[name] for name in names] + list(np.linspace(0.15, 0.6, len(first)))
+        starts = [LIMITS[name][0] for name in names] + list(np.linspace(0.15, 0.6, len(first)))
         starts += [0.7, *np.linspace(0.15, 0.4, len(tiles))] if apart else []
         cost, x = _least(predicted, keys, starts, layers.seconds, used)
         if cost < best[0]:
@@ -171,7 +180,7 @@ def _fit(kind: type[T], predict: Callable[[Any], np.ndarray], seconds: np.ndarra
     def predicted(x: np.ndarray) -> np.ndarray:
         return predict(kind(**dict(zip(names, map(float, x), strict=True))))
 
-    _, x = _least(predicted, names, [START[name] for name in names], seconds, np.ones(len(seconds), bool))
+    _, x = _least(predicted, names, [LIMITS[name][0] for name in names], seconds, np.ones(len(seconds), bool))
     return kind(**dict(zip(names, map(float, x), strict=True))), (predicted(x), seconds)
 
 
@@ -182,11 +191,17 @@ def _least(
     seconds: np.ndarray,
     used: np.ndarray,
 ) -> tuple[float, np.ndarray]:
-    low, high = np.log([BOUNDS[name] for name in names]).T
+    low, high = np.log([LIMITS[name][1:] for name in names]).T
 
     def residuals(x: np.ndarray) -> np.ndarray:
         return np.log(predicted(np.exp(x)) / seconds)[used]
 
     start = np.clip(np.log(starts), low + 1e-6, high - 1e-6)
     found = least_squares(residuals, start, loss="soft_l1", f_scale=0.1, bounds=(low, high))
-    return float(found.cost), np.array([float(f"{value:.4g}") for value in np.exp(found.x)])
+    values = [float(f"{value:.4g}") for value in np.exp(found.x)]
+    return float(found.cost), np.array(
+        [
+            0.0 if name in ADDED and value < 1.1 * LIMITS[name][1] else value
+            for name, value in zip(names, values, strict=True)
+        ]
+    )

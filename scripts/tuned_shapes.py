@@ -2,7 +2,7 @@
 
     python -m scripts.tuned_shapes vllm-0.24.0-*.whl sglang-0.5.14-*.whl ... > scripts/tuned_shapes.json
 
-A shape without such a file runs with defaults that are up to 2.5 times slower, which `scripts.fit_hardware` tells apart.
+A shape without such a file runs with defaults, up to 2.5 times slower; `scripts.fit_hardware` tells them apart.
 """
 
 import json

@@ -39,10 +39,13 @@ def run(flags: CompareFlags) -> bool:
         dispatch=flags.dispatch,
         expert_load=flags.expert_load,
         usable_fraction=flags.usable_fraction,
+        software=flags.software,
+        skew=flags.skew,
+        times=flags.times,
         ttft=flags.ttft,
         tpot=flags.tpot,
     )
-    plan = make_plan(flags.model, hardware, flags.expert_load, flags.usable_fraction)
+    plan = make_plan(flags.model, hardware, flags.expert_load, flags.usable_fraction, flags.software, flags.skew)
     fits = any(row.fits for row in rows)
     fits_with = [] if fits else what_fits(plan, max(flags.counts), flags.dispatch, rows)
     if flags.measure:
@@ -52,7 +55,9 @@ def run(flags: CompareFlags) -> bool:
     if flags.measure:
         rows = mesh_checks.measured(flags.model, plan, rows, quiet=flags.quiet)
     if flags.as_json:
-        found = comparison_json(rows, hardware, fits_with, checkpoint=served_checkpoint(flags.model))
+        found = comparison_json(
+            rows, hardware, fits_with, checkpoint=served_checkpoint(flags.model), software=plan.software
+        )
         console.write(f"{json.dumps(found, ensure_ascii=False)}\n")
     else:
         _show(flags, plan, rows, fits_with)
@@ -69,6 +74,7 @@ def _show(flags: CompareFlags, plan: ComparisonInputs, rows: list[MeshRow], fits
     parts = tables(
         rows,
         plan.hardware,
+        software=plan.software,
         model=flags.model,
         devices=devices,
         usable_fraction=flags.usable_fraction,

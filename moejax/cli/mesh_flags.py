@@ -57,7 +57,7 @@ class CompareFlags:
         option(
             "--hardware",
             metavar="NAME",
-            help="h100-sxm, h200, a100-80gb, v100-32gb, l40s, cpu, or a .toml file of yours.",
+            help="h100-sxm, h200, b200, a100-80gb, l40s, rtx-pro-6000, v100-32gb, cpu, or a .toml file of yours.",
         ),
     ]
     batch_size: Annotated[
@@ -78,6 +78,33 @@ class CompareFlags:
             help="How often each expert was chosen, from moejax decode --save-expert-load; demo. Evenly without it.",
         ),
     ] = None
+    skew: Annotated[
+        str,
+        option(
+            "--skew",
+            panel=WORK,
+            metavar="NAME",
+            help="How evenly tokens choose experts: uniform, balanced, or power-law:1.01, as layers are benchmarked.",
+        ),
+    ] = "uniform"
+    software: Annotated[
+        str,
+        option(
+            "--software",
+            panel=WORK,
+            metavar="NAME",
+            help="Whose kernels and collectives: moejax, vllm, trtllm, sglang, or ideal for a roofline.",
+        ),
+    ] = "moejax"
+    times: Annotated[
+        str,
+        option(
+            "--times",
+            panel=WORK,
+            metavar="NAME",
+            help="fitted, by the hardware file's terms, or measured: by tables of moejax[silicon], where they have it.",
+        ),
+    ] = "fitted"
     objective: Annotated[
         str,
         option("--objective", panel=SPLITS, metavar="NAME", help=f"What ranks: {', '.join(OBJECTIVES)}."),

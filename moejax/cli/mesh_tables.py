@@ -16,6 +16,7 @@ from moejax.planning.hardware import Hardware
 from moejax.planning.objectives import OBJECTIVES
 from moejax.planning.rows import MeshRow, Phase
 from moejax.planning.serve_command import served_checkpoint
+from moejax.planning.software import SoftwareName, basis_said
 from moejax.planning.units import BYTES, SECONDS, Unit, amount, common_unit, number
 from moejax.runtime.buckets import MAX_SEQUENCES, MAX_SERVED_SEQUENCES
 
@@ -46,6 +47,7 @@ def compare_tables(
     rows: Sequence[MeshRow],
     hardware: Hardware,
     *,
+    software: SoftwareName,
     model: str,
     devices: str,
     usable_fraction: float,
@@ -60,7 +62,7 @@ def compare_tables(
         fits_with: flags of which each makes a model fit that does not.
         width: columns of the terminal.
     """
-    yield from setting(rows[0], hardware, f"{model} on {devices}", usable_fraction)
+    yield from setting(rows[0], hardware, software, f"{model} on {devices}", usable_fraction)
     checkpoint = served_checkpoint(model)
     usable = [row for row in rows if row.fits]
     if not usable:
@@ -90,7 +92,9 @@ def compare_tables(
     yield from crossover_table(rows, hardware)
 
 
-def setting(row: MeshRow, hardware: Hardware, what: str, usable_fraction: float) -> Iterator[Text]:
+def setting(
+    row: MeshRow, hardware: Hardware, software: SoftwareName, what: str, usable_fraction: float
+) -> Iterator[Text]:
     """What was compared, of which `row` is one, and `what` names the model and the number of devices."""
     work = row.workload
     yield Text(printable(f"{what} x {hardware.title}"), style="bold")
@@ -98,6 +102,7 @@ def setting(row: MeshRow, hardware: Hardware, what: str, usable_fraction: float)
         f"{amount(row.usable_bytes, BYTES)} of {amount(hardware.memory_bytes, BYTES)} usable each "
         f"({usable_fraction:g}), {work.dtype}, prompts of {work.input_len:,} tokens, {work.context:,} in the cache"
     )
+    yield Text(basis_said(hardware, software, work.dtype))
 
 
 def _units(rows: Sequence[MeshRow]) -> Units:

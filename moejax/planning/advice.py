@@ -6,7 +6,7 @@ from dataclasses import replace
 from moejax.moe.split import make_rules
 from moejax.planning.compare import ComparisonInputs
 from moejax.planning.footprint import footprint
-from moejax.planning.hardware import Hardware
+from moejax.planning.hardware import DTYPES, Hardware
 from moejax.planning.hardware_file import load_hardware, shipped_hardware
 from moejax.planning.rows import MeshRow
 from moejax.planning.splits import splits
@@ -42,7 +42,8 @@ def what_fits(plan: ComparisonInputs, devices: int, dispatch: str, rows: Sequenc
 
 def _smaller(plan: ComparisonInputs, dtype: str) -> list[str]:
     """Dtypes of fewer bytes in which the devices compute."""
-    return [name for name in plan.hardware.matrix_rate if ITEM_SIZES[name] < ITEM_SIZES[dtype]]
+    rates = plan.hardware.matrix_rate
+    return [name for name in DTYPES if name in rates and ITEM_SIZES[name] < ITEM_SIZES[dtype]]
 
 
 def _more_devices(hardware: Hardware, devices: int) -> Iterator[int]:

@@ -11,12 +11,14 @@ from moejax.planning.expert_load import ExpertLoad
 from moejax.planning.footprint import footprint
 from moejax.planning.hardware import Hardware
 from moejax.planning.hardware_file import load_hardware
+from moejax.planning.measured_times import MeasuredTimes
 from moejax.planning.models import expert_shares, model_config, stored_dtype
 from moejax.planning.objectives import check_objective
 from moejax.planning.ranking import ranked
 from moejax.planning.reasons import with_reasons
 from moejax.planning.routing import RoutingModel
 from moejax.planning.rows import MeshRow
+from moejax.planning.software import SOFTWARE, SoftwareName, check_software, check_times, parse_skew
 from moejax.planning.splits import EVERY_DISPATCH, splits
 from moejax.planning.sweep import device_counts
 from moejax.planning.targets import Targets
@@ -35,6 +37,8 @@ class ComparisonInputs:
     config: ModelConfig
     hardware: Hardware
     routing: RoutingModel
+    software: SoftwareName = "moejax"
+    times: MeasuredTimes | None = None
     usable: float = USABLE
 
     @property
@@ -57,6 +61,9 @@ def compare_meshes(
     usable_fraction: float = USABLE,
     ttft: float | None = None,
     tpot: float | None = None,
+    software: str = "moejax",
+    skew: str = "uniform",
+    times: str = "fitted",
 ) -> list[MeshRow]:
     """Predicts every split of a model over `devices` devices, the best first for each batch size.
 
@@ -77,6 +84,11 @@ def compare_meshes(
         ttft, tpot: targets in seconds: until the whole batch has its first token, and of a decode step. Rows that meet
             those given come first, by `objective`, then the others, the nearest first; `MeshRow.meets_targets` and
             `MeshRow.misses` say which, and by how much.
+        software: whose kernels and collectives: "moejax", "vllm", "trtllm", "sglang", or "ideal" for a roofline.
+        skew: how evenly tokens choose: "uniform", each expert being as likely as the others; "balanced", as many rows
+            for each; or "power-law:1.01", as benchmarks of layers have it. Not with `expert_load`.
+        times: "fitted", by the terms of the hardware file, or "measured", by the tables of the extra `silicon` where
+            they have a shape; `Phase.measured` says for which parts.
 
     Returns:
         For each number of devices from the fewest, and for each batch size in turn: the splits that can be used, then
@@ -86,13 +98,17 @@ def compare_meshes(
     Raises:
         ValueError: for anything unknown or out of range, and for a dtype in which the devices do not compute.
     """
-    plan = make_plan(model, hardware, expert_load, usable_fraction)
+    plan = make_plan(model, hardware, expert_load, usable_fraction, software, skew)
     goal = check_objective(objective)
     sizes = [batch_size] if isinstance(batch_size, int) else list(batch_size)
     if not sizes:
         raise ValueError("batch_size names no batch size; give one, or several as in 1,8,32")
     name = resolve_dtype(dtype, auto="bfloat16" if isinstance(model, ModelConfig) else stored_dtype(model))
     check_dtype(plan.hardware, name)
+    check_software(plan.hardware, plan.software, name)
+    if check_times(times) == "measured":
+        tables = MeasuredTimes.of(plan.hardware, plan.software, name, plan.routing.load)
+        plan = replace(plan, times=tables)
     prompt, cached = default_lengths(plan.config, input_len, context)
     workloads = [Workload(batch_size=size, input_len=prompt, context=cached, dtype=name) for size in sizes]
     workloads[0].check(plan.config)
@@ -112,19 +128,32 @@ def make_plan(
     hardware: str | Path | Hardware,
     expert_load: ExpertLoad | str | Path | None = None,
     usable_fraction: float = USABLE,
+    software: str = "moejax",
+    skew: str = "uniform",
 ) -> ComparisonInputs:
     """What `compare_meshes` predicts with, from the same arguments.
 
     Raises:
-        ValueError: for an unknown model or hardware, the load of another model, or a fraction out of range.
+        ValueError: for an unknown model, hardware, software or skew, the load of another model, or a fraction out of
+            range.
     """
     if not isinstance(usable_fraction, (int, float)) or not 0 < usable_fraction <= 1:
         raise ValueError(f"usable_fraction must be above 0 and at most 1, got {usable_fraction!r}")
     config = model if isinstance(model, ModelConfig) else model_config(model)
     kind = hardware if isinstance(hardware, Hardware) else load_hardware(hardware)
-    shares = None if expert_load is None else expert_shares(expert_load, config)
-    routing = RoutingModel(config.num_experts, config.experts_per_token, shares)
-    return ComparisonInputs(config=config, hardware=kind, routing=routing, usable=float(usable_fraction))
+    shares, load = None if expert_load is None else expert_shares(expert_load, config), parse_skew(skew)
+    if shares is not None and load is not None:
+        raise ValueError(f"skew={skew} and an expert load both say how tokens choose; give one of them")
+    routing = RoutingModel(config.num_experts, config.experts_per_token, shares, load=load)
+    if software not in SOFTWARE:
+        check_software(kind, software, "bfloat16")
+    return ComparisonInputs(
+        config=config,
+        hardware=kind,
+        routing=routing,
+        software=software,  # type: ignore[arg-type]  # one of SOFTWARE
+        usable=float(usable_fraction),
+    )
 
 
 def check_dtype(hardware: Hardware, dtype: str) -> None:
@@ -168,6 +197,8 @@ def _setting(plan: ComparisonInputs, split: Split, *, ragged: bool = False) -> S
         dispatch=split.dispatch,
         hardware=plan.hardware,
         routing=plan.routing,
+        software=plan.software,
+        times=plan.times,
         ragged=ragged,
     )
 

@@ -17,6 +17,7 @@ from moejax.planning.footprint import cache_bytes, device_weights
 from moejax.planning.hardware import Hardware, Operation
 from moejax.planning.kernels import Kernels, Load, Shape, Spent
 from moejax.planning.links import exchange_seconds
+from moejax.planning.measured_times import MeasuredTimes
 from moejax.planning.routing import RoutingModel
 from moejax.planning.rows import Phase
 from moejax.planning.workload import Workload
@@ -32,6 +33,7 @@ class Setting:
 
     software: whose kernels and collectives, as measured on this hardware; "ideal" is a roofline, and so is what was not
         measured.
+    times: measured tables, where they were asked for.
     ragged: whether tokens travel to their experts' devices only, which no dispatch does yet.
     """
 
@@ -41,6 +43,7 @@ class Setting:
     hardware: Hardware
     routing: RoutingModel
     software: str = "ideal"
+    times: MeasuredTimes | None = None
     ragged: bool = False
 
 
@@ -60,8 +63,14 @@ class Part(NamedTuple):
 
 
 def predict_decode(setting: Setting, workload: Workload) -> Phase:
-    """One step of the decode loop."""
-    return predict_call(setting, decode_call(workload, setting.rules), workload.dtype)
+    """One step of the decode loop.
+
+    Attention of moejax reads every position of a cache that has a power of two of them; others' read what is filled.
+    """
+    call = decode_call(workload, setting.rules)
+    if setting.software not in ("moejax", "ideal"):
+        call = replace(call, positions=workload.context, visited=workload.context)
+    return predict_call(setting, call, workload.dtype)
 
 
 def predict_prefill(setting: Setting, workload: Workload) -> Phase:
@@ -86,6 +95,8 @@ def predict_call(setting: Setting, call: ProgramCall, dtype: str) -> Phase:
         else _measured(setting, call, dtype, work, kernels)
     )
     spent = {name: Spent(*map(float, part)) for name, part in spent.items()}
+    measured = {} if setting.times is None else _from_tables(setting, setting.times, call)
+    spent |= {name: spent[name].scaled_to(seconds) for name, seconds in measured.items()}
     collectives = call_collectives(setting, call, dtype)
     latency, bandwidth = exchange_seconds(collectives, rules.mesh, hardware, setting.software)
     return Phase(
@@ -104,6 +115,7 @@ def predict_call(setting: Setting, call: ProgramCall, dtype: str) -> Phase:
         latency_seconds=latency,
         bandwidth_seconds=bandwidth,
         overhead_seconds=sum(part.fixed for part in spent.values()),
+        measured=tuple(measured),
     )
 
 
@@ -169,6 +181,36 @@ def _measured(
         "experts": expert_layer(setting, call, dtype, kernels).times(len(config.moe_layers)),
         "head": kernels.product.spent(device, head.bytes, head.flops),
     }
+
+
+def _from_tables(setting: Setting, times: MeasuredTimes, call: ProgramCall) -> dict[PartName, float]:
+    """Seconds of those parts that the tables have."""
+    config, rules = setting.config, setting.rules
+    heads, kv_heads = config.num_heads // rules.parts("q_heads"), config.num_kv_heads // rules.parts("kv_heads")
+    shape = {"heads": heads, "kv_heads": kv_heads, "head_dim": config.head_dim}
+    sequences = call.own_sequences(rules)
+    if call.width == 1:
+        attend = times.step(**shape, sequences=sequences, positions=call.positions)
+    else:
+        attend = (
+            times.prompt(**shape, sequences=sequences, length=call.tokens) if call.positions == call.width else None
+        )
+    elements = device_weights(config, rules).elements["experts"] / max(1, len(config.moe_layers))
+    experts = times.expert_layer(
+        inputs=config.embed_dim,
+        width=Shape.of(experts=1, inputs=config.embed_dim, elements=elements).width * rules.parts("mlp"),
+        chosen=config.experts_per_token,
+        experts=config.num_experts,
+        tensor=rules.parts("mlp"),
+        parts=rules.parts("experts"),
+        tokens=call.group_tokens(rules),
+    )
+    found: dict[PartName, float] = {}
+    if attend is not None:
+        found["cache"] = config.num_layers * attend
+    if experts is not None:
+        found["experts"] = len(config.moe_layers) * experts
+    return found
 
 
 def expert_layer(setting: Setting, call: ProgramCall, dtype: str, kernels: Kernels) -> Spent:

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from math import inf
 from shlex import join
 from typing import Any
@@ -14,6 +14,7 @@ from moejax.planning.objectives import OBJECTIVES
 from moejax.planning.ranking import best
 from moejax.planning.rows import MeshRow, Phase
 from moejax.planning.serve_command import PLACEHOLDER, serve_command
+from moejax.planning.software import SoftwareName, basis
 from moejax.planning.sweep import Answer, answer
 from sharding import MeshConfig
 from sharding.collectives import Collective, wire_elements
@@ -21,17 +22,24 @@ from sharding.collectives.collective import ITEM_SIZES
 
 
 def comparison_json(
-    rows: Sequence[MeshRow], hardware: Hardware, fits_with: Sequence[str] = (), *, checkpoint: str = PLACEHOLDER
+    rows: Sequence[MeshRow],
+    hardware: Hardware,
+    fits_with: Sequence[str] = (),
+    *,
+    checkpoint: str = PLACEHOLDER,
+    software: SoftwareName = "moejax",
 ) -> dict[str, Any]:
     """Everything that a comparison found: sizes in bytes, times in seconds.
 
     Args:
         fits_with: flags of which each makes a model fit that does not.
         checkpoint: what the commands serve.
+        software: whose kernels the times are of.
     """
     by_batch = {batch: [row for row in rows if row.batch_size == batch] for batch in _batches(rows)}
     return {
-        "hardware": asdict(hardware),
+        "hardware": _hardware_json(hardware),
+        "software": {"name": software, "basis": basis(hardware, software, rows[0].workload.dtype)},
         "rows": [row_json(row) for row in rows],
         "winners": {str(batch): winners(some) for batch, some in by_batch.items()},
         "targets": asdict(rows[0].targets),
@@ -50,6 +58,13 @@ def comparison_json(
         "fits": any(row.fits for row in rows),
         "fits_with": list(fits_with),
     }
+
+
+def _hardware_json(hardware: Hardware) -> dict[str, Any]:
+    """Its figures; of what was measured on it, the names."""
+    figures = asdict(replace(hardware, software={}, collectives={}))
+    names = {name: one.title for name, one in hardware.software.items()}
+    return figures | {"software": names, "collectives": sorted(hardware.collectives)}
 
 
 def _batches(rows: Sequence[MeshRow]) -> list[int]:

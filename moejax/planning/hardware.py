@@ -9,7 +9,8 @@ from typing import Literal, get_args
 from moejax.planning.kernels import Device, Kernels, Software, curve_seconds
 from sharding.collectives import CollectiveKind
 
-DTYPES = ("bfloat16", "float16", "float32", "float8_e4m3fn")  # that products are computed in
+DTYPES = ("bfloat16", "float16", "float32")  # that a model can be computed in
+PRODUCT_DTYPES = (*DTYPES, "float8_e4m3fn")  # that a device's products may be measured in
 
 Operation = Literal["project", "experts", "attend_step", "attend_prompt"]
 OPERATIONS: tuple[Operation, ...] = get_args(Operation)

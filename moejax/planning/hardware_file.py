@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_args
 
-from moejax.planning.hardware import DTYPES, OPERATIONS, Curve, Hardware, Link, Operation
+from moejax.planning.hardware import OPERATIONS, PRODUCT_DTYPES, Curve, Hardware, Link, Operation
 from moejax.planning.kernels import (
     BetweenTerms,
     ExpertTerms,
@@ -170,12 +170,12 @@ class _Reader:
 
     def _rates(self, table: dict[str, Any]) -> dict[str, float]:
         if not table:
-            raise self._wrong("matrix_rate", f"FLOP/s for at least one of {', '.join(DTYPES)}", table)
-        self._check_keys("matrix_rate.", table, (), DTYPES)
+            raise self._wrong("matrix_rate", f"FLOP/s for at least one of {', '.join(PRODUCT_DTYPES)}", table)
+        self._check_keys("matrix_rate.", table, (), PRODUCT_DTYPES)
         return {dtype: self._positive(f"matrix_rate.{dtype}", rate) for dtype, rate in table.items()}
 
     def _speeds(self, table: dict[str, Any]) -> dict[str, dict[Operation, Curve]]:
-        self._check_keys("speeds.", table, (), DTYPES)
+        self._check_keys("speeds.", table, (), PRODUCT_DTYPES)
         found: dict[str, dict[Operation, Curve]] = {}
         for dtype, value in table.items():
             curves = self._table(f"speeds.{dtype}", value)
@@ -198,12 +198,14 @@ class _Reader:
         found = {}
         for name, value in self._table("software", self.raw.get("software", {})).items():
             key, table = f"software.{name}", self._table(f"software.{name}", value)
-            self._check_keys(f"{key}.", table, ("title", "all_reduce", "collectives", "products"), DTYPES)
+            self._check_keys(f"{key}.", table, ("title", "all_reduce", "collectives", "products"), PRODUCT_DTYPES)
             for role in ("all_reduce", "collectives"):
                 self._known_library(f"{key}.{role}", table[role])
             found[name] = Software(
                 title=self._text(f"{key}.title", table["title"]),
-                kernels={dtype: self._kernels(f"{key}.{dtype}", table[dtype]) for dtype in DTYPES if dtype in table},
+                kernels={
+                    dtype: self._kernels(f"{key}.{dtype}", table[dtype]) for dtype in PRODUCT_DTYPES if dtype in table
+                },
                 all_reduce=table["all_reduce"],
                 collectives=table["collectives"],
                 products=self._whole(f"{key}.products", table["products"]),

@@ -36,6 +36,10 @@ class Spent(NamedTuple):
     def times(self, count: float) -> "Spent":
         return Spent(*(count * seconds for seconds in self))
 
+    def scaled_to(self, seconds: float) -> "Spent":
+        """The same parts of so many seconds in all."""
+        return self.times(seconds / self.seconds) if self.seconds else Spent(fixed=seconds)
+
     def plus(self, other: "Spent") -> "Spent":
         return Spent(*(mine + its for mine, its in zip(self, other, strict=True)))
 
@@ -175,8 +179,8 @@ class ExpertTerms:
     narrow: columns that are computed besides those of each expert: what a thin part of one costs beyond its size.
     copies: how often each row's activations are written and read besides.
     elsewhere: how often the activations of each row of other devices' experts are written all the same.
-    again: the share of an expert's weights that each further tile of rows reads from memory again, where one expert does
-        not fit the device's cache.
+    again: the share of an expert's weights that each further tile of rows reads from memory again, where one expert
+        does not fit the device's cache.
     cached: by how much faster weights are read that fit the device's cache and were read just before. Only a benchmark
         does that, over and over with one layer: `resident` asks for it.
     """

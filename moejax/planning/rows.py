@@ -39,6 +39,7 @@ class Phase:
     seconds: in all, from weights_seconds and kv_seconds for reading; compute_seconds for all matrix products, of which
     exposed_compute_seconds is what outlasts the reads it can overlap with; latency_seconds and bandwidth_seconds of the
     collectives; overhead_seconds as the hardware file has it.
+    measured: parts (experts, cache) whose seconds are those of measured tables.
     calls: of the compiled program; the counts and seconds above are of all of them.
     """
 
@@ -57,6 +58,7 @@ class Phase:
     latency_seconds: float
     bandwidth_seconds: float
     overhead_seconds: float
+    measured: tuple[str, ...] = ()
 
     @property
     def communication_seconds(self) -> float:

@@ -100,7 +100,7 @@ class Tables:
 
 
 def main_kernel(tables: Tables, dtype: str) -> str:
-    """The kernel that most of an engine's measured layers of gated experts ran, in this dtype; "" where there is none."""
+    """The kernel of most of an engine's measured layers of gated experts, in this dtype; "" where there is none."""
     moe = gated(tables.read("moe"), dtype)
     return str(moe.kernel_source.value_counts().index[0]) if len(moe) else ""
 

@@ -1,0 +1,124 @@
+"""Seconds of layers as the tables of aiconfigurator-core have them, between their points on straight lines. No JAX.
+
+What the tables lack stays fitted, and each predicted call says which parts were measured.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+from moejax.planning.hardware import Hardware
+from moejax.planning.loads import Balanced, PowerLaw
+from moejax.planning.silicon import DTYPES, MOE_KEYS, SYSTEMS, Tables, fastest
+
+Points = Mapping[float, float]  # seconds by what they are measured at
+
+
+@dataclass(frozen=True)
+class MeasuredTimes:
+    """The tables of one engine on one kind of device, in one dtype and under one load.
+
+    dtype, distribution: as the tables call them.
+    """
+
+    tables: Tables
+    dtype: str
+    distribution: str
+
+    @classmethod
+    def of(cls, hardware: Hardware, software: str, dtype: str, load: Balanced | PowerLaw | None) -> "MeasuredTimes":
+        """The tables of `software` on `hardware`.
+
+        Raises:
+            ValueError: where nothing was measured: hardware, software, dtype or load; when the package is missing.
+        """
+        if hardware.name not in SYSTEMS:
+            raise ValueError(f"times=measured: no tables of {hardware.name}; there are {', '.join(SYSTEMS)}")
+        if software not in hardware.software or software == "moejax":
+            raise ValueError(f"times=measured: {software} was not measured; use software=vllm, trtllm or sglang")
+        if dtype not in DTYPES:
+            raise ValueError(f"times=measured: nothing was measured in {dtype}; use {' or '.join(DTYPES)}")
+        found = cls(Tables(system=SYSTEMS[hardware.name], engine=software), DTYPES[dtype], _distribution(load))
+        known = _loads(found.tables, found.dtype)
+        if found.distribution not in known:
+            usable = ", ".join(f"skew={_skew(one)}" for one in known)
+            raise ValueError(
+                f"times=measured: {software} on {hardware.name} was measured under {usable}; give one of them"
+            )
+        return found
+
+    def expert_layer(
+        self, *, inputs: int, width: int, chosen: int, experts: int, tensor: int, parts: int, tokens: int
+    ) -> float | None:
+        """Seconds of one layer of `experts` in all, split over `parts` and `tensor`; None where no table has the shape.
+
+        Beyond the most tokens that were measured, in proportion.
+        """
+        key = (inputs, width, chosen, experts, tensor, parts)
+        points = _experts(self.tables, self.dtype, self.distribution).get(key)
+        return None if points is None else _between(points, tokens)
+
+    def step(self, *, heads: int, kv_heads: int, head_dim: int, sequences: int, positions: int) -> float | None:
+        """Seconds of one layer's attention of a decode step."""
+        grid = _attention(self.tables, "generation_attention", "step").get((heads, kv_heads, head_dim))
+        return None if grid is None else _between_both(grid, sequences, positions)
+
+    def prompt(self, *, heads: int, kv_heads: int, head_dim: int, sequences: int, length: int) -> float | None:
+        """Seconds of one layer's attention of whole prompts."""
+        grid = _attention(self.tables, "context_attention", "isl").get((heads, kv_heads, head_dim))
+        return None if grid is None else _between_both(grid, sequences, length)
+
+
+def _distribution(load: Balanced | PowerLaw | None) -> str:
+    return {None: "uniform", Balanced(): "balanced"}.get(load) or f"power_law_{load.alpha:g}"  # type: ignore[union-attr]
+
+
+def _skew(distribution: str) -> str:
+    return distribution.replace("power_law_", "power-law:")
+
+
+@lru_cache(maxsize=32)
+def _loads(tables: Tables, dtype: str) -> list[str]:
+    moe = tables.read("moe")
+    return sorted(moe[moe.moe_dtype == dtype].distribution.unique())
+
+
+@lru_cache(maxsize=16)
+def _experts(tables: Tables, dtype: str, distribution: str) -> dict[tuple[int, ...], Points]:
+    moe = tables.read("moe")
+    rows = fastest(moe[(moe.moe_dtype == dtype) & (moe.distribution == distribution)], MOE_KEYS)
+    found: dict[tuple[int, ...], dict[float, float]] = {}
+    for row in rows.itertuples():
+        key = (row.hidden_size, row.inter_size, row.topk, row.num_experts, row.moe_tp_size, row.moe_ep_size)
+        found.setdefault(key, {})[row.num_tokens] = row.seconds
+    return found  # type: ignore[return-value]
+
+
+@lru_cache(maxsize=16)
+def _attention(tables: Tables, name: str, length: str) -> dict[tuple[int, int, int], dict[float, dict[float, float]]]:
+    table = tables.read(name)
+    usual = (table.attn_dtype == "bfloat16") & (table.kv_cache_dtype == "bfloat16")
+    if "window_size" in table:
+        usual &= table.window_size == 0
+    keys = ["num_heads", "num_key_value_heads", "head_dim", "batch_size", length]
+    found: dict[tuple[int, int, int], dict[float, dict[float, float]]] = {}
+    for heads, kv_heads, head_dim, batch, at, seconds in fastest(table[usual], keys).itertuples(index=False):
+        found.setdefault((heads, kv_heads, head_dim), {}).setdefault(batch, {})[at] = seconds
+    return found
+
+
+def _between_both(grid: Mapping[float, Points], first: float, second: float) -> float:
+    return _between({at: _between(points, second) for at, points in grid.items()}, first)
+
+
+def _between(points: Points, at: float) -> float:
+    """Straight lines between logarithms; below the first point as there, beyond the last in proportion."""
+    order = sorted(points)
+    if at <= order[0]:
+        return points[order[0]]
+    if at >= order[-1]:
+        return points[order[-1]] * at / order[-1]
+    above = next(i for i, one in enumerate(order) if one >= at)
+    low, high = order[above - 1], order[above]
+    return points[low] * (points[high] / points[low]) ** (math.log(at / low) / math.log(high / low))
