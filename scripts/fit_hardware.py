@@ -22,7 +22,7 @@ import yaml
 from moejax.planning import silicon
 from moejax.planning.hardware import Curve, Hardware
 from moejax.planning.hardware_file import SHIPPED, hardware_toml, load_hardware
-from moejax.planning.kernels import BetweenTerms, Kernels, Software
+from moejax.planning.kernels import BetweenTerms, Device, ExpertTerms, Kernels, Software
 from moejax.planning.silicon import ENGINES, SYSTEMS, Tables
 from scripts import fit_terms
 from scripts.fit_terms import Layers
@@ -48,14 +48,13 @@ class Fitted:
 def fit_kernels(hardware: Hardware, engine: str, dtype: str, shapes: dict[str, Any]) -> Fitted | None:
     """Terms of one engine's kernels in one dtype; None where its experts were not measured in it."""
     tables = Tables(system=SYSTEMS[hardware.name], engine=engine)
-    if not (kernel := silicon.main_kernel(tables, dtype)):
+    if not (kernel := silicon.main_kernel(tables.read("moe"), dtype)):
         return None
     device, item = hardware.device(dtype), ITEM_SIZES[dtype]
     layers = Layers.of(measured_layers(tables, dtype, kernel))
     known = shapes.get(f"{engine} {tables.version}", {}).get(hardware.name, {}).get(dtype, [])
     tuned = frozenset(map(tuple, known)) if "triton" in kernel or kernel == "vllm_fused_moe" else frozenset()
-    is_tuned = np.array([(e, w) in tuned for e, w in zip(layers.shape.experts, layers.shape.width, strict=True)])
-    experts, untuned, predicted = fit_terms.fit_experts(layers, device, item, is_tuned)
+    experts, untuned, predicted = fit_terms.fit_experts(layers, device, item, layers.among(tuned))
     product, products = fit_terms.fit_products(dense_products(tables, dtype), device, item)
     bf16 = hardware.device("bfloat16")
     step, steps = fit_terms.fit_steps(attention(tables, "generation_attention"), bf16, 2)
@@ -76,15 +75,46 @@ def fit_kernels(hardware: Hardware, engine: str, dtype: str, shapes: dict[str, A
         for name, which in (("fitted", ~layers.held_out), ("other shape", shape), ("other load", load))
         if which.any()
     }
+    if (older := older_layers(tables, dtype)) is not None:
+        seconds = predict_experts(older, device, item, experts, untuned, tuned)
+        errors["other version"] = _errors(seconds, older.seconds)
     errors |= {"products": _errors(*products), "decode attention": _errors(*steps), "prompts": _errors(*prompts)}
     return Fitted(kernels, kernel, errors)
 
 
+def predict_experts(
+    layers: Layers,
+    device: Device,
+    item: float,
+    experts: ExpertTerms,
+    untuned: ExpertTerms | None,
+    tuned: frozenset[tuple[int, int]],
+) -> np.ndarray:
+    """Seconds of layers that nothing was fitted to."""
+    seconds = experts.spent(device, layers.shape, layers.load, item, resident=True).seconds
+    if untuned is None:
+        return seconds
+    other = untuned.spent(device, layers.shape, layers.load, item, resident=True).seconds
+    return np.where(layers.among(tuned), seconds, other)
+
+
 def measured_layers(tables: Tables, dtype: str, kernel: str) -> pd.DataFrame:
     """Layers of one kernel on at most 8 devices; of equal ones the fastest."""
-    moe = silicon.gated(tables.read("moe"), dtype)
+    return _fitting(silicon.gated(tables.read("moe"), dtype), kernel)
+
+
+def _fitting(moe: pd.DataFrame, kernel: str) -> pd.DataFrame:
     fits = (moe.moe_tp_size * moe.moe_ep_size <= fit_terms.MOST_DEVICES) & (moe.num_experts % moe.moe_ep_size == 0)
-    return silicon.fastest(moe[(moe.kernel_source == kernel) & fits], [*silicon.MOE_KEYS, "distribution"])
+    known = moe.distribution.isin(list(fit_terms.LOADS))
+    return silicon.fastest(moe[(moe.kernel_source == kernel) & fits & known], [*silicon.MOE_KEYS, "distribution"])
+
+
+def older_layers(tables: Tables, dtype: str) -> Layers | None:
+    """Layers of the version of the engine before, where the package still has them."""
+    moe = tables.older("moe")
+    if moe is None or not (kernel := silicon.main_kernel(moe, dtype)):
+        return None
+    return Layers.of(_fitting(silicon.gated(moe, dtype), kernel))
 
 
 def dense_products(tables: Tables, dtype: str) -> pd.DataFrame:

@@ -4,7 +4,7 @@ Logarithms of seconds are fitted, so that a layer of 50 us counts as much as one
 follow outliers.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -88,6 +88,10 @@ class Layers:
             ),
             seconds=table.seconds.to_numpy(),
         )
+
+    def among(self, shapes: Collection[tuple[int, int]]) -> np.ndarray:
+        """Which have one of these shapes: experts on a device, and their width."""
+        return np.array([one in shapes for one in zip(self.shape.experts, self.shape.width, strict=True)])
 
     @property
     def held_out(self) -> np.ndarray:

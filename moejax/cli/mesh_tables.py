@@ -184,11 +184,13 @@ def _words(rows: Sequence[MeshRow], objective: str) -> list[tuple[str, Text]]:
             step.append(f"{letter} ", style=colour).append(f"{name}  ")
     targets = rows[0].targets
     by = ", those first that miss no target; the others by how far they are from the one that they miss most"
-    tables = Text(
+    said = (
         "experts, attention over the cache, or both: as measured, where the tables have the shape; the rest is fitted"
     )
+    if (beyond := max(phase.beyond for row in rows for phase in (row.decode, row.prefill) if phase)) > 1:
+        said += f"; up to {beyond:.3g} times as many tokens or positions as were measured, in proportion"
     words = [
-        *([("tables", tables)] if from_tables(rows) else []),
+        *([("tables", Text(said))] if from_tables(rows) else []),
         ("*", Text(f"what the rows are ranked by{by if targets else ''}")),
         ("d e t", Text("devices along data, expert and tensor")),
         ("read", Text("distinct experts that the busiest device reads, per layer; 1/t of each along tensor")),

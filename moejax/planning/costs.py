@@ -17,7 +17,7 @@ from moejax.planning.footprint import cache_bytes, device_weights
 from moejax.planning.hardware import Hardware, Operation
 from moejax.planning.kernels import Kernels, Load, Shape, Spent
 from moejax.planning.links import exchange_seconds
-from moejax.planning.measured_times import MeasuredTimes
+from moejax.planning.measured_times import Looked, MeasuredTimes
 from moejax.planning.routing import RoutingModel
 from moejax.planning.rows import Phase
 from moejax.planning.workload import Workload
@@ -96,7 +96,7 @@ def predict_call(setting: Setting, call: ProgramCall, dtype: str) -> Phase:
     )
     spent = {name: Spent(*map(float, part)) for name, part in spent.items()}
     measured = {} if setting.times is None else _from_tables(setting, setting.times, call)
-    spent |= {name: spent[name].scaled_to(seconds) for name, seconds in measured.items()}
+    spent |= {name: spent[name].scaled_to(found.seconds) for name, found in measured.items()}
     collectives = call_collectives(setting, call, dtype)
     latency, bandwidth = exchange_seconds(collectives, rules.mesh, hardware, setting.software)
     return Phase(
@@ -116,6 +116,7 @@ def predict_call(setting: Setting, call: ProgramCall, dtype: str) -> Phase:
         bandwidth_seconds=bandwidth,
         overhead_seconds=sum(part.fixed for part in spent.values()),
         measured=tuple(measured),
+        beyond=max((found.beyond for found in measured.values()), default=1.0),
     )
 
 
@@ -183,8 +184,8 @@ def _measured(
     }
 
 
-def _from_tables(setting: Setting, times: MeasuredTimes, call: ProgramCall) -> dict[PartName, float]:
-    """Seconds of those parts that the tables have."""
+def _from_tables(setting: Setting, times: MeasuredTimes, call: ProgramCall) -> dict[PartName, Looked]:
+    """Those parts that the tables have, of all layers."""
     config, rules = setting.config, setting.rules
     heads, kv_heads = config.num_heads // rules.parts("q_heads"), config.num_kv_heads // rules.parts("kv_heads")
     shape = {"heads": heads, "kv_heads": kv_heads, "head_dim": config.head_dim}
@@ -205,12 +206,11 @@ def _from_tables(setting: Setting, times: MeasuredTimes, call: ProgramCall) -> d
         parts=rules.parts("experts"),
         tokens=call.group_tokens(rules),
     )
-    found: dict[PartName, float] = {}
-    if attend is not None:
-        found["cache"] = config.num_layers * attend
-    if experts is not None:
-        found["experts"] = len(config.moe_layers) * experts
-    return found
+    layers: tuple[tuple[PartName, Looked | None, int], ...] = (
+        ("cache", attend, config.num_layers),
+        ("experts", experts, len(config.moe_layers)),
+    )
+    return {name: Looked(count * one.seconds, one.beyond) for name, one, count in layers if one is not None}
 
 
 def expert_layer(setting: Setting, call: ProgramCall, dtype: str, kernels: Kernels) -> Spent:
@@ -239,6 +239,8 @@ def _and(first: Phase, second: Phase) -> Phase:
         first,
         calls=calls,
         collectives=first.collectives + second.collectives,
+        measured=tuple(part for part in first.measured if part in second.measured),
+        beyond=max(first.beyond, second.beyond),
         experts_read=mean("experts_read"),
         imbalance=mean("imbalance"),
         **{name: getattr(first, name) + getattr(second, name) for name in summed},

@@ -7,12 +7,20 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from moejax.planning.hardware import Hardware
 from moejax.planning.loads import Balanced, PowerLaw
 from moejax.planning.silicon import DTYPES, MOE_KEYS, SYSTEMS, Tables, fastest
 
 Points = Mapping[float, float]  # seconds by what they are measured at
+
+
+class Looked(NamedTuple):
+    """What tables say: seconds, and by how much what was asked for lies beyond the last point, 1 where it does not."""
+
+    seconds: float
+    beyond: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -50,8 +58,8 @@ class MeasuredTimes:
 
     def expert_layer(
         self, *, inputs: int, width: int, chosen: int, experts: int, tensor: int, parts: int, tokens: int
-    ) -> float | None:
-        """Seconds of one layer of `experts` in all, split over `parts` and `tensor`; None where no table has the shape.
+    ) -> Looked | None:
+        """One layer of `experts` in all, split over `parts` and `tensor`; None where no table has the shape.
 
         Beyond the most tokens that were measured, in proportion.
         """
@@ -59,13 +67,13 @@ class MeasuredTimes:
         points = _experts(self.tables, self.dtype, self.distribution).get(key)
         return None if points is None else _between(points, tokens)
 
-    def step(self, *, heads: int, kv_heads: int, head_dim: int, sequences: int, positions: int) -> float | None:
-        """Seconds of one layer's attention of a decode step."""
+    def step(self, *, heads: int, kv_heads: int, head_dim: int, sequences: int, positions: int) -> Looked | None:
+        """One layer's attention of a decode step."""
         grid = _attention(self.tables, "generation_attention", "step").get((heads, kv_heads, head_dim))
         return None if grid is None else _between_both(grid, sequences, positions)
 
-    def prompt(self, *, heads: int, kv_heads: int, head_dim: int, sequences: int, length: int) -> float | None:
-        """Seconds of one layer's attention of whole prompts."""
+    def prompt(self, *, heads: int, kv_heads: int, head_dim: int, sequences: int, length: int) -> Looked | None:
+        """One layer's attention of whole prompts."""
         grid = _attention(self.tables, "context_attention", "isl").get((heads, kv_heads, head_dim))
         return None if grid is None else _between_both(grid, sequences, length)
 
@@ -108,17 +116,19 @@ def _attention(tables: Tables, name: str, length: str) -> dict[tuple[int, int, i
     return found
 
 
-def _between_both(grid: Mapping[float, Points], first: float, second: float) -> float:
-    return _between({at: _between(points, second) for at, points in grid.items()}, first)
+def _between_both(grid: Mapping[float, Points], first: float, second: float) -> Looked:
+    inner = {at: _between(points, second) for at, points in grid.items()}
+    outer = _between({at: one.seconds for at, one in inner.items()}, first)
+    return Looked(outer.seconds, outer.beyond * min(one.beyond for one in inner.values()))
 
 
-def _between(points: Points, at: float) -> float:
+def _between(points: Points, at: float) -> Looked:
     """Straight lines between logarithms; below the first point as there, beyond the last in proportion."""
     order = sorted(points)
     if at <= order[0]:
-        return points[order[0]]
+        return Looked(points[order[0]])
     if at >= order[-1]:
-        return points[order[-1]] * at / order[-1]
+        return Looked(points[order[-1]] * at / order[-1], at / order[-1])
     above = next(i for i, one in enumerate(order) if one >= at)
     low, high = order[above - 1], order[above]
-    return points[low] * (points[high] / points[low]) ** (math.log(at / low) / math.log(high / low))
+    return Looked(points[low] * (points[high] / points[low]) ** (math.log(at / low) / math.log(high / low)))

@@ -39,7 +39,8 @@ class Phase:
     seconds: in all, from weights_seconds and kv_seconds for reading; compute_seconds for all matrix products, of which
     exposed_compute_seconds is what outlasts the reads it can overlap with; latency_seconds and bandwidth_seconds of the
     collectives; overhead_seconds as the hardware file has it.
-    measured: parts (experts, cache) whose seconds are those of measured tables.
+    measured: parts (experts, cache) whose seconds are those of measured tables, beyond: up to how many times what was
+    measured there was asked for; 1 where nothing was extrapolated.
     calls: of the compiled program; the counts and seconds above are of all of them.
     """
 
@@ -59,6 +60,7 @@ class Phase:
     bandwidth_seconds: float
     overhead_seconds: float
     measured: tuple[str, ...] = ()
+    beyond: float = 1.0
 
     @property
     def communication_seconds(self) -> float:

@@ -78,8 +78,11 @@ class Tables:
         """
         return _table(self._path(name), name)
 
-    def has(self, name: str) -> bool:
-        return any(self._places(name))
+    def older(self, name: str) -> "pandas.DataFrame | None":
+        """The same table of the version before, None where the package does not have it."""
+        current = _order(self._path(name).parent.name)
+        found = [path for path in self._all(name) if _order(path.parent.name) < current]
+        return _table(found[0], name) if found else None
 
     def _path(self, name: str) -> Path:
         found = self._places(name)
@@ -92,16 +95,20 @@ class Tables:
 
     def _places(self, name: str) -> list[Path]:
         """The file of the current version, else of the newest before it."""
+        paths = self._all(name)
+        return [path for path in paths if path.parent.name == self.version] or paths
+
+    def _all(self, name: str) -> list[Path]:
+        """The files of all versions, the newest first."""
         owner = NCCL if name == NCCL else self.engine
         folder = data_folder() / self.system / ("comm" if name == NCCL else _FOLDERS.get(name, name)) / owner
         paths = [path for path in folder.glob(f"*/{name}_perf.parquet") if path.is_file()]
-        current = [path for path in paths if path.parent.name == self.version]
-        return current or sorted(paths, key=lambda path: _order(path.parent.name), reverse=True)
+        return sorted(paths, key=lambda path: _order(path.parent.name), reverse=True)
 
 
-def main_kernel(tables: Tables, dtype: str) -> str:
-    """The kernel of most of an engine's measured layers of gated experts, in this dtype; "" where there is none."""
-    moe = gated(tables.read("moe"), dtype)
+def main_kernel(moe: "pandas.DataFrame", dtype: str) -> str:
+    """The kernel of most layers of gated experts in a table, in this dtype; "" where there is none."""
+    moe = gated(moe, dtype)
     return str(moe.kernel_source.value_counts().index[0]) if len(moe) else ""
 
 

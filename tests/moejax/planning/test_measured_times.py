@@ -9,7 +9,7 @@ import pytest
 pandas = pytest.importorskip("pandas")  # of the test extra
 from moejax import compare_meshes  # noqa: E402
 from moejax.planning import measured_times, silicon  # noqa: E402
-from moejax.planning.measured_times import MeasuredTimes  # noqa: E402
+from moejax.planning.measured_times import Looked, MeasuredTimes  # noqa: E402
 from moejax.planning.silicon import Tables  # noqa: E402
 from tests.messages import refuses  # noqa: E402
 
@@ -57,23 +57,24 @@ def times() -> MeasuredTimes:
     return MeasuredTimes(Tables(system="h200_sxm", engine="vllm"), "bfloat16", "balanced")
 
 
-def layer(tokens: int, tensor: int = 8, parts: int = 1, **other: int) -> float | None:
+def layer(tokens: int, tensor: int = 8, parts: int = 1, **other: int) -> Looked | None:
     shape = {"inputs": 4096, "width": 14336, "chosen": 2, "experts": 8} | other
     return times().expert_layer(**shape, tensor=tensor, parts=parts, tokens=tokens)
 
 
 def test_layers_lie_on_straight_lines_between_points(tables: Path) -> None:
-    assert layer(1) == pytest.approx(1e-5) and layer(16) == pytest.approx(16e-5)
-    assert layer(8) == pytest.approx(8e-5)  # in logarithms, too
-    assert layer(64) == pytest.approx(64e-5)  # beyond them in proportion
-    assert layer(4, 1, 8) == pytest.approx(8e-3)  # the fastest of equal ones
+    assert layer(1) == pytest.approx((1e-5, 1)) and layer(16) == pytest.approx((16e-5, 1))
+    assert layer(8) == pytest.approx((8e-5, 1))  # in logarithms, too
+    assert layer(64) == pytest.approx((64e-5, 4))  # beyond them in proportion
+    assert layer(4, 1, 8) == pytest.approx((8e-3, 1))  # the fastest of equal ones
     assert layer(4, 2, 4) is None and layer(4, width=100) is None
 
 
 def test_attention_lies_between_batches_and_lengths(tables: Path) -> None:
     shape = {"heads": 4, "kv_heads": 1, "head_dim": 128}
-    assert times().step(**shape, sequences=4, positions=500) == pytest.approx(1e-7 * 4 * 500)
-    assert times().prompt(**shape, sequences=8, length=128) == pytest.approx(1e-6 * 8 * 128)
+    assert times().step(**shape, sequences=4, positions=500) == pytest.approx((1e-7 * 4 * 500, 1))
+    assert times().step(**shape, sequences=4, positions=2000) == pytest.approx((1e-7 * 4 * 2000, 2))
+    assert times().prompt(**shape, sequences=8, length=128) == pytest.approx((1e-6 * 8 * 128, 1))
     assert times().step(heads=8, kv_heads=1, head_dim=128, sequences=4, positions=500) is None
 
 
@@ -85,6 +86,7 @@ def test_rows_say_what_was_measured(tables: Path) -> None:
     hybrid = found["expert=2,tensor=4 replicated"].decode
     assert tensor and expert and hybrid
     assert tensor.measured == ("cache", "experts") == expert.measured and hybrid.measured == ("cache",)
+    assert tensor.beyond == 1 and found["tensor=8"].prefill.beyond > 10  # type: ignore[union-attr]  # 512 tokens, of 16
     assert expert.seconds - tensor.seconds == pytest.approx(32 * (8e-3 - 4e-5), rel=0.01)
     other = fitted["expert=2,tensor=4 replicated"].decode
     assert other and other.measured == () and hybrid.overhead_seconds != other.overhead_seconds
