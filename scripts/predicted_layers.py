@@ -1,0 +1,117 @@
+"""What `moejax mesh compare` predicts of the layers that were measured, and what following it costs.
+
+Under the dispatch `replicated` everything else of a step, collectives included, is the same for every split of a model
+whose heads divide: the layer alone ranks them.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from statistics import median
+from typing import Literal
+
+import numpy as np
+
+from moejax.moe.split import make_rules
+from moejax.planning.calls import ProgramCall
+from moejax.planning.costs import Setting, expert_layer
+from moejax.planning.hardware import Hardware
+from moejax.planning.hardware_file import load_hardware
+from moejax.planning.kernels import MATRICES
+from moejax.planning.routing import RoutingModel
+from moejax.planning.software import parse_skew
+from scripts.measured_layers import LOADS, MODELS, Case, Cell, LayerSplit
+from sharding import MeshConfig
+from sharding.collectives.collective import ITEM_SIZES
+
+# Who says which split: the fitted terms of the engine that was measured, other software, or one split always.
+Adviser = Literal["engine", "moejax", "ideal", "intra", "inter"]
+APART = 0.10  # pairs of splits nearer than this are not held against a prediction
+hardware_file = lru_cache(load_hardware)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """How one adviser did over cells.
+
+    cells: how many.  same: the share in which it names the fastest split.  near: the share in which what it names takes
+    at most 5% longer.  losses: of the cells in which it names another, by how much longer that takes, as fractions.
+    worst: the cell of the largest loss.  ranked: of pairs of splits that differ by more than a tenth, the share whose
+    order it has right.
+    """
+
+    cells: int
+    same: float
+    near: float
+    losses: list[float]
+    worst: Cell
+    ranked: float
+
+    @property
+    def median_loss(self) -> float:
+        return median(self.losses) if self.losses else 0.0
+
+
+def judge(cells: Iterable[Cell], adviser: Adviser) -> Verdict:
+    """Holds an adviser against silicon."""
+    found = [(cell, predicted(cell, adviser)) for cell in cells]
+    losses = [(cell.loss(min(said, key=said.__getitem__)), cell) for cell, said in found]
+    pairs = [right for cell, said in found for right in _pairs(cell, said)]
+    return Verdict(
+        cells=len(found),
+        same=float(np.mean([loss == 0 for loss, _ in losses])),
+        near=float(np.mean([loss <= 0.05 for loss, _ in losses])),
+        losses=[loss for loss, _ in losses if loss > 0],
+        worst=max(losses, key=lambda one: one[0])[1],
+        ranked=float(np.mean(pairs)),
+    )
+
+
+def predicted(cell: Cell, adviser: Adviser) -> dict[LayerSplit, float]:
+    """Seconds of each split by one adviser, tensor parallelism first, as `mesh compare` lists equal ones."""
+    order = sorted(cell.seconds, reverse=True)
+    if adviser in ("intra", "inter"):
+        return {split: float(split.kind != adviser) for split in order}
+    software = cell.case.engine if adviser == "engine" else adviser
+    return {split: layer_seconds(cell.case, split, cell.tokens, software) for split in order}
+
+
+@lru_cache(maxsize=100_000)
+def layer_seconds(case: Case, split: LayerSplit, tokens: int, software: str) -> float:
+    """One MoE layer without its collectives, as `mesh compare --software` has it."""
+    hardware, config = hardware_file(case.hardware), MODELS[case.model]
+    routing = RoutingModel(config.num_experts, config.experts_per_token, load=parse_skew(LOADS[case.load]))
+    kernels = hardware.kernels(software, case.dtype)
+    if kernels is None:
+        return _roofline(hardware, routing, split, tokens, case)
+    setting = Setting(
+        config=config,
+        rules=make_rules(config, MeshConfig(tensor=split.tensor, expert=split.expert), "replicated"),
+        dispatch="replicated",
+        hardware=hardware,
+        routing=routing,
+        software=software,
+    )
+    call = ProgramCall(
+        sequences=1, width=tokens, requests=1, tokens=tokens, positions=tokens, visited=tokens, chooses=True
+    )
+    return float(expert_layer(setting, call, case.dtype, kernels).seconds)
+
+
+def _roofline(hardware: Hardware, routing: RoutingModel, split: LayerSplit, tokens: int, case: Case) -> float:
+    """The longer of reading the experts and multiplying their rows, at the datasheet's speeds."""
+    config = MODELS[case.model]
+    elements = MATRICES * config.embed_dim * config.expert_dim / split.tensor
+    reading = routing.experts_read(split.expert, tokens) * elements * ITEM_SIZES[case.dtype] / hardware.bandwidth
+    flops = 2 * routing.busiest_rows(split.expert, tokens) * elements
+    return max(reading, flops / hardware.matrix_rate[case.dtype])
+
+
+def _pairs(cell: Cell, said: dict[LayerSplit, float]) -> Iterable[bool]:
+    """Of each pair that differs, whether its order is right; equal predictions are not."""
+    splits = list(cell.seconds)
+    for place, first in enumerate(splits):
+        for second in splits[place + 1 :]:
+            slow, fast = sorted((first, second), key=cell.seconds.__getitem__, reverse=True)
+            if cell.seconds[slow] > (1 + APART) * cell.seconds[fast]:
+                yield said[slow] > said[fast]
