@@ -40,13 +40,13 @@ def series(hardware: str, tables: Tables) -> Iterator[tuple[list[Any], str]]:
     """A row for each split of each model's layer under each load, and the kernel that was measured.
 
     Raises:
-        ValueError: where several kernels, or one several times, were measured: then it has to be said which one is meant.
+        ValueError: where several kernels, or one several times, were measured: it has to be said which is meant.
     """
     moe = tables.read("moe")
     usual = moe.distribution.isin(LOADS) & moe.num_tokens.isin(TOKENS)
-    moe = moe[usual & (moe.moe_tp_size * moe.moe_ep_size).isin(DEVICES)]
+    usual &= (moe.moe_tp_size * moe.moe_ep_size).isin(DEVICES)
     for dtype in DTYPES:
-        layers = silicon.gated(moe, dtype)
+        layers = silicon.gated(moe.loc[usual], dtype)
         for model, config in MODELS.items():
             of_model = (
                 (layers.hidden_size == config.embed_dim)
@@ -54,7 +54,8 @@ def series(hardware: str, tables: Tables) -> Iterator[tuple[list[Any], str]]:
                 & (layers.topk == config.experts_per_token)
                 & (layers.num_experts == config.num_experts)
             )
-            for (tensor, expert, load), one in layers[of_model].groupby(SPLIT):
+            for key, one in layers.loc[of_model].groupby(SPLIT):
+                tensor, expert, load = key  # type: ignore[misc]  # of SPLIT
                 kernel, *others = one.kernel_source.unique()
                 if others or one.num_tokens.duplicated().any():
                     raise ValueError(

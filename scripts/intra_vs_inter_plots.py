@@ -17,13 +17,17 @@ from moejax.planning.silicon import ENGINES
 from scripts.layer_exchanges import with_exchanges
 from scripts.measured_layers import BFLOAT16, MODELS, Cell
 
-COLOURS = {"intra": "#0072b2", "inter": "#d55e00"}
-HYBRID_COLOURS = ("#009e73", "#cc79a7")
+TENSOR = "#0072b2"
+COLOURS = {1: "#d55e00", 2: "#009e73", 4: "#cc79a7"}  # by devices along tensor
+# By kind of split, whatever the number of devices.
+NAMES = {1: "expert", 2: "tensor=2 x expert", 4: "tensor=4 x expert"}
 STYLES = {"balanced": "-", "power_law_1.01": "--"}
 LOAD_NAMES = {"balanced": "balanced", "power_law_1.01": "power law 1.01"}
 PART_NAMES = {False: "the layer alone", True: "with its all-reduce"}
 LOWEST, HIGHEST = 0.2, 9.0  # what is beyond ends at the edge
 TICKS = (0.25, 0.5, 1, 2, 4, 8)
+
+Lines = dict[tuple[int, str], list[tuple[int, float]]]  # (devices along tensor, load) -> (tokens, ratio)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +38,7 @@ class Panel:
     engine: str
     exchanges: bool
     devices: int
-    lines: dict[str, list[tuple[int, float]]]  # "expert=8|balanced" -> (tokens, ratio)
+    lines: Lines
 
 
 def panels(hardware: str, cells: Iterable[Cell]) -> list[Panel]:
@@ -53,19 +57,21 @@ def panels(hardware: str, cells: Iterable[Cell]) -> list[Panel]:
     return found
 
 
-def _lines(cells: Sequence[Cell]) -> dict[str, list[tuple[int, float]]]:
-    lines: dict[str, list[tuple[int, float]]] = {}
+def _lines(cells: Sequence[Cell]) -> Lines:
+    lines: Lines = {}
     for cell in cells:
         for split in sorted(cell.seconds):
             if split != cell.case.intra:
                 ratio = round(cell.seconds[split] / cell.seconds[cell.case.intra], 3)
-                lines.setdefault(f"{split.label}|{cell.case.load}", []).append((cell.tokens, ratio))
+                lines.setdefault((split.tensor, cell.case.load), []).append((cell.tokens, ratio))
     return lines
 
 
 def digest(planned: Iterable[Panel]) -> str:
     """What tells one plan from every other."""
-    text = json.dumps([[one.model, one.engine, one.exchanges, one.devices, one.lines] for one in planned])
+    text = json.dumps(
+        [[one.model, one.engine, one.exchanges, one.devices, sorted(one.lines.items())] for one in planned]
+    )
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -81,12 +87,20 @@ def draw(path: Path, title: str, planned: Sequence[Panel]) -> None:
         one.set_xlabel("tokens of the layer", fontsize=8)
     for one, panel in zip(axes[:, 0], planned[:: len(ENGINES)], strict=True):
         one.set_ylabel(f"{panel.model}, {panel.devices} GPUs\n{PART_NAMES[panel.exchanges]}", fontsize=8)
-        one.text(0.98, 0.95, "tensor wins", transform=one.transAxes, fontsize=8, ha="right", va="top", color="#0072b2")
-        one.text(0.98, 0.05, "tensor loses", transform=one.transAxes, fontsize=8, ha="right", color="#d55e00")
+        one.text(0.98, 0.95, "tensor wins", transform=one.transAxes, fontsize=8, ha="right", va="top", color=TENSOR)
+        one.text(0.98, 0.05, "tensor loses", transform=one.transAxes, fontsize=8, ha="right", color=COLOURS[1])
     handles: dict[str, Any] = {}
     for one in axes.flat:
         handles |= {label: handle for handle, label in zip(*one.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    figure.legend(
+        handles.values(),
+        handles.keys(),
+        loc="outside lower center",
+        ncols=4,
+        columnspacing=1.2,
+        fontsize=8,
+        frameon=False,
+    )
     figure.suptitle(f"{title}: seconds of each split over those of tensor parallelism", fontsize=10, x=0.01, ha="left")
     figure.savefig(path, dpi=80, metadata={"Source": digest(planned)})
 
@@ -96,18 +110,15 @@ def _paint(axes: Any, panel: Panel) -> None:
     axes.set_yscale("log", base=2)
     axes.set_ylim(LOWEST, HIGHEST)
     axes.set_xlim(1, 16384)
-    axes.axhspan(1, HIGHEST, color=COLOURS["intra"], alpha=0.07, linewidth=0)
-    axes.axhspan(LOWEST, 1, color=COLOURS["inter"], alpha=0.07, linewidth=0)
-    axes.axhline(1, color=COLOURS["intra"], linewidth=1.4, label="tensor alone")
-    hybrids = sorted({name.split("|")[0] for name in panel.lines if "," in name})
-    for name, points in panel.lines.items():
-        split, load = name.split("|")
-        colour = HYBRID_COLOURS[hybrids.index(split)] if split in hybrids else COLOURS["inter"]
+    axes.axhspan(1, HIGHEST, color=TENSOR, alpha=0.07, linewidth=0)
+    axes.axhspan(LOWEST, 1, color=COLOURS[1], alpha=0.07, linewidth=0)
+    axes.axhline(1, color=TENSOR, linewidth=1.4, label="tensor")
+    for (tensor, load), points in panel.lines.items():
         x, y = zip(*points, strict=True)
-        width = 1.1 if split in hybrids else 1.7
-        axes.plot(x, y, STYLES[load], color=colour, linewidth=width, label=f"{split}, {LOAD_NAMES[load]}")
+        label = f"{NAMES[tensor]}, {LOAD_NAMES[load]}"
+        axes.plot(x, y, STYLES[load], color=COLOURS[tensor], linewidth=1.8 if tensor == 1 else 1.1, label=label)
     if not panel.lines:
-        axes.text(0.5, 0.7, "not measured", transform=axes.transAxes, fontsize=8, ha="center")
+        axes.text(0.5, 0.7, "not measured under these loads", transform=axes.transAxes, fontsize=8, ha="center")
     axes.set_xticks([4**i for i in range(8)], ["1", "4", "16", "64", "256", "1k", "4k", "16k"], fontsize=7)
     axes.set_yticks(TICKS, [f"{tick:g}" for tick in TICKS], fontsize=7)
     axes.minorticks_off()

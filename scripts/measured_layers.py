@@ -1,7 +1,7 @@
 """MoE layers that others measured on GPUs: the committed extract, and which split of a layer was the fastest.
 
-docs/intra_vs_inter/layers.csv.gz has them, which scripts/extract_layers.py takes out of the tables of a package; reading
-it needs no package. A layer is that of one model on so many devices, in seconds on the busiest of them.
+docs/intra_vs_inter/layers.csv.gz has them, which scripts/extract_layers.py takes out of the tables of a package.
+Reading it needs none. A layer is that of one model on so many devices, in seconds on the busiest of them.
 """
 
 import csv
@@ -40,6 +40,7 @@ QWEN = ModelConfig(  # huggingface.co/Qwen/Qwen3-30B-A3B, config.json; moejax do
 MODELS = {"Mixtral 8x7B": model_config("mixtral-8x7b"), "Qwen3-30B-A3B": QWEN}
 TIE = 0.03  # splits this near to each other count as equally fast
 Kind = Literal["intra", "inter", "hybrid"]
+Winner = Kind | Literal["equal"]
 
 
 class LayerSplit(NamedTuple):
@@ -97,6 +98,20 @@ class Cell:
     def inter_over_intra(self) -> float:
         """Seconds of expert parallelism over those of tensor parallelism."""
         return self.seconds[self.case.inter] / self.seconds[self.case.intra]
+
+    @property
+    def verdict(self) -> tuple[Winner, float]:
+        """Which kind of split wins by more than `TIE`, and how many times as long the best of the other kinds takes:
+        of a pure split that wins the other pure one, of a hybrid the better pure one.
+        """
+        intra, inter = self.seconds[self.case.intra], self.seconds[self.case.inter]
+        faster, slower = sorted((intra, inter))
+        mixed = min((seconds for split, seconds in self.seconds.items() if split.kind == "hybrid"), default=slower)
+        if mixed * (1 + TIE) < faster:
+            return "hybrid", faster / mixed
+        if slower <= faster * (1 + TIE):
+            return "equal", slower / faster
+        return ("intra" if intra < inter else "inter"), slower / faster
 
     def loss(self, split: LayerSplit) -> float:
         """By how much longer a split takes than the fastest, as a fraction."""

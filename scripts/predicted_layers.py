@@ -20,13 +20,13 @@ from moejax.planning.hardware_file import load_hardware
 from moejax.planning.kernels import MATRICES
 from moejax.planning.routing import RoutingModel
 from moejax.planning.software import parse_skew
-from scripts.measured_layers import LOADS, MODELS, Case, Cell, LayerSplit
+from scripts.measured_layers import LOADS, MODELS, TIE, Case, Cell, LayerSplit
 from sharding import MeshConfig
 from sharding.collectives.collective import ITEM_SIZES
 
 # Who says which split: the fitted terms of the engine that was measured, other software, or one split always.
 Adviser = Literal["engine", "moejax", "ideal", "intra", "inter"]
-APART = 0.10  # pairs of splits nearer than this are not held against a prediction
+APART = 0.10  # pairs nearer than this are not held against a prediction
 hardware_file = lru_cache(load_hardware)
 
 
@@ -34,16 +34,16 @@ hardware_file = lru_cache(load_hardware)
 class Verdict:
     """How one adviser did over cells.
 
-    cells: how many.  same: the share in which it names the fastest split.  near: the share in which what it names takes
-    at most 5% longer.  losses: of the cells in which it names another, by how much longer that takes, as fractions.
-    worst: the cell of the largest loss.  ranked: of pairs of splits that differ by more than a tenth, the share whose
-    order it has right.
+    cells: how many.  right: the share in which the split that it names is the fastest, or within `TIE` of it.
+    losses: by how much longer what it names takes than the fastest, as fractions, where it is not right.
+    rare: the loss that 99% of all cells stay below.  worst: the cell of the largest.
+    ranked: of pairs of a tensor and an expert split that differ by more than `APART`, the share in the right order.
     """
 
     cells: int
-    same: float
-    near: float
+    right: float
     losses: list[float]
+    rare: float
     worst: Cell
     ranked: float
 
@@ -55,15 +55,16 @@ class Verdict:
 def judge(cells: Iterable[Cell], adviser: Adviser) -> Verdict:
     """Holds an adviser against silicon."""
     found = [(cell, predicted(cell, adviser)) for cell in cells]
-    losses = [(cell.loss(min(said, key=said.__getitem__)), cell) for cell, said in found]
-    pairs = [right for cell, said in found for right in _pairs(cell, said)]
+    every = [cell.loss(min(said, key=said.__getitem__)) for cell, said in found]
+    losses = [loss for loss in every if loss > TIE]
+    apart = [(cell, said) for cell, said in found if abs(np.log(cell.inter_over_intra)) > np.log(1 + APART)]
     return Verdict(
         cells=len(found),
-        same=float(np.mean([loss == 0 for loss, _ in losses])),
-        near=float(np.mean([loss <= 0.05 for loss, _ in losses])),
-        losses=[loss for loss, _ in losses if loss > 0],
-        worst=max(losses, key=lambda one: one[0])[1],
-        ranked=float(np.mean(pairs)),
+        right=1 - len(losses) / len(found),
+        losses=losses,
+        rare=float(np.quantile(every, 0.99)),
+        worst=found[int(np.argmax(every))][0],
+        ranked=float(np.mean([_in_order(cell, said) for cell, said in apart])) if apart else 1.0,
     )
 
 
@@ -107,11 +108,9 @@ def _roofline(hardware: Hardware, routing: RoutingModel, split: LayerSplit, toke
     return max(reading, flops / hardware.matrix_rate[case.dtype])
 
 
-def _pairs(cell: Cell, said: dict[LayerSplit, float]) -> Iterable[bool]:
-    """Of each pair that differs, whether its order is right; equal predictions are not."""
-    splits = list(cell.seconds)
-    for place, first in enumerate(splits):
-        for second in splits[place + 1 :]:
-            slow, fast = sorted((first, second), key=cell.seconds.__getitem__, reverse=True)
-            if cell.seconds[slow] > (1 + APART) * cell.seconds[fast]:
-                yield said[slow] > said[fast]
+def _in_order(cell: Cell, said: dict[LayerSplit, float]) -> bool:
+    """Whether the faster pure split is predicted to be; equal predictions are not."""
+    slow, fast = cell.case.inter, cell.case.intra
+    if cell.inter_over_intra < 1:
+        slow, fast = fast, slow
+    return said[slow] > said[fast]
