@@ -87,8 +87,8 @@ def draw(path: Path, title: str, planned: Sequence[Panel]) -> None:
         one.set_xlabel("tokens of the layer", fontsize=8)
     for one, panel in zip(axes[:, 0], planned[:: len(ENGINES)], strict=True):
         one.set_ylabel(f"{panel.model}, {panel.devices} GPUs\n{PART_NAMES[panel.exchanges]}", fontsize=8)
-        one.text(0.98, 0.95, "tensor wins", transform=one.transAxes, fontsize=8, ha="right", va="top", color=TENSOR)
-        one.text(0.98, 0.05, "tensor loses", transform=one.transAxes, fontsize=8, ha="right", color=COLOURS[1])
+        one.text(0.4, 0.95, "tensor wins", transform=one.transAxes, fontsize=8, va="top", color=TENSOR)
+        one.text(0.4, 0.05, "tensor loses", transform=one.transAxes, fontsize=8, color=COLOURS[1])
     handles: dict[str, Any] = {}
     for one in axes.flat:
         handles |= {label: handle for handle, label in zip(*one.get_legend_handles_labels(), strict=True)}

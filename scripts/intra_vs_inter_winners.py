@@ -112,7 +112,7 @@ def by_engine(measured: Sequence[Cell]) -> str:
 def collectives(measured: Sequence[Cell], best: Sequence[Cell]) -> str:
     """What exchanging makes of the ratios, and what each dispatch takes."""
     shown = [f"{tokens:,}" for tokens in SHOWN]
-    summed, rows = best_engines(with_exchanges(measured)), []
+    summed, rows = best_engines(with_exchanges(of(measured, MIXTRAL, BALANCED))), []
     for hardware, gpu in GPUS.items():
         alone, exchanged = (
             {

@@ -9,9 +9,15 @@ from moejax.planning.communication import Tokens, moe_collectives
 from moejax.planning.hardware_file import load_hardware
 from moejax.planning.links import exchange_seconds
 from scripts.measured_layers import MODELS, Case, Cell, LayerSplit
-from sharding import MeshConfig
+from sharding import MeshConfig, Rules
 
 hardware_file = lru_cache(load_hardware)
+
+
+@lru_cache
+def split_rules(model: str, split: LayerSplit, dispatch: DispatchName) -> Rules:
+    """How a measured model is split so."""
+    return make_rules(MODELS[model], MeshConfig(tensor=split.tensor, expert=split.expert), dispatch)
 
 
 def with_exchanges(cells: Iterable[Cell]) -> list[Cell]:
@@ -31,10 +37,9 @@ def with_exchanges(cells: Iterable[Cell]) -> list[Cell]:
 @lru_cache(maxsize=100_000)
 def layer_exchange(case: Case, split: LayerSplit, tokens: int, dispatch: DispatchName = "replicated") -> float:
     """Seconds of one layer's collectives; where the batch is split, over `split.expert` devices, it is filled up."""
-    mesh = MeshConfig(tensor=split.tensor, expert=split.expert)
-    rules = make_rules(MODELS[case.model], mesh, dispatch)
+    rules = split_rules(case.model, split, dispatch)
     parts = rules.parts("batch")
     every = moe_collectives(
         MODELS[case.model], rules, dispatch, Tokens(sequences=-(-tokens // parts) * parts, length=1), "bfloat16"
     )
-    return sum(exchange_seconds(every, mesh, hardware_file(case.hardware), case.engine))
+    return sum(exchange_seconds(every, rules.mesh, hardware_file(case.hardware), case.engine))

@@ -12,22 +12,19 @@ from typing import Literal
 
 import numpy as np
 
-from moejax.moe.split import make_rules
 from moejax.planning.calls import ProgramCall
 from moejax.planning.costs import Setting, expert_layer
 from moejax.planning.hardware import Hardware
-from moejax.planning.hardware_file import load_hardware
 from moejax.planning.kernels import MATRICES
 from moejax.planning.routing import RoutingModel
 from moejax.planning.software import parse_skew
+from scripts.layer_exchanges import hardware_file, split_rules
 from scripts.measured_layers import LOADS, MODELS, TIE, Case, Cell, LayerSplit
-from sharding import MeshConfig
 from sharding.collectives.collective import ITEM_SIZES
 
 # Who says which split: the fitted terms of the engine that was measured, other software, or one split always.
 Adviser = Literal["engine", "moejax", "ideal", "intra", "inter"]
 APART = 0.10  # pairs nearer than this are not held against a prediction
-hardware_file = lru_cache(load_hardware)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +84,7 @@ def layer_seconds(case: Case, split: LayerSplit, tokens: int, software: str) -> 
         return _roofline(hardware, routing, split, tokens, case)
     setting = Setting(
         config=config,
-        rules=make_rules(config, MeshConfig(tensor=split.tensor, expert=split.expert), "replicated"),
+        rules=split_rules(case.model, split, "replicated"),
         dispatch="replicated",
         hardware=hardware,
         routing=routing,
