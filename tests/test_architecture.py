@@ -44,6 +44,8 @@ REFERENCE_FILES = (
 OPTIONAL = {
     "absl": ("moejax/ops/triton/grouped_tokamax.py",),
     "matplotlib": ("moejax/planning/plots.py", "moejax/planning/pareto_plot.py"),
+    "pandas": ("moejax/planning/silicon.py", "moejax/planning/measured_times.py"),
+    "yaml": ("moejax/planning/silicon.py",),
     "gguf": ("moejax/bench",),
     "llama_cpp": ("moejax/bench",),
     "vllm": ("moejax/bench",),

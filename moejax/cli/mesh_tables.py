@@ -138,6 +138,8 @@ def _columns(rows: Sequence[MeshRow], units: Units, ranked_by: str) -> list[Colu
         "most": ("", [f"{row.largest_batch:,}" for row in rows]),
         "peak": ("tok/s", [number(row.peak_tokens_per_second) if row.built else "" for row in rows]),
     }
+    if from_tables(rows):
+        cells["tables"] = ("", [_measured_parts(row) for row in rows])
     if rows[0].targets:
         cells["misses"] = ("", [miss_word(row) if row.built else "" for row in rows])
     for row in rows:
@@ -150,6 +152,17 @@ def _columns(rows: Sequence[MeshRow], units: Units, ranked_by: str) -> list[Colu
     headings = {ranked_by: f"{ranked_by}*"}
     others = (Column(name, headings.get(name, name), unit, values) for name, (unit, values) in cells.items())
     return [meshes(rows), *others]
+
+
+def from_tables(rows: Sequence[MeshRow]) -> bool:
+    """Whether measured tables were looked up."""
+    return any(row.decode is not None and row.decode.measured for row in rows)
+
+
+def _measured_parts(row: MeshRow) -> str:
+    """What of a step is of measured tables."""
+    parts = set(row.decode.measured) if row.decode else set()
+    return "both" if parts == {"experts", "cache"} else "".join(parts) or "none"
 
 
 def bar(phase: Phase, longest: float, length: int) -> Text:
@@ -171,7 +184,11 @@ def _words(rows: Sequence[MeshRow], objective: str) -> list[tuple[str, Text]]:
             step.append(f"{letter} ", style=colour).append(f"{name}  ")
     targets = rows[0].targets
     by = ", those first that miss no target; the others by how far they are from the one that they miss most"
+    tables = Text(
+        "experts, attention over the cache, or both: as measured, where the tables have the shape; the rest is fitted"
+    )
     words = [
+        *([("tables", tables)] if from_tables(rows) else []),
         ("*", Text(f"what the rows are ranked by{by if targets else ''}")),
         ("d e t", Text("devices along data, expert and tensor")),
         ("read", Text("distinct experts that the busiest device reads, per layer; 1/t of each along tensor")),

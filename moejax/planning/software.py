@@ -48,11 +48,10 @@ def basis_said(hardware: Hardware, software: SoftwareName, dtype: str) -> str:
     if (found := basis(hardware, software, dtype)) == "calibrated":
         return f"times: as moejax mesh calibrate measured {hardware.name}"
     if found == "roofline":
-        missing = f"{hardware.name} has no measured terms of {software} in {dtype}"
-        return f"times: a roofline, for {missing}; real ones are longer"
+        return f"times: a roofline (nothing of {software} measured in {dtype}); real ones are longer"
     title = hardware.software[software].title
     if software == "moejax":
-        return "times: moejax's kernels and launches with shares measured for others' kernels; ours have not run there"
+        return "times: our launches, others' shares of the device; our kernels have not run there"
     return f"times: {title}'s kernels and collectives, fitted to measurements"
 
 

@@ -16,7 +16,7 @@ from moejax.planning.sweep import answer
 from tests.messages import error_line, says
 from tests.moejax.cli.conftest import Call
 
-ON_H100 = ("mesh", "compare", "--model", "mixtral-8x7b", "--hardware", "h100-sxm")
+ON_H100 = ("mesh", "compare", "--model", "mixtral-8x7b", "--hardware", "h100-sxm", "--software", "ideal")
 EIGHT = (*ON_H100, "--devices", "8")
 
 MISTAKES: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
@@ -81,7 +81,9 @@ def test_several_numbers_of_devices_are_a_line_each(call: Call, monkeypatch: pyt
     outcome = call(*asked)
     assert (outcome.status, outcome.err) == (0, "")
     assert max(map(len, outcome.out.splitlines())) <= width and "…" not in outcome.out
-    rows = compare_meshes("mixtral-8x7b", [1, 2, 3, 4, 8], "h100-sxm", batch_size=[1, 32], ttft=0.2, tpot=0.01)
+    rows = compare_meshes(
+        "mixtral-8x7b", [1, 2, 3, 4, 8], "h100-sxm", batch_size=[1, 32], ttft=0.2, tpot=0.01, software="ideal"
+    )
     says(outcome.out, "mixtral-8x7b on 1-4,8 x NVIDIA H100 SXM, 80 GB")
     for batch in (1, 32):
         found = answer([row for row in rows if row.batch_size == batch])
@@ -108,7 +110,7 @@ def test_several_numbers_of_devices_are_a_line_each(call: Call, monkeypatch: pyt
 
 def test_splits_of_one_number_say_what_they_miss(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console, "PIPED_WIDTH", 80)
-    rows = compare_meshes("mixtral-8x7b", 8, "h100-sxm", batch_size=8, ttft=0.0205, tpot=0.0045)
+    rows = compare_meshes("mixtral-8x7b", 8, "h100-sxm", batch_size=8, ttft=0.0205, tpot=0.0045, software="ideal")
     found = [row for row in rows if row.fits and row.built]
     met = [row for row in found if row.meets_targets]
     outcome = call(*EIGHT, "-b", "8", "--ttft", "20.5ms", "--tpot", "4.5ms")
@@ -128,7 +130,9 @@ def test_targets_that_nothing_meets_end_in_the_nearest(call: Call, devices: str)
     asked = (*ON_H100, "--devices", devices, "-b", "1,8", "--tpot", "1ms")
     outcome = call(*asked)
     assert (outcome.status, outcome.err) == (1, "")
-    rows = compare_meshes("mixtral-8x7b", device_numbers(devices), "h100-sxm", batch_size=[1, 8], tpot=0.001)
+    rows = compare_meshes(
+        "mixtral-8x7b", device_numbers(devices), "h100-sxm", batch_size=[1, 8], tpot=0.001, software="ideal"
+    )
     closest = answer(rows).nearest
     assert closest
     text = " ".join(outcome.out.partition("of these batch sizes")[2].split())
@@ -157,7 +161,7 @@ def test_a_picture_of_frontiers_is_drawn(call: Call, tmp_path: Path) -> None:
 
 def test_json_of_several_numbers_has_every_split(call: Call) -> None:
     found = json.loads(call(*ON_H100, "--devices", "2,4", "-b", "1", "--ttft", "1s", "--json").out)
-    rows = compare_meshes("mixtral-8x7b", [2, 4], "h100-sxm", batch_size=1, ttft=1.0)
+    rows = compare_meshes("mixtral-8x7b", [2, 4], "h100-sxm", batch_size=1, ttft=1.0, software="ideal")
     assert [(one["devices"], one["label"], one["meets_targets"]) for one in found["rows"]] == [
         (row.devices, row.label, row.meets_targets) for row in rows
     ]

@@ -82,7 +82,7 @@ def test_long_prompts_and_many_of_them_take_several_calls() -> None:
 
 
 def test_a_phase_adds_up() -> None:
-    for row in compare_meshes(CONFIG, 8, "l40s", batch_size=[1, 64]):
+    for row in compare_meshes(CONFIG, 8, "l40s", batch_size=[1, 64], software="ideal"):
         for phase in (row.decode, row.prefill):
             if phase is None:
                 continue
@@ -138,7 +138,7 @@ def test_the_largest_batch_is_one_that_a_server_decodes_at_a_time() -> None:
 
 
 def test_a_row_is_shown_in_a_line() -> None:
-    rows = compare_meshes(CONFIG, 4, "h100-sxm", batch_size=1)
+    rows = compare_meshes(CONFIG, 4, "h100-sxm", batch_size=1, software="ideal")
     assert repr(rows[0]) == (
         "<MeshRow tensor=4, batch 1; 2.35 ms a step, 425 tokens/s, 8.45 ms to the first, 23.5 GB per device; best for "
         "latency, ttft, memory>"

@@ -42,7 +42,7 @@ def test_curves_that_cross_where_they_are_equal_and_cross_back() -> None:
 
 def test_a_crossover_of_real_splits_is_where_the_order_changes() -> None:
     """Eight L40S: links so slow that gather overtakes tensor for large batches."""
-    plan = make_plan("mixtral-8x7b", "l40s")
+    plan = make_plan("mixtral-8x7b", "l40s", software="ideal")
     tensor = Split(mesh=MeshConfig(tensor=8), dispatch="replicated", remark=None)
     gather = Split(mesh=MeshConfig(expert=8), dispatch="gather", remark=None)
     work = Workload(batch_size=1)
@@ -55,8 +55,8 @@ def test_a_crossover_of_real_splits_is_where_the_order_changes() -> None:
 
 @pytest.mark.parametrize(("hardware", "devices", "crosses"), [("l40s", 8, True), ("h100-sxm", 2, False)])
 def test_pictures_are_drawn(tmp_path: Path, hardware: str, devices: int, crosses: bool) -> None:
-    rows = compare_meshes("mixtral-8x7b", devices, hardware, batch_size=[1, 8])
-    plan = make_plan("mixtral-8x7b", hardware)
+    rows = compare_meshes("mixtral-8x7b", devices, hardware, batch_size=[1, 8], software="ideal")
+    plan = make_plan("mixtral-8x7b", hardware, software="ideal")
     curves = chosen_curves([row for row in rows if row.fits and row.built], plan)
     labels = [one.label for one in curves]
     assert f"tensor={devices}" in labels and f"expert={devices} gather" in labels and len(labels) <= 8
@@ -73,7 +73,7 @@ def test_what_cannot_be_drawn_is_told_before() -> None:
         check_plot("nowhere/a.png")
     rows = compare_meshes(named_config("mixtral-8x7b"), 1, "l40s", batch_size=1)
     with refuses(ValueError, "no split"):
-        draw(rows, make_plan("mixtral-8x7b", "l40s"), "", Path("a.png"))
+        draw(rows, make_plan("mixtral-8x7b", "l40s", software="ideal"), "", Path("a.png"))
 
 
 def test_without_matplotlib_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,10 @@ def test_every_figure_has_its_source(name: str) -> None:
         figures |= {f"network.{field}" for field in ("bandwidth", "latency", "launch")}
     if hardware.link.launch:
         figures.add("link.launch")
+    if hardware.cache_bytes:
+        figures.add("cache_bytes")
+    if hardware.software:
+        figures |= {"collectives", *(f"software.{one}" for one in hardware.software)}
     assert set(hardware.sources) == figures
     assert all(len(source) > 20 for source in hardware.sources.values())
     assert hardware.kinds and hardware.name == name and hardware.layer_overhead == 0
@@ -164,3 +168,87 @@ def test_a_byte_order_mark_is_read_over(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(hardware_toml(load_hardware("h200")), encoding="utf-8-sig")
     assert dataclasses.replace(load_hardware(str(path)), name="h200") == load_hardware("h200")
+
+
+MEASURED = """cache_bytes = 100
+[software.other]
+title = "Other 1.0"
+all_reduce = "own"
+collectives = "nccl"
+products = 2
+[software.other.float32]
+product = { fixed = 1e-6, bandwidth = 0.5, rate = 0.5, overlap = 2 }
+between = { fixed = 2e-6, copies = 4 }
+step = { fixed = 3e-6, bandwidth = 0.5, queries = 1 }
+prompt = { fixed = 4e-6, rate = 0.5, copies = 1 }
+[software.other.float32.experts]
+fixed = 5e-6
+bandwidth = 0.5
+overlap = 2
+narrow = 1
+copies = 1
+per_token = 0
+per_expert = 0
+elsewhere = 0
+tiles = { 16 = 0.5 }
+[collectives.own]
+all-reduce.2 = { 8 = 1e-6, 80 = 2e-6 }
+all-reduce.8 = { 8 = 2e-6 }
+[collectives.nccl]
+"""
+
+
+def measured(tmp_path: Path, text: str = MEASURED) -> Path:
+    path = tmp_path / "mine.toml"
+    path.write_text(text.partition("\n")[0] + "\n" + GOOD + text.partition("\n")[2])
+    return path
+
+
+def test_measured_terms_are_read_and_found(tmp_path: Path) -> None:
+    hardware = load_hardware(measured(tmp_path))
+    kernels = hardware.kernels("other", "float32")
+    assert kernels and kernels.product.bandwidth == 0.5 and kernels.experts.tiles == {16: 0.5}
+    assert hardware.kernels("other", "bfloat16") is None and hardware.kernels("vllm", "float32") is None
+    assert hardware.device("float32") == (10, 5.0, 100)
+
+
+def test_collectives_lie_on_their_curves(tmp_path: Path) -> None:
+    hardware = load_hardware(measured(tmp_path))
+    own = {size: hardware.collective_seconds("own", "all-reduce", 2, size) for size in (1, 8, 80, 800)}
+    assert own == pytest.approx({1: 1e-6, 8: 1e-6, 80: 2e-6, 800: 2e-5})
+    assert hardware.collective_seconds("own", "all-reduce", 2, 80 / 10**0.5) == pytest.approx(2**0.5 * 1e-6)
+    assert hardware.collective_seconds("own", "all-reduce", 3, 8) == 2e-6  # as of the next larger number
+    assert hardware.collective_seconds("own", "all-reduce", 9, 8) is None
+    assert hardware.collective_seconds("nccl", "all-gather", 2, 8) is None
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "facts"),
+    [
+        ("bandwidth = 0.5, rate", "bandwidth = 1.6, rate", ("product.bandwidth", "1.5", "1.6")),
+        ("overlap = 2 }", "overlap = 0.5 }", ("product.overlap", "between 1 and")),
+        ("fixed = 1e-6, ", "", ("product.fixed", "missing")),
+        ("queries", "querys", ("querys", "queries")),
+        ("{ 16 = 0.5 }", "{ 16 = 0 }", ("experts.tiles.16", "above 0")),
+        ("elsewhere = 0\n", "elsewhere = 0\nby_tokens = 1\n", ("by_tokens", "true or false")),
+        ('all_reduce = "own"', 'all_reduce = "mine"', ("all_reduce", "own, nccl", "mine")),
+        ("products = 2\n", "products = 0\n", ("products", "at least 1")),
+        ("products = 2\n", "", ("software.other.products", "missing")),
+        ("software.other.float32", "software.other.bfloat16", ("software.other.bfloat16", "matrix_rate.bfloat16")),
+        ("software.other.float32", "software.other.int3", ("int3",)),
+        ("all-reduce.2", "reduce.2", ("collectives.own.reduce",)),
+        ("all-reduce.2", "all-reduce.two", ("all-reduce", "devices")),
+        ("{ 8 = 1e-6, 80 = 2e-6 }", "{ 8 = -1 }", ("all-reduce.2.8", "above 0")),
+        ("cache_bytes = 100", "cache_bytes = -1", ("cache_bytes", "whole number")),
+        (
+            "[software.other.float32.experts]",
+            "tuned = { 8 = [4] }\n[software.other.float32.experts]",
+            ("untuned", "tuned", "both"),
+        ),
+    ],
+)
+def test_wrong_terms_are_named(tmp_path: Path, old: str, new: str, facts: tuple[str, ...]) -> None:
+    assert old in MEASURED
+    path = measured(tmp_path, MEASURED.replace(old, new))
+    with refuses(ValueError, path, *facts):
+        load_hardware(path)

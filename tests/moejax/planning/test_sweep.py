@@ -26,7 +26,7 @@ COUNTS = [1, 2, 3, 4, 8]
 
 @pytest.fixture(scope="module")
 def swept() -> list[MeshRow]:
-    return compare_meshes("mixtral-8x7b", COUNTS, "h100-sxm", batch_size=[1, 32], ttft=0.2, tpot=0.01)
+    return compare_meshes("mixtral-8x7b", COUNTS, "h100-sxm", batch_size=[1, 32], ttft=0.2, tpot=0.01, software="ideal")
 
 
 def of_batch(rows: list[MeshRow], batch: int) -> list[MeshRow]:
@@ -37,7 +37,9 @@ def test_several_numbers_are_the_comparisons_of_each(swept: list[MeshRow]) -> No
     apart = [
         row
         for count in COUNTS
-        for row in compare_meshes("mixtral-8x7b", count, "h100-sxm", batch_size=[1, 32], ttft=0.2, tpot=0.01)
+        for row in compare_meshes(
+            "mixtral-8x7b", count, "h100-sxm", batch_size=[1, 32], ttft=0.2, tpot=0.01, software="ideal"
+        )
     ]
     assert [(row.devices, row.batch_size, row.split) for row in swept] == [
         (row.split.mesh.size, row.batch_size, row.split) for row in apart
@@ -81,7 +83,9 @@ def test_over_all_batch_sizes_few_devices_and_much_of_each_differ(swept: list[Me
 
 
 def test_where_nothing_meets_the_nearest_is_told() -> None:
-    rows = compare_meshes("mixtral-8x7b", [2, 8], "h100-sxm", batch_size=[8, 32], ttft=0.01, tpot=0.001)
+    rows = compare_meshes(
+        "mixtral-8x7b", [2, 8], "h100-sxm", batch_size=[8, 32], ttft=0.01, tpot=0.001, software="ideal"
+    )
     found = answer(rows)
     assert found.fewest is None and found.most is None and found.nearest
     assert found.nearest.times_target == min(row.times_target for row in rows if row.fits and row.built) > 1
@@ -89,11 +93,11 @@ def test_where_nothing_meets_the_nearest_is_told() -> None:
 
 
 def test_without_targets_whatever_fits_will_do() -> None:
-    rows = compare_meshes("mixtral-8x7b", [1, 2, 4], "h100-sxm", batch_size=8)
+    rows = compare_meshes("mixtral-8x7b", [1, 2, 4], "h100-sxm", batch_size=8, software="ideal")
     found = answer(rows)
     assert found.fewest and found.fewest.devices == 2  # it does not fit on one
     assert found.nearest is None
-    nothing = answer(compare_meshes("mixtral-8x7b", 1, "h100-sxm", batch_size=8))
+    nothing = answer(compare_meshes("mixtral-8x7b", 1, "h100-sxm", batch_size=8, software="ideal"))
     assert (nothing.fewest, nothing.most, nothing.nearest) == (None, None, None)
 
 
@@ -112,19 +116,21 @@ def test_each_number_has_its_best_split(swept: list[MeshRow]) -> None:
 
 def test_numbers_that_leave_copies_idle_are_told_apart() -> None:
     """At batch 2, nine devices are three copies or more: 8 experts and 14,336 hidden do not divide over nine."""
-    rows = compare_meshes("mixtral-8x7b", [1, 4, 9, 11], "h100-sxm", batch_size=2)
+    rows = compare_meshes("mixtral-8x7b", [1, 4, 9, 11], "h100-sxm", batch_size=2, software="ideal")
     assert counts_without(rows) == ([1, 11], [9])
     assert [row.devices for row in first_of_each_count(rows, "latency")] == [4]
     assert {row.idle_copies for row in rows if row.devices == 9 and row.fits} == {1}
-    sixteen = compare_meshes("mixtral-8x7b", 16, "h100-sxm", batch_size=1)
+    sixteen = compare_meshes("mixtral-8x7b", 16, "h100-sxm", batch_size=1, software="ideal")
     assert sixteen[0].idle_copies == 1 and first_of_each_count(sixteen, "latency") == [answer(sixteen).most]
-    strict = compare_meshes("mixtral-8x7b", 16, "h100-sxm", batch_size=1, tpot=sixteen[0].tpot_seconds)
+    strict = compare_meshes(
+        "mixtral-8x7b", 16, "h100-sxm", batch_size=1, tpot=sixteen[0].tpot_seconds, software="ideal"
+    )
     found = answer(strict)
     assert found.most and found.most.idle_copies == 1 and found.nearest is None  # nothing else meets it
-    more = compare_meshes("mixtral-8x7b", 9, "h100-sxm", batch_size=4)
+    more = compare_meshes("mixtral-8x7b", 9, "h100-sxm", batch_size=4, software="ideal")
     assert counts_without(more) == ([], []) and more[0].idle_copies == 0
-    assert frontiers(rows, make_plan("mixtral-8x7b", "h100-sxm"))[1].rows[-1].batch_size > 4
-    for line in frontiers(rows, make_plan("mixtral-8x7b", "h100-sxm")):
+    assert frontiers(rows, make_plan("mixtral-8x7b", "h100-sxm", software="ideal"))[1].rows[-1].batch_size > 4
+    for line in frontiers(rows, make_plan("mixtral-8x7b", "h100-sxm", software="ideal")):
         assert not any(row.idle_copies for row in line.rows)
 
 
@@ -167,11 +173,11 @@ def test_the_command_is_one_that_serve_accepts() -> None:
 
 
 def test_what_cannot_be_served_has_no_command() -> None:
-    rows = compare_meshes("mixtral-8x7b", 4, "h100-sxm", batch_size=[1, 2048])
+    rows = compare_meshes("mixtral-8x7b", 4, "h100-sxm", batch_size=[1, 2048], software="ideal")
     for row in rows:
         served = row.fits and row.built and row.batch_size == 1
         assert (serve_command(row, "here") is not None) is served
-    bound = compare_meshes("mixtral-8x7b", 4, "h100-sxm", batch_size=1, context=0)[0]
+    bound = compare_meshes("mixtral-8x7b", 4, "h100-sxm", batch_size=1, context=0, software="ideal")[0]
     assert bound.fits and serve_command(bound, "here") is None
 
 
@@ -195,7 +201,7 @@ def test_a_frontier_has_what_nothing_is_better_than(swept: list[MeshRow]) -> Non
 
 
 def test_frontiers_are_of_numbers_of_devices_or_of_kinds_of_split(swept: list[MeshRow]) -> None:
-    plan = make_plan("mixtral-8x7b", "h100-sxm")
+    plan = make_plan("mixtral-8x7b", "h100-sxm", software="ideal")
     lines = frontiers(swept, plan)
     assert [line.name for line in lines] == ["2 devices", "3 devices", "4 devices", "8 devices"]
     for line, count in zip(lines, (2, 3, 4, 8), strict=True):
@@ -214,8 +220,8 @@ def test_frontiers_are_of_numbers_of_devices_or_of_kinds_of_split(swept: list[Me
 def test_a_picture_is_drawn(tmp_path: Path, swept: list[MeshRow], devices: list[int]) -> None:
     path = tmp_path / "frontiers.svg"
     rows = [row for row in swept if row.devices in devices]
-    pareto_plot.draw(rows, make_plan("mixtral-8x7b", "h100-sxm"), "a title", path)
+    pareto_plot.draw(rows, make_plan("mixtral-8x7b", "h100-sxm", software="ideal"), "a title", path)
     assert path.stat().st_size > 10_000
     with refuses(ValueError, "no split"):
         nothing = [row for row in swept if row.devices == 1]
-        pareto_plot.draw(nothing, make_plan("mixtral-8x7b", "h100-sxm"), "a title", path)
+        pareto_plot.draw(nothing, make_plan("mixtral-8x7b", "h100-sxm", software="ideal"), "a title", path)

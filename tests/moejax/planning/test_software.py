@@ -1,0 +1,154 @@
+"""Whose kernels are predicted, what the seconds stand on, and loads that are no tokens choosing."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+from moejax import MeshRow, compare_meshes
+from moejax.planning.calls import cache_positions
+from moejax.planning.export import comparison_json
+from moejax.planning.hardware_file import load_hardware, shipped_hardware
+from moejax.planning.loads import Balanced, PowerLaw
+from moejax.planning.routing import RoutingModel
+from moejax.planning.software import SOFTWARE, basis, basis_said, parse_skew
+from moejax.planning.workload import Workload
+from tests.messages import refuses, says
+
+MEASURED = ("a100-80gb", "b200", "h100-sxm", "h200", "l40s", "rtx-pro-6000")
+
+
+def step(hardware: str, software: str, **options: object) -> MeshRow:
+    found = compare_meshes("mixtral-8x7b", 8, hardware, software=software, **{"batch_size": 32} | options)  # type: ignore[arg-type]
+    return next(row for row in found if row.label == "tensor=8")
+
+
+@pytest.mark.parametrize("hardware", MEASURED)
+def test_measured_software_takes_longer_than_the_roofline(hardware: str) -> None:
+    assert set(load_hardware(hardware).software) == set(SOFTWARE) - {"ideal"}
+    bound = step(hardware, "ideal")
+    assert bound.decode and bound.prefill
+    for software in ("moejax", "vllm", "trtllm", "sglang"):
+        row = step(hardware, software)
+        assert row.decode and row.prefill
+        assert row.decode.seconds > 1.1 * bound.decode.seconds
+        assert row.prefill.seconds > 1.1 * bound.prefill.seconds
+        assert row.decode.weight_bytes == bound.decode.weight_bytes and row.footprint == bound.footprint
+
+
+def test_hardware_without_measured_terms_is_a_roofline_and_says_so() -> None:
+    for name in set(shipped_hardware()) - set(MEASURED):
+        hardware = load_hardware(name)
+        assert basis(hardware, "moejax", "float16") == "roofline"
+        says(basis_said(hardware, "moejax", "float16"), "roofline", "moejax", "float16")
+        same = [
+            row.decode.seconds
+            for software in ("moejax", "ideal")
+            for row in compare_meshes("demo", 2, hardware, dtype="float32", batch_size=2, software=software)
+            if row.decode
+        ]
+        assert same[: len(same) // 2] == same[len(same) // 2 :]
+    assert basis(load_hardware("h200"), "vllm", "bfloat16") == "fitted"
+    assert basis(load_hardware("h200"), "vllm", "float16") == "fitted"  # as fast as bfloat16
+    assert basis(load_hardware("h200"), "moejax", "float32") == "roofline"
+    assert basis(load_hardware("h200"), "ideal", "bfloat16") == "roofline"
+    calibrated = dataclasses.replace(load_hardware("cpu"), layer_overhead=1e-6)
+    assert basis(calibrated, "moejax", "float32") == "calibrated"
+
+
+def test_wrong_software_is_refused() -> None:
+    with refuses(ValueError, "'vlm'", *SOFTWARE, "'vllm'"):
+        compare_meshes("demo", 1, "h200", software="vlm")
+    with refuses(ValueError, "vllm", "v100-32gb", "float16", "a100-80gb", "h200", "ideal"):
+        compare_meshes("demo", 1, "v100-32gb", software="vllm", dtype="float16")
+    with refuses(ValueError, "vllm", "h200", "float32", "ideal"):
+        compare_meshes("demo", 1, "h200", software="vllm", dtype="float32")
+
+
+def test_others_read_what_is_filled_of_a_cache_and_moejax_its_bucket() -> None:
+    read = [step("h200", software, context=1030).decode for software in ("vllm", "moejax")]
+    assert read[0] and read[1]
+    assert read[0].kv_bytes == pytest.approx(
+        read[1].kv_bytes * 1030 / cache_positions(Workload(batch_size=32, context=1030))
+    )
+
+
+def test_json_names_the_software() -> None:
+    hardware = load_hardware("h200")
+    rows = compare_meshes("demo", 1, hardware, batch_size=1, software="vllm")
+    found = comparison_json(rows, hardware, software="vllm")
+    assert found["software"] == {"name": "vllm", "basis": "fitted"}
+    assert found["hardware"]["software"]["vllm"].startswith("vLLM ") and "nccl" in found["hardware"]["collectives"]
+
+
+# --- loads ---
+
+
+@pytest.mark.parametrize("load", [Balanced(), PowerLaw(1.01), PowerLaw(1.2), PowerLaw(1.0), PowerLaw(0.5)], ids=str)
+@pytest.mark.parametrize(
+    ("tokens", "chosen", "experts"), [(1, 2, 8), (3, 2, 8), (64, 2, 8), (1, 8, 128), (5000, 8, 128), (40, 10, 512)]
+)
+def test_every_token_has_its_experts(load: Balanced | PowerLaw, tokens: int, chosen: int, experts: int) -> None:
+    rows = load.rows(tokens, chosen, experts)
+    assert rows.shape[1] == experts and (rows.sum(axis=1) == tokens * chosen).all()
+    assert rows.min() >= 0 and rows.max() <= tokens
+
+
+def test_a_balanced_load_spreads_tokens() -> None:
+    assert Balanced().rows(8, 2, 8).tolist() == [[2] * 8]
+    assert Balanced().rows(1, 2, 8).tolist() == [[1, 0, 0, 0, 1, 0, 0, 0]]
+    assert np.flatnonzero(Balanced().rows(2, 2, 8)[0]).tolist() == [0, 2, 4, 6]
+
+
+def test_a_power_law_is_skewed_and_each_time_the_same() -> None:
+    rows = PowerLaw(1.01).rows(4096, 2, 8)
+    assert (rows == PowerLaw(1.01).rows(4096, 2, 8)).all() and not (
+        rows == PowerLaw(1.01, seed=1).rows(4096, 2, 8)
+    ).all()
+    assert rows.max(axis=1).mean() > 3 * 1024  # of 1,024 on average
+    assert len({tuple(one) for one in rows.tolist()}) > len(rows) / 2
+
+
+def test_the_busiest_device_is_the_one_with_most_rows() -> None:
+    routing = RoutingModel(8, 2, load=PowerLaw(1.01))
+    rows, whole = routing.busiest(4, 512), routing.busiest(1, 512)
+    assert rows.shape == (len(whole), 2)
+    assert (rows.sum(axis=1) == whole.reshape(-1, 4, 2).sum(axis=2).max(axis=1)).all()
+    assert routing.busiest_rows(4, 512) == pytest.approx(rows.sum(axis=1).mean())
+    assert routing.experts_read(4, 512) == pytest.approx((rows > 0).sum(axis=1).mean())
+    assert routing.load_imbalance(4) > 1.5
+    assert RoutingModel(8, 2, load=Balanced()).load_imbalance(4) == 1
+
+
+def test_rows_of_tokens_that_choose_are_those_that_are_expected() -> None:
+    routing = RoutingModel(6, 2)  # 6 experts on 4 devices: two each, the last has none
+    for tokens in (1, 7, 300):
+        rows = routing.busiest(4, tokens)
+        assert rows.shape[1] == 2
+        assert rows.sum(axis=1).mean() == pytest.approx(routing.busiest_rows(4, tokens), rel=0.05)
+
+
+def test_skews_by_name() -> None:
+    assert parse_skew("uniform") is None and parse_skew("balanced") == Balanced()
+    assert parse_skew("power-law:1.2") == PowerLaw(1.2)
+    for wrong in ("power-law", "power-law:", "power_law:1", "even", "power-law:x", "power-law:-1", "power-law:nan"):
+        with refuses(ValueError, "skew"):
+            parse_skew(wrong)
+    assert not math.isnan(PowerLaw(10).rows(10, 2, 8).sum())
+
+
+def test_a_skewed_load_makes_expert_slower_and_leaves_one_device_nearly_as_it_is() -> None:
+    even, skewed = (
+        {
+            row.label: row
+            for row in compare_meshes("mixtral-8x7b", 8, "h200", batch_size=64, software="trtllm", skew=skew)
+        }
+        for skew in ("balanced", "power-law:1.01")
+    )
+    for label, least, most in (("expert=8 replicated", 1.15, 3.0), ("tensor=8", 0.9, 1.1)):
+        before, after = even[label].prefill, skewed[label].prefill
+        assert before and after and least < after.seconds / before.seconds < most
+    assert skewed["expert=8 replicated"].load_imbalance > 2
+    with refuses(ValueError, "skew=balanced", "expert load"):
+        compare_meshes("demo", 1, "h200", skew="balanced", expert_load="demo")
