@@ -165,8 +165,8 @@ def made() -> str:
         "GPU, engine, model and dtype they have one kernel, the one that the engine runs, so there was none to choose. "
         "Collectives are the measured curves in `moejax/planning/devices`. A layer is as long as its busiest device; a "
         "power law draws each expert's rows from a density proportional to x^-alpha "
-        "([performance-model.md](performance-model.md)). Nothing here was timed with moejax's own kernels, which have "
-        "not run on these GPUs. moejax does not decode Qwen3: `moejax.compare_meshes` takes its sizes as a "
+        "([performance-model.md](performance-model.md#loads)). Nothing here was timed with moejax's own kernels, which "
+        "have not run on these GPUs. moejax does not decode Qwen3: `moejax.compare_meshes` takes its sizes as a "
         "`ModelConfig`. A few points of the tables are bumps of the measurement, as on H100 with TensorRT-LLM tensor=8 "
         "of Mixtral at 96 tokens under the power law, and tensor=2, expert=4 of Qwen3 at 4 tokens: trust medians."
     )
