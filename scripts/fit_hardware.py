@@ -55,6 +55,10 @@ def fit_kernels(hardware: Hardware, engine: str, dtype: str, shapes: dict[str, A
     known = shapes.get(f"{engine} {tables.version}", {}).get(hardware.name, {}).get(dtype, [])
     tuned = frozenset(map(tuple, known)) if "triton" in kernel or kernel == "vllm_fused_moe" else frozenset()
     experts, untuned, predicted = fit_terms.fit_experts(layers, device, item, layers.among(tuned))
+    second = None if tuned else second_layers(tables, dtype, kernel, layers)
+    if second is not None:
+        untuned, _, _ = fit_terms.fit_experts(second, device, item, second.among(tuned))
+        tuned = layers.shapes
     product, products = fit_terms.fit_products(dense_products(tables, dtype), device, item)
     bf16 = hardware.device("bfloat16")
     step, steps = fit_terms.fit_steps(attention(tables, "generation_attention"), bf16, 2)
@@ -115,6 +119,16 @@ def older_layers(tables: Tables, dtype: str) -> Layers | None:
     if moe is None or not (kernel := silicon.main_kernel(moe, dtype)):
         return None
     return Layers.of(_fitting(silicon.gated(moe, dtype), kernel))
+
+
+def second_layers(tables: Tables, dtype: str, kernel: str, layers: Layers) -> Layers | None:
+    """Layers of models that the engine runs by another kernel than most; None where all run by one."""
+    moe = silicon.gated(tables.read("moe"), dtype)
+    keys = ["hidden_size", "inter_size", "topk", "num_experts"]
+    ran = layers.table[keys].drop_duplicates()
+    others = moe.merge(ran, on=keys, how="left", indicator=True)
+    others = others[others._merge == "left_only"]
+    return Layers.of(_fitting(others, str(others.kernel_source.value_counts().index[0]))) if len(others) else None
 
 
 def dense_products(tables: Tables, dtype: str) -> pd.DataFrame:

@@ -89,6 +89,11 @@ class Layers:
             seconds=table.seconds.to_numpy(),
         )
 
+    @property
+    def shapes(self) -> frozenset[tuple[int, int]]:
+        """(experts on a device, their width) of all layers."""
+        return frozenset((int(e), int(w)) for e, w in zip(self.shape.experts, self.shape.width, strict=True))
+
     def among(self, shapes: Collection[tuple[int, int]]) -> np.ndarray:
         """Which have one of these shapes: experts on a device, and their width."""
         return np.array([one in shapes for one in zip(self.shape.experts, self.shape.width, strict=True)])

@@ -179,8 +179,8 @@ class ExpertTerms:
     narrow: columns that are computed besides those of each expert: what a thin part of one costs beyond its size.
     copies: how often each row's activations are written and read besides.
     elsewhere: how often the activations of each row of other devices' experts are written all the same.
-    again: the share of an expert's weights that each further tile of rows reads from memory again, where one expert
-        does not fit the device's cache.
+    again: the share that each further tile of rows reads from memory again, of what is more of one expert's weights
+        than the device's cache holds.
     cached: by how much faster weights are read that fit the device's cache and were read just before. Only a benchmark
         does that, over and over with one layer: `resident` asks for it.
     """
@@ -203,7 +203,7 @@ class ExpertTerms:
         read = load.active * shape.elements * item
         tiles = load.filled[max(self.tiles)] / max(self.tiles)
         expert = shape.elements * item
-        read = read + np.where(expert > device.cache_bytes, self.again * (tiles - load.active) * expert, 0.0)
+        read = read + self.again * (tiles - load.active) * np.maximum(0.0, expert - device.cache_bytes)
         reading = read / (device.bandwidth * self.bandwidth)
         if resident:
             reading = reading / np.where(read <= device.cache_bytes, self.cached, 1.0)

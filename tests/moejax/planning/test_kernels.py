@@ -66,7 +66,7 @@ def layer_seconds(terms: ExpertTerms, *, resident: bool = False, cache: float = 
             for tile in filled:
                 filled[tile] += math.ceil(count / tile) * tile / len(ROWS)
             again += max(0, math.ceil(count / max(filled)) - 1) / len(ROWS)
-    read = active * expert + (terms.again * again * expert if expert > cache else 0.0)
+    read = active * expert + terms.again * again * max(0.0, expert - cache)
     reading = read / (DEVICE.bandwidth * terms.bandwidth) / (terms.cached if resident and read <= cache else 1.0)
     by_tile = {tile: filled[tile] / share for tile, share in terms.tiles.items()}
     used = min(by_tile.values())
