@@ -37,6 +37,9 @@ def wrong_field(error: ValidationError, kind: type[BaseModel]) -> ApiError:
     """The first thing that is wrong with a body of `kind`, by the name of its field."""
     first = error.errors(include_url=False, include_context=False)[0]
     where, got = first["loc"], first["input"]
+    if not where or first["type"] not in (*_WANTED, "missing", "extra_forbidden"):  # strings and keys that are no text
+        said = first["msg"][:1].lower() + first["msg"][1:]
+        return ApiError(400, f"{_path(where) or 'the body'}: {said}", param=str(where[0])[:80] if where else None)
     param = str(where[0])[:80]
     if first["type"] == "missing":
         return ApiError(400, f"{_path(where)} is missing: add it", param=param, code="missing_required_parameter")

@@ -38,7 +38,7 @@ def error_of(answer: httpx.Response) -> dict[str, Any]:
         (b"[]", ("body", "dictionary")),
         (b"null", ("body",)),
         (b'{"prompt": "\xff\xfe"}', ("body",)),
-        (b'{"prompt": "a", "max_tokens": 1e999}', ("max_tokens: ",)),
+        (b'{"prompt": "a", "max_tokens": 1e999}', ("max_tokens", "an integer", "inf")),
         (b'{"prompt": "a", "temperature": NaN}', ("temperature",)),
         (b'{"prompt": {"a": 1}}', ("prompt",)),
         (b'{"prompt": "\\ud800"}', ("surrogate",)),
