@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import yaml
 
 from moejax.planning import silicon
 from moejax.planning.hardware import Curve, Hardware
 from moejax.planning.hardware_file import SHIPPED, hardware_toml, load_hardware
 from moejax.planning.kernels import BetweenTerms, Device, ExpertTerms, Kernels, Software
-from moejax.planning.silicon import ENGINES, SYSTEMS, Tables
+from moejax.planning.silicon import ENGINES, SYSTEMS, Frame, Tables
 from scripts import fit_terms
 from scripts.fit_terms import Layers
 from sharding.collectives import CollectiveKind
@@ -102,12 +101,12 @@ def predict_experts(
     return np.where(layers.among(tuned), seconds, other)
 
 
-def measured_layers(tables: Tables, dtype: str, kernel: str) -> pd.DataFrame:
+def measured_layers(tables: Tables, dtype: str, kernel: str) -> Frame:
     """Layers of one kernel on at most 8 devices; of equal ones the fastest."""
     return _fitting(silicon.gated(tables.read("moe"), dtype), kernel)
 
 
-def _fitting(moe: pd.DataFrame, kernel: str) -> pd.DataFrame:
+def _fitting(moe: Frame, kernel: str) -> Frame:
     fits = (moe.moe_tp_size * moe.moe_ep_size <= fit_terms.MOST_DEVICES) & (moe.num_experts % moe.moe_ep_size == 0)
     known = moe.distribution.isin(list(fit_terms.LOADS))
     return silicon.fastest(moe[(moe.kernel_source == kernel) & fits & known], [*silicon.MOE_KEYS, "distribution"])
@@ -131,13 +130,13 @@ def second_layers(tables: Tables, dtype: str, kernel: str, layers: Layers) -> La
     return Layers.of(_fitting(others, str(others.kernel_source.value_counts().index[0]))) if len(others) else None
 
 
-def dense_products(tables: Tables, dtype: str) -> pd.DataFrame:
+def dense_products(tables: Tables, dtype: str) -> Frame:
     gemm = tables.read("gemm")
     usual = (gemm.k >= 512) & (gemm.n >= 8) & (gemm.n <= 150_000) & (gemm.m <= 16_384)
     return silicon.fastest(gemm[(gemm.gemm_dtype == silicon.DTYPES[dtype]) & usual], "mnk")
 
 
-def attention(tables: Tables, name: str) -> pd.DataFrame:
+def attention(tables: Tables, name: str) -> Frame:
     """Grouped heads of usual width, without a window."""
     table = tables.read(name)
     usual = (table.attn_dtype == "bfloat16") & (table.kv_cache_dtype == "bfloat16") & table.head_dim.isin([64, 128])
@@ -162,7 +161,7 @@ def collective_curves(hardware: Hardware) -> dict[str, dict[CollectiveKind, dict
     return found
 
 
-def _curves(table: pd.DataFrame) -> dict[int, Curve]:
+def _curves(table: Frame) -> dict[int, Curve]:
     fastest = silicon.fastest(table, ["num_gpus", "message_size"])
     fastest["seconds"] = fastest[::-1].groupby("num_gpus").seconds.cummin()  # more bytes in less time: a blip before
     return {

@@ -10,7 +10,6 @@ from functools import lru_cache
 from typing import Any, TypeVar
 
 import numpy as np
-import pandas as pd
 from scipy.optimize import least_squares
 
 from moejax.planning.kernels import (
@@ -25,6 +24,7 @@ from moejax.planning.kernels import (
 )
 from moejax.planning.loads import Balanced, PowerLaw
 from moejax.planning.routing import RoutingModel
+from moejax.planning.silicon import Frame
 
 TILES = (16, 32, 64, 128)
 BY_TOKENS = (16, 64)  # of kernels that nobody tuned: Triton's defaults in vLLM and SGLang
@@ -61,13 +61,13 @@ class Layers:
     table: a row each.  shape, load: arrays of as many.  seconds: measured.
     """
 
-    table: pd.DataFrame
+    table: Frame
     shape: Shape
     load: Load
     seconds: np.ndarray
 
     @classmethod
-    def of(cls, table: pd.DataFrame) -> "Layers":
+    def of(cls, table: Frame) -> "Layers":
         loads = [
             busiest(row.distribution, row.num_experts, row.topk, row.moe_ep_size, row.num_tokens)
             for row in table.itertuples()
@@ -156,20 +156,20 @@ def fit_experts(
     return best[1]
 
 
-def fit_products(table: pd.DataFrame, device: Device, item: float) -> tuple[ProductTerms, Pair]:
+def fit_products(table: Frame, device: Device, item: float) -> tuple[ProductTerms, Pair]:
     m, n, k = (table[name].to_numpy(dtype=float) for name in "mnk")
     read, flops = (n * k + m * k + m * n) * item, 2 * m * n * k
     return _fit(ProductTerms, lambda terms: terms.spent(device, read, flops).seconds, table.seconds.to_numpy())
 
 
-def fit_steps(table: pd.DataFrame, device: Device, item: float) -> tuple[StepTerms, Pair]:
+def fit_steps(table: Frame, device: Device, item: float) -> tuple[StepTerms, Pair]:
     queries = (table.batch_size * table.num_heads * table.head_dim * item).to_numpy(dtype=float)
     keys = (table.batch_size * table.num_key_value_heads * table.head_dim * item).to_numpy(dtype=float)
     cache = 2 * keys * (table.step + 1).to_numpy()
     return _fit(StepTerms, lambda terms: terms.spent(device, cache, 2 * queries).seconds, table.seconds.to_numpy())
 
 
-def fit_prompts(table: pd.DataFrame, device: Device, item: float) -> tuple[PromptTerms, Pair]:
+def fit_prompts(table: Frame, device: Device, item: float) -> tuple[PromptTerms, Pair]:
     tokens = (table.batch_size * table.isl).to_numpy(dtype=float)
     flops = 4 * tokens * (table.num_heads * table.head_dim * (table.isl + 1) / 2).to_numpy()
     moved = tokens * ((2 * table.num_heads + 4 * table.num_key_value_heads) * table.head_dim).to_numpy() * item

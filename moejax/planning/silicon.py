@@ -9,14 +9,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from sharding.collectives import CollectiveKind
 
-if TYPE_CHECKING:
-    import pandas
-
 PACKAGE = "aiconfigurator-core"
+Frame = Any  # a pandas.DataFrame, whose own annotations leave open what an index gives
 # By the name of a hardware file, the folder of its tables.
 SYSTEMS = {
     "a100-80gb": "a100_sxm",
@@ -70,7 +68,7 @@ class Tables:
         overrides = _versions()["overrides"].get(self.system, {})
         return (overrides.get(self.engine) or _versions()["defaults"][self.engine])["current"]
 
-    def read(self, name: str) -> "pandas.DataFrame":
+    def read(self, name: str) -> Frame:
         """One table; seconds in the column `seconds`.
 
         Raises:
@@ -78,7 +76,7 @@ class Tables:
         """
         return _table(self._path(name), name)
 
-    def older(self, name: str) -> "pandas.DataFrame | None":
+    def older(self, name: str) -> Frame | None:
         """The same table of the version before, None where the package does not have it."""
         current = _order(self._path(name).parent.name)
         found = [path for path in self._all(name) if _order(path.parent.name) < current]
@@ -106,13 +104,13 @@ class Tables:
         return sorted(paths, key=lambda path: _order(path.parent.name), reverse=True)
 
 
-def main_kernel(moe: "pandas.DataFrame", dtype: str) -> str:
+def main_kernel(moe: Frame, dtype: str) -> str:
     """The kernel of most layers of gated experts in a table, in this dtype; "" where there is none."""
     moe = gated(moe, dtype)
     return str(moe.kernel_source.value_counts().index[0]) if len(moe) else ""
 
 
-def gated(moe: "pandas.DataFrame", dtype: str) -> "pandas.DataFrame":
+def gated(moe: Frame, dtype: str) -> Frame:
     """The layers that are of the kind moejax has: gated experts, without a latent projection before them."""
     plain = ~moe.kernel_source.str.contains("nongated") & (moe.topk <= LARGEST_CHOICE)
     return moe[(moe.moe_dtype == DTYPES[dtype]) & plain]
@@ -152,7 +150,7 @@ def _versions() -> dict:
 
 
 @lru_cache(maxsize=64)
-def _table(path: Path, name: str) -> "pandas.DataFrame":
+def _table(path: Path, name: str) -> Frame:
     import pandas
 
     table = pandas.read_parquet(path)
@@ -169,6 +167,6 @@ def _order(version: str) -> tuple[int, ...]:
     return tuple(map(int, digits.split()))
 
 
-def fastest(table: "pandas.DataFrame", keys: Iterable[str]) -> "pandas.DataFrame":
+def fastest(table: Frame, keys: Iterable[str]) -> Frame:
     """One row per combination of `keys`: where several kernels were measured, the fastest."""
     return table.groupby(list(keys), as_index=False).seconds.min()
