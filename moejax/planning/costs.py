@@ -149,14 +149,16 @@ def _calibrated(
     setting: Setting, call: ProgramCall, dtype: str, work: Mapping[PartName, Part], read: float
 ) -> dict[PartName, Spent]:
     """A roofline for each part: the speeds and overheads of `moejax mesh calibrate`, or ideal ones."""
-    hardware, spent = setting.hardware, {}
+    hardware = setting.hardware
+    spent: dict[PartName, Spent] = {}
     for name, part in work.items():
         reading = part.bytes / hardware.bandwidth
         computing = part.flops / hardware.speed(dtype, part.operation, part.rows)
         spent[name] = Spent(reading=reading, computing=computing, beyond=max(0.0, computing - reading))
     tokens = call.own_sequences(setting.rules) * call.width
     layer = hardware.layer_overhead + read * hardware.expert_overhead + tokens * hardware.token_overhead
-    return spent | {"experts": spent["experts"]._replace(fixed=setting.config.num_layers * layer)}
+    spent["experts"] = spent["experts"]._replace(fixed=setting.config.num_layers * layer)
+    return spent
 
 
 def _measured(
