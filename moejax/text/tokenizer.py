@@ -95,16 +95,7 @@ class Tokenizer:
             return None
         files = read_token_files(folder)
         encoder = _encoder(folder, name, files)
-        try:
-            found = encoder.describe()
-        except LimitReached as error:
-            raise CheckpointError(f"{folder / name}: reading this tokenizer {error}") from error
-        except ValueError as error:
-            if name == _JSON:  # what is no JSON at all is said as of any other file
-                parse_object(str(folder / name), read_bytes(folder, name) or b"")
-            if "recursion limit" in str(error):  # its library stops before Python does
-                raise CheckpointError(f"{folder / name} is nested too deeply; {DOWNLOADED.made}") from error
-            raise CheckpointError(f"{folder / name}: {error}") from error
+        found = _described(encoder, folder, name)
         vocabulary = dict(zip(found["ids"], found["pieces"], strict=True))
         ids = {piece: i for i, piece in vocabulary.items()}
         named = found["named"] | files.named
@@ -268,6 +259,20 @@ def missing_tokenizer_message(folder: Path) -> str:
         f"{folder} has neither {_JSON} nor {_SENTENCEPIECE[0]}{other}: give token ids instead of text, or add the"
         " tokenizer of this model"
     )
+
+
+def _described(encoder: Limited, folder: Path, name: str) -> Mapping[str, Any]:
+    """What the tokenizer's library says of its file."""
+    try:
+        return encoder.describe()
+    except LimitReached as error:
+        raise CheckpointError(f"{folder / name}: reading this tokenizer {error}") from error
+    except ValueError as error:
+        if name == _JSON:  # what is no JSON at all is said as of any other file
+            parse_object(str(folder / name), read_bytes(folder, name) or b"")
+        if "recursion limit" in str(error):  # its library stops before Python does
+            raise CheckpointError(f"{folder / name} is nested too deeply; {DOWNLOADED.made}") from error
+        raise CheckpointError(f"{folder / name}: {error}") from error
 
 
 def _encoder(folder: Path, name: str, files: TokenFiles) -> Limited:
