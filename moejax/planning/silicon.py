@@ -87,7 +87,7 @@ class Tables:
         if not found:
             raise ValueError(
                 f"{PACKAGE} {installed()} has no table {name} of {ENGINES[self.engine]} on {self.system}; "
-                "use another --software, or --times fitted"
+                "use another software, or times=fitted"
             )
         return found[0]
 

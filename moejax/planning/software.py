@@ -29,7 +29,7 @@ def check_software(hardware: Hardware, name: str, dtype: str) -> SoftwareName:
     measured = [one for one in shipped_hardware() if load_hardware(one).kernels(name, dtype) is not None]
     where = f"it was on {', '.join(measured)}" if measured else "it was on no device that comes with moejax"
     raise ValueError(
-        f"software {name} was not measured on {hardware.name} in {dtype} ({where}); use --software ideal for a roofline"
+        f"software {name} was not measured on {hardware.name} in {dtype} ({where}); use software=ideal for a roofline"
     )
 
 
