@@ -1,0 +1,244 @@
+"""Whole steps and generations predicted as others measured or estimated them.
+
+`python -m scripts.predicted_steps` writes docs/predictions/measured.json, what `--times measured` predicts for the
+configurations of docs/predictions/aiconfigurator.json; it needs the extra `silicon`, nothing else here does.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache
+from typing import Any, NamedTuple
+
+from moejax.moe.split import make_rules
+from moejax.planning import silicon
+from moejax.planning.calls import ProgramCall, decode_call, prefill_calls
+from moejax.planning.compare import make_plan
+from moejax.planning.costs import Setting, expert_layer, predict_decode, predict_prefill
+from moejax.planning.hardware import Hardware
+from moejax.planning.hardware_file import SHIPPED, load_hardware
+from moejax.planning.kernels import Shape
+from moejax.planning.measured_times import MeasuredTimes
+from moejax.planning.workload import Workload
+from scripts.predicted_layers import DATA, MIXTRAL, read
+from sharding import MeshConfig
+
+MODEL = "mixtral-8x7b"
+BF16 = "bfloat16"
+INT8 = "float8_e4m3fn"  # of the planner's dtypes the one whose items are a byte, too
+MEASURED = DATA / "measured.json"
+AIC_LOAD = "power-law:1.2"  # AIConfigurator's
+PHASES = ("decode", "prefill")
+LENGTHS = {"decode": (5, 105), "prefill": (512, 512)}  # prompt and context: the mean of 200 tokens after a prompt of 5
+
+
+class Split(NamedTuple):
+    """Over how many devices, inside the experts and between them."""
+
+    tensor: int = 1
+    expert: int = 1
+
+    @property
+    def label(self) -> str:
+        parts = [f"{name}={ways}" for name, ways in zip(self._fields, self, strict=True) if ways > 1]
+        return ", ".join(parts) or "one device"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """One configuration in milliseconds.  other: AIConfigurator's.  fitted, measured: ours, by the terms of the
+    hardware files and by the tables.  experts: by how much fitted experts are longer than measured ones.
+    """
+
+    hardware: str
+    software: str
+    split: Split
+    batch: int
+    phase: str
+    other: float
+    fitted: float
+    measured: float
+    experts: float
+    untuned: bool
+    calls: int
+
+    def error(self, times: str) -> float:
+        return getattr(self, times) / self.other - 1
+
+
+@cache
+def _hardware(name: str) -> Hardware:
+    return load_hardware(name)
+
+
+@cache
+def _aic_setting(hardware: str, software: str, split: Split, measured: bool) -> Setting:
+    return setting(_hardware(hardware), software, split, skew=AIC_LOAD, measured=measured)
+
+
+def setting(
+    hardware: Hardware, software: str, split: Split, *, skew: str = "uniform", measured: bool = False
+) -> Setting:
+    """Of Mixtral 8x7B in bfloat16; every device has all sequences."""
+    plan = make_plan(MODEL, hardware, software=software, skew=skew)
+    mesh = MeshConfig(expert=split.expert, tensor=split.tensor)
+    return Setting(
+        config=plan.config,
+        rules=make_rules(plan.config, mesh, "replicated"),
+        dispatch="replicated",
+        hardware=plan.hardware,
+        routing=plan.routing,
+        software=plan.software,
+        times=MeasuredTimes.of(plan.hardware, software, BF16, plan.routing.load) if measured else None,
+    )
+
+
+def with_int8(hardware: Hardware) -> Hardware:
+    """The same where weights of one byte are multiplied by the kernels of bfloat16 at its rates."""
+    software = {
+        name: replace(one, kernels={**one.kernels, INT8: one.kernels[BF16]}) for name, one in hardware.software.items()
+    }
+    rates = {**hardware.matrix_rate, INT8: hardware.matrix_rate[BF16]}
+    return replace(hardware, software=software, matrix_rate=rates)
+
+
+class Generation(NamedTuple):
+    """Seconds of a prefill, of a step after it, the mean, and of both together."""
+
+    prefill: float
+    step: float
+    total: float
+
+
+def generation(given: Setting, batch: int, input_len: int, output_len: int, dtype: str = BF16) -> Generation:
+    """A whole batch from its prompts to its last tokens; steps at a few contexts, in which they are linear."""
+    first, last = input_len + 1, input_len + output_len - 1
+    contexts = sorted({first, (first + last) // 2, last})
+    work = [Workload(batch_size=batch, input_len=input_len, context=context, dtype=dtype) for context in contexts]
+    prefill = predict_prefill(given, work[0]).seconds
+    step = sum(predict_decode(given, one).seconds for one in work) / len(work)
+    return Generation(prefill, step, prefill + (output_len - 1) * step)
+
+
+def generation_rate(published: dict[str, Any], software: str, dtype: str, devices: int) -> float:
+    """Tokens per second of a whole generation, its prompt included, as gpt-fast counts them."""
+    hardware, length = _hardware(published["hardware"]), published["output_len"]
+    name = BF16 if dtype == BF16 else INT8
+    given = setting(hardware if dtype == BF16 else with_int8(hardware), software, Split(tensor=devices))
+    return (
+        published["batch"] * length / generation(given, published["batch"], published["input_len"], length, name).total
+    )
+
+
+def whole_batch(published: dict[str, Any], batch: int, software: str = "vllm") -> Generation:
+    """As vLLM's benchmark of latency counts it."""
+    given = setting(_hardware(published["hardware"]), software, Split(tensor=published["devices"]))
+    return generation(given, batch, published["input_len"], published["output_len"])
+
+
+def configurations() -> list[dict[str, Any]]:
+    return read("aiconfigurator")["rows"]
+
+
+def phase_milliseconds(row: dict[str, Any], phase: str, *, measured: bool = False) -> float:
+    """Of a decode step or a prefill, in one of AIConfigurator's configurations."""
+    given = _row_setting(row, measured)
+    predict = predict_decode if phase == "decode" else predict_prefill
+    return predict(given, _workload(row, phase)).seconds * 1e3
+
+
+def _row_setting(row: dict[str, Any], measured: bool = False) -> Setting:
+    return _aic_setting(row["hardware"], row["software"], Split(row["tensor"], row["expert"]), measured)
+
+
+def _workload(row: dict[str, Any], phase: str) -> Workload:
+    input_len, context = LENGTHS[phase]
+    return Workload(batch_size=row["batch"], input_len=input_len, context=context)
+
+
+def _calls(given: Setting, work: Workload, phase: str) -> Iterable[ProgramCall]:
+    return [decode_call(work, given.rules)] if phase == "decode" else prefill_calls(work, given.rules)
+
+
+def experts_milliseconds(row: dict[str, Any], phase: str, *, measured: bool) -> float:
+    """Of all layers' experts in such a step."""
+    split, given = Split(row["tensor"], row["expert"]), _row_setting(row, measured)
+    calls = _calls(given, _workload(row, phase), phase)
+    seconds = sum(_experts_measured(given, split, call) if measured else _experts_fitted(given, call) for call in calls)
+    return len(given.config.moe_layers) * seconds * 1e3
+
+
+def _experts_fitted(given: Setting, call: ProgramCall) -> float:
+    kernels = given.hardware.kernels(given.software, BF16)
+    assert kernels is not None, "AIConfigurator and the hardware files have the same tables"
+    return float(expert_layer(given, call, BF16, kernels).seconds)
+
+
+def _experts_measured(given: Setting, split: Split, call: ProgramCall) -> float:
+    assert given.times is not None
+    seconds = given.times.expert_layer(
+        inputs=MIXTRAL.inputs,
+        width=MIXTRAL.width,
+        chosen=MIXTRAL.chosen,
+        experts=MIXTRAL.experts,
+        tensor=split.tensor,
+        parts=split.expert,
+        tokens=call.group_tokens(given.rules),
+    )
+    assert seconds is not None, "AIConfigurator estimates only what the tables have"
+    return seconds
+
+
+@lru_cache(maxsize=1)
+def estimates() -> list[Estimate]:
+    """Every configuration, both phases."""
+    measured = read("measured")["rows"]
+    return [
+        Estimate(
+            hardware=row["hardware"],
+            software=row["software"],
+            split=Split(row["tensor"], row["expert"]),
+            batch=row["batch"],
+            phase=phase,
+            other=row[f"{phase}_ms"],
+            fitted=phase_milliseconds(row, phase),
+            measured=table[phase],
+            experts=experts_milliseconds(row, phase, measured=False) - table[f"{phase}_experts"],
+            untuned=_untuned(row),
+            calls=sum(1 for _ in _calls(_row_setting(row), _workload(row, phase), phase)),
+        )
+        for row, table in zip(configurations(), measured, strict=True)
+        for phase in PHASES
+    ]
+
+
+def _untuned(row: dict[str, Any]) -> bool:
+    kernels = _hardware(row["hardware"]).kernels(row["software"], BF16)
+    assert kernels is not None
+    shape = Shape(experts=MIXTRAL.experts // row["expert"], inputs=MIXTRAL.inputs, width=MIXTRAL.width // row["tensor"])
+    return kernels.experts_for(shape) is kernels.untuned
+
+
+def digests(names: Iterable[str]) -> dict[str, str]:
+    """Of hardware files, so that what was predicted with others is found."""
+    return {name: hashlib.sha256((SHIPPED / f"{name}.toml").read_bytes()).hexdigest()[:16] for name in sorted(names)}
+
+
+def main() -> None:
+    rows = []
+    for row in configurations():
+        found: dict[str, float] = {}
+        for phase in PHASES:
+            found[phase] = round(phase_milliseconds(row, phase, measured=True), 4)
+            found[f"{phase}_experts"] = round(experts_milliseconds(row, phase, measured=True), 4)
+        rows.append(json.dumps(found))
+    used = {row["hardware"] for row in configurations()}
+    head = {"source": f"{silicon.PACKAGE} {silicon.installed()}", "hardware": digests(used)}
+    lines = ",\n".join(rows)
+    MEASURED.write_text(f'{json.dumps(head)[:-1]}, "rows": [\n{lines}\n]}}\n', encoding="utf-8")
+    print(f"wrote {MEASURED}")
+
+
+if __name__ == "__main__":
+    main()
