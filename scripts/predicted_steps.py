@@ -6,7 +6,7 @@ configurations of docs/predictions/aiconfigurator.json; it needs the extra `sili
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ from moejax.planning.hardware import Hardware
 from moejax.planning.hardware_file import SHIPPED, load_hardware
 from moejax.planning.kernels import Shape
 from moejax.planning.measured_times import MeasuredTimes
+from moejax.planning.rows import Phase
 from moejax.planning.workload import Workload
 from scripts.predicted_layers import DATA, MIXTRAL, read
 from sharding import MeshConfig
@@ -111,24 +112,43 @@ class Generation(NamedTuple):
     total: float
 
 
-def generation(given: Setting, batch: int, input_len: int, output_len: int, dtype: str = BF16) -> Generation:
-    """A whole batch from its prompts to its last tokens; steps at a few contexts, in which they are linear."""
+def generation(given: Setting, batch: int, input_len: int, output_len: int, weights: str = BF16) -> Generation:
+    """A whole batch from its prompts to its last tokens; steps at a few contexts, in which they are linear.
+
+    weights: "bfloat16" or "int8".
+    """
     first, last = input_len + 1, input_len + output_len - 1
     contexts = sorted({first, (first + last) // 2, last})
-    work = [Workload(batch_size=batch, input_len=input_len, context=context, dtype=dtype) for context in contexts]
-    prefill = predict_prefill(given, work[0]).seconds
-    step = sum(predict_decode(given, one).seconds for one in work) / len(work)
+    work = [Workload(batch_size=batch, input_len=input_len, context=context) for context in contexts]
+    predict = {BF16: _seconds, "int8": _seconds_int8}[weights]
+    prefill = predict(predict_prefill, given, work[0])
+    step = sum(predict(predict_decode, given, one) for one in work) / len(work)
     return Generation(prefill, step, prefill + (output_len - 1) * step)
 
 
-def generation_rate(published: dict[str, Any], software: str, dtype: str, devices: int) -> float:
+Predict = Callable[[Setting, Workload], Phase]
+
+
+def _seconds(predict: Predict, given: Setting, work: Workload) -> float:
+    return predict(given, work).seconds
+
+
+def _seconds_int8(predict: Predict, given: Setting, work: Workload) -> float:
+    """Where weights have one byte; the cache, and what is exchanged, have two as ever."""
+    usual = predict(given, work)
+    halved = predict(replace(given, hardware=with_int8(given.hardware)), replace(work, dtype=INT8))
+    return halved.seconds - _of_activations(halved) + _of_activations(usual)
+
+
+def _of_activations(phase: Phase) -> float:
+    return phase.kv_seconds + phase.latency_seconds + phase.bandwidth_seconds
+
+
+def generation_rate(published: dict[str, Any], software: str, weights: str, devices: int) -> float:
     """Tokens per second of a whole generation, its prompt included, as gpt-fast counts them."""
-    hardware, length = _hardware(published["hardware"]), published["output_len"]
-    name = BF16 if dtype == BF16 else INT8
-    given = setting(hardware if dtype == BF16 else with_int8(hardware), software, Split(tensor=devices))
-    return (
-        published["batch"] * length / generation(given, published["batch"], published["input_len"], length, name).total
-    )
+    given = setting(_hardware(published["hardware"]), software, Split(tensor=devices))
+    batch, length = published["batch"], published["output_len"]
+    return batch * length / generation(given, batch, published["input_len"], length, weights).total
 
 
 def whole_batch(published: dict[str, Any], batch: int, software: str = "vllm") -> Generation:

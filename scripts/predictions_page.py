@@ -188,9 +188,9 @@ def _generations() -> str:
 {generation_table()}
 - gpt-fast counts 200 tokens over the prefill and 199 steps, and so is it predicted, with tokens that choose evenly
   (`--skew uniform`). A step is the mean over contexts of 6 to 204.
-- int8 is of all weights. The planner has no 8-bit weights yet: the script predicts with items of one byte, on the
-  kernels and at the rates of bf16. A kernel made for 8-bit weights is another one. Where an engine's small products are
-  bound by its tiles and not by bytes, half the bytes bring it less than they brought gpt-fast (vLLM above all).
+- int8 is of all weights. The planner has no 8-bit weights yet: the script halves their bytes and leaves the rest, the
+  kernels and rates of bf16 among it. A kernel made for 8-bit weights is another one: where an engine's small products
+  are bound by its tiles and not by bytes, half the bytes bring it less than they brought gpt-fast.
 - Over 8 devices the prediction is too slow. Held against [AIConfigurator's step](#whole-steps-aiconfigurator) there, it
   is the dense products, collectives and norms that are long, by {rest_of_step():.1%} of the step; experts and attention
   are looked up for that comparison.
