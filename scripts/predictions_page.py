@@ -168,7 +168,8 @@ measured by us: moejax has not run on a mesh of GPUs.
 {table(("what", "bar", "reached", ""), rows)}
 In short:
 
-- Tokens per second of a model that fits its engine's terms come out within a few percent.
+- A whole generation comes out within {closest()[1]:.0%} with the terms of the software nearest to it, and too slow
+  rather than too fast where it is split over many devices.
 - Which of two splits is faster comes out right unless they are predicted nearly equal: then measure, or ask the tables.
 - Fitted terms are furthest off where a device holds one to four whole experts ({decode:+.0%} decoding, {prefill:+.0%}
   in a prefill). `--times measured` (`pip install 'moejax[silicon]'`) takes the tables themselves where they have the
