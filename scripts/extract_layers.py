@@ -1,9 +1,10 @@
-"""Takes the layers of docs/intra_vs_inter.md out of the tables of aiconfigurator-core (NVIDIA, Apache-2.0).
+"""Takes measured MoE layers out of the tables of aiconfigurator-core (NVIDIA, Apache-2.0), for two pages.
 
     pip install 'moejax[silicon]'
     python -m scripts.extract_layers
 
 Writes docs/intra_vs_inter/layers.csv.gz, a line for each split with microseconds by tokens, and the NOTICE beside it.
+docs/intra_vs_inter.md and docs/predictions.md are made of it.
 """
 
 import csv

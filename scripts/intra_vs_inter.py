@@ -13,22 +13,11 @@ from moejax.planning.silicon import ENGINES, SYSTEMS
 from scripts.intra_vs_inter_plots import draw, panels
 from scripts.intra_vs_inter_winners import by_engine, collectives, fp8, reasons, who_wins
 from scripts.layer_exchanges import hardware_file
-from scripts.layer_tables import (
-    BALANCED,
-    GPUS,
-    LOAD_NAMES,
-    LONG,
-    MIXTRAL,
-    QWEN,
-    SKEWED,
-    gpus,
-    of,
-    paragraph,
-    ratio,
-    table,
-)
-from scripts.measured_layers import BFLOAT16, FOLDER, LAYERS, MODELS, Cell, best_engines, read_cells
+from scripts.measured_layers import BFLOAT16, FOLDER, LAYERS, MIXTRAL, MODELS, QWEN, Cell, best_engines, read_cells
+from scripts.page_text import paragraph
 from scripts.predicted_layers import Adviser, Verdict, judge
+from scripts.report_tables import table
+from scripts.split_tables import BALANCED, GPUS, LOAD_NAMES, LONG, SKEWED, gpus, of, ratio
 
 PAGE = FOLDER.parent / "intra_vs_inter.md"
 JUDGED = tuple(2**i for i in range(15))  # tokens, each doubling counting as much as the others
@@ -148,8 +137,8 @@ def mesh_compare(measured: Sequence[Cell], verdicts: Verdicts) -> str:
             ),
             table(["of", "cases", "right", "median loss elsewhere", "order"], parts),
             paragraph(
-                "SGLang's Mixtral layers on B200 were measured with Triton kernels, and its terms there are of the "
-                "TensorRT-LLM kernels that it runs for other models: its choices on B200 are the least to be trusted."
+                "Where an engine runs a model by another kernel than most, as SGLang on B200 runs Mixtral's layers, "
+                "that kernel has terms of its own."
             ),
         ]
     )

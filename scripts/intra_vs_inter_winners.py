@@ -8,26 +8,10 @@ from moejax.planning.routing import RoutingModel
 from moejax.planning.silicon import ENGINES
 from moejax.planning.software import parse_skew
 from scripts.layer_exchanges import hardware_file, layer_exchange, with_exchanges
-from scripts.layer_tables import (
-    BALANCED,
-    GPUS,
-    LOAD_NAMES,
-    LONG,
-    MIXTRAL,
-    MOST,
-    ON,
-    QWEN,
-    SHOWN,
-    SKEWED,
-    bullet,
-    gpus,
-    listed,
-    of,
-    paragraph,
-    ratio,
-    table,
-)
-from scripts.measured_layers import BFLOAT16, LOADS, MODELS, Cell, best_engines
+from scripts.measured_layers import BFLOAT16, LOADS, MIXTRAL, MODELS, QWEN, Cell, best_engines
+from scripts.page_text import bullet, paragraph
+from scripts.report_tables import table
+from scripts.split_tables import BALANCED, GPUS, LOAD_NAMES, LONG, MOST, ON, SHOWN, SKEWED, gpus, listed, of, ratio
 
 FLOAT8 = "float8_e4m3fn"
 RANGES = ((1, 64), (80, 2048), (LONG, MOST))
@@ -139,7 +123,7 @@ def collectives(measured: Sequence[Cell], best: Sequence[Cell]) -> str:
                 "all-reduce, and exchange by NCCL: `gather` an all-gather and a reduce-scatter, `all_to_all` two "
                 "all-to-alls with room for every token. Microseconds of one Mixtral layer on eight GPUs:"
             ),
-            table(["GPU", "exchange", *shown], _exchange_rows(measured)),
+            table(["GPU", "exchange", *shown], list(_exchange_rows(measured))),
         ]
     )
 

@@ -6,7 +6,7 @@ Reading it needs none. A layer is that of one model on so many devices, in secon
 
 import csv
 import gzip
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -21,9 +21,9 @@ TOKENS = (
     *(1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384),
 )
 LOADS = {"balanced": "balanced", "power_law_1.01": "power-law:1.01", "power_law_1.2": "power-law:1.2"}  # --skew of each
-DEVICES = (2, 4, 8)
+DEVICES = (1, 2, 4, 8)
 BFLOAT16 = "bfloat16"
-QWEN = ModelConfig(  # huggingface.co/Qwen/Qwen3-30B-A3B, config.json; moejax does not decode it
+QWEN_CONFIG = ModelConfig(  # huggingface.co/Qwen/Qwen3-30B-A3B, config.json; moejax does not decode it
     vocab_size=151_936,
     embed_dim=2048,
     num_layers=48,
@@ -37,8 +37,10 @@ QWEN = ModelConfig(  # huggingface.co/Qwen/Qwen3-30B-A3B, config.json; moejax do
     rope_theta=1_000_000.0,
     norm_eps=1e-6,
 )
-MODELS = {"Mixtral 8x7B": model_config("mixtral-8x7b"), "Qwen3-30B-A3B": QWEN}
+MIXTRAL, QWEN = "Mixtral 8x7B", "Qwen3-30B-A3B"
+MODELS = {MIXTRAL: model_config("mixtral-8x7b"), QWEN: QWEN_CONFIG}
 TIE = 0.03  # splits this near to each other count as equally fast
+APART = 0.10  # pairs nearer than this are not held against a prediction
 Kind = Literal["intra", "inter", "hybrid"]
 Winner = Kind | Literal["equal"]
 
@@ -46,8 +48,8 @@ Winner = Kind | Literal["equal"]
 class LayerSplit(NamedTuple):
     """Devices along each axis."""
 
-    tensor: int
-    expert: int
+    tensor: int = 1
+    expert: int = 1
 
     @property
     def kind(self) -> Kind:
@@ -56,7 +58,7 @@ class LayerSplit(NamedTuple):
     @property
     def label(self) -> str:
         named = {"tensor": self.tensor, "expert": self.expert}
-        return ", ".join(f"{axis}={size}" for axis, size in named.items() if size > 1)
+        return ", ".join(f"{axis}={size}" for axis, size in named.items() if size > 1) or "one device"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +84,15 @@ class Case:
         return LayerSplit(1, self.devices)
 
 
+class Layer(NamedTuple):
+    """One case, split so, at so many tokens of the group."""
+
+    case: Case
+    split: LayerSplit
+    tokens: int
+    seconds: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class Cell:
     """One case at so many tokens of the group: seconds by split, both pure ones among them."""
@@ -98,6 +109,16 @@ class Cell:
     def inter_over_intra(self) -> float:
         """Seconds of expert parallelism over those of tensor parallelism."""
         return self.seconds[self.case.inter] / self.seconds[self.case.intra]
+
+    @property
+    def slower_by(self) -> float:
+        """By how much longer the slower pure split takes than the faster one, as a fraction."""
+        return max(self.inter_over_intra, 1 / self.inter_over_intra) - 1
+
+    @property
+    def apart(self) -> bool:
+        """Whether it matters which pure split is taken."""
+        return self.slower_by > APART
 
     @property
     def verdict(self) -> tuple[Winner, float]:
@@ -118,9 +139,8 @@ class Cell:
         return self.seconds[split] / self.seconds[self.winner] - 1
 
 
-def read_cells(path: Path = LAYERS) -> list[Cell]:
-    """Every cell of the extract in which both pure splits were measured."""
-    found: dict[tuple[Case, int], dict[LayerSplit, float]] = {}
+def read_layers(path: Path = LAYERS) -> Iterator[Layer]:
+    """Every layer of the extract."""
     with gzip.open(path, "rt", encoding="utf-8", newline="") as lines:
         for row in csv.DictReader(lines):
             split = LayerSplit(int(row["tensor"]), int(row["expert"]))
@@ -128,7 +148,15 @@ def read_cells(path: Path = LAYERS) -> list[Cell]:
             case = Case(**same, devices=split.tensor * split.expert)
             for tokens in TOKENS:
                 if micros := row[str(tokens)]:
-                    found.setdefault((case, tokens), {})[split] = float(micros) * 1e-6
+                    yield Layer(case, split, tokens, float(micros) * 1e-6)
+
+
+def read_cells(path: Path = LAYERS) -> list[Cell]:
+    """Every cell of the extract in which both pure splits were measured, over two devices or more."""
+    found: dict[tuple[Case, int], dict[LayerSplit, float]] = {}
+    for layer in read_layers(path):
+        if layer.case.devices > 1:
+            found.setdefault((layer.case, layer.tokens), {})[layer.split] = layer.seconds
     return _complete(found)
 
 

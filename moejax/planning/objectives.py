@@ -113,6 +113,8 @@ def _savings(mine: Phase, its: Phase) -> dict[float, str]:
     """Seconds that each part saves, and how to say it."""
     shared = (mine.weight_bytes - mine.expert_bytes, its.weight_bytes - its.expert_bytes)
     per_byte = its.weights_seconds / its.weight_bytes
+    reading = its.weights_seconds - mine.weights_seconds
+    slower = reading - (its.weight_bytes - mine.weight_bytes) * per_byte  # the same bytes, or read more often
 
     def seconds(sentence: str, name: str) -> tuple[float, str]:
         ours, theirs = getattr(mine, name), getattr(its, name)
@@ -131,6 +133,10 @@ def _savings(mine: Phase, its: Phase) -> dict[float, str]:
             (
                 its.kv_seconds - mine.kv_seconds,
                 _of("reads {} instead of {} of the cache per device", mine.kv_bytes, its.kv_bytes, BYTES),
+            ),
+            (
+                min(slower, reading),
+                _of("spends {} instead of {} on reading weights", mine.weights_seconds, its.weights_seconds, SECONDS),
             ),
             seconds("spends {} instead of {} on computing that reads do not hide", "exposed_compute_seconds"),
             seconds("waits {} instead of {} for the latency of collectives", "latency_seconds"),

@@ -7,9 +7,20 @@ import pytest
 from moejax.planning import silicon
 from scripts.intra_vs_inter import JUDGED, PAGE, judged, page
 from scripts.intra_vs_inter_plots import digest, panels
-from scripts.layer_tables import BALANCED, GPUS, LONG, MIXTRAL, QWEN, SKEWED, of, ratio
-from scripts.measured_layers import BFLOAT16, FOLDER, LAYERS, MODELS, TOKENS, Cell, best_engines, read_cells
+from scripts.measured_layers import (
+    BFLOAT16,
+    FOLDER,
+    LAYERS,
+    MIXTRAL,
+    MODELS,
+    QWEN,
+    TOKENS,
+    Cell,
+    best_engines,
+    read_cells,
+)
 from scripts.predicted_layers import judge
+from scripts.split_tables import BALANCED, GPUS, LONG, SKEWED, of, ratio
 
 CELLS = read_cells()
 MEASURED = [cell for cell in CELLS if cell.case.dtype == BFLOAT16]

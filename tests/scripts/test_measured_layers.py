@@ -86,6 +86,8 @@ def test_an_adviser_is_right_within_a_tie_and_its_losses_are_counted() -> None:
     cells = [cell(1.0, 2.0), cell(1.02, 1.0), cell(1.5, 1.0), cell(3.0, 1.0)]
     always = judge(cells, "intra")
     assert (always.cells, always.right) == (4, 0.5)
+    assert [one.apart for one in cells] == [True, False, True, True]
+    assert [one.slower_by for one in cells[:3]] == pytest.approx([1.0, 0.02, 0.5])
     assert always.losses == pytest.approx([0.5, 2.0]) and always.median_loss == pytest.approx(1.25)
     assert (
         always.worst is cells[3]
@@ -116,6 +118,16 @@ def test_the_engine_that_was_measured_is_the_one_that_is_asked() -> None:
     assert judge([right], "engine").right == judge([right], "engine").ranked == 1.0
     wrong = Cell(case=CASE, tokens=4096, seconds={INTRA: named[INTER], INTER: named[INTRA]})
     assert judge([wrong], "engine").right == judge([wrong], "engine").ranked == 0.0
+
+
+def test_a_benchmark_finds_in_the_cache_what_fits_it() -> None:
+    eighths = replace(CASE, devices=8, engine="vllm")
+    split = eighths.intra
+    resident, streamed = (layer_seconds(eighths, split, 1, "vllm", resident=one) for one in (True, False))
+    assert resident == streamed  # two eighths of experts, 88 MB, are more than the cache of 50 MB
+    eighths = replace(eighths, model="Qwen3-30B-A3B")
+    resident, streamed = (layer_seconds(eighths, split, 1, "vllm", resident=one) for one in (True, False))
+    assert resident < streamed
 
 
 def test_every_split_ends_with_its_engines_all_reduce() -> None:

@@ -9,7 +9,9 @@ from moejax import Stats
 from moejax.cli.report import statistics
 from tests.moejax.cli.conftest import Call
 
-README = (Path(__file__).resolve().parents[3] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).resolve().parents[3]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+TARGETS = (ROOT / "docs" / "targets.md").read_text(encoding="utf-8")
 MAX_COLUMNS = 120
 
 
@@ -50,3 +52,9 @@ def test_commands_use_flags_that_exist(call: Call, line: str) -> None:
 def test_the_table_of_splits_is_what_the_command_prints(call: Call) -> None:
     ((line, table),) = re.findall(r"^\$ moejax (mesh compare .*)\n([^`]*)^```$", README, re.MULTILINE)
     assert call(*line.split()).out == table
+
+
+def test_the_answer_on_numbers_of_devices_is_what_the_command_prints(call: Call) -> None:
+    (line,) = re.findall(r"^\$ moejax (mesh compare (?:.*\\\n)*.*)$", TARGETS, re.MULTILINE)[:1]
+    (answer,) = re.findall(r"^```\n(fewest:[^`]*)^```$", TARGETS, re.MULTILINE)
+    assert answer in call(*line.replace("\\\n", " ").split()).out

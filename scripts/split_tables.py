@@ -1,12 +1,10 @@
 """Choosing and writing down measured layers: what the sections of docs/intra_vs_inter.md have in common."""
 
-import textwrap
 from collections.abc import Iterable, Sequence
 from statistics import median
 
-from scripts.measured_layers import MODELS, Cell
+from scripts.measured_layers import Cell
 
-MIXTRAL, QWEN = MODELS
 GPUS = {
     "a100-80gb": "A100",
     "h100-sxm": "H100",
@@ -21,7 +19,6 @@ SHOWN = (1, 8, 64, 512, 4096, 16384)  # tokens
 LONG = 4096  # tokens, from which on a batch counts as a prefill
 MOST = 16384
 ON = 8  # devices
-WIDTH = 120
 
 
 def of(cells: Iterable[Cell], model: str, load: str, least: int = 1, most: int = MOST) -> list[Cell]:
@@ -46,16 +43,3 @@ def gpus(cells: Iterable[Cell]) -> str:
 
 def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:-1]) + f" and {names[-1]}" if len(names) > 1 else names[0]
-
-
-def paragraph(text: str) -> str:
-    return textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False) + "\n"
-
-
-def bullet(text: str) -> str:
-    return textwrap.fill(f"- {text}", WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(cells)} |" for cells in (head, *rows)]
-    return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]]) + "\n"
