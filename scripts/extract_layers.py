@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from moejax.planning import silicon
-from moejax.planning.silicon import DTYPES, ENGINES, SYSTEMS, Tables
+from moejax.planning.silicon import DTYPES, ENGINES, SYSTEMS, SiliconTables
 from scripts.measured_layers import DEVICES, FOLDER, LAYERS, LOADS, MODELS, TOKENS
 
 SPLIT = ["moe_tp_size", "moe_ep_size", "distribution"]
@@ -28,7 +28,7 @@ def main() -> None:
     kernels: dict[str, set[str]] = {}
     for hardware in SYSTEMS:
         for engine in ENGINES:
-            tables = Tables(system=SYSTEMS[hardware], engine=engine)
+            tables = SiliconTables(system=SYSTEMS[hardware], engine=engine)
             for row, kernel in series(hardware, tables):
                 writer.writerow(row)
                 kernels.setdefault(f"{hardware}: {ENGINES[engine]} {tables.version}", set()).add(kernel)
@@ -37,7 +37,7 @@ def main() -> None:
     (FOLDER / "NOTICE").write_text(notice(kernels), encoding="utf-8")
 
 
-def series(hardware: str, tables: Tables) -> Iterator[tuple[list[Any], str]]:
+def series(hardware: str, tables: SiliconTables) -> Iterator[tuple[list[Any], str]]:
     """A row for each split of each model's layer under each load, and the kernel that was measured.
 
     Raises:

@@ -21,8 +21,8 @@ import yaml
 from moejax.planning import silicon
 from moejax.planning.hardware import Curve, Hardware
 from moejax.planning.hardware_file import SHIPPED, hardware_toml, load_hardware
-from moejax.planning.kernels import BetweenTerms, Device, ExpertTerms, Kernels, Software
-from moejax.planning.silicon import ENGINES, SYSTEMS, Frame, Tables
+from moejax.planning.kernels import BetweenTerms, DeviceRates, ExpertTerms, Software, SoftwareKernels
+from moejax.planning.silicon import ENGINES, SYSTEMS, Frame, SiliconTables
 from scripts import fit_terms
 from scripts.fit_terms import Layers
 from sharding.collectives import CollectiveKind
@@ -39,14 +39,14 @@ WITHIN = 0.25
 class Fitted:
     """What one engine runs in one dtype, and how far off that is."""
 
-    kernels: Kernels
+    kernels: SoftwareKernels
     kernel: str
     errors: dict[str, dict[str, float]]
 
 
 def fit_kernels(hardware: Hardware, engine: str, dtype: str, shapes: dict[str, Any]) -> Fitted | None:
     """Terms of one engine's kernels in one dtype; None where its experts were not measured in it."""
-    tables = Tables(system=SYSTEMS[hardware.name], engine=engine)
+    tables = SiliconTables(system=SYSTEMS[hardware.name], engine=engine)
     if not (kernel := silicon.main_kernel(tables.read("moe"), dtype)):
         return None
     device, item = hardware.device(dtype), ITEM_SIZES[dtype]
@@ -62,7 +62,7 @@ def fit_kernels(hardware: Hardware, engine: str, dtype: str, shapes: dict[str, A
     bf16 = hardware.device("bfloat16")
     step, steps = fit_terms.fit_steps(attention(tables, "generation_attention"), bf16, 2)
     prompt, prompts = fit_terms.fit_prompts(attention(tables, "context_attention"), bf16, 2)
-    kernels = Kernels(
+    kernels = SoftwareKernels(
         product=product,
         between=fit_terms.between(_system(tables.system)),
         step=step,
@@ -87,7 +87,7 @@ def fit_kernels(hardware: Hardware, engine: str, dtype: str, shapes: dict[str, A
 
 def predict_experts(
     layers: Layers,
-    device: Device,
+    device: DeviceRates,
     item: float,
     experts: ExpertTerms,
     untuned: ExpertTerms | None,
@@ -101,7 +101,7 @@ def predict_experts(
     return np.where(layers.among(tuned), seconds, other)
 
 
-def measured_layers(tables: Tables, dtype: str, kernel: str) -> Frame:
+def measured_layers(tables: SiliconTables, dtype: str, kernel: str) -> Frame:
     """Layers of one kernel on at most 8 devices; of equal ones the fastest."""
     return _fitting(silicon.gated(tables.read("moe"), dtype), kernel)
 
@@ -112,7 +112,7 @@ def _fitting(moe: Frame, kernel: str) -> Frame:
     return silicon.fastest(moe[(moe.kernel_source == kernel) & fits & known], [*silicon.MOE_KEYS, "distribution"])
 
 
-def older_layers(tables: Tables, dtype: str) -> Layers | None:
+def older_layers(tables: SiliconTables, dtype: str) -> Layers | None:
     """Layers of the version of the engine before, where the package still has them."""
     moe = tables.older("moe")
     if moe is None or not (kernel := silicon.main_kernel(moe, dtype)):
@@ -120,7 +120,7 @@ def older_layers(tables: Tables, dtype: str) -> Layers | None:
     return Layers.of(_fitting(silicon.gated(moe, dtype), kernel))
 
 
-def second_layers(tables: Tables, dtype: str, kernel: str, layers: Layers) -> Layers | None:
+def second_layers(tables: SiliconTables, dtype: str, kernel: str, layers: Layers) -> Layers | None:
     """Layers of models that the engine runs by another kernel than most; None where all run by one."""
     moe = silicon.gated(tables.read("moe"), dtype)
     keys = ["hidden_size", "inter_size", "topk", "num_experts"]
@@ -130,13 +130,13 @@ def second_layers(tables: Tables, dtype: str, kernel: str, layers: Layers) -> La
     return Layers.of(_fitting(others, str(others.kernel_source.value_counts().index[0]))) if len(others) else None
 
 
-def dense_products(tables: Tables, dtype: str) -> Frame:
+def dense_products(tables: SiliconTables, dtype: str) -> Frame:
     gemm = tables.read("gemm")
     usual = (gemm.k >= 512) & (gemm.n >= 8) & (gemm.n <= 150_000) & (gemm.m <= 16_384)
     return silicon.fastest(gemm[(gemm.gemm_dtype == silicon.DTYPES[dtype]) & usual], "mnk")
 
 
-def attention(tables: Tables, name: str) -> Frame:
+def attention(tables: SiliconTables, name: str) -> Frame:
     """Grouped heads of usual width, without a window."""
     table = tables.read(name)
     usual = (table.attn_dtype == "bfloat16") & (table.kv_cache_dtype == "bfloat16") & table.head_dim.isin([64, 128])
@@ -150,7 +150,7 @@ def attention(tables: Tables, name: str) -> Frame:
 def collective_curves(hardware: Hardware) -> dict[str, dict[CollectiveKind, dict[int, Curve]]]:
     """NCCL's of every kind, and each engine's own all-reduce."""
     found: dict[str, dict[CollectiveKind, dict[int, Curve]]] = {}
-    tables = {engine: Tables(system=SYSTEMS[hardware.name], engine=engine) for engine in ENGINES}
+    tables = {engine: SiliconTables(system=SYSTEMS[hardware.name], engine=engine) for engine in ENGINES}
     nccl = tables["vllm"].read("nccl")
     found[silicon.NCCL] = {
         kind: _curves(nccl[(nccl.nccl_dtype == "half") & (nccl.op_name == name)])
@@ -184,9 +184,9 @@ def _thinned(curve: dict[int, float]) -> dict[int, float]:
         kept.add(int(off.argmax()))
 
 
-def own_kernels(vllm: Kernels, seconds: float) -> Kernels:
+def own_kernels(vllm: SoftwareKernels, seconds: float) -> SoftwareKernels:
     """moejax's on a GPU where they never ran: vLLM's shares of bandwidth and rate, and our number of kernels."""
-    return Kernels(
+    return SoftwareKernels(
         product=replace(vllm.product, fixed=0.0),
         between=BetweenTerms(fixed=float(f"{KERNELS_PER_LAYER * seconds:.4g}"), copies=vllm.between.copies),
         step=replace(vllm.step, fixed=0.0),
@@ -201,7 +201,7 @@ def fit_hardware(name: str) -> tuple[Hardware, dict[str, Any]]:
     shapes = json.loads((Path(__file__).parent / "tuned_shapes.json").read_text())
     found, errors, sources = {}, {}, dict(hardware.sources)
     for engine, title in ENGINES.items():
-        tables = Tables(system=SYSTEMS[name], engine=engine)
+        tables = SiliconTables(system=SYSTEMS[name], engine=engine)
         fitted = {dtype: fit_kernels(hardware, engine, dtype, shapes) for dtype in silicon.DTYPES}
         measured = {dtype: one for dtype, one in fitted.items() if one is not None}
         found[engine] = Software(
@@ -212,7 +212,7 @@ def fit_hardware(name: str) -> tuple[Hardware, dict[str, Any]]:
         )
         errors[engine] = {dtype: {"kernel": one.kernel} | one.errors for dtype, one in measured.items()}
         sources[f"software.{engine}"] = _source(title, tables.version, errors[engine])
-    least = float(Tables(system=SYSTEMS[name], engine="vllm").read("gemm").seconds.min())
+    least = float(SiliconTables(system=SYSTEMS[name], engine="vllm").read("gemm").seconds.min())
     found["moejax"] = Software(
         title="moejax",
         kernels={"bfloat16": own_kernels(found["vllm"].kernels["bfloat16"], least)},

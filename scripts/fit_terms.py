@@ -14,9 +14,9 @@ from scipy.optimize import least_squares
 
 from moejax.planning.kernels import (
     BetweenTerms,
-    Device,
+    DeviceLoad,
+    DeviceRates,
     ExpertTerms,
-    Load,
     ProductTerms,
     PromptTerms,
     Shape,
@@ -63,7 +63,7 @@ class Layers:
 
     table: Frame
     shape: Shape
-    load: Load
+    load: DeviceLoad
     seconds: np.ndarray
 
     @classmethod
@@ -79,7 +79,7 @@ class Layers:
                 inputs=table.hidden_size.to_numpy(dtype=float),
                 width=(table.inter_size / table.moe_tp_size).to_numpy(),
             ),
-            load=Load(
+            load=DeviceLoad(
                 tokens=table.num_tokens.to_numpy(dtype=float),
                 elsewhere=np.array([one.elsewhere for one in loads]),
                 active=np.array([one.active for one in loads]),
@@ -106,17 +106,14 @@ class Layers:
 
 
 @lru_cache(maxsize=100_000)
-def busiest(distribution: str, num_experts: int, topk: int, parts: int, tokens: int) -> Load:
-    """What the tables' load gives to the device that has most rows; under the balanced one, the first of all."""
-    if distribution == "balanced":
-        rows = LOADS[distribution].rows(tokens, topk, num_experts)[:, : num_experts // parts]
-    else:
-        rows = RoutingModel(num_experts, topk, load=LOADS[distribution]).busiest(parts, tokens)
-    return Load.of(tokens, topk, rows, TILES)
+def busiest(distribution: str, num_experts: int, topk: int, parts: int, tokens: int) -> DeviceLoad:
+    """What the tables' load gives to the device that has most rows."""
+    rows = RoutingModel(num_experts, topk, load=LOADS[distribution]).busiest(parts, tokens)
+    return DeviceLoad.of(tokens, topk, rows, TILES)
 
 
 def fit_experts(
-    layers: Layers, device: Device, item: float, tuned: np.ndarray
+    layers: Layers, device: DeviceRates, item: float, tuned: np.ndarray
 ) -> tuple[ExpertTerms, ExpertTerms | None, np.ndarray]:
     """Terms for tuned shapes (for all, where none is known to be), for the others, and seconds predicted with them.
 
@@ -156,20 +153,20 @@ def fit_experts(
     return best[1]
 
 
-def fit_products(table: Frame, device: Device, item: float) -> tuple[ProductTerms, Pair]:
+def fit_products(table: Frame, device: DeviceRates, item: float) -> tuple[ProductTerms, Pair]:
     m, n, k = (table[name].to_numpy(dtype=float) for name in "mnk")
     read, flops = (n * k + m * k + m * n) * item, 2 * m * n * k
     return _fit(ProductTerms, lambda terms: terms.spent(device, read, flops).seconds, table.seconds.to_numpy())
 
 
-def fit_steps(table: Frame, device: Device, item: float) -> tuple[StepTerms, Pair]:
+def fit_steps(table: Frame, device: DeviceRates, item: float) -> tuple[StepTerms, Pair]:
     queries = (table.batch_size * table.num_heads * table.head_dim * item).to_numpy(dtype=float)
     keys = (table.batch_size * table.num_key_value_heads * table.head_dim * item).to_numpy(dtype=float)
     cache = 2 * keys * (table.step + 1).to_numpy()
     return _fit(StepTerms, lambda terms: terms.spent(device, cache, 2 * queries).seconds, table.seconds.to_numpy())
 
 
-def fit_prompts(table: Frame, device: Device, item: float) -> tuple[PromptTerms, Pair]:
+def fit_prompts(table: Frame, device: DeviceRates, item: float) -> tuple[PromptTerms, Pair]:
     tokens = (table.batch_size * table.isl).to_numpy(dtype=float)
     flops = 4 * tokens * (table.num_heads * table.head_dim * (table.isl + 1) / 2).to_numpy()
     moved = tokens * ((2 * table.num_heads + 4 * table.num_key_value_heads) * table.head_dim).to_numpy() * item

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 
 from moejax.planning.hardware import Hardware
-from moejax.planning.kernels import MATRICES, ExpertTerms, Load, Shape
+from moejax.planning.kernels import MATRICES, DeviceLoad, ExpertTerms, Shape
 from moejax.planning.routing import RoutingModel
 from moejax.planning.software import parse_skew
 from scripts.layer_exchanges import hardware_file
@@ -46,7 +46,7 @@ class PredictedLayer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class Judgement:
     """How one adviser did over cells.
 
     cells: how many.  right: the share in which the split that it names is the fastest, or within `TIE` of it.
@@ -67,13 +67,13 @@ class Verdict:
         return median(self.losses) if self.losses else 0.0
 
 
-def judge(cells: Iterable[Cell], adviser: Adviser) -> Verdict:
+def judge(cells: Iterable[Cell], adviser: Adviser) -> Judgement:
     """Holds an adviser against silicon."""
     found = [(cell, predicted(cell, adviser)) for cell in cells]
     every = [cell.loss(min(said, key=said.__getitem__)) for cell, said in found]
     losses = [loss for loss in every if loss > TIE]
     apart = [(cell, said) for cell, said in found if cell.apart]
-    return Verdict(
+    return Judgement(
         cells=len(found),
         right=1 - len(losses) / len(found),
         losses=losses,
@@ -157,8 +157,8 @@ def _terms(hardware: str, software: str, dtype: str, model: str, split: LayerSpl
 
 
 @cache
-def _load(load: str, model: str, parts: int, tokens: int, tiles: tuple[int, ...]) -> Load:
-    return Load.of(tokens, MODELS[model].experts_per_token, _routing(load, model).busiest(parts, tokens), tiles)
+def _load(load: str, model: str, parts: int, tokens: int, tiles: tuple[int, ...]) -> DeviceLoad:
+    return DeviceLoad.of(tokens, MODELS[model].experts_per_token, _routing(load, model).busiest(parts, tokens), tiles)
 
 
 @cache

@@ -59,7 +59,7 @@ PAGE = DATA.parent / "predictions.md"
 NEWLINE = "\n"  # inside an f-string a backslash is an error before Python 3.12
 
 
-class Verdict(NamedTuple):
+class BarResult(NamedTuple):
     """One line of the summary."""
 
     what: str
@@ -78,28 +78,28 @@ def page() -> str:
     return "\n".join(map(wrapped, parts))
 
 
-def verdicts() -> list[Verdict]:
+def verdicts() -> list[BarResult]:
     """The summary."""
     name, worst = closest()
     seven = f"gpt-fast's seven numbers, --software {name}"
-    found = [Verdict(seven, f"all within {GENERATION_BAR:.0%}", f"worst {worst:.1%}", worst <= GENERATION_BAR)]
+    found = [BarResult(seven, f"all within {GENERATION_BAR:.0%}", f"worst {worst:.1%}", worst <= GENERATION_BAR)]
     return [*found, *_layer_verdicts(), *_ranking_verdicts(), *_step_verdicts()]
 
 
-def _layer_verdicts() -> list[Verdict]:
+def _layer_verdicts() -> list[BarResult]:
     bar = f"median {MEDIAN_BAR:.0%}, {WITHIN_BAR:.0%} within {WITHIN:.0%}"
     count, middle, within = off(held_out())
     other, medians = reported_within("other load"), [one["median"] for one in reported("other load")]
     rows = sum(one["rows"] for one in reported("other load"))
     spread = f"medians {min(medians):.1%} to {max(medians):.1%}, {other:.1%} within {WITHIN:.0%}"
     return [
-        Verdict(
+        BarResult(
             f"{count:,} MoE layers of a model not fitted to",
             bar,
             f"median {middle:.1%}, {within:.1%} within {WITHIN:.0%}",
             middle <= MEDIAN_BAR and within >= WITHIN_BAR,
         ),
-        Verdict(
+        BarResult(
             f"{rows:,} MoE layers under a load not fitted to",
             bar,
             spread,
@@ -108,7 +108,7 @@ def _layer_verdicts() -> list[Verdict]:
     ]
 
 
-def _ranking_verdicts() -> list[Verdict]:
+def _ranking_verdicts() -> list[BarResult]:
     every = differing()
     kinds = {
         "pairs of tensor and expert": every,
@@ -118,11 +118,11 @@ def _ranking_verdicts() -> list[Verdict]:
     for what, found in kinds.items():
         share = right_share(found)
         reached = f"{share:.1%} of {len(found):,}"
-        lines.append(Verdict(what, f"{RANKING_BAR:.0%} right", reached, share >= RANKING_BAR))
+        lines.append(BarResult(what, f"{RANKING_BAR:.0%} right", reached, share >= RANKING_BAR))
     return lines
 
 
-def _step_verdicts() -> list[Verdict]:
+def _step_verdicts() -> list[BarResult]:
     lines = []
     for phase, plural in zip(PHASES, ("decode steps", "prefills"), strict=True):
         rows = asked(phase)
@@ -130,7 +130,7 @@ def _step_verdicts() -> list[Verdict]:
             right, worst = within_bar(rows, times), max(abs(one.error(times)) for one in rows)
             what = f"AIConfigurator's {plural} on A100 and H200, --times {times}"
             reached = f"{right} of {len(rows)}, worst {worst:.0%}"
-            lines.append(Verdict(what, f"all within {STEP_BAR:.0%}", reached, right == len(rows)))
+            lines.append(BarResult(what, f"all within {STEP_BAR:.0%}", reached, right == len(rows)))
     return lines
 
 

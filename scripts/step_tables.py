@@ -1,4 +1,4 @@
-"""Tables of docs/predictions.md on whole steps and generations: how far off, and why where past a bar."""
+"""SiliconTables of docs/predictions.md on whole steps and generations: how far off, and why where past a bar."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence

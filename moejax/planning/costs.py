@@ -15,7 +15,7 @@ from moejax.planning.calls import ProgramCall, decode_call, prefill_calls
 from moejax.planning.communication import Tokens, choice_collectives, forward_collectives
 from moejax.planning.footprint import cache_bytes, device_weights
 from moejax.planning.hardware import Hardware, Operation
-from moejax.planning.kernels import Kernels, Load, Shape, Spent
+from moejax.planning.kernels import DeviceLoad, Shape, SoftwareKernels, Spent
 from moejax.planning.links import exchange_seconds
 from moejax.planning.measured_times import Looked, MeasuredTimes
 from moejax.planning.routing import RoutingModel
@@ -51,7 +51,7 @@ QUERY_COPIES, KEY_COPIES = 2, 4  # of a layer's attention: queries in, sums out;
 PartName = Literal["attention", "cache", "experts", "head"]
 
 
-class Part(NamedTuple):
+class PartWork(NamedTuple):
     """What one part of a call takes on the busiest device: bytes that it reads and FLOPs of its products; by which
     operation and of how many rows, where its speed was calibrated.
     """
@@ -120,7 +120,7 @@ def predict_call(setting: Setting, call: ProgramCall, dtype: str) -> Phase:
     )
 
 
-def _work(setting: Setting, call: ProgramCall, dtype: str, read: float, rows: float) -> dict[PartName, Part]:
+def _work(setting: Setting, call: ProgramCall, dtype: str, read: float, rows: float) -> dict[PartName, PartWork]:
     """What the busiest device reads and computes, by the parts whose reads overlap with their own products."""
     config, rules = setting.config, setting.rules
     d, cost, share = config.embed_dim, coefficients.COST, device_weights(config, rules)
@@ -138,15 +138,15 @@ def _work(setting: Setting, call: ProgramCall, dtype: str, read: float, rows: fl
     attend: Operation = "attend_step" if call.width == 1 else "attend_prompt"
     experts = product * rows * share.multiplied["experts"]
     return {
-        "attention": Part(dense, product * products, "project", own),
-        "cache": Part(cached, config.num_layers * scores, attend, query_heads / key_heads),
-        "experts": Part(read * held["experts"] * item, experts, "experts", rows / read),
-        "head": Part(output, product * own_sequences * table, "project", own_sequences),
+        "attention": PartWork(dense, product * products, "project", own),
+        "cache": PartWork(cached, config.num_layers * scores, attend, query_heads / key_heads),
+        "experts": PartWork(read * held["experts"] * item, experts, "experts", rows / read),
+        "head": PartWork(output, product * own_sequences * table, "project", own_sequences),
     }
 
 
 def _calibrated(
-    setting: Setting, call: ProgramCall, dtype: str, work: Mapping[PartName, Part], read: float
+    setting: Setting, call: ProgramCall, dtype: str, work: Mapping[PartName, PartWork], read: float
 ) -> dict[PartName, Spent]:
     """A roofline for each part: the speeds and overheads of `moejax mesh calibrate`, or ideal ones."""
     hardware = setting.hardware
@@ -162,7 +162,7 @@ def _calibrated(
 
 
 def _measured(
-    setting: Setting, call: ProgramCall, dtype: str, work: Mapping[PartName, Part], kernels: Kernels
+    setting: Setting, call: ProgramCall, dtype: str, work: Mapping[PartName, PartWork], kernels: SoftwareKernels
 ) -> dict[PartName, Spent]:
     """Each part by the kernels of a piece of software, as they were measured on this hardware."""
     config, rules, layers = setting.config, setting.rules, setting.config.num_layers
@@ -215,14 +215,14 @@ def _from_tables(setting: Setting, times: MeasuredTimes, call: ProgramCall) -> d
     return {name: Looked(count * one.seconds, one.beyond) for name, one, count in layers if one is not None}
 
 
-def expert_layer(setting: Setting, call: ProgramCall, dtype: str, kernels: Kernels) -> Spent:
+def expert_layer(setting: Setting, call: ProgramCall, dtype: str, kernels: SoftwareKernels) -> Spent:
     """One MoE layer without its collectives, on the busiest device."""
     config, rules = setting.config, setting.rules
     parts, tokens = rules.parts("experts"), call.group_tokens(rules)
     elements = device_weights(config, rules).elements["experts"] / max(1, len(config.moe_layers))
     shape = Shape.of(experts=num_places(config.num_experts, parts) // parts, inputs=config.embed_dim, elements=elements)
     terms = kernels.experts_for(shape)
-    load = Load.of(tokens, config.experts_per_token, setting.routing.busiest(parts, tokens), terms.tiles)
+    load = DeviceLoad.of(tokens, config.experts_per_token, setting.routing.busiest(parts, tokens), terms.tiles)
     return terms.spent(setting.hardware.device(dtype), shape, load, ITEM_SIZES[dtype])
 
 

@@ -15,7 +15,7 @@ from moejax.planning.ranking import best
 from moejax.planning.rows import MeshRow, Phase
 from moejax.planning.serve_command import PLACEHOLDER, serve_command
 from moejax.planning.software import SoftwareName, basis
-from moejax.planning.sweep import Answer, answer
+from moejax.planning.sweep import SweepAnswer, answer
 from sharding import MeshConfig
 from sharding.collectives import Collective, wire_elements
 from sharding.collectives.collective import ITEM_SIZES
@@ -83,7 +83,7 @@ def winners(rows: Sequence[MeshRow]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _answer_json(found: Answer, checkpoint: str) -> dict[str, Any]:
+def _answer_json(found: SweepAnswer, checkpoint: str) -> dict[str, Any]:
     """The rows that it names, each in short."""
     return {name: None if row is None else _short_json(row, checkpoint) for name, row in vars(found).items()}
 

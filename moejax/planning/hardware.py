@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal, get_args
 
-from moejax.planning.kernels import Device, Kernels, Software, curve_seconds
+from moejax.planning.kernels import DeviceRates, Software, SoftwareKernels, curve_seconds
 from sharding.collectives import CollectiveKind
 
 DTYPES = ("bfloat16", "float16", "float32")  # that a model can be computed in
@@ -82,16 +82,16 @@ class Hardware:
                 return slow * (fast / slow) ** (math.log(rows / fewer) / math.log(more / fewer))
         return points[-1][1]
 
-    def kernels(self, software: str, dtype: str) -> Kernels | None:
+    def kernels(self, software: str, dtype: str) -> SoftwareKernels | None:
         """What `software` runs in `dtype` (float16 as bfloat16), None where it was not measured on this device."""
         if software not in self.software:
             return None
         measured = self.software[software].kernels
         return measured.get("bfloat16" if dtype == "float16" and dtype not in measured else dtype)
 
-    def device(self, dtype: str) -> Device:
+    def device(self, dtype: str) -> DeviceRates:
         """What kernels of this dtype run on."""
-        return Device(self.bandwidth, self.matrix_rate[dtype], self.cache_bytes)
+        return DeviceRates(self.bandwidth, self.matrix_rate[dtype], self.cache_bytes)
 
     def collective_seconds(self, library: str, kind: CollectiveKind, devices: int, size: float) -> float | None:
         """Seconds of one collective of `size` bytes within a node, None where none of its kind was measured.

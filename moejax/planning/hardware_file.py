@@ -17,10 +17,10 @@ from moejax.planning.hardware import OPERATIONS, PRODUCT_DTYPES, Curve, Hardware
 from moejax.planning.kernels import (
     BetweenTerms,
     ExpertTerms,
-    Kernels,
     ProductTerms,
     PromptTerms,
     Software,
+    SoftwareKernels,
     StepTerms,
 )
 from sharding.collectives import CollectiveKind
@@ -96,7 +96,7 @@ def hardware_toml(hardware: Hardware) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _kernel_lines(kernels: Kernels) -> list[str]:
+def _kernel_lines(kernels: SoftwareKernels) -> list[str]:
     lines = []
     for name in (*_TERMS, "experts", "untuned"):
         if (terms := getattr(kernels, name)) is not None:
@@ -222,13 +222,13 @@ class _Reader:
                 key, f"one of the tables under [collectives] ({', '.join(known) or 'there are none'})", name
             )
 
-    def _kernels(self, key: str, value: Any) -> Kernels:
+    def _kernels(self, key: str, value: Any) -> SoftwareKernels:
         table = self._table(key, value)
         self._check_keys(f"{key}.", table, (*_TERMS, "experts"), ("untuned", "tuned"))
         if ("untuned" in table) != ("tuned" in table):
             raise ValueError(f"{self.path}: {key} has one of untuned and tuned; it needs both or neither")
         terms = {name: self._terms(f"{key}.{name}", table[name], kind) for name, kind in _TERMS.items()}
-        return Kernels(
+        return SoftwareKernels(
             **terms,  # type: ignore[arg-type]  # each of the kind that _TERMS has for it
             experts=self._terms(f"{key}.experts", table["experts"], ExpertTerms),
             untuned=self._terms(f"{key}.untuned", table["untuned"], ExpertTerms) if "untuned" in table else None,

@@ -44,7 +44,7 @@ class Spent(NamedTuple):
         return Spent(*(mine + its for mine, its in zip(self, other, strict=True)))
 
 
-class Device(NamedTuple):
+class DeviceRates(NamedTuple):
     """What a kernel runs on: bytes per second, FLOP per second in its dtype, bytes of the last cache (0: unknown)."""
 
     bandwidth: float
@@ -70,7 +70,7 @@ class ProductTerms:
     rate: float = _term(0.001, 1.5)
     overlap: float = _term(1, 100)
 
-    def spent(self, device: Device, bytes_read: Number, flops: Number, count: float = 1) -> Spent:
+    def spent(self, device: DeviceRates, bytes_read: Number, flops: Number, count: float = 1) -> Spent:
         """`count` products that together read so many bytes and compute so many FLOPs."""
         reading = bytes_read / (device.bandwidth * self.bandwidth)
         computing = flops / (device.rate * self.rate)
@@ -87,7 +87,7 @@ class StepTerms:
     bandwidth: float = _term(0.01, 1.5)
     queries: float = _term(0, 1000)
 
-    def spent(self, device: Device, cache_read: Number, query_bytes: Number) -> Spent:
+    def spent(self, device: DeviceRates, cache_read: Number, query_bytes: Number) -> Spent:
         reading = cache_read / (device.bandwidth * self.bandwidth)
         return Spent(self.fixed, reading, self.queries * query_bytes / device.bandwidth)
 
@@ -102,7 +102,7 @@ class PromptTerms:
     rate: float = _term(0.001, 1.5)
     copies: float = _term(0, 1000)
 
-    def spent(self, device: Device, flops: Number, bytes_read: Number) -> Spent:
+    def spent(self, device: DeviceRates, flops: Number, bytes_read: Number) -> Spent:
         reading = self.copies * bytes_read / device.bandwidth
         computing = flops / (device.rate * self.rate)
         return Spent(self.fixed, reading, computing, computing)
@@ -115,7 +115,7 @@ class BetweenTerms:
     fixed: float = _term(0, 1)
     copies: float = _term(0, 1000)
 
-    def spent(self, device: Device, residual_bytes: Number) -> Spent:
+    def spent(self, device: DeviceRates, residual_bytes: Number) -> Spent:
         return Spent(self.fixed, self.copies * residual_bytes / device.bandwidth)
 
 
@@ -139,7 +139,7 @@ class Shape:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Load:
+class DeviceLoad:
     """What a layer's experts have to do on one device, each number a mean over samples.
 
     tokens: of the group.  elsewhere: rows (token and expert) of other devices' experts.
@@ -154,7 +154,7 @@ class Load:
     filled: Mapping[int, Number]
 
     @classmethod
-    def of(cls, tokens: int, chosen: int, rows: Int[np.ndarray, "samples E"], tiles: Collection[int]) -> "Load":
+    def of(cls, tokens: int, chosen: int, rows: Int[np.ndarray, "samples E"], tiles: Collection[int]) -> "DeviceLoad":
         """From the rows of each expert, of `chosen` experts per token."""
         here = float(rows.sum(axis=1).mean())
         return cls(
@@ -198,7 +198,9 @@ class ExpertTerms:
     tiles: Mapping[int, float] = _term(0.0001, 1.5)
     by_tokens: bool = False
 
-    def spent(self, device: Device, shape: Shape, load: Load, item: float, *, resident: bool = False) -> Spent:
+    def spent(
+        self, device: DeviceRates, shape: Shape, load: DeviceLoad, item: float, *, resident: bool = False
+    ) -> Spent:
         """One layer.  item: bytes of a weight."""
         read = load.active * shape.elements * item
         tiles = load.filled[max(self.tiles)] / max(self.tiles)
@@ -215,7 +217,7 @@ class ExpertTerms:
         beyond = overlapped(reading, computing, self.overlap) - reading
         return Spent(fixed, reading, beyond + moved / device.bandwidth, computing)
 
-    def _tiles_rows(self, load: Load, shape: Shape) -> Number:
+    def _tiles_rows(self, load: DeviceLoad, shape: Shape) -> Number:
         """Rows as if they were computed at the whole matrix rate."""
         rows = {tile: load.filled[tile] / share for tile, share in self.tiles.items()}
         if not self.by_tokens:
@@ -224,7 +226,7 @@ class ExpertTerms:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kernels:
+class SoftwareKernels:
     """What one piece of software runs in one dtype.
 
     experts: of shapes that its authors tuned, or of all.  untuned: of the others, None where there is no difference.
@@ -255,7 +257,7 @@ class Software:
     """
 
     title: str
-    kernels: Mapping[str, Kernels]
+    kernels: Mapping[str, SoftwareKernels]
     all_reduce: str
     collectives: str
     products: int = 3

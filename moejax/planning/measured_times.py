@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from moejax.planning.hardware import Hardware
 from moejax.planning.loads import Balanced, PowerLaw
-from moejax.planning.silicon import DTYPES, MOE_KEYS, SYSTEMS, Tables, fastest
+from moejax.planning.silicon import DTYPES, MOE_KEYS, SYSTEMS, SiliconTables, fastest
 
 Points = Mapping[float, float]  # seconds by what they are measured at
 
@@ -30,7 +30,7 @@ class MeasuredTimes:
     dtype, distribution: as the tables call them.
     """
 
-    tables: Tables
+    tables: SiliconTables
     dtype: str
     distribution: str
 
@@ -47,7 +47,7 @@ class MeasuredTimes:
             raise ValueError(f"times=measured: {software} was not measured; use software=vllm, trtllm or sglang")
         if dtype not in DTYPES:
             raise ValueError(f"times=measured: nothing was measured in {dtype}; use {' or '.join(DTYPES)}")
-        found = cls(Tables(system=SYSTEMS[hardware.name], engine=software), DTYPES[dtype], _distribution(load))
+        found = cls(SiliconTables(system=SYSTEMS[hardware.name], engine=software), DTYPES[dtype], _distribution(load))
         known = _loads(found.tables, found.dtype)
         if found.distribution not in known:
             usable = ", ".join(f"skew={_skew(one)}" for one in known)
@@ -87,13 +87,13 @@ def _skew(distribution: str) -> str:
 
 
 @lru_cache(maxsize=32)
-def _loads(tables: Tables, dtype: str) -> list[str]:
+def _loads(tables: SiliconTables, dtype: str) -> list[str]:
     moe = tables.read("moe")
     return sorted(moe[moe.moe_dtype == dtype].distribution.unique())
 
 
 @lru_cache(maxsize=16)
-def _experts(tables: Tables, dtype: str, distribution: str) -> dict[tuple[int, ...], Points]:
+def _experts(tables: SiliconTables, dtype: str, distribution: str) -> dict[tuple[int, ...], Points]:
     moe = tables.read("moe")
     rows = fastest(moe[(moe.moe_dtype == dtype) & (moe.distribution == distribution)], MOE_KEYS)
     found: dict[tuple[int, ...], dict[float, float]] = {}
@@ -104,7 +104,9 @@ def _experts(tables: Tables, dtype: str, distribution: str) -> dict[tuple[int, .
 
 
 @lru_cache(maxsize=16)
-def _attention(tables: Tables, name: str, length: str) -> dict[tuple[int, int, int], dict[float, dict[float, float]]]:
+def _attention(
+    tables: SiliconTables, name: str, length: str
+) -> dict[tuple[int, int, int], dict[float, dict[float, float]]]:
     table = tables.read(name)
     usual = (table.attn_dtype == "bfloat16") & (table.kv_cache_dtype == "bfloat16")
     if "window_size" in table:

@@ -53,7 +53,7 @@ _FOLDERS = {"generation_attention": "attention", "context_attention": "attention
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tables:
+class SiliconTables:
     """The tables of one kind of device and one engine.
 
     system: a folder of the package.  engine: a key of `ENGINES`.

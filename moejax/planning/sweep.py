@@ -28,7 +28,7 @@ def device_counts(devices: int | Sequence[int]) -> list[int]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
+class SweepAnswer:
     """What to rent for one batch size, or for whichever of several suits best; None where nothing can be used.
 
     A split will do that can be used and, where targets were given, meets them.
@@ -44,11 +44,11 @@ class Answer:
     nearest: MeshRow | None
 
 
-def answer(rows: Sequence[MeshRow]) -> Answer:
+def answer(rows: Sequence[MeshRow]) -> SweepAnswer:
     """The answer for all of `rows`, whatever their batch sizes and numbers of devices."""
     usable = [row for row in rows if row.fits and row.built]
     enough = _busy([row for row in usable if row.meets_targets is not False])
-    return Answer(
+    return SweepAnswer(
         fewest=min(enough, key=lambda row: (row.devices, -row.tokens_per_second_per_device), default=None),
         most=max(enough, key=lambda row: (row.tokens_per_second_per_device, -row.devices), default=None),
         nearest=None if enough else min(_busy(usable), key=lambda row: row.times_target, default=None),

@@ -16,13 +16,13 @@ from moejax.planning.costs import Setting, predict_call
 from moejax.planning.hardware_file import load_hardware
 from moejax.planning.kernels import (
     BetweenTerms,
-    Device,
+    DeviceLoad,
+    DeviceRates,
     ExpertTerms,
-    Kernels,
-    Load,
     ProductTerms,
     PromptTerms,
     Shape,
+    SoftwareKernels,
     StepTerms,
     overlapped,
 )
@@ -31,7 +31,7 @@ from moejax.planning.routing import RoutingModel
 from sharding import MeshConfig
 from sharding.collectives import Collective
 
-DEVICE = Device(bandwidth=7e9, rate=11e9, cache_bytes=0)
+DEVICE = DeviceRates(bandwidth=7e9, rate=11e9, cache_bytes=0)
 PRODUCT = ProductTerms(fixed=3e-6, bandwidth=0.8, rate=0.6, overlap=2.0)
 STEP = StepTerms(fixed=5e-6, bandwidth=0.7, queries=13.0)
 PROMPT = PromptTerms(fixed=4e-6, rate=0.5, copies=3.0)
@@ -81,7 +81,7 @@ def layer_seconds(terms: ExpertTerms, *, resident: bool = False, cache: float = 
 
 
 def predicted_layer(terms: ExpertTerms, *, resident: bool = False, cache: float = 0.0) -> float:
-    load = Load.of(TOKENS, CHOSEN, ROWS, terms.tiles)
+    load = DeviceLoad.of(TOKENS, CHOSEN, ROWS, terms.tiles)
     return terms.spent(DEVICE._replace(cache_bytes=cache), SHAPE, load, ITEM, resident=resident).seconds
 
 
@@ -112,7 +112,7 @@ def test_each_term_of_experts_counts(name: str) -> None:
 
 
 def test_a_skewed_load_pays_for_the_largest_expert() -> None:
-    even, skewed = (Load.of(64, 1, np.array([rows]), (16,)) for rows in ([16] * 4, [61, 1, 1, 1]))
+    even, skewed = (DeviceLoad.of(64, 1, np.array([rows]), (16,)) for rows in ([16] * 4, [61, 1, 1, 1]))
     terms = dataclasses.replace(EXPERTS, tiles={16: 0.5})
     assert even.filled[16] == 64 and skewed.filled[16] == 64 + 3 * 16
     assert terms.spent(DEVICE, SHAPE, skewed, 2).computing > terms.spent(DEVICE, SHAPE, even, 2).computing
@@ -135,7 +135,7 @@ def test_the_others_take_what_is_written_out() -> None:
 def test_the_terms_of_shapes_that_were_not_tuned() -> None:
     other = dataclasses.replace(EXPERTS, bandwidth=0.1)
     parts = {"product": PRODUCT, "between": BETWEEN, "step": STEP, "prompt": PROMPT}
-    kernels = Kernels(**parts, experts=EXPERTS, untuned=other, tuned=frozenset({(3, 40)}))  # type: ignore[arg-type]
+    kernels = SoftwareKernels(**parts, experts=EXPERTS, untuned=other, tuned=frozenset({(3, 40)}))  # type: ignore[arg-type]
     assert kernels.experts_for(SHAPE) is EXPERTS
     assert kernels.experts_for(dataclasses.replace(SHAPE, width=41)) is other
     assert dataclasses.replace(kernels, untuned=None).experts_for(dataclasses.replace(SHAPE, width=41)) is EXPERTS
@@ -166,7 +166,7 @@ def test_a_call_is_the_sum_of_its_kernels(width: int, batch: int) -> None:
     if width > 1:
         attend = kernels.prompt.spent(device, flops, 2 * queries + 4 * keys)
     shape = Shape(experts=8, inputs=d, width=ff)
-    load = Load.of(tokens, 2, RoutingModel(8, 2).busiest(1, tokens), kernels.experts_for(shape).tiles)
+    load = DeviceLoad.of(tokens, 2, RoutingModel(8, 2).busiest(1, tokens), kernels.experts_for(shape).tiles)
     expected = kernels.product.spent(device, layers * attention * 2, layers * dense, 3 * layers).seconds
     expected += layers * kernels.between.spent(device, tokens * d * 2).seconds
     expected += layers * attend.seconds

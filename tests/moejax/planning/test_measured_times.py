@@ -10,7 +10,7 @@ pandas = pytest.importorskip("pandas")  # of the test extra
 from moejax import compare_meshes  # noqa: E402
 from moejax.planning import measured_times, silicon  # noqa: E402
 from moejax.planning.measured_times import Looked, MeasuredTimes  # noqa: E402
-from moejax.planning.silicon import Tables  # noqa: E402
+from moejax.planning.silicon import SiliconTables  # noqa: E402
 from tests.messages import refuses  # noqa: E402
 
 SHAPE = {"hidden_size": 4096, "inter_size": 14336, "topk": 2, "num_experts": 8}
@@ -54,7 +54,7 @@ def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def times() -> MeasuredTimes:
-    return MeasuredTimes(Tables(system="h200_sxm", engine="vllm"), "bfloat16", "balanced")
+    return MeasuredTimes(SiliconTables(system="h200_sxm", engine="vllm"), "bfloat16", "balanced")
 
 
 def layer(tokens: int, tensor: int = 8, parts: int = 1, **other: int) -> Looked | None:
@@ -121,7 +121,7 @@ def test_another_layout_is_named(tables: Path) -> None:
 
 def test_a_missing_table_and_a_missing_package_are_told(tables: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with refuses(ValueError, "no table moe", "SGLang", "fitted"):
-        Tables(system="h200_sxm", engine="sglang").read("moe")
+        SiliconTables(system="h200_sxm", engine="sglang").read("moe")
     monkeypatch.undo()
     monkeypatch.setitem(sys.modules, "aiconfigurator_core", None)
     with refuses(ValueError, "aiconfigurator-core", "pip install 'moejax[silicon]'"):
