@@ -15,7 +15,7 @@ from scripts.intra_vs_inter_winners import by_engine, collectives, fp8, reasons,
 from scripts.layer_exchanges import hardware_file
 from scripts.measured_layers import BFLOAT16, FOLDER, LAYERS, MIXTRAL, MODELS, QWEN, Cell, best_engines, read_cells
 from scripts.page_text import paragraph
-from scripts.predicted_layers import Adviser, Verdict, judge
+from scripts.predicted_layers import Adviser, Judgement, judge
 from scripts.report_tables import table
 from scripts.split_tables import BALANCED, GPUS, LOAD_NAMES, LONG, SKEWED, gpus, of, ratio
 
@@ -29,7 +29,7 @@ ADVISERS: dict[Adviser, str] = {
     "inter": "always expert",
 }
 
-Verdicts = dict[Adviser, Verdict]
+Verdicts = dict[Adviser, Judgement]
 
 
 def main() -> None:
@@ -65,7 +65,7 @@ def page(cells: Sequence[Cell]) -> str:
     return "\n".join(parts)
 
 
-def answer(best: Sequence[Cell], verdict: Verdict) -> str:
+def answer(best: Sequence[Cell], verdict: Judgement) -> str:
     """What the page says: two sentences on who wins, and one on predictions."""
     few, many = MODELS[MIXTRAL], MODELS[QWEN]
     prefills = of(best, MIXTRAL, BALANCED, LONG)

@@ -1,4 +1,4 @@
-"""SiliconTables of docs/predictions.md on MoE layers: how far off, which split is ranked first, and why where past a bar."""
+"""Tables of docs/predictions.md on MoE layers: how far off, which split is ranked first, and why where past a bar."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence

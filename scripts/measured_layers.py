@@ -84,7 +84,7 @@ class Case:
         return LayerSplit(1, self.devices)
 
 
-class Layer(NamedTuple):
+class MeasuredLayer(NamedTuple):
     """One case, split so, at so many tokens of the group."""
 
     case: Case
@@ -139,7 +139,7 @@ class Cell:
         return self.seconds[split] / self.seconds[self.winner] - 1
 
 
-def read_layers(path: Path = LAYERS) -> Iterator[Layer]:
+def read_layers(path: Path = LAYERS) -> Iterator[MeasuredLayer]:
     """Every layer of the extract."""
     with gzip.open(path, "rt", encoding="utf-8", newline="") as lines:
         for row in csv.DictReader(lines):
@@ -148,7 +148,7 @@ def read_layers(path: Path = LAYERS) -> Iterator[Layer]:
             case = Case(**same, devices=split.tensor * split.expert)
             for tokens in TOKENS:
                 if micros := row[str(tokens)]:
-                    yield Layer(case, split, tokens, float(micros) * 1e-6)
+                    yield MeasuredLayer(case, split, tokens, float(micros) * 1e-6)
 
 
 def read_cells(path: Path = LAYERS) -> list[Cell]:

@@ -98,20 +98,11 @@ def compare_meshes(
     Raises:
         ValueError: for anything unknown or out of range, and for a dtype in which the devices do not compute.
     """
-    plan = make_plan(model, hardware, expert_load, usable_fraction, software, skew)
-    goal = check_objective(objective)
-    sizes = [batch_size] if isinstance(batch_size, int) else list(batch_size)
-    if not sizes:
-        raise ValueError("batch_size names no batch size; give one, or several as in 1,8,32")
-    name = resolve_dtype(dtype, auto="bfloat16" if isinstance(model, ModelConfig) else stored_dtype(model))
-    check_dtype(plan.hardware, name)
-    check_software(plan.hardware, plan.software, name)
+    plan, goal = make_plan(model, hardware, expert_load, usable_fraction, software, skew), check_objective(objective)
+    name = _checked_dtype(plan, model, dtype)
     if check_times(times) == "measured":
-        tables = MeasuredTimes.of(plan.hardware, plan.software, name, plan.routing.load)
-        plan = replace(plan, times=tables)
-    prompt, cached = default_lengths(plan.config, input_len, context)
-    workloads = [Workload(batch_size=size, input_len=prompt, context=cached, dtype=name) for size in sizes]
-    workloads[0].check(plan.config)
+        plan = replace(plan, times=MeasuredTimes.of(plan.hardware, plan.software, name, plan.routing.load))
+    workloads = _workloads(plan.config, batch_size, input_len, context, name)
     targets, peak = Targets(ttft=ttft, tpot=tpot), _Peaks(plan)
     rows: list[MeshRow] = []
     for count in device_counts(devices):
@@ -121,6 +112,27 @@ def compare_meshes(
             one = [replace(row, targets=targets) for row in one]
             rows += with_reasons(ranked(one, goal)) + _not_built(plan, one, dispatch)
     return rows
+
+
+def _checked_dtype(plan: ComparisonInputs, model: str | Path | ModelConfig, dtype: str) -> str:
+    """The dtype that is predicted, in which the devices compute and the software was measured."""
+    name = resolve_dtype(dtype, auto="bfloat16" if isinstance(model, ModelConfig) else stored_dtype(model))
+    check_dtype(plan.hardware, name)
+    check_software(plan.hardware, plan.software, name)
+    return name
+
+
+def _workloads(
+    config: ModelConfig, batch_size: int | Sequence[int], input_len: int | None, context: int | None, dtype: str
+) -> list[Workload]:
+    """One for each batch size."""
+    sizes = [batch_size] if isinstance(batch_size, int) else list(batch_size)
+    if not sizes:
+        raise ValueError("batch_size names no batch size; give one, or several as in 1,8,32")
+    prompt, cached = default_lengths(config, input_len, context)
+    workloads = [Workload(batch_size=size, input_len=prompt, context=cached, dtype=dtype) for size in sizes]
+    workloads[0].check(config)
+    return workloads
 
 
 def make_plan(
