@@ -13,6 +13,7 @@ from moejax.planning.hardware_file import load_hardware
 from moejax.planning.objectives import check_objective
 from moejax.planning.rows import MeshRow
 from moejax.planning.serve_command import served_checkpoint
+from moejax.planning.software import check_times
 
 
 def run(flags: CompareFlags) -> bool:
@@ -56,7 +57,12 @@ def run(flags: CompareFlags) -> bool:
         rows = mesh_checks.measured(flags.model, plan, rows, quiet=flags.quiet)
     if flags.as_json:
         found = comparison_json(
-            rows, hardware, fits_with, checkpoint=served_checkpoint(flags.model), software=plan.software
+            rows,
+            hardware,
+            fits_with,
+            checkpoint=served_checkpoint(flags.model),
+            software=plan.software,
+            times=check_times(flags.times),
         )
         console.write(f"{json.dumps(found, ensure_ascii=False)}\n")
     else:
@@ -75,6 +81,7 @@ def _show(flags: CompareFlags, plan: ComparisonInputs, rows: list[MeshRow], fits
         rows,
         plan.hardware,
         software=plan.software,
+        times=check_times(flags.times),
         model=flags.model,
         devices=devices,
         usable_fraction=flags.usable_fraction,

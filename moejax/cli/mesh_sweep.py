@@ -14,7 +14,7 @@ from moejax.cli.mesh_words import batch_note, definitions, missing, said
 from moejax.planning.hardware import Hardware
 from moejax.planning.rows import MeshRow
 from moejax.planning.serve_command import served_checkpoint
-from moejax.planning.software import SoftwareName
+from moejax.planning.software import SoftwareName, Times
 from moejax.planning.sweep import answer, first_of_each_count
 from moejax.planning.units import BYTES, SECONDS, common_unit, number
 
@@ -26,6 +26,7 @@ def sweep_tables(
     hardware: Hardware,
     *,
     software: SoftwareName,
+    times: Times = "fitted",
     model: str,
     devices: str,
     usable_fraction: float,
@@ -36,7 +37,7 @@ def sweep_tables(
     """The parts to print, in order: the setting; for each batch size its table and answers; those over all batch sizes;
     what the words mean. Arguments as of `compare_tables`, `devices` as it was asked for.
     """
-    yield from setting(rows[0], hardware, software, f"{model} on {devices}", usable_fraction)
+    yield from setting(rows[0], hardware, (software, times), f"{model} on {devices}", usable_fraction)
     if not any(row.fits for row in rows):
         yield Padding(missing(rows, fits_with), (1, 0, 0, 0))
         return

@@ -16,7 +16,7 @@ from moejax.planning.hardware import Hardware
 from moejax.planning.objectives import OBJECTIVES
 from moejax.planning.rows import MeshRow, Phase
 from moejax.planning.serve_command import served_checkpoint
-from moejax.planning.software import SoftwareName, basis_said
+from moejax.planning.software import SoftwareName, Times, basis_said
 from moejax.planning.units import BYTES, SECONDS, Unit, amount, common_unit, number
 from moejax.runtime.buckets import MAX_SEQUENCES, MAX_SERVED_SEQUENCES
 
@@ -25,6 +25,7 @@ ENOUGH_BAR = 10  # where it would be shorter, columns stand closer
 SPARED = ("imb", "most", "peak", "read", "TTFT", "memory")  # columns that a terminal too narrow for all goes without
 
 # What a step's time is made of: a letter, so that bars read without colour, and a colour.
+TABLE_PARTS = {"experts": "experts", "cache": "attention"}
 PARTS = (
     ("w", "weights", "weights_seconds", "blue"),
     ("k", "kv cache", "kv_seconds", "cyan"),
@@ -48,6 +49,7 @@ def compare_tables(
     hardware: Hardware,
     *,
     software: SoftwareName,
+    times: Times = "fitted",
     model: str,
     devices: str,
     usable_fraction: float,
@@ -62,7 +64,7 @@ def compare_tables(
         fits_with: flags of which each makes a model fit that does not.
         width: columns of the terminal.
     """
-    yield from setting(rows[0], hardware, software, f"{model} on {devices}", usable_fraction)
+    yield from setting(rows[0], hardware, (software, times), f"{model} on {devices}", usable_fraction)
     checkpoint = served_checkpoint(model)
     usable = [row for row in rows if row.fits]
     if not usable:
@@ -93,7 +95,7 @@ def compare_tables(
 
 
 def setting(
-    row: MeshRow, hardware: Hardware, software: SoftwareName, what: str, usable_fraction: float
+    row: MeshRow, hardware: Hardware, basis: tuple[SoftwareName, Times], what: str, usable_fraction: float
 ) -> Iterator[Text]:
     """What was compared, of which `row` is one, and `what` names the model and the number of devices."""
     work = row.workload
@@ -102,7 +104,7 @@ def setting(
         f"{amount(row.usable_bytes, BYTES)} of {amount(hardware.memory_bytes, BYTES)} usable each "
         f"({usable_fraction:g}), {work.dtype}, prompts of {work.input_len:,} tokens, {work.context:,} in the cache"
     )
-    yield Text(basis_said(hardware, software, work.dtype))
+    yield Text(basis_said(hardware, basis[0], work.dtype, basis[1]))
 
 
 def _units(rows: Sequence[MeshRow]) -> Units:
@@ -156,13 +158,16 @@ def _columns(rows: Sequence[MeshRow], units: Units, ranked_by: str) -> list[Colu
 
 def from_tables(rows: Sequence[MeshRow]) -> bool:
     """Whether measured tables were looked up."""
-    return any(row.decode is not None and row.decode.measured for row in rows)
+    return any(phase is not None and phase.measured for row in rows for phase in (row.decode, row.prefill))
 
 
 def _measured_parts(row: MeshRow) -> str:
-    """What of a step is of measured tables."""
-    parts = set(row.decode.measured) if row.decode else set()
-    return "both" if parts == {"experts", "cache"} else "".join(parts) or "none"
+    """What of a step is of measured tables, and of the prefill, where that is something else."""
+    said = []
+    for phase in (row.decode, row.prefill):
+        parts = [TABLE_PARTS[part] for part in phase.measured] if phase else []
+        said.append("both" if len(parts) == len(TABLE_PARTS) else "".join(parts) or "none")
+    return said[0] if said[0] == said[1] else "/".join(said)
 
 
 def bar(phase: Phase, longest: float, length: int) -> Text:
@@ -184,11 +189,9 @@ def _words(rows: Sequence[MeshRow], objective: str) -> list[tuple[str, Text]]:
             step.append(f"{letter} ", style=colour).append(f"{name}  ")
     targets = rows[0].targets
     by = ", those first that miss no target; the others by how far they are from the one that they miss most"
-    said = (
-        "experts, attention over the cache, or both: as measured, where the tables have the shape; the rest is fitted"
-    )
+    said = "what is as measured, of the step and, where it differs, of the prefill; the rest is fitted"
     if (beyond := max(phase.beyond for row in rows for phase in (row.decode, row.prefill) if phase)) > 1:
-        said += f"; up to {beyond:.3g} times as many tokens or positions as were measured, in proportion"
+        said += f"; up to {beyond:.3g} times outside of what was measured, in proportion"
     words = [
         *([("tables", Text(said))] if from_tables(rows) else []),
         ("*", Text(f"what the rows are ranked by{by if targets else ''}")),

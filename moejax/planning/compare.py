@@ -158,7 +158,7 @@ def make_plan(
         raise ValueError(f"skew={skew} and an expert load both say how tokens choose; give one of them")
     routing = RoutingModel(config.num_experts, config.experts_per_token, shares, load=load)
     if software not in SOFTWARE:
-        check_software(kind, software, "bfloat16")
+        check_software(kind, software, "bfloat16")  # refuses it by name
     return ComparisonInputs(
         config=config,
         hardware=kind,
@@ -172,6 +172,8 @@ def check_dtype(hardware: Hardware, dtype: str) -> None:
     """Raises ValueError when devices of this kind do not compute in this dtype, naming those in which they do."""
     if dtype not in hardware.matrix_rate:
         others = [name for name in ("float16", "bfloat16", "float32") if name in hardware.matrix_rate]
+        if not others:
+            raise ValueError(f"hardware {hardware.name} ({hardware.title}) computes in no dtype that a model can have")
         raise ValueError(
             f"hardware {hardware.name} ({hardware.title}) does not compute in {dtype}; use dtype={others[0]}"
             + (f" or {' or '.join(others[1:])}" if others[1:] else "")

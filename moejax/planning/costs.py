@@ -3,6 +3,7 @@
 docs/performance-model.md has every formula of this file with its source.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -47,6 +48,10 @@ class Setting:
     ragged: bool = False
 
 
+SUMMED = (  # of several calls
+    *("weight_bytes", "expert_bytes", "kv_bytes", "flops", "weights_seconds", "kv_seconds", "compute_seconds"),
+    *("exposed_compute_seconds", "latency_seconds", "bandwidth_seconds", "overhead_seconds"),
+)
 QUERY_COPIES, KEY_COPIES = 2, 4  # of a layer's attention: queries in, sums out; keys and values written and read
 PartName = Literal["attention", "cache", "experts", "head"]
 
@@ -75,9 +80,10 @@ def predict_decode(setting: Setting, workload: Workload) -> Phase:
 
 def predict_prefill(setting: Setting, workload: Workload) -> Phase:
     """All calls that feed the prompts; equal ones are predicted once."""
-    calls = list(prefill_calls(workload, setting.rules))
-    phases = {call: predict_call(setting, call, workload.dtype) for call in set(calls)}
-    return reduce(_and, (phases[call] for call in calls))
+    calls = Counter(prefill_calls(workload, setting.rules))
+    return reduce(
+        _and, (_repeated(predict_call(setting, call, workload.dtype), count) for call, count in calls.items())
+    )
 
 
 def predict_call(setting: Setting, call: ProgramCall, dtype: str) -> Phase:
@@ -226,6 +232,12 @@ def expert_layer(setting: Setting, call: ProgramCall, dtype: str, kernels: Softw
     return terms.spent(setting.hardware.device(dtype), shape, load, ITEM_SIZES[dtype])
 
 
+def _repeated(phase: Phase, times: int) -> Phase:
+    """The same call so many times."""
+    counted = {name: times * getattr(phase, name) for name in SUMMED}
+    return replace(phase, calls=times * phase.calls, collectives=phase.collectives * times, **counted)
+
+
 def _and(first: Phase, second: Phase) -> Phase:
     """Both, one after the other; what is expected per call is the mean."""
     calls = first.calls + second.calls
@@ -233,10 +245,6 @@ def _and(first: Phase, second: Phase) -> Phase:
     def mean(name: str) -> float:
         return (getattr(first, name) * first.calls + getattr(second, name) * second.calls) / calls
 
-    summed = (
-        "weight_bytes expert_bytes kv_bytes flops weights_seconds kv_seconds compute_seconds exposed_compute_seconds "
-        "latency_seconds bandwidth_seconds overhead_seconds"
-    ).split()
     return replace(
         first,
         calls=calls,
@@ -245,7 +253,7 @@ def _and(first: Phase, second: Phase) -> Phase:
         beyond=max(first.beyond, second.beyond),
         experts_read=mean("experts_read"),
         imbalance=mean("imbalance"),
-        **{name: getattr(first, name) + getattr(second, name) for name in summed},
+        **{name: getattr(first, name) + getattr(second, name) for name in SUMMED},
     )
 
 

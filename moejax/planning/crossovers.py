@@ -11,6 +11,8 @@ from moejax.planning.hardware import Hardware
 from moejax.planning.rows import MeshRow, Phase
 from moejax.planning.workload import Workload
 from sharding import MeshConfig
+from sharding.collectives import Collective, wire_elements
+from sharding.collectives.collective import ITEM_SIZES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,17 +80,21 @@ def batch_crossovers(curves: Sequence[ThroughputCurve]) -> list[Crossover]:
     return sorted(found, key=lambda crossover: crossover.batch)
 
 
-def link_crossover(first: Phase, second: Phase, bandwidth: float) -> float | None:
+def link_crossover(first: Phase, second: Phase, mesh: MeshConfig) -> float | None:
     """Bytes per second of a link below which `first` takes less time than `second`, which sends more.
 
-    Both were predicted with links of `bandwidth`, all of one kind. None where `first` sends no less; infinite where it
-    wins on any link.
+    Of links of one kind on `mesh`, as rings: of what was measured, what size does not change stays as it is. None where
+    `first` sends no less; infinite where it wins on any link.
     """
-    sent = [phase.bandwidth_seconds * bandwidth for phase in (first, second)]
+    sent = [sum(_wire_bytes(one, mesh) for one in phase.collectives) for phase in (first, second)]
     besides = [phase.seconds - phase.bandwidth_seconds for phase in (first, second)]
     if sent[0] >= sent[1]:
         return None
     return math.inf if besides[0] <= besides[1] else (sent[1] - sent[0]) / (besides[0] - besides[1])
+
+
+def _wire_bytes(one: Collective, mesh: MeshConfig) -> float:
+    return float(wire_elements(one, mesh.shape)) * ITEM_SIZES[one.dtype]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +123,6 @@ def gather_crossovers(rows: Sequence[MeshRow], hardware: Hardware) -> list[Gathe
             continue
         for phase in ("decode", "prefill"):
             first, second = getattr(gather, phase), getattr(replicated, phase)
-            bandwidth = link_crossover(first, second, hardware.link.bandwidth)
+            bandwidth = link_crossover(first, second, mesh)
             found.append(GatherCrossover(mesh=mesh, workload=workload, phase=phase, bandwidth=bandwidth))
     return found

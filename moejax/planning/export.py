@@ -14,7 +14,7 @@ from moejax.planning.objectives import OBJECTIVES
 from moejax.planning.ranking import best
 from moejax.planning.rows import MeshRow, Phase
 from moejax.planning.serve_command import PLACEHOLDER, serve_command
-from moejax.planning.software import SoftwareName, basis
+from moejax.planning.software import SoftwareName, Times, basis
 from moejax.planning.sweep import SweepAnswer, answer
 from sharding import MeshConfig
 from sharding.collectives import Collective, wire_elements
@@ -28,18 +28,19 @@ def comparison_json(
     *,
     checkpoint: str = PLACEHOLDER,
     software: SoftwareName = "moejax",
+    times: Times = "fitted",
 ) -> dict[str, Any]:
     """Everything that a comparison found: sizes in bytes, times in seconds.
 
     Args:
         fits_with: flags of which each makes a model fit that does not.
         checkpoint: what the commands serve.
-        software: whose kernels the times are of.
+        software: whose kernels the times are of.  times: whether measured tables were looked up.
     """
     by_batch = {batch: [row for row in rows if row.batch_size == batch] for batch in _batches(rows)}
     return {
         "hardware": _hardware_json(hardware),
-        "software": {"name": software, "basis": basis(hardware, software, rows[0].workload.dtype)},
+        "software": {"name": software, "basis": basis(hardware, software, rows[0].workload.dtype, times)},
         "rows": [row_json(row) for row in rows],
         "winners": {str(batch): winners(some) for batch, some in by_batch.items()},
         "targets": asdict(rows[0].targets),

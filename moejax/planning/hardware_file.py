@@ -27,6 +27,7 @@ from sharding.collectives import CollectiveKind
 
 SHIPPED = Path(__file__).parent / "devices"
 _SMALLEST, _LARGEST = 1e-12, 1e24  # no device's figure lies outside: seconds, bytes, bytes and FLOP per second
+LARGEST_TILE, MOST_PRODUCTS, LONGEST, LARGEST_CACHE = 4096, 1000, 3600.0, 10**12  # what no kernel and device passes
 _ROWS = re.compile(r"[0-9]{1,24}")  # int() refuses thousands of digits with a message that names no file
 _KINDS: tuple[CollectiveKind, ...] = get_args(CollectiveKind)
 _TERMS = {"product": ProductTerms, "between": BetweenTerms, "step": StepTerms, "prompt": PromptTerms}
@@ -162,7 +163,9 @@ class _Reader:
             expert_overhead=self._not_negative("expert_overhead", self.raw.get("expert_overhead", 0.0)),
             token_overhead=self._not_negative("token_overhead", self.raw.get("token_overhead", 0.0)),
             speeds=self._speeds(self._table("speeds", self.raw.get("speeds", {}))),
-            cache_bytes=self._whole("cache_bytes", self.raw["cache_bytes"]) if "cache_bytes" in self.raw else 0,
+            cache_bytes=self._at_most(LARGEST_CACHE, "cache_bytes", self.raw["cache_bytes"])
+            if "cache_bytes" in self.raw
+            else 0,
             software=self._software(),
             collectives=self._collectives(),
             sources={key: self._text(f"sources.{key}", text) for key, text in sources.items()},
@@ -196,7 +199,9 @@ class _Reader:
 
     def _software(self) -> dict[str, Software]:
         found = {}
-        for name, value in self._table("software", self.raw.get("software", {})).items():
+        software = self._table("software", self.raw.get("software", {}))
+        self._check_keys("software.", software, (), ("moejax", "vllm", "trtllm", "sglang"))
+        for name, value in software.items():
             key, table = f"software.{name}", self._table(f"software.{name}", value)
             self._check_keys(f"{key}.", table, ("title", "all_reduce", "collectives", "products"), PRODUCT_DTYPES)
             for role in ("all_reduce", "collectives"):
@@ -208,7 +213,7 @@ class _Reader:
                 },
                 all_reduce=table["all_reduce"],
                 collectives=table["collectives"],
-                products=self._whole(f"{key}.products", table["products"]),
+                products=self._at_most(MOST_PRODUCTS, f"{key}.products", table["products"]),
             )
             for dtype in found[name].kernels:
                 if dtype not in self.raw["matrix_rate"]:
@@ -247,6 +252,8 @@ class _Reader:
                 found[one.name] = table[one.name]
             elif one.name == "tiles":
                 curve = self._curve(f"{key}.tiles", table["tiles"])
+                if max(curve) > LARGEST_TILE:
+                    raise self._wrong(f"{key}.tiles", f"shares by tiles of at most {LARGEST_TILE} rows", max(curve))
                 found[one.name] = {
                     rows: self._within(f"{key}.tiles.{rows}", curve[rows], one.metadata) for rows in curve
                 }
@@ -263,8 +270,10 @@ class _Reader:
     def _shapes(self, key: str, value: Any) -> frozenset[tuple[int, int]]:
         """Widths by numbers of experts: { 8 = [7168, 14336] }."""
         found = set()
-        for experts, widths in self._table(key, value).items():
-            if not _ROWS.fullmatch(experts) or not isinstance(widths, list):
+        table = self._table(key, value)
+        self._check_once(key, table)
+        for experts, widths in table.items():
+            if not _ROWS.fullmatch(experts) or not int(experts) or not isinstance(widths, list):
                 raise self._wrong(key, "widths by numbers of experts, as in { 8 = [7168, 14336] }", value)
             found |= {(int(experts), self._whole(f"{key}.{experts}", width)) for width in widths}
         return frozenset(found)
@@ -278,12 +287,33 @@ class _Reader:
             for kind in _KINDS:
                 key = f"collectives.{library}.{kind}"
                 by_devices = self._table(key, kinds.get(kind, {}))
-                if not all(_ROWS.fullmatch(count) for count in by_devices):
-                    raise self._wrong(key, "seconds by bytes, by whole numbers of devices", by_devices)
-                curves = {int(count): self._curve(f"{key}.{count}", curve) for count, curve in by_devices.items()}
+                if not all(_ROWS.fullmatch(count) and int(count) > 1 for count in by_devices):
+                    raise self._wrong(key, "seconds by bytes, by whole numbers of devices from 2", by_devices)
+                self._check_once(key, by_devices)
+                curves = {int(count): self._seconds(f"{key}.{count}", curve) for count, curve in by_devices.items()}
                 if curves:
                     found[library][kind] = curves
         return found
+
+    def _seconds(self, key: str, value: Any) -> Curve:
+        """Seconds by bytes, which do not fall."""
+        curve = self._curve(key, value)
+        ordered = [curve[size] for size in sorted(curve)]
+        if ordered != sorted(ordered) or ordered[-1] > LONGEST:
+            raise self._wrong(key, f"seconds of at most {LONGEST:g} that do not fall with more bytes", value)
+        return curve
+
+    def _at_most(self, most: int, key: str, value: Any) -> int:
+        if (number := self._whole(key, value)) > most:
+            raise self._wrong(key, f"at most {most:,}", value)
+        return number
+
+    def _check_once(self, key: str, table: Mapping[str, Any]) -> None:
+        """Raises ValueError where two keys are one number: 1 and 01 are two keys of TOML."""
+        numbers = [int(name) for name in table if _ROWS.fullmatch(name)]
+        if len(set(numbers)) < len(numbers):
+            twice = next(number for number in numbers if numbers.count(number) > 1)
+            raise ValueError(f"{self.path}: {key} has {twice} twice; keep one of them")
 
     def _link(self, key: str, value: Any) -> Link:
         table = self._table(key, value)
@@ -300,7 +330,7 @@ class _Reader:
         wrong = [f"{', '.join(missing)} is missing"] if missing else []
         wrong += [f"unknown key {', '.join(unknown)}"] if unknown else []
         if wrong:
-            known = ", ".join((*required, *more))
+            known = ", ".join(dict.fromkeys((*required, *more)))
             raise ValueError(f"{self.path}: {'; '.join(wrong)}; the keys there are {known}, as in {SHIPPED}")
 
     def _unknown(self, prefix: str, key: str, known: tuple[str, ...]) -> str:

@@ -17,7 +17,7 @@ Points = Mapping[float, float]  # seconds by what they are measured at
 
 
 class Looked(NamedTuple):
-    """What tables say: seconds, and by how much what was asked for lies beyond the last point, 1 where it does not."""
+    """What tables say: seconds, and how many times outside of what was measured they are asked for; 1 inside."""
 
     seconds: float
     beyond: float = 1.0
@@ -121,14 +121,14 @@ def _attention(
 def _between_both(grid: Mapping[float, Points], first: float, second: float) -> Looked:
     inner = {at: _between(points, second) for at, points in grid.items()}
     outer = _between({at: one.seconds for at, one in inner.items()}, first)
-    return Looked(outer.seconds, outer.beyond * min(one.beyond for one in inner.values()))
+    return Looked(outer.seconds, max(outer.beyond, *(one.beyond for one in inner.values())))
 
 
 def _between(points: Points, at: float) -> Looked:
     """Straight lines between logarithms; below the first point as there, beyond the last in proportion."""
     order = sorted(points)
     if at <= order[0]:
-        return Looked(points[order[0]])
+        return Looked(points[order[0]], order[0] / at)
     if at >= order[-1]:
         return Looked(points[order[-1]] * at / order[-1], at / order[-1])
     above = next(i for i, one in enumerate(order) if one >= at)

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from moejax.planning.objectives import OBJECTIVES
-from moejax.planning.ranking import best, score
+from moejax.planning.ranking import best, busy, score
 from moejax.planning.rows import MeshRow
 
 SAME = 0.001  # relative difference below which two splits count as equally good
@@ -26,6 +26,7 @@ def reason(row: MeshRow, rows: Iterable[MeshRow], objective: str) -> str:
     others = [other for other in rows if other.fits and other.built and other.split != row.split]
     if not others:
         return "is the only split that fits"
+    others = busy(others)
     mine = score(row, objective)
     ties = [other for other in others if abs(score(other, objective) - mine) <= SAME * abs(mine)]
     behind = [other for other in others if other not in ties]

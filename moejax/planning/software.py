@@ -1,5 +1,6 @@
 """Whose kernels and collectives a prediction is of, and what its seconds stand on. Imports no JAX."""
 
+import re
 from difflib import get_close_matches
 from typing import Literal, get_args
 
@@ -11,38 +12,45 @@ SoftwareName = Literal["moejax", "vllm", "trtllm", "sglang", "ideal"]
 SOFTWARE: tuple[SoftwareName, ...] = get_args(SoftwareName)
 Times = Literal["fitted", "measured"]
 TIMES: tuple[Times, ...] = get_args(Times)
-Basis = Literal["fitted", "calibrated", "roofline"]
+Basis = Literal["measured", "fitted", "calibrated", "roofline"]
 
 
-def check_software(hardware: Hardware, name: str, dtype: str) -> SoftwareName:
+def check_software(hardware: Hardware, name: object, dtype: str) -> SoftwareName:
     """`name`, where it can be predicted on this hardware; moejax always can, by a roofline where nothing was measured.
 
     Raises:
         ValueError: for an unknown name, and for software that was not measured on the hardware in the dtype.
     """
-    if name not in SOFTWARE:
-        near = get_close_matches(name, SOFTWARE, n=1)
+    if not isinstance(name, str) or name not in SOFTWARE:
+        near = get_close_matches(str(name), SOFTWARE, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"unknown software {name!r}: it is one of {', '.join(SOFTWARE)}{hint}")
     if name in ("moejax", "ideal") or hardware.kernels(name, dtype) is not None:
         return name  # type: ignore[return-value]
+    here = [one for one in hardware.software if hardware.kernels(one, dtype) is not None]
     measured = [one for one in shipped_hardware() if load_hardware(one).kernels(name, dtype) is not None]
-    where = f"it was on {', '.join(measured)}" if measured else "it was on no device that comes with moejax"
+    where = f"{name} was on {', '.join(measured)}" if measured else f"{name} was on no device that comes with moejax"
+    has = f"{', '.join(here)} was; " if here else ""
     raise ValueError(
-        f"software {name} was not measured on {hardware.name} in {dtype} ({where}); use software=ideal for a roofline"
+        f"software {name} was not measured on {hardware.name} in {dtype} ({has}{where}); software=ideal is a roofline"
     )
 
 
-def basis(hardware: Hardware, software: SoftwareName, dtype: str) -> Basis:
-    """What predicted seconds stand on: terms fitted to measured kernels, `moejax mesh calibrate`, or a datasheet."""
+def basis(hardware: Hardware, software: SoftwareName, dtype: str, times: Times = "fitted") -> Basis:
+    """What seconds stand on: measured tables, terms fitted to them, `moejax mesh calibrate`, or a datasheet."""
+    if times == "measured":
+        return "measured"
     if software != "ideal" and hardware.kernels(software, dtype) is not None:
         return "fitted"
-    calibrated = dtype in hardware.speeds or hardware.layer_overhead or hardware.expert_overhead
+    overheads = hardware.layer_overhead or hardware.expert_overhead or hardware.token_overhead
+    calibrated = dtype in hardware.speeds or overheads
     return "calibrated" if calibrated else "roofline"
 
 
-def basis_said(hardware: Hardware, software: SoftwareName, dtype: str) -> str:
+def basis_said(hardware: Hardware, software: SoftwareName, dtype: str, times: Times = "fitted") -> str:
     """The same in a line."""
+    if times == "measured":
+        return f"times: as {hardware.software[software].title} was measured, where tables has it; the rest is fitted"
     if software == "ideal":
         return "times: a roofline, what the device could do at best (--software ideal)"
     if (found := basis(hardware, software, dtype)) == "calibrated":
@@ -62,16 +70,15 @@ def check_times(name: str) -> Times:
     return name  # type: ignore[return-value]
 
 
-def parse_skew(text: str) -> Balanced | PowerLaw | None:
+def parse_skew(text: object) -> Balanced | PowerLaw | None:
     """The load that "uniform", "balanced" or "power-law:1.01" names; None is tokens that choose experts evenly.
 
     Raises:
         ValueError: for anything else.
     """
-    kind, _, alpha = text.partition(":")
-    if kind == "power-law" and alpha:
+    if found := re.fullmatch(r"power-law:([0-9]{1,9}(?:\.[0-9]{1,9})?)", str(text)):
         try:
-            return PowerLaw(float(alpha))
+            return PowerLaw(float(found[1]))
         except ValueError as error:
             raise ValueError(f"skew {text!r}: {error}") from error
     if text == "balanced":

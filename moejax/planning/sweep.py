@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from moejax.planning.ranking import first
+from moejax.planning.ranking import busy, first
 from moejax.planning.rows import MeshRow
 from moejax.planning.splits import check_devices
 
@@ -47,11 +47,11 @@ class SweepAnswer:
 def answer(rows: Sequence[MeshRow]) -> SweepAnswer:
     """The answer for all of `rows`, whatever their batch sizes and numbers of devices."""
     usable = [row for row in rows if row.fits and row.built]
-    enough = _busy([row for row in usable if row.meets_targets is not False])
+    enough = busy(row for row in usable if row.meets_targets is not False)
     return SweepAnswer(
         fewest=min(enough, key=lambda row: (row.devices, -row.tokens_per_second_per_device), default=None),
         most=max(enough, key=lambda row: (row.tokens_per_second_per_device, -row.devices), default=None),
-        nearest=None if enough else min(_busy(usable), key=lambda row: row.times_target, default=None),
+        nearest=None if enough else min(busy(usable), key=lambda row: row.times_target, default=None),
     )
 
 
@@ -60,21 +60,16 @@ def first_of_each_count(rows: Sequence[MeshRow], objective: str) -> list[MeshRow
 
     A split that leaves copies of the model idle is none: fewer devices would do the same.
     """
-    busy = [row for row in rows if not row.idle_copies]
-    found = (first([row for row in busy if row.devices == count], objective) for count in _counts(busy))
+    used = [row for row in rows if not row.idle_copies]
+    found = (first([row for row in used if row.devices == count], objective) for count in _counts(used))
     return [row for row in found if row is not None]
 
 
 def counts_without(rows: Sequence[MeshRow]) -> tuple[list[int], list[int]]:
     """Numbers of devices on which nothing fits, and those on which whatever fits leaves copies of the model idle."""
     usable = [row for row in rows if row.fits and row.built]
-    fitting, busy = _counts(usable), _counts([row for row in usable if not row.idle_copies])
-    return [count for count in _counts(rows) if count not in fitting], [one for one in fitting if one not in busy]
-
-
-def _busy(rows: list[MeshRow]) -> list[MeshRow]:
-    """Those that leave no copy of the model idle, or all of them where every one does."""
-    return [row for row in rows if not row.idle_copies] or rows
+    fitting, used = _counts(usable), _counts([row for row in usable if not row.idle_copies])
+    return [count for count in _counts(rows) if count not in fitting], [one for one in fitting if one not in used]
 
 
 def _counts(rows: Sequence[MeshRow]) -> list[int]:

@@ -171,17 +171,17 @@ def test_a_byte_order_mark_is_read_over(tmp_path: Path) -> None:
 
 
 MEASURED = """cache_bytes = 100
-[software.other]
+[software.vllm]
 title = "Other 1.0"
 all_reduce = "own"
 collectives = "nccl"
 products = 2
-[software.other.float32]
+[software.vllm.float32]
 product = { fixed = 1e-6, bandwidth = 0.5, rate = 0.5, overlap = 2 }
 between = { fixed = 2e-6, copies = 4 }
 step = { fixed = 3e-6, bandwidth = 0.5, queries = 1 }
 prompt = { fixed = 4e-6, rate = 0.5, copies = 1 }
-[software.other.float32.experts]
+[software.vllm.float32.experts]
 fixed = 5e-6
 bandwidth = 0.5
 overlap = 2
@@ -206,9 +206,9 @@ def measured(tmp_path: Path, text: str = MEASURED) -> Path:
 
 def test_measured_terms_are_read_and_found(tmp_path: Path) -> None:
     hardware = load_hardware(measured(tmp_path))
-    kernels = hardware.kernels("other", "float32")
+    kernels = hardware.kernels("vllm", "float32")
     assert kernels and kernels.product.bandwidth == 0.5 and kernels.experts.tiles == {16: 0.5}
-    assert hardware.kernels("other", "bfloat16") is None and hardware.kernels("vllm", "float32") is None
+    assert hardware.kernels("vllm", "bfloat16") is None and hardware.kernels("trtllm", "float32") is None
     assert hardware.device("float32") == (10, 5.0, 100)
 
 
@@ -233,16 +233,25 @@ def test_collectives_lie_on_their_curves(tmp_path: Path) -> None:
         ("elsewhere = 0\n", "elsewhere = 0\nby_tokens = 1\n", ("by_tokens", "true or false")),
         ('all_reduce = "own"', 'all_reduce = "mine"', ("all_reduce", "own, nccl", "mine")),
         ("products = 2\n", "products = 0\n", ("products", "at least 1")),
-        ("products = 2\n", "", ("software.other.products", "missing")),
-        ("software.other.float32", "software.other.bfloat16", ("software.other.bfloat16", "matrix_rate.bfloat16")),
-        ("software.other.float32", "software.other.int3", ("int3",)),
+        ("products = 2\n", "", ("software.vllm.products", "missing")),
+        ("software.vllm.float32", "software.vllm.bfloat16", ("software.vllm.bfloat16", "matrix_rate.bfloat16")),
+        ("software.vllm.float32", "software.vllm.int3", ("int3",)),
         ("all-reduce.2", "reduce.2", ("collectives.own.reduce",)),
         ("all-reduce.2", "all-reduce.two", ("all-reduce", "devices")),
         ("{ 8 = 1e-6, 80 = 2e-6 }", "{ 8 = -1 }", ("all-reduce.2.8", "above 0")),
         ("cache_bytes = 100", "cache_bytes = -1", ("cache_bytes", "whole number")),
+        ("cache_bytes = 100", "cache_bytes = 1_000_000_000_001", ("cache_bytes", "at most 1,000,000,000,000")),
+        ("products = 2\n", "products = 1001\n", ("products", "at most 1,000")),
+        ("{ 16 = 0.5 }", "{ 16 = 0.5, 5000 = 0.5 }", ("experts.tiles", "4096", "5000")),
+        ("{ 8 = 1e-6, 80 = 2e-6 }", "{ 8 = 2e-6, 80 = 1e-6 }", ("all-reduce.2", "do not fall")),
+        ("{ 8 = 1e-6, 80 = 2e-6 }", "{ 8 = 3601 }", ("all-reduce.2", "3600")),
+        ("all-reduce.8", "all-reduce.02", ("all-reduce", "2 twice")),
+        ("all-reduce.8", "all-reduce.1", ("all-reduce", "devices from 2")),
+        ("software.vllm", "software.vlm", ("software.vlm", "'vllm'")),
+        ("software.vllm", "software.ideal", ("software.ideal", "trtllm")),
         (
-            "[software.other.float32.experts]",
-            "tuned = { 8 = [4] }\n[software.other.float32.experts]",
+            "[software.vllm.float32.experts]",
+            "tuned = { 8 = [4] }\n[software.vllm.float32.experts]",
             ("untuned", "tuned", "both"),
         ),
     ],
