@@ -70,6 +70,8 @@ def fit_kernels(hardware: Hardware, engine: str, dtype: str, shapes: dict[str, A
         experts=experts,
         untuned=untuned,
         tuned=tuned if untuned else frozenset(),
+        inputs=_range(layers.shape.inputs),
+        widths=_range(layers.shape.width),
     )
     shape = np.logical_and.reduce([layers.table[key] == value for key, value in fit_terms.HELD_OUT_SHAPE.items()])
     load = layers.held_out & ~shape
@@ -104,6 +106,10 @@ def predict_experts(
 def measured_layers(tables: SiliconTables, dtype: str, kernel: str) -> Frame:
     """Layers of one kernel on at most 8 devices; of equal ones the fastest."""
     return _fitting(silicon.gated(tables.read("moe"), dtype), kernel)
+
+
+def _range(sizes: np.ndarray) -> tuple[float, float]:
+    return float(sizes.min()), float(sizes.max())
 
 
 def _fitting(moe: Frame, kernel: str) -> Frame:
@@ -192,6 +198,8 @@ def own_kernels(vllm: SoftwareKernels, seconds: float) -> SoftwareKernels:
         step=replace(vllm.step, fixed=0.0),
         prompt=replace(vllm.prompt, fixed=0.0),
         experts=replace(vllm.experts, fixed=0.0),
+        inputs=vllm.inputs,
+        widths=vllm.widths,
     )
 
 

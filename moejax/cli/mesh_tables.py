@@ -190,10 +190,11 @@ def _words(rows: Sequence[MeshRow], objective: str) -> list[tuple[str, Text]]:
     targets = rows[0].targets
     by = ", those first that miss no target; the others by how far they are from the one that they miss most"
     said = "what is as measured, of the step and, where it differs, of the prefill; the rest is fitted"
-    if (beyond := max(phase.beyond for row in rows for phase in (row.decode, row.prefill) if phase)) > 1:
-        said += f"; up to {beyond:.3g} times outside of what was measured, in proportion"
+    beyond = max(phase.beyond for row in rows for phase in (row.decode, row.prefill) if phase)
+    outside = f"sizes up to {beyond:.3g} times outside of what was measured: a guess" if beyond > 1 else ""
     words = [
         *([("tables", Text(said))] if from_tables(rows) else []),
+        *([("times", Text(outside))] if outside else []),
         ("*", Text(f"what the rows are ranked by{by if targets else ''}")),
         ("d e t", Text("devices along data, expert and tensor")),
         ("read", Text("distinct experts that the busiest device reads, per layer; 1/t of each along tensor")),

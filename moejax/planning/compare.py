@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from pathlib import Path
 
 from moejax.families.config import ModelConfig
@@ -23,7 +24,7 @@ from moejax.planning.splits import EVERY_DISPATCH, splits
 from moejax.planning.sweep import device_counts
 from moejax.planning.targets import Targets
 from moejax.planning.units import BYTES, amount
-from moejax.planning.workload import Workload, default_lengths
+from moejax.planning.workload import Workload, default_lengths, whole
 from moejax.runtime.buckets import MAX_SERVED_SEQUENCES
 from moejax.weights.dtypes import resolve_dtype
 
@@ -126,10 +127,10 @@ def _workloads(
     config: ModelConfig, batch_size: int | Sequence[int], input_len: int | None, context: int | None, dtype: str
 ) -> list[Workload]:
     """One for each batch size."""
-    sizes = [batch_size] if isinstance(batch_size, int) else list(batch_size)
+    sizes = [whole(one) for one in (batch_size if isinstance(batch_size, Sequence) else [batch_size])]
     if not sizes:
         raise ValueError("batch_size names no batch size; give one, or several as in 1,8,32")
-    prompt, cached = default_lengths(config, input_len, context)
+    prompt, cached = default_lengths(config, whole(input_len), whole(context))
     workloads = [Workload(batch_size=size, input_len=prompt, context=cached, dtype=dtype) for size in sizes]
     workloads[0].check(config)
     return workloads
@@ -149,7 +150,7 @@ def make_plan(
         ValueError: for an unknown model, hardware, software or skew, the load of another model, or a fraction out of
             range.
     """
-    if not isinstance(usable_fraction, (int, float)) or not 0 < usable_fraction <= 1:
+    if not isinstance(usable_fraction, Real) or isinstance(usable_fraction, bool) or not 0 < usable_fraction <= 1:
         raise ValueError(f"usable_fraction must be above 0 and at most 1, got {usable_fraction!r}")
     config = model if isinstance(model, ModelConfig) else model_config(model)
     kind = hardware if isinstance(hardware, Hardware) else load_hardware(hardware)

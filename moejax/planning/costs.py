@@ -122,7 +122,10 @@ def predict_call(setting: Setting, call: ProgramCall, dtype: str) -> Phase:
         bandwidth_seconds=bandwidth,
         overhead_seconds=sum(part.fixed for part in spent.values()),
         measured=tuple(measured),
-        beyond=max((found.beyond for found in measured.values()), default=1.0),
+        beyond=max(
+            [found.beyond for found in measured.values()]
+            + ([kernels.beyond(expert_shape(setting))] if kernels and "experts" not in measured else [1.0])
+        ),
     )
 
 
@@ -204,10 +207,9 @@ def _from_tables(setting: Setting, times: MeasuredTimes, call: ProgramCall) -> d
         attend = (
             times.prompt(**shape, sequences=sequences, length=call.tokens) if call.positions == call.width else None
         )
-    elements = device_weights(config, rules).elements["experts"] / max(1, len(config.moe_layers))
     experts = times.expert_layer(
         inputs=config.embed_dim,
-        width=Shape.of(experts=1, inputs=config.embed_dim, elements=elements).width * rules.parts("mlp"),
+        width=expert_shape(setting).width * rules.parts("mlp"),
         chosen=config.experts_per_token,
         experts=config.num_experts,
         tensor=rules.parts("mlp"),
@@ -221,12 +223,18 @@ def _from_tables(setting: Setting, times: MeasuredTimes, call: ProgramCall) -> d
     return {name: Looked(count * one.seconds, one.beyond) for name, one, count in layers if one is not None}
 
 
+def expert_shape(setting: Setting) -> Shape:
+    """A layer's experts on one device."""
+    config, parts = setting.config, setting.rules.parts("experts")
+    elements = device_weights(config, setting.rules).elements["experts"] / max(1, len(config.moe_layers))
+    return Shape.of(experts=num_places(config.num_experts, parts) // parts, inputs=config.embed_dim, elements=elements)
+
+
 def expert_layer(setting: Setting, call: ProgramCall, dtype: str, kernels: SoftwareKernels) -> Spent:
     """One MoE layer without its collectives, on the busiest device."""
     config, rules = setting.config, setting.rules
     parts, tokens = rules.parts("experts"), call.group_tokens(rules)
-    elements = device_weights(config, rules).elements["experts"] / max(1, len(config.moe_layers))
-    shape = Shape.of(experts=num_places(config.num_experts, parts) // parts, inputs=config.embed_dim, elements=elements)
+    shape = expert_shape(setting)
     terms = kernels.experts_for(shape)
     load = DeviceLoad.of(tokens, config.experts_per_token, setting.routing.busiest(parts, tokens), terms.tiles)
     return terms.spent(setting.hardware.device(dtype), shape, load, ITEM_SIZES[dtype])

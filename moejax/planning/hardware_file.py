@@ -30,6 +30,7 @@ _SMALLEST, _LARGEST = 1e-12, 1e24  # no device's figure lies outside: seconds, b
 LARGEST_TILE, MOST_PRODUCTS, LONGEST, LARGEST_CACHE = 4096, 1000, 3600.0, 10**12  # what no kernel and device passes
 _ROWS = re.compile(r"[0-9]{1,24}")  # int() refuses thousands of digits with a message that names no file
 _KINDS: tuple[CollectiveKind, ...] = get_args(CollectiveKind)
+_RANGES = ("inputs", "widths")
 _TERMS = {"product": ProductTerms, "between": BetweenTerms, "step": StepTerms, "prompt": PromptTerms}
 
 
@@ -102,6 +103,7 @@ def _kernel_lines(kernels: SoftwareKernels) -> list[str]:
     for name in (*_TERMS, "experts", "untuned"):
         if (terms := getattr(kernels, name)) is not None:
             lines.append(f"{name} = {_inline({one.name: getattr(terms, one.name) for one in fields(terms)})}")
+    lines += [f"{name} = {list(limits)!r}" for name in _RANGES if (limits := getattr(kernels, name)) != (0.0, math.inf)]
     if kernels.tuned:
         experts = sorted({count for count, _ in kernels.tuned})
         lines.append(f"tuned = {_inline({n: sorted(w for count, w in kernels.tuned if count == n) for n in experts})}")
@@ -229,7 +231,7 @@ class _Reader:
 
     def _kernels(self, key: str, value: Any) -> SoftwareKernels:
         table = self._table(key, value)
-        self._check_keys(f"{key}.", table, (*_TERMS, "experts"), ("untuned", "tuned"))
+        self._check_keys(f"{key}.", table, (*_TERMS, "experts"), ("untuned", "tuned", *_RANGES))
         if ("untuned" in table) != ("tuned" in table):
             raise ValueError(f"{self.path}: {key} has one of untuned and tuned; it needs both or neither")
         terms = {name: self._terms(f"{key}.{name}", table[name], kind) for name, kind in _TERMS.items()}
@@ -238,6 +240,7 @@ class _Reader:
             experts=self._terms(f"{key}.experts", table["experts"], ExpertTerms),
             untuned=self._terms(f"{key}.untuned", table["untuned"], ExpertTerms) if "untuned" in table else None,
             tuned=self._shapes(f"{key}.tuned", table.get("tuned", {})),
+            **{name: self._range(f"{key}.{name}", table[name]) for name in _RANGES if name in table},
         )
 
     def _terms(self, key: str, value: Any, kind: type) -> Any:
@@ -266,6 +269,14 @@ class _Reader:
         if not bounds["low"] <= number <= bounds["high"]:
             raise self._wrong(key, f"between {bounds['low']:g} and {bounds['high']:g}", number)
         return number
+
+    def _range(self, key: str, value: Any) -> tuple[float, float]:
+        if not isinstance(value, list) or len(value) != 2:
+            raise self._wrong(key, "the least and the most, as in [2048, 8192]", value)
+        least, most = (self._positive(key, one) for one in value)
+        if most < least:
+            raise self._wrong(key, "the least and the most, in this order", value)
+        return least, most
 
     def _shapes(self, key: str, value: Any) -> frozenset[tuple[int, int]]:
         """Widths by numbers of experts: { 8 = [7168, 14336] }."""

@@ -230,7 +230,8 @@ class SoftwareKernels:
     """What one piece of software runs in one dtype.
 
     experts: of shapes that its authors tuned, or of all.  untuned: of the others, None where there is no difference.
-    tuned: (experts, width) on a device.  products: dense ones of a layer, router included.
+    tuned: (experts, width) on a device.
+    inputs, widths: the least and the most of the layers that the terms were fitted to.
     """
 
     product: ProductTerms
@@ -240,6 +241,13 @@ class SoftwareKernels:
     experts: ExpertTerms
     untuned: ExpertTerms | None = None
     tuned: frozenset[tuple[int, int]] = frozenset()
+    inputs: tuple[float, float] = (0.0, math.inf)
+    widths: tuple[float, float] = (0.0, math.inf)
+
+    def beyond(self, shape: Shape) -> float:
+        """How many times outside of the layers that were fitted to a shape lies; 1 inside."""
+        ranges = ((*self.inputs, shape.inputs), (*self.widths, shape.width))
+        return max(1.0, *(max(size / most, least / size) for least, most, size in ranges))
 
     def experts_for(self, shape: Shape) -> ExpertTerms:
         """The terms of experts of this shape."""

@@ -43,6 +43,8 @@ def expert_shares(given: ExpertLoad | str | Path, config: ModelConfig) -> tuple[
     Raises:
         ValueError: for a file that cannot be used, or the load of another model.
     """
+    if not isinstance(given, ExpertLoad | str | Path):
+        raise ValueError(f"expert_load must be a recorded load or the path of one, got {given!r:.80}")
     load = given if isinstance(given, ExpertLoad) else read_expert_load(given)
     recorded = (load.num_layers, load.num_experts, load.experts_per_token)
     wanted = (config.num_layers, config.num_experts, config.experts_per_token)

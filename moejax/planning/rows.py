@@ -39,8 +39,8 @@ class Phase:
     seconds: in all, from weights_seconds and kv_seconds for reading; compute_seconds for all matrix products, of which
     exposed_compute_seconds is what outlasts the reads it can overlap with; latency_seconds and bandwidth_seconds of the
     collectives; overhead_seconds as the hardware file has it.
-    measured: parts (experts, cache) whose seconds are those of measured tables, beyond: up to how many times what was
-    measured there was asked for; 1 where nothing was extrapolated.
+    measured: parts (experts, cache) whose seconds are those of measured tables, beyond: up to how many times
+    outside of what was measured, or of the layers that terms were fitted to, something lies; 1 where nothing does.
     calls: of the compiled program; the counts and seconds above are of all of them.
     """
 

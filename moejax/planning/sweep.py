@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from moejax.planning.ranking import busy, first
 from moejax.planning.rows import MeshRow
 from moejax.planning.splits import check_devices
+from moejax.planning.workload import whole
 
 MOST_COUNTS = 256  # numbers of devices in one comparison
 
@@ -16,7 +17,7 @@ def device_counts(devices: int | Sequence[int]) -> list[int]:
     Raises:
         ValueError: for none, too many of them, or one that is no number of devices.
     """
-    counts = list(devices) if isinstance(devices, Sequence) else [devices]
+    counts = [whole(one) for one in devices] if isinstance(devices, Sequence) else [whole(devices)]
     if not counts:
         raise ValueError("devices names no number; give one, or several as in 1,2,4,8")
     for count in counts:

@@ -1,10 +1,12 @@
 """How fast an answer has to be: the most seconds to the first token, and of each token after it. Imports no JAX."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from numbers import Real
 
 from moejax.planning.units import SECONDS, amount
+
+SHORTEST, LONGEST = 1e-9, 1e9  # seconds that somebody may ask for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +17,7 @@ class Targets:
     sequence.
 
     Raises:
-        ValueError: for anything but finite seconds above 0.
+        ValueError: for anything but seconds between SHORTEST and LONGEST.
     """
 
     ttft: float | None = None
@@ -23,9 +25,11 @@ class Targets:
 
     def __post_init__(self) -> None:
         for name, limit in self.asked.items():
-            number = isinstance(limit, (int, float)) and not isinstance(limit, bool)
-            if not number or not 0 < limit < math.inf:
-                raise ValueError(f"{name} must be seconds above 0, as in 0.02 for 20 ms, got {limit!r:.80}")
+            number = isinstance(limit, Real) and not isinstance(limit, bool)
+            if not number or not SHORTEST <= limit <= LONGEST:
+                wanted = f"seconds above 0, {SHORTEST:g} to {LONGEST:g}"
+                raise ValueError(f"{name} must be {wanted}, as in 0.02 for 20 ms, got {limit!r:.80}")
+            object.__setattr__(self, name, float(limit))
 
     def __bool__(self) -> bool:
         return bool(self.asked)

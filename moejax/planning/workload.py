@@ -1,6 +1,8 @@
 """What is asked of a model: how many requests at a time, how long. Imports no JAX."""
 
 from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
 
 from moejax.families.config import ModelConfig
 
@@ -25,7 +27,7 @@ class Workload:
     dtype: str = "bfloat16"
 
     def __post_init__(self) -> None:
-        for name, smallest in (("batch_size", 1), ("input_len", 1), ("context", 0)):
+        for name, smallest in (("batch_size", 1), ("context", 0), ("input_len", 1)):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < smallest:
                 raise ValueError(f"{name} must be a whole number of at least {smallest}, got {value!r}")
@@ -43,6 +45,11 @@ class Workload:
                 f"{'context' if self.context >= self.input_len else 'input_len'}={longest} is more than the model's "
                 f"{config.max_position_embeddings} positions; use a smaller one"
             )
+
+
+def whole(value: Any) -> Any:
+    """The same as Python's own whole number where it is one of another library; anything else as it is."""
+    return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else value
 
 
 def default_lengths(config: ModelConfig, input_len: int | None, context: int | None) -> tuple[int, int]:

@@ -152,3 +152,51 @@ def test_a_skewed_load_makes_expert_slower_and_leaves_one_device_nearly_as_it_is
     assert skewed["expert=8 replicated"].load_imbalance > 2
     with refuses(ValueError, "skew=balanced", "expert load"):
         compare_meshes("demo", 1, "h200", skew="balanced", expert_load="demo")
+
+
+# --- what people pass ---
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    given = {"batch_size": np.int64(4), "context": np.int64(300), "input_len": np.int32(20), "ttft": np.float32(0.5)}
+    found = compare_meshes("demo", np.int64(2), "h200", **given, usable_fraction=np.float32(0.5))  # type: ignore[arg-type]
+    plain = compare_meshes("demo", 2, "h200", batch_size=4, context=300, input_len=20, ttft=0.5, usable_fraction=0.5)
+    assert [row.decode for row in found] == [row.decode for row in plain]
+
+
+@pytest.mark.parametrize(
+    ("options", "facts"),
+    [
+        ({"software": None}, ("None", "vllm")),
+        ({"software": 3}, ("3", "ideal")),
+        ({"skew": None}, ("skew", "uniform", "None")),
+        ({"skew": "power-law:1_0"}, ("skew", "'power-law:1_0'")),
+        ({"batch_size": None}, ("batch_size", "None")),
+        ({"batch_size": 4.0}, ("batch_size", "4.0")),
+        ({"batch_size": "4"}, ("batch_size", "'4'")),
+        ({"expert_load": 3}, ("expert_load", "3")),
+        ({"context": 2.5}, ("context", "2.5")),
+        ({"ttft": 10**400}, ("ttft", "seconds")),
+        ({"tpot": 5e-324}, ("tpot", "seconds")),
+        ({"usable_fraction": True}, ("usable_fraction", "True")),
+    ],
+    ids=str,
+)
+def test_what_is_no_number_is_named(options: dict[str, object], facts: tuple[str, ...]) -> None:
+    with refuses(ValueError, *facts):
+        compare_meshes("demo", 2, "h200", **{"batch_size": 1} | options)  # type: ignore[arg-type]
+
+
+def test_a_prefill_of_many_calls_is_the_sum_of_them() -> None:
+    one, many = (compare_meshes("demo", 1, "h200", batch_size=size, input_len=64)[0].prefill for size in (128, 1024))
+    assert one and many and (one.calls, many.calls) == (1, 8)
+    assert many.seconds == pytest.approx(8 * one.seconds) and many.flops == pytest.approx(8 * one.flops)
+    assert many.experts_read == pytest.approx(one.experts_read)
+
+
+def test_layers_outside_of_what_was_fitted_are_told() -> None:
+    for model, least, most in (("demo", 10, 100), ("mixtral-8x7b", 1, 1)):
+        (row,) = compare_meshes(model, 1, "h200", batch_size=1, software="vllm")
+        assert row.decode and least <= row.decode.beyond <= most
+    (ideal,) = compare_meshes("demo", 1, "h200", batch_size=1, software="ideal")
+    assert ideal.decode and ideal.decode.beyond == 1
