@@ -192,15 +192,13 @@ def _words(rows: Sequence[MeshRow], objective: str) -> list[tuple[str, Text]]:
     said = "what is as measured, of the step and, where it differs, of the prefill; the rest is fitted"
     beyond = max(phase.beyond for row in rows for phase in (row.decode, row.prefill) if phase)
     outside = f"sizes up to {beyond:.3g} times outside of what was measured: a guess" if beyond > 1 else ""
-    last = "; those that leave copies of the model idle come last"
+    last = "; those that leave copies of the model idle come last" if any(row.idle_copies for row in rows) else ""
     words = [
         *([("tables", Text(said))] if from_tables(rows) else []),
         *([("times", Text(outside))] if outside else []),
         (
             "*",
-            Text(
-                f"what the rows are ranked by{by if targets else ''}{last if any(row.idle_copies for row in rows) else ''}"
-            ),
+            Text(f"what the rows are ranked by{by if targets else ''}{last}"),
         ),
         ("d e t", Text("devices along data, expert and tensor")),
         ("read", Text("distinct experts that the busiest device reads, per layer; 1/t of each along tensor")),
