@@ -104,6 +104,16 @@ def asked(phase: str) -> list[Estimate]:
     return [one for one in estimates() if one.phase == phase and one.hardware in ASKED]
 
 
+def elsewhere() -> list[Estimate]:
+    """Those that no bar is for."""
+    return [one for one in estimates() if one.hardware not in ASKED]
+
+
+def most_off(software: str) -> float:
+    """The largest error of one piece of software over gpt-fast's generations."""
+    return max(abs(predicted / rate - 1) for *_, rate, predicted in generation_errors()[software])
+
+
 def within_bar(found: Iterable[Estimate], times: str) -> int:
     """How many are within the bar."""
     return sum(abs(one.error(times)) <= STEP_BAR for one in found)

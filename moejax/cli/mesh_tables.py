@@ -90,7 +90,11 @@ def compare_tables(
         yield Padding(Text("of these batch sizes", style="bold"), (1, 0, 0, 0))
         yield said(count_lines(rows, checkpoint, width))
     yield from (Padding(table, (1, 0, 0, 0)) for table in impossible(rows))
-    yield Padding(definitions(_words(usable, objective)), (1, 0, 0, 0))
+    words = _words(usable, objective)
+    if software in hardware.software and software != "moejax":
+        title = hardware.software[software].title
+        words.append(("splits", Text(f"moejax's, by kernels of {title}; which of them it runs itself is not checked")))
+    yield Padding(definitions(words), (1, 0, 0, 0))
     yield from crossover_table(rows, hardware)
 
 

@@ -50,7 +50,8 @@ def load_hardware(name: str | Path) -> Hardware:
         return _read(SHIPPED / f"{name}.toml")
     if str(name).endswith(".toml"):
         return _read(Path(name))
-    near = [one for one in known if str(name) and one.startswith(str(name))] or get_close_matches(str(name), known, n=1)
+    asked = str(name).lower().replace(" ", "-").removeprefix("nvidia-")
+    near = [one for one in known if asked and one.startswith(asked)] or get_close_matches(asked, known, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ValueError(
         f"unknown hardware {str(name)!r}: the known names are {', '.join(known)}, or the path of a .toml file{hint}"

@@ -46,7 +46,7 @@ class MeasuredTimes:
         if software not in hardware.software or software == "moejax":
             raise ValueError(f"times=measured: {software} was not measured; use software=vllm, trtllm or sglang")
         if dtype not in DTYPES:
-            raise ValueError(f"times=measured: nothing was measured in {dtype}; use {' or '.join(DTYPES)}")
+            raise ValueError(f"times=measured: nothing was measured in {dtype}; use dtype=bfloat16")
         found = cls(SiliconTables(system=SYSTEMS[hardware.name], engine=software), DTYPES[dtype], _distribution(load))
         known = _loads(found.tables, found.dtype)
         if found.distribution not in known:

@@ -22,7 +22,7 @@ def check_software(hardware: Hardware, name: object, dtype: str) -> SoftwareName
         ValueError: for an unknown name, and for software that was not measured on the hardware in the dtype.
     """
     if not isinstance(name, str) or name not in SOFTWARE:
-        near = get_close_matches(str(name), SOFTWARE, n=1)
+        near = get_close_matches(str(name).lower().replace("tensorrt-llm", "trtllm"), SOFTWARE, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"unknown software {name!r}: it is one of {', '.join(SOFTWARE)}{hint}")
     if name in ("moejax", "ideal") or hardware.kernels(name, dtype) is not None:
