@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 
 import httpx
 import pytest
@@ -31,10 +32,17 @@ def test_health_is_503_while_what_runs_comes_to_its_end(model: "moejax.Model") -
 
     said: list[str] = []
     with running(model, shutdown_seconds=WAIT_SECONDS, say=said.append, **SIZES) as live:
-        thread = threading.Thread(target=read, args=(live,))
-        thread.start()
-        wait_for(lambda: any("text" in line for line in received))
-        with live.engine.paused():
+        with ExitStack() as held:
+            while True:  # until a request is held before its end, which it may reach at once
+                received.clear()
+                thread = threading.Thread(target=read, args=(live,))
+                thread.start()
+                wait_for(lambda: any("text" in line for line in received))
+                held.enter_context(live.engine.paused())
+                if live.engine.metrics.now_running():
+                    break
+                held.close()
+                thread.join(WAIT_SECONDS)
             assert httpx.get(f"{live.url}/health").status_code == 200
             live.server.should_exit = True
             wait_for(lambda: httpx.get(f"{live.url}/health").status_code == 503)
