@@ -171,7 +171,7 @@ In short:
   {decode.error("fitted"):+.0%} decoding ({named(decode)}) and {prefill.error("fitted"):+.0%} in a prefill
   ({named(prefill)}). `--times measured` (`pip install 'moejax[silicon]'`) takes the tables themselves where they have
   the shape: {measured} of {len(asked("decode"))} decode steps are within {STEP_BAR:.0%} then.
-- On a CPU, `moejax mesh calibrate` measures the device itself, and predictions stay within 10% of what then runs:
+- On a CPU, `moejax mesh calibrate` measures the device itself; how near that comes:
   [performance-model.md](performance-model.md), [mesh-checks.md](mesh-checks.md).
 """
 
