@@ -37,6 +37,10 @@ class ProgramCall:
         """Sequences that one device has between layers."""
         return self.sequences // rules.parts("batch")
 
+    def own_tokens(self, rules: Rules) -> int:
+        """Tokens that one device has between layers, padding included."""
+        return self.own_sequences(rules) * self.width
+
     def group_tokens(self, rules: Rules) -> int:
         """Tokens that are real, of the fullest of the groups of devices that together hold all experts."""
         return min(self.requests, self.sequences // rules.parts("groups")) * self.tokens

@@ -134,7 +134,7 @@ def _work(setting: Setting, call: ProgramCall, dtype: str, read: float, rows: fl
     config, rules = setting.config, setting.rules
     d, cost, share = config.embed_dim, coefficients.COST, device_weights(config, rules)
     own_sequences, item = call.own_sequences(rules), ITEM_SIZES[dtype]
-    own = own_sequences * call.width
+    own = call.own_tokens(rules)
     routed = own if setting.dispatch == "all_to_all" else call.sequences // rules.parts("groups") * call.width
     held, product = share.elements, cost.flops_per_product
     query_heads, key_heads = config.num_heads // rules.parts("q_heads"), config.num_kv_heads // rules.parts("kv_heads")
@@ -164,7 +164,7 @@ def _calibrated(
         reading = part.bytes / hardware.bandwidth
         computing = part.flops / hardware.speed(dtype, part.operation, part.rows)
         spent[name] = Spent(reading=reading, computing=computing, beyond=max(0.0, computing - reading))
-    tokens = call.own_sequences(setting.rules) * call.width
+    tokens = call.own_tokens(setting.rules)
     layer = hardware.layer_overhead + read * hardware.expert_overhead + tokens * hardware.token_overhead
     spent["experts"] = spent["experts"]._replace(fixed=setting.config.num_layers * layer)
     return spent
@@ -176,7 +176,7 @@ def _measured(
     """Each part by the kernels of a piece of software, as they were measured on this hardware."""
     config, rules, layers = setting.config, setting.rules, setting.config.num_layers
     device, item = setting.hardware.device(dtype), ITEM_SIZES[dtype]
-    own = call.own_sequences(rules) * call.width
+    own = call.own_tokens(rules)
     products = layers * setting.hardware.software[setting.software].products
     attention, cache, head = work["attention"], work["cache"], work["head"]
     query_bytes = own * config.num_heads // rules.parts("q_heads") * config.head_dim * item

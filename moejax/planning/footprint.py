@@ -56,7 +56,7 @@ def activation_bytes(config: ModelConfig, rules: Rules, call: ProgramCall, dtype
     row per expert chosen, in the activations' dtype and twice in float32 (each expert's results, and their sum).
     """
     item, cost = ITEM_SIZES[dtype], coefficients.COST
-    own, group = call.own_sequences(rules) * call.width, call.sequences // rules.parts("groups") * call.width
+    own, group = call.own_tokens(rules), call.sequences // rules.parts("groups") * call.width
     heads = cost.query_copies * config.num_heads // rules.parts("q_heads")
     heads += cost.key_copies * config.num_kv_heads // rules.parts("kv_heads")
     attention = own * (cost.residuals * config.embed_dim * item + heads * config.head_dim * cost.float32_bytes)

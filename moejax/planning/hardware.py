@@ -1,12 +1,10 @@
 """What a device can do: figures of a TOML file, each with its source (`hardware_file`). Imports no JAX."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Literal, get_args
 
-from moejax.planning.kernels import DeviceRates, Software, SoftwareKernels, curve_seconds
+from moejax.planning.kernels import DeviceRates, Software, SoftwareKernels, curve_seconds, on_curve
 from sharding.collectives import CollectiveKind
 
 DTYPES = ("bfloat16", "float16", "float32")  # that a model can be computed in
@@ -74,13 +72,7 @@ class Hardware:
         """FLOP per second of an operation: as measured, straight lines between logarithms, else the matrix rate."""
         if dtype not in self.speeds:
             return self.matrix_rate[dtype]
-        points = sorted(self.speeds[dtype][operation].items())
-        if rows <= points[0][0]:
-            return points[0][1]
-        for (fewer, slow), (more, fast) in pairwise(points):
-            if rows <= more:
-                return slow * (fast / slow) ** (math.log(rows / fewer) / math.log(more / fewer))
-        return points[-1][1]
+        return on_curve(self.speeds[dtype][operation], rows)
 
     def kernels(self, software: str, dtype: str) -> SoftwareKernels | None:
         """What `software` runs in `dtype` (float16 as bfloat16), None where it was not measured on this device."""

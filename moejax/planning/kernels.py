@@ -7,6 +7,7 @@ has the formulas with what they explain and what they miss. Imports no JAX.
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -279,15 +280,16 @@ def overlapped(first: Number, second: Number, exponent: float) -> Number:
     return longer * (1 + (shorter / np.maximum(longer, 1e-30)) ** exponent) ** (1 / exponent)
 
 
+def on_curve(points: Mapping[int, float], at: float) -> float:
+    """The value at `at`: straight lines between logarithms, outside of the points that of the nearest one."""
+    order = sorted(points)
+    within = min(max(at, order[0]), order[-1])
+    for low, high in pairwise(order):
+        if within <= high:
+            return points[low] * (points[high] / points[low]) ** (math.log(within / low) / math.log(high / low))
+    return points[order[-1]]
+
+
 def curve_seconds(curve: Mapping[int, float], size: float) -> float:
-    """Seconds at so many bytes: straight lines between logarithms; below the smallest as there, beyond the largest in
-    proportion.
-    """
-    points = sorted(curve.items())
-    if size <= points[0][0]:
-        return points[0][1]
-    if size >= points[-1][0]:
-        return points[-1][1] * size / points[-1][0]
-    above = next(i for i, (bytes_, _) in enumerate(points) if bytes_ >= size)
-    (low, fast), (high, slow) = points[above - 1], points[above]
-    return fast * (slow / fast) ** (math.log(size / low) / math.log(high / low))
+    """Seconds at so many bytes: on the curve, and beyond the largest in proportion."""
+    return on_curve(curve, size) * max(1.0, size / max(curve))

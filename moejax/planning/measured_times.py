@@ -3,17 +3,17 @@
 What the tables lack stays fitted, and each predicted call says which parts were measured.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
 from moejax.planning.hardware import Hardware
+from moejax.planning.kernels import curve_seconds
 from moejax.planning.loads import Balanced, PowerLaw
 from moejax.planning.silicon import DTYPES, MOE_KEYS, SYSTEMS, SiliconTables, fastest
 
-Points = Mapping[float, float]  # seconds by what they are measured at
+Points = Mapping[int, float]  # seconds by what they are measured at
 
 
 class Looked(NamedTuple):
@@ -96,7 +96,7 @@ def _loads(tables: SiliconTables, dtype: str) -> list[str]:
 def _experts(tables: SiliconTables, dtype: str, distribution: str) -> dict[tuple[int, ...], Points]:
     moe = tables.read("moe")
     rows = fastest(moe[(moe.moe_dtype == dtype) & (moe.distribution == distribution)], MOE_KEYS)
-    found: dict[tuple[int, ...], dict[float, float]] = {}
+    found: dict[tuple[int, ...], dict[int, float]] = {}
     for row in rows.itertuples():
         key = (row.hidden_size, row.inter_size, row.topk, row.num_experts, row.moe_tp_size, row.moe_ep_size)
         found.setdefault(key, {})[row.num_tokens] = row.seconds
@@ -106,31 +106,24 @@ def _experts(tables: SiliconTables, dtype: str, distribution: str) -> dict[tuple
 @lru_cache(maxsize=16)
 def _attention(
     tables: SiliconTables, name: str, length: str
-) -> dict[tuple[int, int, int], dict[float, dict[float, float]]]:
+) -> dict[tuple[int, int, int], dict[int, dict[int, float]]]:
     table = tables.read(name)
     usual = (table.attn_dtype == "bfloat16") & (table.kv_cache_dtype == "bfloat16")
     if "window_size" in table:
         usual &= table.window_size == 0
     keys = ["num_heads", "num_key_value_heads", "head_dim", "batch_size", length]
-    found: dict[tuple[int, int, int], dict[float, dict[float, float]]] = {}
+    found: dict[tuple[int, int, int], dict[int, dict[int, float]]] = {}
     for heads, kv_heads, head_dim, batch, at, seconds in fastest(table[usual], keys).itertuples(index=False):
         found.setdefault((heads, kv_heads, head_dim), {}).setdefault(batch, {})[at] = seconds
     return found
 
 
-def _between_both(grid: Mapping[float, Points], first: float, second: float) -> Looked:
+def _between_both(grid: Mapping[int, Points], first: float, second: float) -> Looked:
     inner = {at: _between(points, second) for at, points in grid.items()}
     outer = _between({at: one.seconds for at, one in inner.items()}, first)
     return Looked(outer.seconds, max(outer.beyond, *(one.beyond for one in inner.values())))
 
 
 def _between(points: Points, at: float) -> Looked:
-    """Straight lines between logarithms; below the first point as there, beyond the last in proportion."""
-    order = sorted(points)
-    if at <= order[0]:
-        return Looked(points[order[0]], order[0] / at)
-    if at >= order[-1]:
-        return Looked(points[order[-1]] * at / order[-1], at / order[-1])
-    above = next(i for i, one in enumerate(order) if one >= at)
-    low, high = order[above - 1], order[above]
-    return Looked(points[low] * (points[high] / points[low]) ** (math.log(at / low) / math.log(high / low)))
+    """On the curve of the points, and beyond the last in proportion."""
+    return Looked(curve_seconds(points, at), max(1.0, min(points) / at, at / max(points)))
