@@ -73,23 +73,22 @@ def run(flags: CompareFlags) -> bool:
 
 def _show(flags: CompareFlags, plan: ComparisonInputs, rows: list[MeshRow], fits_with: list[str]) -> None:
     from moejax.cli.mesh_sweep import sweep_tables
-    from moejax.cli.mesh_tables import compare_tables
+    from moejax.cli.mesh_tables import Asked, compare_tables
 
     several = len(set(flags.counts)) > 1
     tables, devices = (sweep_tables, flags.devices) if several else (compare_tables, f"{flags.counts[0]:,}")
-    parts = tables(
-        rows,
-        plan.hardware,
-        software=plan.software,
-        times=check_times(flags.times),
+    asked = Asked(
         model=flags.model,
         devices=devices,
+        hardware=plan.hardware,
+        software=plan.software,
+        times=check_times(flags.times),
         usable_fraction=flags.usable_fraction,
         objective=check_objective(flags.objective),
         fits_with=fits_with,
         width=console.width(),
     )
-    console.write_rendered(*parts)
+    console.write_rendered(*tables(rows, asked))
     if flags.compile or flags.measure:
         console.write_rendered(*mesh_checks.check_tables(plan, rows))
 

@@ -9,39 +9,26 @@ from rich.text import Text
 
 from moejax.cli.mesh_answers import count_lines, miss_word, without
 from moejax.cli.mesh_columns import NARROW, WIDE, Column, dispatch, drawn, meshes, room, spared
-from moejax.cli.mesh_tables import setting
+from moejax.cli.mesh_tables import Asked, setting
 from moejax.cli.mesh_words import batch_note, definitions, missing, said
-from moejax.planning.hardware import Hardware
 from moejax.planning.rows import MeshRow
 from moejax.planning.serve_command import served_checkpoint
-from moejax.planning.software import SoftwareName, Times
 from moejax.planning.sweep import answer, first_of_each_count
 from moejax.planning.units import BYTES, SECONDS, common_unit, number
 
 SPARED = ("memory", "dispatch", "user", "best")  # columns that a terminal too narrow for all goes without
 
 
-def sweep_tables(
-    rows: Sequence[MeshRow],
-    hardware: Hardware,
-    *,
-    software: SoftwareName,
-    times: Times = "fitted",
-    model: str,
-    devices: str,
-    usable_fraction: float,
-    objective: str,
-    fits_with: Sequence[str],
-    width: int,
-) -> Iterator[RenderableType]:
+def sweep_tables(rows: Sequence[MeshRow], asked: Asked) -> Iterator[RenderableType]:
     """The parts to print, in order: the setting; for each batch size its table and answers; those over all batch sizes;
-    what the words mean. Arguments as of `compare_tables`, `devices` as it was asked for.
+    what the words mean.
     """
-    yield from setting(rows[0], hardware, (software, times), f"{model} on {devices}", usable_fraction)
+    objective, width = asked.objective, asked.width
+    yield from setting(rows[0], asked)
     if not any(row.fits for row in rows):
-        yield Padding(missing(rows, fits_with), (1, 0, 0, 0))
+        yield Padding(missing(rows, asked.fits_with), (1, 0, 0, 0))
         return
-    checkpoint = served_checkpoint(model)
+    checkpoint = served_checkpoint(asked.model)
     batches = list(dict.fromkeys(row.batch_size for row in rows))
     for batch in batches:
         chosen = [row for row in rows if row.batch_size == batch]

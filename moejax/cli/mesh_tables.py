@@ -1,6 +1,7 @@
 """A comparison as tables for people: one for each batch size, readable at 80 columns and without colour."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from rich.console import RenderableType
@@ -44,28 +45,32 @@ class Units(NamedTuple):
     first: Unit
 
 
-def compare_tables(
-    rows: Sequence[MeshRow],
-    hardware: Hardware,
-    *,
-    software: SoftwareName,
-    times: Times = "fitted",
-    model: str,
-    devices: str,
-    usable_fraction: float,
-    objective: str,
-    fits_with: Sequence[str],
-    width: int,
-) -> Iterator[RenderableType]:
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What rows were asked for with, and where they are shown.
+
+    devices: as they were asked for.  fits_with: flags of which each makes a model fit that does not.
+    width: columns of the terminal.
+    """
+
+    model: str
+    devices: str
+    hardware: Hardware
+    software: SoftwareName
+    times: Times = "fitted"
+    usable_fraction: float
+    objective: str
+    fits_with: Sequence[str]
+    width: int
+
+
+def compare_tables(rows: Sequence[MeshRow], asked: Asked) -> Iterator[RenderableType]:
     """The parts to print, in order: the setting; for each batch size its table, refusals and winners; what the words
     mean.
-
-    Args:
-        fits_with: flags of which each makes a model fit that does not.
-        width: columns of the terminal.
     """
-    yield from setting(rows[0], hardware, (software, times), f"{model} on {devices}", usable_fraction)
-    checkpoint = served_checkpoint(model)
+    hardware, objective, width = asked.hardware, asked.objective, asked.width
+    yield from setting(rows[0], asked)
+    checkpoint = served_checkpoint(asked.model)
     usable = [row for row in rows if row.fits]
     if not usable:
         fewest = min(row.workload.batch_size for row in rows)
@@ -73,7 +78,7 @@ def compare_tables(
         yield from (
             Padding(verdicts(rows, objective, checkpoint, width), (1, 0, 0, 0)),
             *impossible(rows),
-            missing(rows, fits_with),
+            missing(rows, asked.fits_with),
         )
         return
     units = _units(usable)
@@ -91,24 +96,21 @@ def compare_tables(
         yield said(count_lines(rows, checkpoint, width))
     yield from (Padding(table, (1, 0, 0, 0)) for table in impossible(rows))
     words = _words(usable, objective)
-    if software in hardware.software and software != "moejax":
-        title = hardware.software[software].title
+    if asked.software in hardware.software and asked.software != "moejax":
+        title = hardware.software[asked.software].title
         words.append(("splits", Text(f"moejax's, by kernels of {title}; which of them it runs itself is not checked")))
     yield Padding(definitions(words), (1, 0, 0, 0))
     yield from crossover_table(rows, hardware)
 
 
-def setting(
-    row: MeshRow, hardware: Hardware, basis: tuple[SoftwareName, Times], what: str, usable_fraction: float
-) -> Iterator[Text]:
-    """What was compared, of which `row` is one, and `what` names the model and the number of devices."""
+def setting(row: MeshRow, asked: Asked) -> Iterator[Text]:
+    """What was compared, of which `row` is one."""
     work = row.workload
-    yield Text(printable(f"{what} x {hardware.title}"), style="bold")
-    yield Text(
-        f"{amount(row.usable_bytes, BYTES)} of {amount(hardware.memory_bytes, BYTES)} usable each "
-        f"({usable_fraction:g}), {work.dtype}, prompts of {work.input_len:,} tokens, {work.context:,} in the cache"
-    )
-    yield Text(basis_said(hardware, basis[0], work.dtype, basis[1]))
+    yield Text(printable(f"{asked.model} on {asked.devices} x {asked.hardware.title}"), style="bold")
+    memory = f"{amount(row.usable_bytes, BYTES)} of {amount(asked.hardware.memory_bytes, BYTES)} usable each"
+    lengths = f"prompts of {work.input_len:,} tokens, {work.context:,} in the cache"
+    yield Text(f"{memory} ({asked.usable_fraction:g}), {work.dtype}, {lengths}")
+    yield Text(basis_said(asked.hardware, asked.software, work.dtype, asked.times))
 
 
 def _units(rows: Sequence[MeshRow]) -> Units:

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from moejax import compare_meshes
-from moejax.cli.mesh_tables import compare_tables
+from moejax.cli.mesh_tables import Asked, compare_tables
 from moejax.planning.export import winners
 from moejax.planning.hardware_file import load_hardware
 from moejax.planning.objectives import OBJECTIVES, Objective
@@ -103,16 +103,15 @@ def test_an_objective_is_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
     assert f"{exchanged(fitting[0]):.3g}" in fitting[0].best_for["wire"]
     assert winners(rows)["wire"]["split"] == fitting[0].label
     console = Console(width=120, file=io.StringIO())
-    tables = compare_tables(
-        rows,
-        load_hardware("h100-sxm"),
-        software="moejax",
+    asked = Asked(
         model="mixtral-8x7b",
         devices="8",
+        hardware=load_hardware("h100-sxm"),
+        software="moejax",
         usable_fraction=0.9,
         objective="wire",
         fits_with=(),
         width=120,
     )
-    console.print(*tables)
+    console.print(*compare_tables(rows, asked))
     assert "best wire:" in cast(io.StringIO, console.file).getvalue()
