@@ -21,7 +21,7 @@ Output = Annotated[
 def calibrate(output: Output = None, quiet: options.Quiet = False, debug: options.Debug = False) -> None:
     """Measure memory bandwidth, matrix products, layers and exchange of the devices here.
 
-    The result is a hardware file for moejax mesh compare --hardware. It takes one to two minutes; nothing else should
+    The result is a hardware file for moejax mesh compare --hardware. It takes about two minutes; nothing else should
     run meanwhile.
     """
     path = None if output is None else Path(output)

@@ -1,10 +1,11 @@
 """Measures the devices here: the figures of a hardware file. docs/performance-model.md says what each is used for."""
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -13,44 +14,55 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from scipy.optimize import nnls
 
 from moejax.families.config import ModelConfig
-from moejax.measuring.measured import check_real_devices, decode_seconds, prefill_seconds, random_model
-from moejax.measuring.speeds import engine_operations, measure_speeds
+from moejax.measuring.measured import ModelTimes, check_real_devices, random_model
+from moejax.measuring.speeds import curves, engine_operations, timed_operations
 from moejax.moe.split import Split
 from moejax.ops.table import resolve_backend
+from moejax.planning.compare import ComparisonInputs, predict_split
 from moejax.planning.hardware import DTYPES, Hardware, Link
-from moejax.planning.routing import distinct_experts
+from moejax.planning.routing import RoutingModel, distinct_experts
 from moejax.planning.workload import Workload
 from moejax.runtime.huge_pages import collapse, copied
 from sharding import MeshConfig, device_memory
 
-RUNS = 5  # of everything that is timed; the shortest counts, since whatever else ran could only make it longer
+RUNS = 5  # of what is timed once; the shortest counts, since whatever else ran could only make it longer
+ROUNDS = 7  # of what is timed in turns, since a machine's speed changes for seconds at a time
 COPIED_BYTES = 2**28  # more than any cache holds
 LARGEST_COPY = 2**32
 PRODUCT_SECONDS = 0.02  # what a matrix product should take, so that starting it does not count
 LARGEST_PRODUCT = 16_384  # rows and columns
 SMALL, LARGE = 2**8, 2**24  # elements of the float32 all-reduces: latency alone, and mostly bandwidth
-DEPTHS = (4, 12)  # layers of the models whose difference is the time of a layer
-BATCHES = (1, 8)  # sequences of the steps whose difference is mostly the time of experts
-PROMPT = 128  # tokens of the prefill, which is mostly the time of tokens, and not yet that of their attention
 ONE_DEVICE = Split(mesh=MeshConfig(), dispatch="replicated", remark=None)
 
-# A model whose weights take next to no time: what is left of a step is starting it, its loops and its layers.
-NARROW = ModelConfig(
+WORKLOADS = tuple(Workload(batch_size=batch, input_len=512, context=1024) for batch in (1, 8))
+
+# Layers that read more than caches hold, of a model without much else.
+LAYERED = ModelConfig(
     vocab_size=256,
-    embed_dim=64,
-    num_layers=DEPTHS[0],
-    num_heads=4,
+    embed_dim=1024,
+    num_layers=12,
+    num_heads=8,
     num_kv_heads=2,
-    head_dim=16,
+    head_dim=128,
     num_experts=8,
     experts_per_token=2,
-    expert_dim=64,
-    max_position_embeddings=512,
+    expert_dim=512,
+    max_position_embeddings=1024,
 )
 
 
-def calibrate(name: str = "here", told: Callable[[str], None] = lambda what: None) -> Hardware:
+class Measured(Protocol):
+    """What is measured in rounds."""
+
+    def measure(self) -> None: ...
+
+
+def calibrate(
+    name: str = "here", told: Callable[[str], None] = lambda what: None, beside: Sequence[Measured] = ()
+) -> Hardware:
     """The figures of the devices here, all of one kind; `told` is told what is measured next.
+
+    beside: what else is measured in every round, to be compared with.
 
     Raises:
         ValueError: on simulated devices.
@@ -59,18 +71,22 @@ def calibrate(name: str = "here", told: Callable[[str], None] = lambda what: Non
     device, count = jax.local_devices()[0], jax.local_device_count()
     told("bandwidth of the memory")
     bandwidth = copy_bandwidth(device)
-    rates, speeds = {}, {}
+    rates, timed = {}, {}
     for dtype in DTYPES:
         told(f"products, experts and attention in {dtype}")
         rates[dtype] = matrix_rate(device, dtype)
-        speeds[dtype] = measure_speeds(dtype)
-    told("time of a layer")
-    layer_overhead, expert_overhead, token_overhead = overheads()
+        timed[dtype] = timed_operations(dtype)
+    told("layers")
+    layers = TimedLayers()
+    for number in range(ROUNDS):
+        told(f"all of them, {number + 1} of {ROUNDS}")
+        for one in itertools.chain(*timed.values(), [layers], beside):
+            one.measure()
     if count > 1:
         told("exchange between devices")
     link = measure_link(jax.local_devices()) if count > 1 else None
     by = f"measured by moejax mesh calibrate with jax {jax.__version__}"
-    return Hardware(
+    hardware = Hardware(
         name=name,
         title=f"{device.device_kind}, measured",
         kinds=(device.device_kind.lower(),),
@@ -79,19 +95,13 @@ def calibrate(name: str = "here", told: Callable[[str], None] = lambda what: Non
         matrix_rate={dtype: _rounded(rate) for dtype, rate in rates.items()},
         link=None if link is None else Link(**{name: _rounded(figure) for name, figure in vars(link).items()}),
         devices_per_node=count,
-        layer_overhead=layer_overhead,
-        expert_overhead=expert_overhead,
-        token_overhead=token_overhead,
-        speeds={
-            dtype: {name: {rows: _rounded(rate) for rows, rate in curve.items()} for name, curve in curves.items()}
-            for dtype, curves in speeds.items()
-        },
+        speeds={dtype: curves(operations) for dtype, operations in timed.items()},
         sources={
             "memory_bytes": "what the driver (of a CPU: the kernel) reports",
             "bandwidth": f"{by}: a copy larger than any cache, bytes read and written",
             "matrix_rate": f"{by}: the product of two square matrices, float32 result",
             "speeds": f"{by}: what the expert backend {resolve_backend('auto', device.platform)} runs, by rows",
-            "layer_overhead": f"{by}: steps and a prefill of {DEPTHS[1]} narrow layers less those of {DEPTHS[0]}",
+            "layer_overhead": f"{by}: steps and a prefill of {LAYERED.num_layers} layers, less what the speeds predict",
             "expert_overhead": f"{by}: the same, by experts read",
             "token_overhead": f"{by}: the same, by tokens",
             "link": f"{by}: all-reduces over {count} devices"
@@ -99,6 +109,8 @@ def calibrate(name: str = "here", told: Callable[[str], None] = lambda what: Non
             else "none: with a single device there is nothing to measure, so no mesh of several can be compared",
         },
     )
+    layer, expert, token = layers.overheads(hardware)
+    return dataclasses.replace(hardware, layer_overhead=layer, expert_overhead=expert, token_overhead=token)
 
 
 def _rounded(figure: float) -> float:
@@ -144,26 +156,38 @@ def matrix_rate(device: Any, dtype: str) -> float:
         size *= 2
 
 
-def overheads() -> tuple[float, float, float]:
-    """Seconds of a layer, of each expert that it reads and of each token, where weights take next to no time.
+class TimedLayers:
+    """Whole steps and a prefill, timed in rounds: what they take beyond what is predicted are overheads."""
 
-    The least squares of relative errors over two decode steps and a prefill, with nothing below 0. More tokens read
-    more experts, as many as uniform routing is expected to.
-    """
-    models = [random_model(dataclasses.replace(NARROW, num_layers=layers), ONE_DEVICE, "bfloat16") for layers in DEPTHS]
-    parts, seconds = [], []
-    for batch in BATCHES:
-        workload = Workload(batch_size=batch, input_len=16, context=NARROW.max_position_embeddings)
-        few, many = (decode_seconds(model, workload) for model in models)
-        parts.append((1, distinct_experts(NARROW.num_experts, NARROW.experts_per_token, batch), batch))
-        seconds.append((many - few) / (DEPTHS[1] - DEPTHS[0]))
-    workload = Workload(batch_size=1, input_len=PROMPT, context=PROMPT)
-    few, many = (prefill_seconds(model, workload) for model in models)
-    parts.append((1, NARROW.num_experts, PROMPT))
-    seconds.append((many - few) / (DEPTHS[1] - DEPTHS[0]))
-    measured = np.maximum(seconds, 1e-9)[:, None]
-    layer, expert, token = np.round(nnls(np.array(parts) / measured, np.ones(len(seconds)))[0], 9).tolist()
-    return layer, expert, token  # to a nanosecond: no clock tells less
+    def __init__(self) -> None:
+        model = random_model(LAYERED, ONE_DEVICE, "bfloat16")
+        self._times = [(workload, ModelTimes(model, workload)) for workload in WORKLOADS]
+
+    def measure(self) -> None:
+        """One round."""
+        for _, times in self._times:
+            times.measure()
+
+    def overheads(self, hardware: Hardware) -> tuple[float, float, float]:
+        """Seconds of a layer, of each expert that it reads and of each token, beyond what `hardware` has without them.
+
+        The least squares of relative errors over steps and a prefill, with nothing below 0. More tokens read more
+        experts, as many as uniform routing is expected to.
+        """
+        experts, chosen = LAYERED.num_experts, LAYERED.experts_per_token
+        plan = ComparisonInputs(config=LAYERED, hardware=hardware, routing=RoutingModel(experts, chosen))
+        parts, beyond = [], []
+        for workload, times in self._times:
+            row, batch = predict_split(plan, ONE_DEVICE, workload), workload.batch_size
+            assert row.decode is not None and row.prefill is not None, "any device holds such a model"
+            found = [(times.decode_seconds, row.decode.seconds, distinct_experts(experts, chosen, batch), batch)]
+            if batch == 1:
+                found.append((times.prefill_seconds, row.prefill.seconds, experts, workload.input_len))
+            for seconds, predicted, read, tokens in found:
+                parts.append([LAYERED.num_layers * count / seconds for count in (1, read, tokens)])
+                beyond.append(1 - predicted / seconds)
+        layer, expert, token = np.round(nnls(np.array(parts), np.array(beyond))[0], 9).tolist()
+        return layer, expert, token  # to a nanosecond: no clock tells less
 
 
 def measure_link(devices: Sequence[Any]) -> Link:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
+from scipy.stats import trim_mean
 
 import moejax
 from moejax.decoding.engine import DecodeRun
@@ -30,11 +31,12 @@ from sharding import DeviceMemory, device_memory
 
 ROOM = 0.9  # of the free memory, that a timed model may take
 WARM_SECONDS = 0.5  # of decoding before anything is timed: the first second is up to twice as slow
-ENOUGH_SECONDS = 1.0  # of decoding, after which no more steps are timed
+ROUNDS = 5  # of steps and a prefill in turns: a machine's neighbours change its speed for seconds at a time
+OUTLIERS = 0.15  # of all times, on each side, that do not count
+ROUND_SECONDS = 0.4  # of decoding, after which no more steps are timed in a round
 FEWEST_CALLS = 4
 ENOUGH_STEPS = 256  # a small model takes no longer than so many
-RUNS = 3  # of a prefill; the shortest counts, unless one takes longer than LONG_SECONDS
-LONG_SECONDS = 10.0
+LONG_SECONDS = 10.0  # of a prefill, after which it is not timed again
 SHORTEST = 64  # context, so that there are steps to time
 
 
@@ -108,9 +110,12 @@ def measure_model(model: moejax.Model, plan: ComparisonInputs, workload: Workloa
     shallow = dataclasses.replace(plan.config, num_layers=layers)
     predicted = predict_split(dataclasses.replace(plan, config=shallow, usable=1e9), split, workload)
     assert predicted.decode is not None and predicted.prefill is not None, "any model fits such devices"
+    times = ModelTimes(model, workload)
+    for _ in range(ROUNDS):
+        times.measure()
     return Measured(
-        decode_seconds=decode_seconds(model, workload),
-        prefill_seconds=prefill_seconds(model, workload),
+        decode_seconds=times.decode_seconds,
+        prefill_seconds=times.prefill_seconds,
         predicted_decode_seconds=predicted.decode.seconds,
         predicted_prefill_seconds=predicted.prefill.seconds,
         layers=layers,
@@ -140,26 +145,47 @@ def fitting_layers(config: ModelConfig, split: Split, workload: Workload, memory
     )
 
 
-def prefill_seconds(model: moejax.Model, workload: Workload) -> float:
-    """Seconds of feeding all prompts and choosing their first tokens, compilation not counted."""
-    shortest = float("inf")
-    for _ in range(RUNS + 1):  # the first one warms up
-        run = _run(model, workload, workload.input_len, max_tokens=1)
-        for _ in run.tokens():
-            pass
-        shortest = min(shortest, run.times.prefill)
-        if run.times.prefill > LONG_SECONDS:
-            break
-    return shortest
+class ModelTimes:
+    """Seconds of a model's decode step and prefill, typical of rounds that may be far apart.
 
-
-def decode_seconds(model: moejax.Model, workload: Workload) -> float:
-    """Seconds of a decode step with a cache of `workload.context` tokens: the median over calls of the loop.
-
-    A call runs as many steps as take about 50 ms, as in a stream, so that a large model is not timed for minutes.
+    A call of the loop runs as many steps as take about 50 ms, as in a stream, so that a large model is not timed for
+    minutes.
     """
-    _step_seconds(model, workload, WARM_SECONDS)
-    return float(np.median(_step_seconds(model, workload, ENOUGH_SECONDS)[1:]))  # the first call has a single step
+
+    def __init__(self, model: moejax.Model, workload: Workload) -> None:
+        """Compiles and warms up."""
+        self._model, self._workload = model, workload
+        self._steps: list[float] = []
+        self._prefills: list[float] = []
+        _step_seconds(model, workload, WARM_SECONDS)
+        self._first_prefill = _prefill_seconds(model, workload)
+
+    def measure(self) -> None:
+        """One round: some steps with a cache of `workload.context` tokens, and a prefill with its choice of tokens."""
+        self._steps += _step_seconds(self._model, self._workload, ROUND_SECONDS)[1:]  # the first call has a single step
+        if self._first_prefill < LONG_SECONDS or not self._prefills:
+            self._prefills.append(_prefill_seconds(self._model, self._workload))
+
+    @property
+    def decode_seconds(self) -> float:
+        return typical(self._steps)
+
+    @property
+    def prefill_seconds(self) -> float:
+        return typical(self._prefills)
+
+
+def typical(seconds: Sequence[float]) -> float:
+    """Their mean without outliers: of a machine that has two speeds, the median would be either of them."""
+    return float(trim_mean(seconds, OUTLIERS))
+
+
+def _prefill_seconds(model: moejax.Model, workload: Workload) -> float:
+    """Of feeding all prompts and choosing their first tokens."""
+    run = _run(model, workload, workload.input_len, max_tokens=1)
+    for _ in run.tokens():
+        pass
+    return run.times.prefill
 
 
 def _step_seconds(model: moejax.Model, workload: Workload, enough: float) -> list[float]:

@@ -1,12 +1,12 @@
 """Measures how fast this machine runs the engine's own operations, by how many rows share what they read.
 
-Everything that is read is larger than caches, as a model's weights and cache are. On a CPU weights are in huge pages,
-and caches in plain memory, as a model's are.
+Everything that is read is larger than caches, as a model's weights and cache are, and on a CPU in huge pages, as they
+are.
 """
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from moejax.measuring.measured import typical
 from moejax.model.cache import LayerCache
 from moejax.ops.expert import Expert
 from moejax.ops.routing import Routing
@@ -23,13 +24,13 @@ from moejax.runtime.huge_pages import copied
 from moejax.weights.layouts import Separate
 from moejax.weights.storage import Stored
 
-RUNS = 5  # the shortest counts, since whatever else ran could only make it longer
+RUNS = 2  # of each, in every round; the shorter counts
 ENOUGH_SECONDS = 0.02  # that a run should take, so that starting it does not count
 ROWS = (1, 2, 4, 8, 16, 32, 64, 256)
 GROUPS = (1, 2, 4, 8)  # query heads of a key/value head
 BYTES = 2**27  # of weights of products, and of a cache: more than what caches keep from one pass to the next
 MANY_ROWS = 64  # from here on products are bound by arithmetic, and a quarter of the weights is enough
-WIDTH, EXPERT_WIDTH, EXPERTS = 1024, 2048, 8
+WIDTH, EXPERT_WIDTH, EXPERTS = 1024, 2048, 16
 KEY_HEADS, HEAD_WIDTH, SLOTS, PROMPT = 8, 128, 2048, 512
 
 
@@ -38,18 +39,68 @@ def engine_operations() -> Ops:
     return make_ops(prepare_backend("auto", jax.default_backend()))
 
 
-def measure_speeds(dtype: str) -> dict[Operation, Curve]:
-    """FLOP per second of every operation, by rows."""
+class Timed:
+    """One operation at one number of rows, timed in rounds that may be far apart."""
+
+    def __init__(
+        self,
+        operation: Operation,
+        rows: int,
+        flops: float,
+        once: Callable[[Array, Any], Array],
+        x: Array,
+        arguments: Any,
+    ) -> None:
+        """Compiles a loop of `once(x, arguments)`, whose result it is given next time, that takes long enough.
+
+        flops: of a single run of it.
+        """
+        self.operation: Operation = operation
+        self.rows = rows
+        self._flops, self._x, self._arguments = flops, x, arguments
+        self._seconds: list[float] = []
+
+        @jax.jit
+        def loop(times: Array, x: Array, arguments: Any) -> Array:
+            return lax.fori_loop(0, times, lambda _, x: once(x, arguments), x)
+
+        self._loop, self._times = loop, 1
+        while (seconds := self._shortest()) < ENOUGH_SECONDS:
+            self._times *= 2 if seconds > ENOUGH_SECONDS / 4 else 8
+
+    def measure(self) -> None:
+        """One round."""
+        self._seconds.append(self._shortest() / self._times)
+
+    @property
+    def speed(self) -> float:
+        """FLOP per second, reading included, typical of the rounds."""
+        return self._flops / typical(self._seconds)
+
+    def _shortest(self) -> float:
+        seconds = []
+        for _ in range(RUNS):
+            began = time.perf_counter()
+            jax.block_until_ready(self._loop(jnp.int32(self._times), self._x, self._arguments))
+            seconds.append(time.perf_counter() - began)
+        return min(seconds)
+
+
+def timed_operations(dtype: str) -> list[Timed]:
+    """Every operation of the engine at every number of rows."""
     ops = engine_operations()
-    return {
-        "project": project_speeds(ops, dtype),
-        "experts": experts_speeds(ops, dtype),
-        "attend_step": {group: attend_speed(ops, dtype, group, prompt=False) for group in GROUPS},
-        "attend_prompt": {group: attend_speed(ops, dtype, group, prompt=True) for group in GROUPS},
-    }
+    return [*project_runs(ops, dtype), *experts_runs(ops, dtype), *attend_runs(ops, dtype)]
 
 
-def project_speeds(ops: Ops, dtype: str) -> Curve:
+def curves(timed: Iterable[Timed]) -> dict[Operation, Curve]:
+    """What was measured, as a hardware file has it: to four digits, since more differ from run to run."""
+    found: dict[Operation, dict[int, float]] = {}
+    for one in timed:
+        found.setdefault(one.operation, {})[one.rows] = float(f"{one.speed:.4g}")
+    return dict(found)
+
+
+def project_runs(ops: Ops, dtype: str) -> Iterator[Timed]:
     """Products with square weights, one after the other."""
     count = BYTES // (WIDTH * WIDTH * jnp.dtype(dtype).itemsize)
     weights = [_stored_weight(ops, _numbers((WIDTH, WIDTH), dtype, WIDTH)) for _ in range(count)]
@@ -60,15 +111,13 @@ def project_speeds(ops: Ops, dtype: str) -> Curve:
             x = y.astype(x.dtype)
         return x
 
-    speeds = {}
     for rows in ROWS:
         used = weights[: count // 4] if rows >= MANY_ROWS else weights
-        seconds = _seconds(once, _numbers((rows, WIDTH), dtype), used)
-        speeds[rows] = _rounded(2 * rows * WIDTH * WIDTH * len(used) / seconds)
-    return speeds
+        x = _numbers((rows, WIDTH), dtype)
+        yield Timed("project", rows, 2 * rows * WIDTH * WIDTH * len(used), once, x, used)
 
 
-def experts_speeds(ops: Ops, dtype: str) -> Curve:
+def experts_runs(ops: Ops, dtype: str) -> Iterator[Timed]:
     """A layer of experts, each of which computes as many rows."""
     shapes = ((EXPERT_WIDTH, WIDTH), (EXPERT_WIDTH, WIDTH), (WIDTH, EXPERT_WIDTH))
     values = []
@@ -83,40 +132,38 @@ def experts_speeds(ops: Ops, dtype: str) -> Curve:
     def once(x: Array, arguments: tuple[Any, Routing]) -> Array:
         return ops.experts(arguments[0], x, arguments[1]).astype(x.dtype)
 
-    speeds = {}
     for rows in ROWS:
         ids = jnp.arange(EXPERTS * rows, dtype=jnp.int32)[:, None] % EXPERTS
         routing = Routing(ids, jnp.ones(ids.shape, jnp.float32))
-        seconds = _seconds(once, _numbers((EXPERTS * rows, WIDTH), dtype), (experts, routing))
-        speeds[rows] = _rounded(6 * EXPERTS * rows * WIDTH * EXPERT_WIDTH / seconds)
-    return speeds
+        x = _numbers((EXPERTS * rows, WIDTH), dtype)
+        yield Timed("experts", rows, 6 * EXPERTS * rows * WIDTH * EXPERT_WIDTH, once, x, (experts, routing))
 
 
-def attend_speed(ops: Ops, dtype: str, group: int, *, prompt: bool) -> float:
-    """Attention of one query per sequence to a full cache, or of a whole prompt to itself."""
-    slots, queries = (PROMPT, PROMPT) if prompt else (SLOTS, 1)
-    each = 2 * KEY_HEADS * slots * HEAD_WIDTH * jnp.dtype(dtype).itemsize
-    batch = 1 if prompt else max(1, BYTES // each)
-    k, v = (_stored(_numbers((batch, KEY_HEADS, slots, HEAD_WIDTH), dtype)) for _ in range(2))
-    starts = jnp.full((batch,), slots - queries, jnp.int32)
+def attend_runs(ops: Ops, dtype: str) -> Iterator[Timed]:
+    """Attention of one query per sequence to a full cache, and of a whole prompt to itself, by query heads of a
+    key/value head.
+    """
 
     def once(q: Array, cached: tuple[LayerCache, Array]) -> Array:
         cache, starts = cached
         return ops.attend(q, cache.keys(), cache.values(), starts, None).astype(q.dtype)
 
-    q = _numbers((batch, KEY_HEADS, group, queries, HEAD_WIDTH), dtype)
-    seen = (slots + 1) / 2 if prompt else slots
-    return _rounded(4 * q.size * seen / _seconds(once, q, (LayerCache(k=k, v=v, dtype=dtype), starts)))
+    operations: tuple[tuple[Operation, int, int], ...] = (("attend_step", SLOTS, 1), ("attend_prompt", PROMPT, PROMPT))
+    for operation, slots, queries in operations:
+        each = 2 * KEY_HEADS * slots * HEAD_WIDTH * jnp.dtype(dtype).itemsize
+        batch = max(1, BYTES // each) if queries == 1 else 1
+        shape = (batch, KEY_HEADS, slots, HEAD_WIDTH)
+        k, v = (copied(_stored(_numbers(shape, dtype))) for _ in range(2))
+        cached = LayerCache(k=k, v=v, dtype=dtype), jnp.full((batch,), slots - queries, jnp.int32)
+        seen = slots if queries == 1 else (slots + 1) / 2
+        for group in GROUPS:
+            q = _numbers((batch, KEY_HEADS, group, queries, HEAD_WIDTH), dtype)
+            yield Timed(operation, group, 4 * q.size * seen, once, q, cached)
 
 
 def _stored_weight(ops: Ops, numbers: Array) -> Stored:
     """A weight as a model holds it."""
     return ops.storage.of(numbers).per_array(lambda array, _: copied(array))
-
-
-def _rounded(speed: float) -> float:
-    """To four digits: more differ from run to run."""
-    return float(f"{speed:.4g}")
 
 
 def _stored(x: Array) -> Array:
@@ -128,22 +175,3 @@ def _stored(x: Array) -> Array:
 def _numbers(shape: tuple[int, ...], dtype: str, fan_in: int = 1) -> Array:
     """Of mean 0, as large as keeps products with them as large; making random ones would take longer than measuring."""
     return (jnp.cos(jnp.arange(math.prod(shape), dtype=jnp.float32)) * (2 / fan_in) ** 0.5).reshape(shape).astype(dtype)
-
-
-def _seconds(once: Callable[[Array, Any], Array], x: Array, arguments: Any) -> float:
-    """Seconds of `once(x, arguments)`, whose result it is given next time, in a loop on the device."""
-
-    @jax.jit
-    def loop(times: Array, x: Array, arguments: Any) -> Array:
-        return lax.fori_loop(0, times, lambda _, x: once(x, arguments), x)
-
-    times = 1
-    while True:
-        seconds = []
-        for _ in range(RUNS):
-            began = time.perf_counter()
-            jax.block_until_ready(loop(jnp.int32(times), x, arguments))
-            seconds.append(time.perf_counter() - began)
-        if (shortest := min(seconds)) >= ENOUGH_SECONDS:
-            return shortest / times
-        times *= 2 if shortest > ENOUGH_SECONDS / 4 else 8

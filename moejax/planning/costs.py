@@ -70,10 +70,11 @@ class PartWork(NamedTuple):
 def predict_decode(setting: Setting, workload: Workload) -> Phase:
     """One step of the decode loop.
 
-    Attention of moejax reads every position of a cache that has a power of two of them; others' read what is filled.
+    Attention of moejax on an accelerator reads every position of a cache that has a power of two of them; its kernels
+    on a CPU and other software read what is filled.
     """
     call = decode_call(workload, setting.rules)
-    if setting.software not in ("moejax", "ideal"):
+    if setting.software not in ("moejax", "ideal") or "cpu" in setting.hardware.kinds:
         call = replace(call, positions=workload.context, visited=workload.context)
     return predict_call(setting, call, workload.dtype)
 
@@ -157,13 +158,17 @@ def _work(setting: Setting, call: ProgramCall, dtype: str, read: float, rows: fl
 def _calibrated(
     setting: Setting, call: ProgramCall, dtype: str, work: Mapping[PartName, PartWork], read: float
 ) -> dict[PartName, Spent]:
-    """A roofline for each part: the speeds and overheads of `moejax mesh calibrate`, or ideal ones."""
+    """Each part at the speed that `moejax mesh calibrate` measured, which reading is part of, or else a roofline; and
+    overheads, where they were measured.
+    """
     hardware = setting.hardware
     spent: dict[PartName, Spent] = {}
     for name, part in work.items():
         reading = part.bytes / hardware.bandwidth
         computing = part.flops / hardware.speed(dtype, part.operation, part.rows)
-        spent[name] = Spent(reading=reading, computing=computing, beyond=max(0.0, computing - reading))
+        seconds = computing if dtype in hardware.speeds else max(reading, computing)
+        reading = min(reading, seconds)
+        spent[name] = Spent(reading=reading, computing=computing, beyond=seconds - reading)
     tokens = call.own_tokens(setting.rules)
     layer = hardware.layer_overhead + read * hardware.expert_overhead + tokens * hardware.token_overhead
     spent["experts"] = spent["experts"]._replace(fixed=setting.config.num_layers * layer)

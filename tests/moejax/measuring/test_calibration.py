@@ -52,29 +52,42 @@ def test_a_link_is_found_from_the_times_of_its_rings(monkeypatch: pytest.MonkeyP
     assert found.launch == pytest.approx(true.launch, rel=0.01)
 
 
+class MadeUpTimes:
+    """Of steps and prefills that take what a roofline says and then 50 us a layer, 20 us per expert, 6 us per token."""
+
+    layer, expert, token = 50e-6, 20e-6, 6e-6
+
+    def __init__(self, model: None, workload: Workload) -> None:
+        layers, batch, length = calibration.LAYERED.num_layers, workload.batch_size, workload.input_len
+        (row,) = compare_meshes(
+            calibration.LAYERED, 1, "cpu", batch_size=batch, input_len=length, context=workload.context
+        )
+        assert row.decode and row.prefill
+        read = 8 * (1 - 0.75**batch)
+        self.decode_seconds = row.decode.seconds + layers * self.seconds(read, batch)
+        self.prefill_seconds = row.prefill.seconds + layers * self.seconds(8, length)
+
+    def seconds(self, experts: float, tokens: int) -> float:
+        return self.layer + experts * self.expert + tokens * self.token
+
+
+class Faster(MadeUpTimes):
+    """Than predicted with every token more."""
+
+    token = -6e-6
+
+
 def test_layers_experts_and_tokens_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    """1 ms, and in each layer 50 us, 20 us per expert (2 at batch 1, 7.2 at batch 8, 8 of a prompt), 6 us per token."""
-
-    def decode(model: int, workload: Workload) -> float:
-        batch = workload.batch_size
-        return 1e-3 + model * (50e-6 + 20e-6 * 8 * (1 - 0.75**batch) + 6e-6 * batch)
-
-    def prefill(model: int, workload: Workload) -> float:
-        return 5e-3 + model * (50e-6 + 20e-6 * 8 + 6e-6 * workload.input_len)
-
-    monkeypatch.setattr(calibration, "random_model", lambda config, split, dtype: config.num_layers)
-    monkeypatch.setattr(calibration, "decode_seconds", decode)
-    monkeypatch.setattr(calibration, "prefill_seconds", prefill)
-    assert calibration.overheads() == pytest.approx((50e-6, 20e-6, 6e-6))
+    monkeypatch.setattr(calibration, "random_model", lambda config, split, dtype: None)
+    monkeypatch.setattr(calibration, "ModelTimes", MadeUpTimes)
+    found = calibration.TimedLayers().overheads(load_hardware("cpu"))
+    assert found == pytest.approx((50e-6, 20e-6, 6e-6), rel=1e-3)
 
 
 def test_no_part_takes_less_than_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a step that gets shorter with every token, no token takes a negative time."""
-    seconds = {1: 300e-6, 8: 200e-6}
-    monkeypatch.setattr(calibration, "random_model", lambda config, split, dtype: config.num_layers)
-    monkeypatch.setattr(calibration, "decode_seconds", lambda model, workload: model * seconds[workload.batch_size])
-    monkeypatch.setattr(calibration, "prefill_seconds", lambda model, workload: model * 100e-6)
-    assert min(calibration.overheads()) == 0 < max(calibration.overheads())
+    monkeypatch.setattr(calibration, "random_model", lambda config, split, dtype: None)
+    monkeypatch.setattr(calibration, "ModelTimes", Faster)
+    assert min(calibration.TimedLayers().overheads(load_hardware("cpu"))) == 0
 
 
 def test_overheads_are_part_of_a_step() -> None:
@@ -106,9 +119,27 @@ def test_parts_run_at_the_speed_of_their_operation() -> None:
     scores, head = config.num_layers * 4 * 64 * heads * width, 2 * d * config.vocab_size
     assert row.decode is not None and row.prefill is not None
     expected = (projections + head) / 1e3 + experts / 1e5 + scores / 1e6
-    assert row.decode.compute_seconds == pytest.approx(expected)
+    assert row.decode.compute_seconds == row.decode.seconds == pytest.approx(expected)
     expected = 64 * projections / 1e4 + head / 1e3 + 64 * experts / 4e5 + 64 * scores * 65 / 128 / 1e7
     assert row.prefill.compute_seconds == pytest.approx(expected)
+
+
+def test_a_measured_speed_has_reading_in_it() -> None:
+    """What the bandwidth would add to it is time that was measured already; where nothing was measured, it counts."""
+    ideal = dataclasses.replace(load_hardware("cpu"), bandwidth=1e3)
+    speeds: dict[Operation, Curve] = {
+        "project": {1: 1e6},
+        "experts": {1: 1e6},
+        "attend_step": {2: 1e6},
+        "attend_prompt": {2: 1e6},
+    }
+    measured = dataclasses.replace(ideal, speeds={"bfloat16": speeds})
+    (slow,), (row,) = (
+        compare_meshes("demo", 1, kind, batch_size=1, input_len=64, context=64) for kind in (ideal, measured)
+    )
+    assert row.decode and slow.decode
+    assert row.decode.seconds == pytest.approx(row.decode.flops / 1e6)
+    assert slow.decode.seconds >= (slow.decode.weight_bytes + slow.decode.kv_bytes) / 1e3 > row.decode.seconds
 
 
 def test_all_reduces_run_over_the_devices_that_are_asked_for() -> None:
@@ -122,12 +153,12 @@ def test_a_calibrated_file_can_be_compared_with(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(calibration, "COPIED_BYTES", 2**20)
     monkeypatch.setattr(calibration, "LARGEST_COPY", 2**22)
     monkeypatch.setattr(calibration, "LARGEST_PRODUCT", 512)
-    monkeypatch.setattr(calibration, "DEPTHS", (1, 2))
+    monkeypatch.setattr(calibration, "LAYERED", dataclasses.replace(calibration.LAYERED, embed_dim=64, num_layers=2))
     monkeypatch.setattr(calibration, "RUNS", 1)
+    monkeypatch.setattr(calibration, "ROUNDS", 2)
     monkeypatch.setattr(calibration, "DTYPES", ("bfloat16",))
     monkeypatch.setattr(measured, "WARM_SECONDS", 0.01)
-    monkeypatch.setattr(measured, "ENOUGH_SECONDS", 0.01)
-    monkeypatch.setattr(measured, "RUNS", 1)
+    monkeypatch.setattr(measured, "ROUND_SECONDS", 0.01)
     for name, value in SMALL_SPEEDS.items():
         monkeypatch.setattr(speeds, name, value)
     told: list[str] = []
@@ -146,7 +177,7 @@ def test_a_calibrated_file_can_be_compared_with(monkeypatch: pytest.MonkeyPatch,
         "attend_step": {2},
         "attend_prompt": {2},
     }
-    assert len(told) == 3 and hardware.kinds == (jax.devices()[0].device_kind.lower(),)
+    assert len(told) == 5 and hardware.kinds == (jax.devices()[0].device_kind.lower(),)
     (row,) = compare_meshes("demo", 1, path, batch_size=1, input_len=32, context=64)
     assert row.decode is not None and row.decode.seconds > 0
     with refuses(ValueError, "mine", "[link]", "2 devices"):

@@ -52,14 +52,14 @@ def test_as_many_layers_as_fit() -> None:
         measured.fitting_layers(CONFIG, ONE, WORKLOAD, memory(needed(1) // 2))
 
 
-def test_a_step_is_the_median_over_calls_of_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_is_typical_of_the_calls_of_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     """Calls of 1, 4, 4, 8 and 16 steps that take 9, 1, 2, 1 and 1 seconds a step: the first one warms up."""
 
     class Run:
         """Feeds, and then makes those calls."""
 
         def __init__(self) -> None:
-            self.steps, self.times = 0, SimpleNamespace(decode=0.0)
+            self.steps, self.times = 0, SimpleNamespace(decode=0.0, prefill=3.0)
 
         def tokens(self) -> Iterator[None]:
             yield  # the first tokens, from the prefill
@@ -72,14 +72,20 @@ def test_a_step_is_the_median_over_calls_of_the_loop(monkeypatch: pytest.MonkeyP
     model: Any = None
     assert measured._step_seconds(model, WORKLOAD, enough=1e9) == [9.0, 1.0, 2.0, 1.0, 1.0, 77.0]
     assert measured._step_seconds(model, WORKLOAD, enough=22.0) == [9.0, 1.0, 2.0, 1.0]
-    assert measured.decode_seconds(model, WORKLOAD) == 1.0
+    times = measured.ModelTimes(model, WORKLOAD)
+    times.measure()
+    assert times.decode_seconds == pytest.approx(4 / 3) and times.prefill_seconds == 3.0
+
+
+def test_outliers_do_not_count_and_both_speeds_of_a_machine_do() -> None:
+    assert measured.typical([1.0, 1.0, 2.0, 1.0, 2.0, 2.0, 99.0, 0.1]) == pytest.approx(1.5)
 
 
 def test_a_model_that_does_not_fit_is_timed_with_fewer_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = make_plan(CONFIG, "cpu")
     rows = compare_meshes(CONFIG, 1, "cpu", batch_size=2, input_len=16, context=64, dtype="float32")
     free = footprint(replace(CONFIG, num_layers=2), make_rules(CONFIG, ONE.mesh, ONE.dispatch), WORKLOAD).total
-    monkeypatch.setattr(measured, "ENOUGH_SECONDS", 0.01)
+    monkeypatch.setattr(measured, "ROUND_SECONDS", 0.01)
     monkeypatch.setattr(measured, "WARM_SECONDS", 0.01)
     monkeypatch.setattr(measured, "device_memory", lambda devices: memory(int(free / measured.ROOM) + 1))
     told: list[str] = []
