@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from scipy.optimize import nnls
 
+from moejax._sharding import MeshConfig, device_memory
 from moejax.families.config import ModelConfig
 from moejax.measuring.measured import check_real_devices, decode_seconds, prefill_seconds, random_model
 from moejax.measuring.speeds import engine_operations, measure_speeds
@@ -21,7 +22,6 @@ from moejax.planning.hardware import DTYPES, Hardware, Link
 from moejax.planning.routing import distinct_experts
 from moejax.planning.workload import Workload
 from moejax.runtime.huge_pages import collapse, copied
-from sharding import MeshConfig, device_memory
 
 RUNS = 5  # of everything that is timed; the shortest counts, since whatever else ran could only make it longer
 COPIED_BYTES = 2**28  # more than any cache holds
