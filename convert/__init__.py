@@ -7,28 +7,28 @@ nor the libraries of the formats: the first use of a folder imports its own, and
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from convert.conversion import Conversion, Report, refuse_unfinished, run
-from convert.dtypes import FLOAT_DTYPES
-from convert.errors import CheckpointError
-from convert.fused import Fused, split_fused
-from convert.items import ArrayPlan, Item, Place
-from convert.manifest import Manifest, read_manifest
-from convert.mapping import Ignore, TensorPlan, plan
-from convert.renamed import Renamed, rename
-from convert.source import TensorSource
-from convert.tensor_info import TensorInfo
+from moejax._convert.conversion import Conversion, Report, refuse_unfinished, run
+from moejax._convert.dtypes import FLOAT_DTYPES
+from moejax._convert.errors import CheckpointError
+from moejax._convert.fused import Fused, split_fused
+from moejax._convert.items import ArrayPlan, Item, Place
+from moejax._convert.manifest import Manifest, read_manifest
+from moejax._convert.mapping import Ignore, TensorPlan, plan
+from moejax._convert.renamed import Renamed, rename
+from moejax._convert.source import TensorSource
+from moejax._convert.tensor_info import TensorInfo
 
 if TYPE_CHECKING:
-    from convert.orbax_folder import OrbaxFolder
-    from convert.orbax_target import OrbaxTarget
-    from convert.safetensors_folder import SafetensorsFolder
-    from convert.safetensors_target import SafetensorsTarget
+    from moejax._convert.orbax_folder import OrbaxFolder
+    from moejax._convert.orbax_target import OrbaxTarget
+    from moejax._convert.safetensors_folder import SafetensorsFolder
+    from moejax._convert.safetensors_target import SafetensorsTarget
 
 _FORMATS = {
-    "OrbaxFolder": "convert.orbax_folder",
-    "OrbaxTarget": "convert.orbax_target",
-    "SafetensorsFolder": "convert.safetensors_folder",
-    "SafetensorsTarget": "convert.safetensors_target",
+    "OrbaxFolder": "moejax._convert.orbax_folder",
+    "OrbaxTarget": "moejax._convert.orbax_target",
+    "SafetensorsFolder": "moejax._convert.safetensors_folder",
+    "SafetensorsTarget": "moejax._convert.safetensors_target",
 }
 
 __all__ = [
@@ -64,5 +64,5 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name not in _FORMATS:
-        raise AttributeError(f"module 'convert' has no attribute {name!r}; it has {', '.join(__all__)}")
+        raise AttributeError(f"module 'moejax._convert' has no attribute {name!r}; it has {', '.join(__all__)}")
     return getattr(import_module(_FORMATS[name]), name)

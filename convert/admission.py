@@ -4,11 +4,11 @@ import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from convert.errors import CheckpointError, listed
-from convert.items import Item
-from convert.journal import WORK
-from convert.manifest import read_manifest
-from convert.previous import bytes_of
+from moejax._convert.errors import CheckpointError, listed
+from moejax._convert.items import Item
+from moejax._convert.journal import WORK
+from moejax._convert.manifest import read_manifest
+from moejax._convert.previous import bytes_of
 
 _SPARE_BYTES = 20_000  # what an item takes on the disk beside its arrays
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from convert.files import reading
+from moejax._convert.files import reading
 
 
 def array_checksum(array: np.ndarray) -> str:

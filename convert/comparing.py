@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from convert.dtypes import FLOAT_DTYPES
-from convert.reading import BLOCK_BYTES, blocks
-from convert.source import TensorSource
-from convert.tensor_info import float_dtype, ranges_of
+from moejax._convert.dtypes import FLOAT_DTYPES
+from moejax._convert.reading import BLOCK_BYTES, blocks
+from moejax._convert.source import TensorSource
+from moejax._convert.tensor_info import float_dtype, ranges_of
 
 _BLOCK_BYTES = 8 * BLOCK_BYTES  # of a converted folder whole chunks are read, so not a few rows of one at a time
 # How far a number may be from the one that it was rounded from, and from one that another program computed in float32.

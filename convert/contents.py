@@ -5,8 +5,8 @@ import re
 import shlex
 from pathlib import Path
 
-from convert.errors import listed
-from convert.manifest import MANIFEST
+from moejax._convert.errors import listed
+from moejax._convert.manifest import MANIFEST
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 _CONFIGS = ("config.json", "params.json")

@@ -5,13 +5,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from convert.admission import check_apart, check_room, check_target, is_finished
-from convert.checksums import bytes_checksum
-from convert.durable import remove, sync, write_atomically, writing
-from convert.errors import CheckpointError
-from convert.files import AGAIN, DOWNLOADED, RECONVERT
-from convert.items import Item
-from convert.journal import (
+from moejax._convert.admission import check_apart, check_room, check_target, is_finished
+from moejax._convert.checksums import bytes_checksum
+from moejax._convert.durable import remove, sync, write_atomically, writing
+from moejax._convert.errors import CheckpointError
+from moejax._convert.files import AGAIN, DOWNLOADED, RECONVERT
+from moejax._convert.items import Item
+from moejax._convert.journal import (
     WORK,
     Header,
     Journal,
@@ -23,13 +23,13 @@ from convert.journal import (
     read_journal,
     remove_work,
 )
-from convert.manifest import MANIFEST, ArrayEntry, Format, Manifest, read_manifest
-from convert.memory import PeakMemory, items_in_flight
-from convert.previous import previous_weights
-from convert.source import TensorSource
-from convert.source_hashes import SourceHashes
-from convert.streaming import OnProgress, Stream, check_items, convert_items
-from convert.target import Target
+from moejax._convert.manifest import MANIFEST, ArrayEntry, Format, Manifest, read_manifest
+from moejax._convert.memory import PeakMemory, items_in_flight
+from moejax._convert.previous import previous_weights
+from moejax._convert.source import TensorSource
+from moejax._convert.source_hashes import SourceHashes
+from moejax._convert.streaming import OnProgress, Stream, check_items, convert_items
+from moejax._convert.target import Target
 
 
 @dataclass(frozen=True, kw_only=True)

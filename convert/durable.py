@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from convert.errors import CheckpointError
+from moejax._convert.errors import CheckpointError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _NO_SPACE = ("No space left on device", "Disk quota exceeded")

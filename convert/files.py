@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from convert.errors import CheckpointError
+from moejax._convert.errors import CheckpointError
 
 AGAIN, RECONVERT = "download it again", "convert again with --restart"
 # A damaged download seldom makes NaN of a whole tensor and nothing else.

@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from convert.errors import CheckpointError
-from convert.mapping import translate
-from convert.tensor_info import TensorInfo
+from moejax._convert.errors import CheckpointError
+from moejax._convert.mapping import translate
+from moejax._convert.tensor_info import TensorInfo
 
 MOST_PARTS = 50_000  # of one tensor; they are named one by one
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from convert.dtypes import FLOAT_DTYPES
+from moejax._convert.dtypes import FLOAT_DTYPES
 
 
 @dataclass(frozen=True, kw_only=True)

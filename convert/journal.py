@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from convert.durable import remove, sync, write_atomically
-from convert.errors import CheckpointError, shown
-from convert.files import opened, parse_object
-from convert.manifest import FORMATS, Format
+from moejax._convert.durable import remove, sync, write_atomically
+from moejax._convert.errors import CheckpointError, shown
+from moejax._convert.files import opened, parse_object
+from moejax._convert.manifest import FORMATS, Format
 
 WORK = ".moejax-conversion"
 _LOCK, _JOURNAL = "lock", "journal.jsonl"

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from convert.dtypes import FLOAT_DTYPES, fits_numpy
-from convert.errors import CheckpointError, shown
-from convert.files import RECONVERT, opened, read_json
+from moejax._convert.dtypes import FLOAT_DTYPES, fits_numpy
+from moejax._convert.errors import CheckpointError, shown
+from moejax._convert.files import RECONVERT, opened, read_json
 
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 3

@@ -7,8 +7,8 @@ from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 
-from convert.errors import CheckpointError, listed
-from convert.tensor_info import TensorInfo, float_dtype
+from moejax._convert.errors import CheckpointError, listed
+from moejax._convert.tensor_info import TensorInfo, float_dtype
 
 FIELD = re.compile(r"\{([a-z_]+)\}")
 # How a number is written: with leading zeros, two tensors could stand for the same layer.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from convert.items import ArrayPlan, Item
+from moejax._convert.items import ArrayPlan, Item
 
 _STATUS = Path("/proc/self/status")
 _COUNTED = ("RssAnon:", "RssShmem:")

@@ -9,14 +9,14 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from convert.checksums import array_checksum
-from convert.errors import CheckpointError, listed
-from convert.files import RECONVERT
-from convert.manifest import MANIFEST, Manifest, read_manifest
-from convert.previous import WEIGHTS
-from convert.reading import BLOCK_BYTES, ByteCounter, CheckedCopy
-from convert.tensor_info import Index, TensorInfo, float_dtype, ranges_of
-from convert.zarr_array import read_array
+from moejax._convert.checksums import array_checksum
+from moejax._convert.errors import CheckpointError, listed
+from moejax._convert.files import RECONVERT
+from moejax._convert.manifest import MANIFEST, Manifest, read_manifest
+from moejax._convert.previous import WEIGHTS
+from moejax._convert.reading import BLOCK_BYTES, ByteCounter, CheckedCopy
+from moejax._convert.tensor_info import Index, TensorInfo, float_dtype, ranges_of
+from moejax._convert.zarr_array import read_array
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import orbax.checkpoint as ocp
 
-from convert.errors import CheckpointError
-from convert.files import RECONVERT
-from convert.zarr_array import cannot_write, reason_of
+from moejax._convert.errors import CheckpointError
+from moejax._convert.files import RECONVERT
+from moejax._convert.zarr_array import cannot_write, reason_of
 
 
 def describe_item(path: Path, dtypes: Mapping[str, np.dtype]) -> None:

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
-from convert.durable import move, remove, sync_tree
-from convert.errors import CheckpointError, listed
-from convert.items import ArrayPlan, Item, Place
-from convert.journal import WORK
-from convert.manifest import Format
-from convert.previous import ITEMS, WEIGHTS, previous_weights
-from convert.tensor_info import TensorInfo
-from convert.zarr_array import check_array, write_array
+from moejax._convert.durable import move, remove, sync_tree
+from moejax._convert.errors import CheckpointError, listed
+from moejax._convert.items import ArrayPlan, Item, Place
+from moejax._convert.journal import WORK
+from moejax._convert.manifest import Format
+from moejax._convert.previous import ITEMS, WEIGHTS, previous_weights
+from moejax._convert.tensor_info import TensorInfo
+from moejax._convert.zarr_array import check_array, write_array
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class OrbaxTarget:
                 remove(path)
 
     def write(self, item: Item, arrays: Mapping[str, np.ndarray]) -> None:
-        from convert.orbax_items import describe_item  # here, because it imports Orbax, and with it JAX
+        from moejax._convert.orbax_items import describe_item  # here, because it imports Orbax, and with it JAX
 
         path = self._unfinished / item.name
         with self._saving:
@@ -52,7 +52,7 @@ class OrbaxTarget:
         move(path, self.folder / WEIGHTS / item.name)
 
     def read_back(self, item: Item, memory: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        from convert.orbax_items import restore_item  # as above
+        from moejax._convert.orbax_items import restore_item  # as above
 
         path = self.folder / WEIGHTS / item.name
         for array in item.arrays:  # what the loader would find, Orbax tells with tracebacks of its threads beside

@@ -7,9 +7,9 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from convert.errors import CheckpointError
-from convert.journal import WORK
-from convert.manifest import Format
+from moejax._convert.errors import CheckpointError
+from moejax._convert.journal import WORK
+from moejax._convert.manifest import Format
 
 WEIGHTS = "weights"  # holds the Orbax checkpoints of a folder
 ITEMS, FILES = "items", "files"  # hold what is half-written, in the work folder

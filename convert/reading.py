@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from convert.dtypes import FLOAT_DTYPES
-from convert.errors import CheckpointError
-from convert.tensor_info import Index, TensorInfo, index_of
+from moejax._convert.dtypes import FLOAT_DTYPES
+from moejax._convert.errors import CheckpointError
+from moejax._convert.tensor_info import Index, TensorInfo, index_of
 
 BLOCK_BYTES = 4 << 20  # bounds the temporary memory of reading; still in the processor's cache when it is checked
 _WIDER = {"float16": "bfloat16", "bfloat16": "float32", "float32": "float64"}

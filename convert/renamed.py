@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from convert.errors import CheckpointError, listed
-from convert.mapping import translate
-from convert.tensor_info import TensorInfo
+from moejax._convert.errors import CheckpointError, listed
+from moejax._convert.mapping import translate
+from moejax._convert.tensor_info import TensorInfo
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from convert.dtypes import ITEM_BITS, fits_numpy
-from convert.errors import CheckpointError, shown
-from convert.files import DOWNLOADED, JSON_LIMIT, NOT_FINITE, Advice, opened, parse_object, reading
-from convert.reading import BLOCK_BYTES, CheckedCopy, blocks
-from convert.tensor_info import Index, TensorInfo, covering_groups, float_dtype, in_order
+from moejax._convert.dtypes import ITEM_BITS, fits_numpy
+from moejax._convert.errors import CheckpointError, shown
+from moejax._convert.files import DOWNLOADED, JSON_LIMIT, NOT_FINITE, Advice, opened, parse_object, reading
+from moejax._convert.reading import BLOCK_BYTES, CheckedCopy, blocks
+from moejax._convert.tensor_info import Index, TensorInfo, covering_groups, float_dtype, in_order
 
 LENGTH_BYTES = 8  # of the number of bytes of the header, at the start of the file
 

@@ -9,12 +9,12 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from convert.contents import other_kind
-from convert.errors import CheckpointError, listed, shown
-from convert.files import DOWNLOADED, Advice, opened, read_json, regular
-from convert.reading import ByteCounter
-from convert.safetensors_file import SafetensorsFiles
-from convert.tensor_info import Index, TensorInfo, float_dtype, ranges_of
+from moejax._convert.contents import other_kind
+from moejax._convert.errors import CheckpointError, listed, shown
+from moejax._convert.files import DOWNLOADED, Advice, opened, read_json, regular
+from moejax._convert.reading import ByteCounter
+from moejax._convert.safetensors_file import SafetensorsFiles
+from moejax._convert.tensor_info import Index, TensorInfo, float_dtype, ranges_of
 
 STEM = "model"
 SINGLE, INDEX = f"{STEM}.safetensors", f"{STEM}.safetensors.index.json"

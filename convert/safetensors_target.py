@@ -14,16 +14,16 @@ from pathlib import Path
 
 import numpy as np
 
-from convert.durable import move, remove, write_atomically
-from convert.errors import CheckpointError, shown
-from convert.files import CONVERTED, RECONVERT
-from convert.items import ArrayPlan, Item
-from convert.journal import WORK
-from convert.manifest import Format
-from convert.previous import FILES, previous_weights
-from convert.safetensors_file import LENGTH_BYTES, SafetensorsFiles
-from convert.safetensors_folder import INDEX, SINGLE, SafetensorsFolder
-from convert.tensor_info import TensorInfo, ranges_of
+from moejax._convert.durable import move, remove, write_atomically
+from moejax._convert.errors import CheckpointError, shown
+from moejax._convert.files import CONVERTED, RECONVERT
+from moejax._convert.items import ArrayPlan, Item
+from moejax._convert.journal import WORK
+from moejax._convert.manifest import Format
+from moejax._convert.previous import FILES, previous_weights
+from moejax._convert.safetensors_file import LENGTH_BYTES, SafetensorsFiles
+from moejax._convert.safetensors_folder import INDEX, SINGLE, SafetensorsFolder
+from moejax._convert.tensor_info import TensorInfo, ranges_of
 
 # transformers reads a file only when it says which framework's tensors are in it.
 _METADATA = {"format": "pt"}

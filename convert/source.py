@@ -5,8 +5,8 @@ from typing import Protocol
 
 import numpy as np
 
-from convert.reading import ByteCounter
-from convert.tensor_info import Index, TensorInfo
+from moejax._convert.reading import ByteCounter
+from moejax._convert.tensor_info import Index, TensorInfo
 
 
 class TensorSource(Protocol):

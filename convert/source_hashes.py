@@ -5,8 +5,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Self
 
-from convert.checksums import file_checksum
-from convert.errors import CheckpointError
+from moejax._convert.checksums import file_checksum
+from moejax._convert.errors import CheckpointError
 
 
 class SourceHashes:

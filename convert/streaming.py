@@ -15,17 +15,17 @@ from typing import Literal
 
 import numpy as np
 
-from convert.checksums import array_checksum
-from convert.durable import writing
-from convert.errors import CheckpointError
-from convert.files import NOT_FINITE
-from convert.items import ArrayPlan, Item
-from convert.journal import Journal, Record
-from convert.memory import WorkerMemory
-from convert.reading import all_finite
-from convert.source import TensorSource
-from convert.source_hashes import SourceHashes
-from convert.target import Target
+from moejax._convert.checksums import array_checksum
+from moejax._convert.durable import writing
+from moejax._convert.errors import CheckpointError
+from moejax._convert.files import NOT_FINITE
+from moejax._convert.items import ArrayPlan, Item
+from moejax._convert.journal import Journal, Record
+from moejax._convert.memory import WorkerMemory
+from moejax._convert.reading import all_finite
+from moejax._convert.source import TensorSource
+from moejax._convert.source_hashes import SourceHashes
+from moejax._convert.target import Target
 
 Phase = Literal["convert", "check"]
 OnProgress = Callable[[Phase, int, int], None]  # what is done, bytes of it, bytes in all

@@ -9,8 +9,8 @@ from typing import Protocol
 
 import numpy as np
 
-from convert.items import ArrayPlan, Item
-from convert.manifest import Format
+from moejax._convert.items import ArrayPlan, Item
+from moejax._convert.manifest import Format
 
 
 class Target(Protocol):

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from convert.dtypes import FLOAT_DTYPES, ITEM_BITS
-from convert.errors import CheckpointError
+from moejax._convert.dtypes import FLOAT_DTYPES, ITEM_BITS
+from moejax._convert.errors import CheckpointError
 
 Index = tuple[slice, ...]  # a part of a tensor: one slice of step 1 per axis
 

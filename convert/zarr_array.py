@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
-from convert.durable import full, is_full
-from convert.errors import CheckpointError
-from convert.files import RECONVERT
-from convert.tensor_info import TensorInfo, float_dtype, index_of
+from moejax._convert.durable import full, is_full
+from moejax._convert.errors import CheckpointError
+from moejax._convert.files import RECONVERT
+from moejax._convert.tensor_info import TensorInfo, float_dtype, index_of
 
 # A chunk is what is read at least. 8 parts serve meshes of 2, 4 and 8 devices exactly; more where a chunk would be
 # large.

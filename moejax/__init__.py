@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from convert import CheckpointError as CheckpointError
+    from moejax._convert import CheckpointError as CheckpointError
+    from moejax._sharding import MeshConfig as MeshConfig
+    from moejax._sharding import bytes_per_device as bytes_per_device
     from moejax.conversion import ConversionReport as ConversionReport
     from moejax.conversion import convert as convert
     from moejax.decoding.api import decode as decode
@@ -31,15 +33,15 @@ if TYPE_CHECKING:
     from moejax.loading import load as load
     from moejax.planning.compare import compare_meshes as compare_meshes
     from moejax.planning.rows import MeshRow as MeshRow
-    from sharding import MeshConfig as MeshConfig
 
 _HOME = {
     # models
     "load": "moejax.loading",
     "Model": "moejax.loading",
     "ModelConfig": "moejax.families.config",
-    "MeshConfig": "sharding",
-    "CheckpointError": "convert",
+    "MeshConfig": "moejax._sharding",
+    "bytes_per_device": "moejax._sharding",
+    "CheckpointError": "moejax._convert",
     # splits over devices
     "compare_meshes": "moejax.planning.compare",
     "MeshRow": "moejax.planning.rows",

@@ -13,8 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import convert  # a folder's format is imported when it is opened
-from convert import (
+from moejax import _convert as convert  # a folder's format is imported when it is opened
+from moejax._convert import (
     CheckpointError,
     TensorPlan,
     plan,
@@ -23,9 +23,9 @@ from convert import (
     rename,
     split_fused,
 )
-from convert.contents import about_file, download_original, other_kind
-from convert.errors import listed
-from convert.files import CONVERTED, DOWNLOADED
+from moejax._convert.contents import about_file, download_original, other_kind
+from moejax._convert.errors import listed
+from moejax._convert.files import CONVERTED, DOWNLOADED
 from moejax.families.config import ModelConfig
 from moejax.families.hf_config import quantisation, read_config_json
 from moejax.families.mistral_release import PARAMS, RENAMED, STEM, is_release

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import moejax
-from convert import (
+from moejax._convert import (
     FLOAT_DTYPES,
     ArrayPlan,
     CheckpointError,
@@ -22,10 +22,10 @@ from convert import (
     read_manifest,
     run,
 )
-from convert.checksums import file_checksum
-from convert.conversion import OnProgress, damaged
-from convert.files import is_inside
-from convert.manifest import MANIFEST
+from moejax._convert.checksums import file_checksum
+from moejax._convert.conversion import OnProgress, damaged
+from moejax._convert.files import is_inside
+from moejax._convert.manifest import MANIFEST
 from moejax.checkpoint import Checkpoint, open_checkpoint
 from moejax.families.hf_config import read_config_json
 from moejax.families.table import family_of, weights_of

@@ -9,7 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from convert import TensorPlan
+from moejax._convert import TensorPlan
+from moejax._sharding import MeshConfig, Placement, device_memory, mesh_config
 from moejax.checkpoint import Checkpoint, open_checkpoint
 from moejax.families.config import ModelConfig, sequence_limit
 from moejax.families.table import RANDOM, named_config, weights_of
@@ -32,7 +33,6 @@ from moejax.weights.params import ParamTree
 from moejax.weights.random import random_value
 from moejax.weights.storage import Stored
 from moejax.weights.weight import Weight, logical_tensors
-from sharding import MeshConfig, Placement, device_memory, mesh_config
 
 _logger = logging.getLogger(__name__)
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from moejax._sharding import MeshConfig
 from moejax.decoding import steps
 from moejax.decoding.state import DecodeState, Features, empty_state
 from moejax.families.config import ModelConfig
@@ -21,7 +22,6 @@ from moejax.runtime.buckets import STEPS_PER_CALL
 from moejax.runtime.platform import current_device
 from moejax.weights.params import ParamTree
 from scripts.kernel_timing import Rates, TimingPlan
-from sharding import MeshConfig
 
 # Memory bandwidth by the vendor's datasheet, TB/s, by a part of the device's name.
 DATASHEET = {"H200": 4.8, "H100 PCIe": 2.0, "H100 NVL": 3.9, "H100": 3.35, "A100-SXM4-80GB": 2.0, "A100": 1.55}

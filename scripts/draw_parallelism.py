@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
 
+from moejax._sharding import LogicalAxis, MeshAxes, MeshConfig, Rules
 from moejax.families.config import ModelConfig
 from moejax.moe.split import DispatchName, make_rules
-from sharding import LogicalAxis, MeshAxes, MeshConfig, Rules
 
 CONFIG = ModelConfig(
     vocab_size=8,

@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import yaml
 
+from moejax._sharding.collectives import CollectiveKind
+from moejax._sharding.collectives.collective import ITEM_SIZES
 from moejax.planning import silicon
 from moejax.planning.hardware import Curve, Hardware
 from moejax.planning.hardware_file import SHIPPED, hardware_toml, load_hardware
@@ -25,8 +27,6 @@ from moejax.planning.kernels import BetweenTerms, DeviceRates, ExpertTerms, Soft
 from moejax.planning.silicon import ENGINES, SYSTEMS, Frame, SiliconTables
 from scripts import fit_terms
 from scripts.fit_terms import Layers
-from sharding.collectives import CollectiveKind
-from sharding.collectives.collective import ITEM_SIZES
 
 # Of a decode step of Mixtral 8x7B that XLA compiled for an H200 with jax 0.10.2: 692 kernels in 32 layers at batch 1.
 KERNELS_PER_LAYER = 21.6

@@ -4,12 +4,12 @@ from collections.abc import Iterable
 from dataclasses import replace
 from functools import lru_cache
 
+from moejax._sharding import MeshConfig, Rules
 from moejax.moe.split import DispatchName, make_rules
 from moejax.planning.communication import Tokens, moe_collectives
 from moejax.planning.hardware_file import load_hardware
 from moejax.planning.links import exchange_seconds
 from scripts.measured_layers import MODELS, Case, Cell, LayerSplit
-from sharding import MeshConfig, Rules
 
 hardware_file = lru_cache(load_hardware)
 

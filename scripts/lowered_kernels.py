@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from jax._src.pallas.triton import lowering as triton_lowering
 from jaxlib.mlir import ir
 
+from moejax._sharding import MeshConfig
 from moejax.families.table import named_config, weights_of
 from moejax.model.structure import make_parallel
 from moejax.moe.layer import MoE
@@ -32,7 +33,6 @@ from moejax.ops.table import make_ops
 from moejax.runtime.platform import A100, H100, Device, tracing_for
 from moejax.weights.params import merge, split
 from moejax.weights.weight import under
-from sharding import MeshConfig
 
 KERNEL_CALL = "__gpu$xla.gpu.triton"
 

@@ -12,13 +12,13 @@ from typing import Literal
 
 import numpy as np
 
+from moejax._sharding.collectives.collective import ITEM_SIZES
 from moejax.planning.hardware import Hardware
 from moejax.planning.kernels import MATRICES, DeviceLoad, ExpertTerms, Shape
 from moejax.planning.routing import RoutingModel
 from moejax.planning.software import parse_skew
 from scripts.layer_exchanges import hardware_file
 from scripts.measured_layers import LOADS, MODELS, TIE, Case, Cell, LayerSplit, read_layers
-from sharding.collectives.collective import ITEM_SIZES
 
 # Who says which split: the fitted terms of the engine that was measured, other software, or one split always.
 Adviser = Literal["engine", "moejax", "ideal", "intra", "inter"]

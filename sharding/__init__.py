@@ -4,11 +4,11 @@ This package knows no model. `LogicalAxis` is the vocabulary in which a model de
 parameter and cache *is*; `Rules` say which mesh axis that is split over. Importing it imports no JAX.
 """
 
-from sharding.logical import LOGICAL_AXES, LogicalAxes, LogicalAxis, check_logical_axes
-from sharding.memory import DeviceMemory, device_memory
-from sharding.mesh import MESH_AXES, MeshAxes, MeshAxis, MeshConfig, mesh_config, mesh_shapes
-from sharding.report import Placement, bytes_per_device, describe, placement
-from sharding.rules import Rules, Spec, partition_spec
+from moejax._sharding.logical import LOGICAL_AXES, LogicalAxes, LogicalAxis, check_logical_axes
+from moejax._sharding.memory import DeviceMemory, device_memory
+from moejax._sharding.mesh import MESH_AXES, MeshAxes, MeshAxis, MeshConfig, mesh_config, mesh_shapes
+from moejax._sharding.report import Placement, bytes_per_device, describe, placement
+from moejax._sharding.rules import Rules, Spec, partition_spec
 
 __all__ = [
     "LOGICAL_AXES",

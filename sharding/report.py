@@ -4,9 +4,9 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from sharding.logical import LogicalAxes
-from sharding.mesh import MESH_AXES, MeshAxes
-from sharding.rules import Rules, Spec
+from moejax._sharding.logical import LogicalAxes
+from moejax._sharding.mesh import MESH_AXES, MeshAxes
+from moejax._sharding.rules import Rules, Spec
 
 
 @dataclass(frozen=True, kw_only=True)

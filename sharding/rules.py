@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from sharding.logical import LOGICAL_AXES, LogicalAxes, LogicalAxis, check_logical_axes
-from sharding.mesh import MESH_AXES, MeshAxes, MeshConfig
+from moejax._sharding.logical import LOGICAL_AXES, LogicalAxes, LogicalAxis, check_logical_axes
+from moejax._sharding.mesh import MESH_AXES, MeshAxes, MeshConfig
 
 if TYPE_CHECKING:
     from jax.sharding import PartitionSpec

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from convert.files import parse_object
+from moejax._convert.files import parse_object
+from moejax._sharding import MeshConfig
 from moejax.bench.works import Work
-from sharding import MeshConfig
 
 _EXAMPLE = "docs/bench_baseline.json is one to start from"
 _CASE_KEYS = {"source", "mesh", "dispatch", "dtype", "expert_backend", "batch_size", "input_len", "output_len"}

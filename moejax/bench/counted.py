@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int
 
+from moejax._sharding import MeshConfig, Rules
 from moejax.families.config import ModelConfig
 from moejax.families.kv_cache import cache_elements_per_token
 from moejax.families.table import weights_of
 from moejax.weights.counts import DeviceShare, device_share
-from sharding import MeshConfig, Rules
 
 
 @dataclass(frozen=True, kw_only=True)

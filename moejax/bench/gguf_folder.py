@@ -13,7 +13,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from convert import CheckpointError, SafetensorsFolder
+from moejax._convert import CheckpointError, SafetensorsFolder
 from moejax.checkpoint import open_checkpoint
 from moejax.families.config import ModelConfig
 from moejax.families.table import weights_of

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import moejax
-from convert.memory import PeakMemory
+from moejax._convert.memory import PeakMemory
 from moejax.bench import counted
 from moejax.bench.counted import Counted
 from moejax.bench.roofline import Memory, Roofline

@@ -9,9 +9,9 @@ from typing import Any
 import jax
 
 import moejax
+from moejax._sharding.collectives import compiled_collectives
 from moejax.bench.baseline import case_work
 from moejax.bench.works import Work
-from sharding.collectives import compiled_collectives
 
 # Instructions that start no work: names for values, and what holds them together.
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "iota", "after-all", "partition-id"}

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
+from moejax._sharding import MeshConfig, Rules
+from moejax._sharding.collectives import wire_elements
+from moejax._sharding.collectives.collective import ITEM_SIZES
 from moejax.bench.works import Work
 from moejax.families.config import ModelConfig
 from moejax.moe.split import Split, make_rules, resolve_split
 from moejax.planning.communication import Tokens, choice_collectives, forward_collectives
 from moejax.planning.footprint import device_weights, weight_bytes
 from moejax.planning.routing import RoutingModel
-from sharding import MeshConfig, Rules
-from sharding.collectives import wire_elements
-from sharding.collectives.collective import ITEM_SIZES
 
 COUNTED = "counted (simulated devices: no times)"
 TIMED = "timed on real devices"

@@ -61,7 +61,7 @@ def hf_folder(facts: "SourceFacts", dtype: str, scratch: Path, seed: int) -> str
     Raises:
         ValueError: for a converted folder, which only moejax reads.
     """
-    from convert import OrbaxFolder
+    from moejax._convert import OrbaxFolder
     from moejax.bench.random_folder import write_random_folder
 
     if isinstance(facts.source, str):

@@ -43,7 +43,7 @@ def report(error: Exception, *, debug: bool) -> int:
 
 def describe(error: Exception) -> str:
     """One sentence: what was wrong with the command line or its input, and what to do."""
-    from convert import CheckpointError  # here, because it imports numpy, which takes as long as all the rest
+    from moejax._convert import CheckpointError  # here, because it imports numpy, which takes as long as all the rest
 
     if isinstance(error, UsageError):
         return _describe_usage(error)

@@ -4,7 +4,7 @@ import dataclasses
 from collections import Counter
 from typing import Any
 
-from convert import SafetensorsFolder
+from moejax._convert import SafetensorsFolder
 from moejax.checkpoint import Checkpoint, open_checkpoint
 from moejax.cli import startup
 from moejax.families.config import ModelConfig
@@ -106,8 +106,8 @@ def _end_texts(checkpoint: Checkpoint) -> list[str | None]:
 def _device() -> dict[str, Any]:
     import jax
 
+    from moejax._sharding import device_memory
     from moejax.ops.table import resolve_backend
-    from sharding import device_memory
 
     memory = device_memory()
     return {

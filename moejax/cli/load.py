@@ -3,12 +3,12 @@
 import jax
 
 import moejax
+from moejax._sharding import MeshConfig
 from moejax.cli import console
 from moejax.cli.facts import SourceFacts
 from moejax.cli.options import MeshFlags, ModelFlags
 from moejax.moe.split import Split
 from moejax.runtime.buckets import MAX_SEQUENCES
-from sharding import MeshConfig
 
 
 def load_model(

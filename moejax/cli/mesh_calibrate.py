@@ -37,7 +37,7 @@ def calibrate(output: Output = None, quiet: options.Quiet = False, debug: option
     if path is None:
         console.write(text)
         return
-    from convert.durable import write_atomically, writing  # here, because it imports numpy
+    from moejax._convert.durable import write_atomically, writing  # here, because it imports numpy
 
     with writing(path.parent):
         write_atomically(path, text.encode(), scratch=path.parent)

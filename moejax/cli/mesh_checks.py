@@ -10,10 +10,10 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
+    from moejax._sharding.collectives import Collective
     from moejax.planning.compare import ComparisonInputs
     from moejax.planning.hardware import Hardware
     from moejax.planning.rows import MeshRow
-    from sharding.collectives import Collective
 
 CALIBRATE = "write a file of these devices with: moejax mesh calibrate --output here.toml"
 
@@ -112,7 +112,7 @@ def _both(predicted: int, compiled: int) -> str:
 
 
 def _bytes(collectives: "Sequence[Collective]") -> int:
-    from sharding.collectives.collective import ITEM_SIZES
+    from moejax._sharding.collectives.collective import ITEM_SIZES
 
     return sum(one.elements * ITEM_SIZES[one.dtype] for one in collectives)
 

@@ -10,6 +10,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from moejax._sharding import Placement, bytes_per_device
 from moejax.families.kv_cache import cache_placements
 from moejax.families.table import weights_of
 from moejax.moe.split import Split, make_rules, resolve_split
@@ -20,7 +21,6 @@ from moejax.planning.workload import Workload, default_lengths
 from moejax.runtime.buckets import batch_bucket
 from moejax.weights.counts import weight_placements
 from moejax.weights.dtypes import resolve_dtype
-from sharding import Placement, bytes_per_device
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from moejax._sharding.collectives import wire_elements
+from moejax._sharding.collectives.collective import ITEM_SIZES
 from moejax.cli.console import printable
 from moejax.cli.mesh_answers import serve_line, target_line
 from moejax.planning.advice import nearest
@@ -20,8 +22,6 @@ from moejax.planning.ranking import first
 from moejax.planning.rows import MeshRow
 from moejax.planning.units import BYTES, FLOPS, LINK_RATES, amount
 from moejax.runtime.buckets import MAX_SEQUENCES, MAX_SERVED_SEQUENCES
-from sharding.collectives import wire_elements
-from sharding.collectives.collective import ITEM_SIZES
 
 MOST_REFUSED = 8  # lines about splits that cannot be used
 

@@ -5,9 +5,9 @@ import json as json_format
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from moejax._sharding import MeshConfig
 from moejax.cli import console, startup
 from moejax.cli.devices import Devices
-from sharding import MeshConfig
 
 if TYPE_CHECKING:
     from moejax.families.config import ModelConfig

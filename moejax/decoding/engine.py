@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import jax
 import numpy as np
 
+from moejax._sharding import bytes_per_device, device_memory
 from moejax.decoding.requests import Request
 from moejax.decoding.sampling_arrays import shared_entropy
 from moejax.decoding.scheduler import Scheduler
@@ -23,7 +24,6 @@ from moejax.families.kv_cache import cache_placements
 from moejax.loading import Model
 from moejax.runtime import buckets
 from moejax.runtime.buckets import MAX_SEQUENCES
-from sharding import bytes_per_device, device_memory
 
 STREAM_SECONDS = 0.05  # how long a streaming call of the decode loop should take
 # Steps of a call where several processes stream, and where stop strings are looked for: they end a sequence between

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from convert.errors import shown
+from moejax._convert.errors import shown
 
 # Far beyond what is built (61 layers of 384 experts), and little enough for a table with a row for each.
 MOST_LAYERS, MOST_EXPERTS, MOST_SIZE = 1000, 30_000, 2**31

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from convert import Ignore
+from moejax._convert import Ignore
 from moejax.families.config import ModelConfig
 
 

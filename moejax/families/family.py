@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from convert import Fused, Ignore
+from moejax._convert import Fused, Ignore
 from moejax.families.config import ModelConfig
 from moejax.families.derived import Derived
 from moejax.weights.weight import Weight

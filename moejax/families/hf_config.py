@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from convert import CheckpointError
-from convert.errors import shown
-from convert.files import opened, read_json
+from moejax._convert import CheckpointError
+from moejax._convert.errors import shown
+from moejax._convert.files import opened, read_json
 
 _LIMIT = 4_000_000  # bytes; the largest that are known have 100,000, of the names of labels
 _MOST_SHOWN = 20  # unknown keys

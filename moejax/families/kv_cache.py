@@ -1,8 +1,8 @@
 """The key/value cache of a model: its shape, and where it lives. Imports no JAX."""
 
+from moejax._sharding import LogicalAxes, Placement, Rules, placement
+from moejax._sharding.collectives.collective import ITEM_SIZES
 from moejax.families.config import ModelConfig
-from sharding import LogicalAxes, Placement, Rules, placement
-from sharding.collectives.collective import ITEM_SIZES
 
 CACHE_AXES: LogicalAxes = ("batch", "kv_heads", "sequence", "head_dim")
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from convert import Renamed
-from convert.errors import shown
+from moejax._convert import Renamed
+from moejax._convert.errors import shown
 from moejax.families.config import ModelConfig, config_problem
 from moejax.weights.weight import EXPERT
 

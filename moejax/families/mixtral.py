@@ -6,7 +6,7 @@ The keys are those of transformers' MixtralConfig, whose defaults absent ones ta
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from convert import Fused, Ignore
+from moejax._convert import Fused, Ignore
 from moejax.families.config import ModelConfig, config_problem, is_positive_int
 from moejax.families.derived import rotary_tables
 from moejax.families.family import Family

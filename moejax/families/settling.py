@@ -3,15 +3,15 @@
 import dataclasses
 from typing import TYPE_CHECKING
 
-from convert import CheckpointError, TensorSource
-from convert.comparing import holds, same_numbers
-from convert.mapping import translate
+from moejax._convert import CheckpointError, TensorSource
+from moejax._convert.comparing import holds, same_numbers
+from moejax._convert.mapping import translate
 from moejax.families.config import ModelConfig
 from moejax.families.table import family_of, weights_of
 from moejax.weights.weight import Weight
 
 if TYPE_CHECKING:
-    from convert import OrbaxFolder, SafetensorsFolder
+    from moejax._convert import OrbaxFolder, SafetensorsFolder
 
     Tensors = SafetensorsFolder | OrbaxFolder
 

@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from convert import CheckpointError
+from moejax._convert import CheckpointError
 from moejax.families.config import ModelConfig
 from moejax.families.family import Family
 from moejax.families.hf_config import read_config_json

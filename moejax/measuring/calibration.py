@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from scipy.optimize import nnls
 
+from moejax._sharding import MeshConfig, device_memory
 from moejax.families.config import ModelConfig
 from moejax.measuring.measured import ModelTimes, check_real_devices, random_model
 from moejax.measuring.speeds import curves, engine_operations, timed_operations
@@ -23,7 +24,6 @@ from moejax.planning.hardware import DTYPES, Hardware, Link
 from moejax.planning.routing import RoutingModel, distinct_experts
 from moejax.planning.workload import Workload
 from moejax.runtime.huge_pages import collapse, copied
-from sharding import MeshConfig, device_memory
 
 RUNS = 5  # of what is timed once; the shortest counts, since whatever else ran could only make it longer
 ROUNDS = 7  # of what is timed in turns, since a machine's speed changes for seconds at a time

@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from moejax._sharding import LogicalAxis, MeshConfig
+from moejax._sharding.collectives import compiled_collectives
 from moejax.decoding import steps
 from moejax.decoding.shapes import FeedShape
 from moejax.decoding.state import DecodeState, Features, empty_state
@@ -28,8 +30,6 @@ from moejax.model.cache import KVCache
 from moejax.model.structure import PLACEMENT, make_parallel, make_structure
 from moejax.moe.parallel import Parallel
 from moejax.weights.layouts import Separate
-from sharding import LogicalAxis, MeshConfig
-from sharding.collectives import compiled_collectives
 
 # The machine code is never run, so none of the time goes into optimising it: a quarter of the default's is left. The
 # passes over the program as a whole, where collectives come from, are the same.

@@ -15,6 +15,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
+from moejax._sharding import Rules
+from moejax._sharding.collectives import Collective
 from moejax.families.config import ModelConfig
 from moejax.moe.split import DispatchName, Split, make_rules
 from moejax.planning.calls import ProgramCall, decode_call, prefill_cache_shape, prefill_calls
@@ -30,8 +32,6 @@ from moejax.planning.communication import (
 from moejax.planning.footprint import cache_bytes, weight_bytes
 from moejax.planning.rows import MeshRow
 from moejax.planning.workload import Workload
-from sharding import Rules
-from sharding.collectives import Collective
 
 PhaseName = Literal["decode", "prefill"]
 PHASES: tuple[PhaseName, ...] = ("decode", "prefill")

@@ -14,6 +14,7 @@ import numpy as np
 from scipy.stats import trim_mean
 
 import moejax
+from moejax._sharding import DeviceMemory, device_memory
 from moejax.decoding.engine import DecodeRun
 from moejax.decoding.requests import make_requests
 from moejax.decoding.sampling_params import SamplingParams
@@ -27,7 +28,6 @@ from moejax.planning.footprint import footprint
 from moejax.planning.rows import MeshRow
 from moejax.planning.workload import Workload
 from moejax.runtime.buckets import MAX_SEQUENCES
-from sharding import DeviceMemory, device_memory
 
 ROOM = 0.9  # of the free memory, that a timed model may take
 WARM_SECONDS = 0.5  # of decoding before anything is timed: the first second is up to twice as slow

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 import moejax
+from moejax._sharding import MeshConfig, mesh_shapes
 from moejax.families.config import ModelConfig
 from moejax.measuring.logits import ROUNDED_KL, Comparison, compare_logits
 from moejax.moe.split import can_split
-from sharding import MeshConfig, mesh_shapes
 
 FLOAT32_TOLERANCE = 1e-4  # what summing in another order leaves in float32
 PROMPT_LENGTHS = (5, 1, 20)  # a ragged batch, which divides over no mesh: padding is compared as well

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from convert import OrbaxFolder
+from moejax._convert import OrbaxFolder
 from moejax.checkpoint import open_checkpoint
 from moejax.measuring.logits import ROUNDED_KL, Comparison, compare_logits, fixed_prompts
 from moejax.weights.dtypes import resolve_dtype

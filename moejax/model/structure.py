@@ -10,6 +10,7 @@ from flax import nnx
 from jax import Array
 from jax.sharding import AbstractMesh, Mesh
 
+from moejax._sharding import LogicalAxes, MeshConfig, Placement
 from moejax.families.config import ModelConfig
 from moejax.families.table import weights_of
 from moejax.model.model import Transformer
@@ -23,7 +24,6 @@ from moejax.weights.params import ParamTree, declared_values, merge, split
 from moejax.weights.placement import PhysicalExperts
 from moejax.weights.storage import Stored
 from moejax.weights.weight import Weight
-from sharding import LogicalAxes, MeshConfig, Placement
 
 PLACEMENT = "placement"  # the entry of a parameter tree that says which expert each place holds
 

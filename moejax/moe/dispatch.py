@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
+from moejax._sharding import MeshAxes
 from moejax.moe.split import DISPATCHES, DispatchName
 from moejax.ops.routing import Routing
-from sharding import MeshAxes
 
 
 @dataclass(frozen=True, kw_only=True)

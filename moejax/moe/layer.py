@@ -8,6 +8,7 @@ from flax import nnx
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
+from moejax._sharding import Rules
 from moejax.families.config import ModelConfig
 from moejax.moe.dispatch import Dispatched, ExpertGroup, dispatch_body
 from moejax.moe.parallel import Parallel
@@ -18,7 +19,6 @@ from moejax.ops.routing import Routing
 from moejax.ops.table import Ops
 from moejax.weights.params import param, value
 from moejax.weights.weight import Weight
-from sharding import Rules
 
 
 class Routed(NamedTuple):

@@ -11,8 +11,8 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
+from moejax._sharding import LogicalAxis, MeshAxes, Rules, partition_spec
 from moejax.moe.split import DispatchName
-from sharding import LogicalAxis, MeshAxes, Rules, partition_spec
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Literal, get_args
 
+from moejax._sharding import LogicalAxis, MeshAxes, MeshConfig, Rules, mesh_config
+from moejax._sharding.collectives import CollectiveKind
 from moejax.families.config import ModelConfig
 from moejax.weights.counts import num_places
-from sharding import LogicalAxis, MeshAxes, MeshConfig, Rules, mesh_config
-from sharding.collectives import CollectiveKind
 
 DispatchName = Literal["replicated", "gather", "all_to_all"]
 

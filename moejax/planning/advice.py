@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from moejax._sharding.collectives.collective import ITEM_SIZES
 from moejax.moe.split import make_rules
 from moejax.planning.compare import ComparisonInputs
 from moejax.planning.footprint import footprint
@@ -11,7 +12,6 @@ from moejax.planning.hardware_file import load_hardware, shipped_hardware
 from moejax.planning.rows import MeshRow
 from moejax.planning.splits import splits
 from moejax.planning.workload import Workload
-from sharding.collectives.collective import ITEM_SIZES
 
 MOST_DEVICES = 1024  # where the search for enough devices ends
 

@@ -103,7 +103,7 @@ def asked_split(
 
 def visible_hardware(devices: Sequence[Any]) -> tuple[Hardware, str]:
     """The figures of the device kind, with the memory that is really there, and whose figures they are."""
-    from sharding import device_memory
+    from moejax._sharding import device_memory
 
     kind = devices[0].device_kind
     known = [hardware for hardware in map(load_hardware, shipped_hardware()) if kind.lower() in hardware.kinds]

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from moejax._sharding import Rules
 from moejax.planning import coefficients
 from moejax.planning.workload import Workload
 from moejax.runtime.buckets import (
@@ -13,7 +14,6 @@ from moejax.runtime.buckets import (
     prompt_bucket,
     prompts_per_call,
 )
-from sharding import Rules
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from sharding.collectives import Collective
+from moejax._sharding.collectives import Collective
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,12 +7,12 @@ takes part in, with the elements that `sharding.collectives` counts: the operand
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from moejax._sharding import MESH_AXES, MeshAxes, Rules
+from moejax._sharding.collectives import Collective, CollectiveKind
 from moejax.families.config import ModelConfig
 from moejax.moe.split import DISPATCHES, DispatchName
 from moejax.planning import coefficients
 from moejax.weights.counts import num_places
-from sharding import MESH_AXES, MeshAxes, Rules
-from sharding.collectives import Collective, CollectiveKind
 
 
 @dataclass(frozen=True, kw_only=True)

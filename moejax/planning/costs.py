@@ -9,6 +9,9 @@ from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Literal, NamedTuple
 
+from moejax._sharding import Rules
+from moejax._sharding.collectives import Collective
+from moejax._sharding.collectives.collective import ITEM_SIZES
 from moejax.families.config import ModelConfig
 from moejax.moe.split import DispatchName
 from moejax.planning import coefficients
@@ -23,9 +26,6 @@ from moejax.planning.routing import RoutingModel
 from moejax.planning.rows import Phase
 from moejax.planning.workload import Workload
 from moejax.weights.counts import num_places
-from sharding import Rules
-from sharding.collectives import Collective
-from sharding.collectives.collective import ITEM_SIZES
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
+from moejax._sharding import MeshConfig
+from moejax._sharding.collectives import Collective, wire_elements
+from moejax._sharding.collectives.collective import ITEM_SIZES
 from moejax.moe.split import Split
 from moejax.planning.compare import ComparisonInputs, predict_split
 from moejax.planning.hardware import Hardware
 from moejax.planning.rows import MeshRow, Phase
 from moejax.planning.workload import Workload
-from sharding import MeshConfig
-from sharding.collectives import Collective, wire_elements
-from sharding.collectives.collective import ITEM_SIZES
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from convert.files import parse_object
+from moejax._convert.files import parse_object
 from moejax.families.config import ModelConfig
 
 DEMO_LOAD = Path(__file__).parents[1] / "checkpoints" / "demo" / "expert_load.json"
@@ -115,7 +115,7 @@ def write_expert_load(path: Path, load: ExpertLoad) -> None:
     Raises:
         ValueError: when it cannot be written.
     """
-    from convert.durable import write_atomically, writing  # here, because it imports numpy
+    from moejax._convert.durable import write_atomically, writing  # here, because it imports numpy
 
     check_new_file(path)
     fields = asdict(load)

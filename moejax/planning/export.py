@@ -7,6 +7,9 @@ from math import inf
 from shlex import join
 from typing import Any
 
+from moejax._sharding import MeshConfig
+from moejax._sharding.collectives import Collective, wire_elements
+from moejax._sharding.collectives.collective import ITEM_SIZES
 from moejax.planning.checks import CompiledCheck, Measured
 from moejax.planning.crossovers import gather_crossovers
 from moejax.planning.hardware import Hardware
@@ -16,9 +19,6 @@ from moejax.planning.rows import MeshRow, Phase
 from moejax.planning.serve_command import PLACEHOLDER, serve_command
 from moejax.planning.software import SoftwareName, Times, basis
 from moejax.planning.sweep import SweepAnswer, answer
-from sharding import MeshConfig
-from sharding.collectives import Collective, wire_elements
-from sharding.collectives.collective import ITEM_SIZES
 
 
 def comparison_json(

@@ -2,6 +2,8 @@
 
 from functools import lru_cache
 
+from moejax._sharding import Rules, placement
+from moejax._sharding.collectives.collective import ITEM_SIZES
 from moejax.families.config import ModelConfig
 from moejax.families.kv_cache import CACHE_AXES, cache_shape
 from moejax.families.table import weights_of
@@ -10,8 +12,6 @@ from moejax.planning.calls import ProgramCall, cache_positions, decode_call, pre
 from moejax.planning.rows import Footprint
 from moejax.planning.workload import Workload
 from moejax.weights.counts import DeviceShare, device_share, num_places
-from sharding import Rules, placement
-from sharding.collectives.collective import ITEM_SIZES
 
 
 @lru_cache(maxsize=4096)

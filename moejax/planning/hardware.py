@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from moejax._sharding.collectives import CollectiveKind
 from moejax.planning.kernels import DeviceRates, Software, SoftwareKernels, curve_seconds, on_curve
-from sharding.collectives import CollectiveKind
 
 DTYPES = ("bfloat16", "float16", "float32")  # that a model can be computed in
 PRODUCT_DTYPES = (*DTYPES, "float8_e4m3fn")  # that a device's products may be measured in

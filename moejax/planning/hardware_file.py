@@ -13,6 +13,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_args
 
+from moejax._sharding.collectives import CollectiveKind
 from moejax.planning.hardware import OPERATIONS, PRODUCT_DTYPES, Curve, Hardware, Link, Operation
 from moejax.planning.kernels import (
     BetweenTerms,
@@ -23,7 +24,6 @@ from moejax.planning.kernels import (
     SoftwareKernels,
     StepTerms,
 )
-from sharding.collectives import CollectiveKind
 
 SHIPPED = Path(__file__).parent / "devices"
 _SMALLEST, _LARGEST = 1e-12, 1e24  # no device's figure lies outside: seconds, bytes, bytes and FLOP per second

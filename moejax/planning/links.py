@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Iterable
 from functools import lru_cache
 
+from moejax._sharding import MESH_AXES, MeshConfig
+from moejax._sharding.collectives import Collective, wire_elements
+from moejax._sharding.collectives.collective import ITEM_SIZES
 from moejax.planning import coefficients
 from moejax.planning.hardware import Hardware, Link
-from sharding import MESH_AXES, MeshConfig
-from sharding.collectives import Collective, wire_elements
-from sharding.collectives.collective import ITEM_SIZES
 
 
 def exchange_seconds(

@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from moejax._sharding.collectives import Collective
 from moejax.moe.split import Split
 from moejax.planning.checks import CompiledCheck, Measured
 from moejax.planning.targets import Targets
 from moejax.planning.units import BYTES, SECONDS, amount, number
 from moejax.planning.workload import Workload
-from sharding.collectives import Collective
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from sharding.collectives import CollectiveKind
+from moejax._sharding.collectives import CollectiveKind
 
 PACKAGE = "aiconfigurator-core"
 Frame = Any  # a pandas.DataFrame, whose own annotations leave open what an index gives

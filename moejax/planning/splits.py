@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
+from moejax._sharding import MeshConfig, mesh_shapes
 from moejax.families.config import ModelConfig
 from moejax.moe.split import DISPATCHES, DispatchName, Split, choose_dispatch, dispatch_name, make_rules
-from sharding import MeshConfig, mesh_shapes
 
 EVERY_DISPATCH = "all"
 MOST_DEVICES = 65_536

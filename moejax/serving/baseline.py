@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Literal
 
-from convert import SafetensorsFolder
+from moejax._convert import SafetensorsFolder
 from moejax.checkpoint import open_checkpoint
 from moejax.decoding.sampling_params import SamplingParams
 from moejax.families.table import RANDOM

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
+from moejax._sharding import bytes_per_device, device_memory
 from moejax.decoding.shapes import FeedShape, Part, SlotParts, StepShape, compatible
 from moejax.families.kv_cache import cache_placements
 from moejax.loading import Model
@@ -10,7 +11,6 @@ from moejax.ops.table import make_ops
 from moejax.runtime import buckets
 from moejax.serving.limits import MAX_LOGPROBS
 from moejax.serving.settings import EngineSettings
-from sharding import bytes_per_device, device_memory
 
 MIN_READ_LENGTH = 256  # a step that reads fewer positions is no faster
 GROWTH = 4  # of slots, and of positions, from one call of the decode loop to the next larger one: docs/decisions.md

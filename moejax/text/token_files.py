@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from convert.errors import CheckpointError, shown
-from convert.files import JSON_LIMIT, is_inside, is_there, opened, parse_object
+from moejax._convert.errors import CheckpointError, shown
+from moejax._convert.files import JSON_LIMIT, is_inside, is_there, opened, parse_object
 
 GENERATION = "generation_config.json"
 

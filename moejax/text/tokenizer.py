@@ -14,8 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from convert.errors import CheckpointError, shown
-from convert.files import DOWNLOADED, decoded, parse_object
+from moejax._convert.errors import CheckpointError, shown
+from moejax._convert.files import DOWNLOADED, decoded, parse_object
 from moejax.text.byte_pieces import (
     FALLBACK,
     ByteForm,

@@ -8,9 +8,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from moejax._sharding import LogicalAxes, Placement, Rules, placement
+from moejax._sharding.collectives.collective import ITEM_SIZES
 from moejax.weights.weight import Part, Weight
-from sharding import LogicalAxes, Placement, Rules, placement
-from sharding.collectives.collective import ITEM_SIZES
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,9 +10,9 @@ import numpy as np
 from jax import Array
 from jax.sharding import NamedSharding
 
+from moejax._sharding import LogicalAxes
 from moejax.weights.layouts import Piece
 from moejax.weights.storage import Stored
-from sharding import LogicalAxes
 
 MOST_THREADS = 4  # that read the tensors of one array, each with a tensor's worth of memory of its own
 

@@ -11,9 +11,9 @@ from typing import Any, Literal, NamedTuple
 import jax
 from jax import Array
 
+from moejax._sharding import LogicalAxes, Rules
 from moejax.weights.storage import Plain, Stored
 from moejax.weights.weight import Weight
-from sharding import LogicalAxes, Rules
 
 LayoutName = Literal["stacked", "separate"]
 

@@ -10,10 +10,10 @@ from typing import Any
 import jax
 from flax import nnx
 
+from moejax._sharding import Rules, check_logical_axes
 from moejax.weights.layouts import LayoutName, declare
 from moejax.weights.storage import Plain, Stored
 from moejax.weights.weight import Weight
-from sharding import Rules, check_logical_axes
 
 ParamTree = dict[str, Any]  # path -> the value of a weight, and the tables of where experts are
 

@@ -14,9 +14,9 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Float, Int
 
+from moejax._sharding import LogicalAxes
 from moejax.runtime.bits import from_bits, stored_dtype, to_bits
 from moejax.runtime.platform import smallest_product
-from sharding import LogicalAxes
 
 # (out): puts a tensor, or a device's part of one, into host memory of its shape, rounded to its dtype.
 Read = Callable[[np.ndarray], None]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Shaped
 
-from sharding import LogicalAxes
+from moejax._sharding import LogicalAxes
 
 STRIP, PART = 64, 16  # outputs of a strip, and what smaller ones are a multiple of
 

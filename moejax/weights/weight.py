@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from sharding import LogicalAxes
+from moejax._sharding import LogicalAxes
 
 # What a weight belongs to, by which reads and FLOPs are counted: `experts` are read by the rows routed to them, a
 # `router` by every token that is routed, `embed` a row per token, `head` once per sequence, the others by every token.

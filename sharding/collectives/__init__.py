@@ -3,15 +3,15 @@
 `compiled_collectives` reads what XLA made of a program, `lowered_collectives` what was asked for; both need only text.
 """
 
-from sharding.collectives.collective import (
+from moejax._sharding.collectives.collective import (
     COLLECTIVE_KINDS,
     Collective,
     CollectiveKind,
     collectives_table,
     wire_elements,
 )
-from sharding.collectives.compiled import compiled_collectives
-from sharding.collectives.lowered import lowered_collectives
+from moejax._sharding.collectives.compiled import compiled_collectives
+from moejax._sharding.collectives.lowered import lowered_collectives
 
 __all__ = [
     "COLLECTIVE_KINDS",

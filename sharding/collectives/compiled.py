@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Mapping
 
-from sharding.collectives.collective import (
+from moejax._sharding.collectives.collective import (
     COLLECTIVE_KINDS,
     UNCOUNTED_KINDS,
     Collective,
@@ -13,8 +13,8 @@ from sharding.collectives.collective import (
     scope_of,
     static_elements,
 )
-from sharding.collectives.device_groups import axes_of_groups, axes_of_pairs, hlo_groups
-from sharding.collectives.program import Body, Call, executed
+from moejax._sharding.collectives.device_groups import axes_of_groups, axes_of_pairs, hlo_groups
+from moejax._sharding.collectives.program import Body, Call, executed
 
 _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) .*\{$")
 # Name, type (one word, or a tuple in parentheses), opcode, operands and attributes.

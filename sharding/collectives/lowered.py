@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from sharding.collectives.collective import (
+from moejax._sharding.collectives.collective import (
     COLLECTIVE_KINDS,
     Collective,
     CollectiveKind,
@@ -14,8 +14,8 @@ from sharding.collectives.collective import (
     scope_of,
     static_elements,
 )
-from sharding.collectives.device_groups import axes_of_groups, axes_of_pairs, stablehlo_groups
-from sharding.collectives.program import Body, Call, executed, within
+from moejax._sharding.collectives.device_groups import axes_of_groups, axes_of_pairs, stablehlo_groups
+from moejax._sharding.collectives.program import Body, Call, executed, within
 
 _KINDS: dict[str, CollectiveKind] = {kind.replace("-", "_"): kind for kind in COLLECTIVE_KINDS}
 _COLLECTIVE = re.compile(rf'"stablehlo\.({"|".join(_KINDS)})"')

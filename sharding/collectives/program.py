@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from sharding.collectives.collective import Collective
+from moejax._sharding.collectives.collective import Collective
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from convert import CheckpointError, SafetensorsFolder
+from moejax._convert import CheckpointError, SafetensorsFolder
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

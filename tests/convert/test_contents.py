@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from convert.contents import about_file, download_original, other_kind
+from moejax._convert.contents import about_file, download_original, other_kind
 from tests.messages import says
 
 

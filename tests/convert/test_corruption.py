@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from convert import CheckpointError, SafetensorsFolder
+from moejax._convert import CheckpointError, SafetensorsFolder
 from tests.convert.checkpoint_files import INDEX, SINGLE, entry, file_bytes, tensor_bytes, write_sharded
 
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from convert import CheckpointError, Fused, SafetensorsFolder, split_fused
+from moejax._convert import CheckpointError, Fused, SafetensorsFolder, split_fused
 from tests.convert.checkpoint_files import write_single
 from tests.messages import refuses
 

@@ -11,8 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convert import CheckpointError
-from convert.journal import WORK, Header, Journal, Record, begin_journal, cut_journal, locked, read_journal, remove_work
+from moejax._convert import CheckpointError
+from moejax._convert.journal import (
+    WORK,
+    Header,
+    Journal,
+    Record,
+    begin_journal,
+    cut_journal,
+    locked,
+    read_journal,
+    remove_work,
+)
 from tests.messages import refuses
 
 HEADER = Header(

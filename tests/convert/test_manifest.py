@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from convert import CheckpointError, read_manifest
-from convert.manifest import ArrayEntry, Manifest
+from moejax._convert import CheckpointError, read_manifest
+from moejax._convert.manifest import ArrayEntry, Manifest
 from tests.messages import refuses
 
 ENTRY = ArrayEntry(

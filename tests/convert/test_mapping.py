@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from convert import CheckpointError, Ignore, TensorInfo, TensorPlan, plan
+from moejax._convert import CheckpointError, Ignore, TensorInfo, TensorPlan, plan
 from tests.messages import refuses, says
 
 FILE = Path("/c/model.safetensors")

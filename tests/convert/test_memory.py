@@ -7,8 +7,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from convert.items import ArrayPlan, Item
-from convert.memory import PeakMemory, WorkerMemory, held_bytes, items_in_flight
+from moejax._convert.items import ArrayPlan, Item
+from moejax._convert.memory import PeakMemory, WorkerMemory, held_bytes, items_in_flight
 
 MB = 1_000_000
 WAIT_SECONDS = 60

@@ -9,12 +9,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from convert import CheckpointError, OrbaxFolder
-from convert.checksums import array_checksum
-from convert.items import ArrayPlan, Item, Place
-from convert.journal import WORK
-from convert.manifest import ArrayEntry, Manifest
-from convert.orbax_target import OrbaxTarget
+from moejax._convert import CheckpointError, OrbaxFolder
+from moejax._convert.checksums import array_checksum
+from moejax._convert.items import ArrayPlan, Item, Place
+from moejax._convert.journal import WORK
+from moejax._convert.manifest import ArrayEntry, Manifest
+from moejax._convert.orbax_target import OrbaxTarget
 from tests.messages import refuses, says
 
 BF16 = np.dtype(ml_dtypes.bfloat16)

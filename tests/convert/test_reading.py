@@ -9,8 +9,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from convert import CheckpointError, SafetensorsFolder
-from convert.reading import BLOCK_BYTES, all_finite
+from moejax._convert import CheckpointError, SafetensorsFolder
+from moejax._convert.reading import BLOCK_BYTES, all_finite
 from tests.convert.checkpoint_files import DTYPES, SINGLE, entry, file_bytes, write_single
 from tests.messages import refuses
 

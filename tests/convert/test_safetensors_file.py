@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from convert import CheckpointError, SafetensorsFolder, TensorInfo
+from moejax._convert import CheckpointError, SafetensorsFolder, TensorInfo
 from tests.convert.checkpoint_files import DTYPES, SINGLE, entry, file_bytes, refusal, tensor_bytes
 
 FILE = f"FOLDER/{SINGLE}"

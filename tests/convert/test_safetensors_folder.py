@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import convert
-from convert import CheckpointError, SafetensorsFolder
-from convert.files import CONVERTED
+from moejax import _convert as convert
+from moejax._convert import CheckpointError, SafetensorsFolder
+from moejax._convert.files import CONVERTED
 from tests.convert.checkpoint_files import (
     INDEX,
     SINGLE,
@@ -227,8 +227,8 @@ def test_reading_after_the_file_has_gone_shrunk_or_been_replaced(tmp_path: Path)
 
 def test_package_exports_its_names_and_imports_no_jax() -> None:
     assert all(hasattr(convert, name) for name in convert.__all__)
-    others = {"jax", "jaxlib", "moejax", "sharding", "numpy", "tensorstore", "safetensors", "orbax"}
-    code = f"import convert, sys; print(*sorted({others} & sys.modules.keys()))"
+    others = {"jax", "jaxlib", "numpy", "tensorstore", "safetensors", "orbax"}
+    code = f"import moejax._convert, sys; print(*sorted({others} & sys.modules.keys()))"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
     )

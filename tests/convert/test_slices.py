@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from convert import CheckpointError, SafetensorsFolder
-from convert.reading import BLOCK_BYTES
+from moejax._convert import CheckpointError, SafetensorsFolder
+from moejax._convert.reading import BLOCK_BYTES
 from tests.messages import refuses
 
 

@@ -11,8 +11,8 @@ import tensorstore as ts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convert import CheckpointError, TensorInfo
-from convert.zarr_array import CHUNK_BYTES, chunk_shape, read_array, write_array
+from moejax._convert import CheckpointError, TensorInfo
+from moejax._convert.zarr_array import CHUNK_BYTES, chunk_shape, read_array, write_array
 from tests.messages import refuses
 
 DTYPES = {"BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype("<f2"), "F32": np.dtype("<f4"), "F64": np.dtype("<f8")}

@@ -8,7 +8,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from convert import SafetensorsFolder
+from moejax._convert import SafetensorsFolder
 from tests.convert.checkpoint_files import write_sharded, write_single
 from tests.moejax.decoding.tiny_checkpoint import BASE, random_weights
 from tests.tokenizer_models import byte_level, save

@@ -9,6 +9,8 @@ import jax
 import numpy as np
 
 import moejax
+from moejax._sharding import bytes_per_device
+from moejax._sharding.collectives import collectives_table, compiled_collectives
 from moejax.decoding.state import Features, empty_state
 from moejax.families.kv_cache import cache_placements
 from moejax.planning.communication import (
@@ -20,8 +22,6 @@ from moejax.planning.communication import (
     step_collectives,
 )
 from moejax.planning.footprint import cache_bytes, weight_bytes
-from sharding import bytes_per_device
-from sharding.collectives import collectives_table, compiled_collectives
 
 
 def programs(model: moejax.Model) -> dict[str, tuple[tuple[Any, ...], Any]]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from moejax._sharding import mesh_config
 from moejax.families.config import ModelConfig
 from moejax.families.table import weights_of
 from moejax.model.structure import make_parallel
@@ -16,7 +17,6 @@ from moejax.weights.layouts import pack
 from moejax.weights.params import ParamTree
 from moejax.weights.random import random_value
 from moejax.weights.weight import Weight, under
-from sharding import mesh_config
 
 
 def on_mesh(config: ModelConfig, mesh: str | None = None, dispatch: str = "replicated") -> Parallel:

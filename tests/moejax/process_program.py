@@ -14,8 +14,8 @@ import numpy as np
 
 import moejax
 from moejax import loading
+from moejax._sharding import MESH_AXES
 from moejax.checkpoint import Checkpoint, open_checkpoint
-from sharding import MESH_AXES
 
 MESH = "expert=4,tensor=2"
 

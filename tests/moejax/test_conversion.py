@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 import moejax
-from convert import CheckpointError, OrbaxFolder
+from moejax._convert import CheckpointError, OrbaxFolder
 from moejax.conversion import parse_size
 from tests.hf_models import build, read_back
 from tests.messages import refuses, says

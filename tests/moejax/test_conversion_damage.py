@@ -12,8 +12,8 @@ import pytest
 from safetensors import safe_open
 
 import moejax
-from convert import CheckpointError
-from convert.journal import WORK
+from moejax._convert import CheckpointError
+from moejax._convert.journal import WORK
 from tests.messages import says
 from tests.moejax.conversion_folders import DTYPES, Tensors, assert_same_tensors, config_of, weights_of, write_hf
 from tests.moejax.test_conversion_resume import largest_file, refusal, unfinished

@@ -31,7 +31,7 @@ def test_a_disk_that_is_too_small_is_told_before_anything_is_written(hf: Path, t
 FILL = """
 import sys
 import moejax
-from convert.source_hashes import SourceHashes
+from moejax._convert.source_hashes import SourceHashes
 from pathlib import Path
 
 SourceHashes.found = lambda self: self.of(list(self._hashes))

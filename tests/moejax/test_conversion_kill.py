@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import moejax
-from convert import CheckpointError, OrbaxFolder
-from convert.journal import WORK, read_journal
+from moejax._convert import CheckpointError, OrbaxFolder
+from moejax._convert.journal import WORK, read_journal
 from moejax.checkpoint import open_checkpoint
 from tests.messages import refuses
 from tests.moejax.conversion_folders import (

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import moejax
-from convert import admission
-from convert.journal import WORK
+from moejax._convert import admission
+from moejax._convert.journal import WORK
 from tests.messages import says
 from tests.moejax.conversion_folders import config_of, everything_in, weights_of, write_hf
 from tests.moejax.test_conversion_resume import refusal

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import moejax
-from convert import CheckpointError
+from moejax._convert import CheckpointError
 from tests.messages import error_line, refuses
 from tests.moejax.conversion_folders import (
     assert_same_tensors,
@@ -30,7 +30,7 @@ ITEMS = 3  # that are done when the first is held
 HELD = """
 import sys
 import moejax
-from convert.source_hashes import SourceHashes
+from moejax._convert.source_hashes import SourceHashes
 
 SourceHashes.found = lambda self: self.of(list(self._hashes))
 seen = []

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 import moejax
-from convert import CheckpointError
-from convert.journal import WORK
+from moejax._convert import CheckpointError
+from moejax._convert.journal import WORK
 from tests.messages import refuses, says
 from tests.moejax.conversion_folders import (
     assert_same_tensors,

@@ -13,8 +13,8 @@ from safetensors.numpy import save_file
 
 import moejax
 from moejax import loading
+from moejax._sharding import MeshConfig
 from moejax.checkpoint import Checkpoint, open_checkpoint
-from sharding import MeshConfig
 from tests.moejax.decoding.tiny_checkpoint import BASE, random_weights
 
 CONFIG = {**BASE, "num_attention_heads": 8, "num_local_experts": 8, "vocab_size": 304, "num_hidden_layers": 1}

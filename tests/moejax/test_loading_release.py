@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import moejax
-from convert import SafetensorsFolder
+from moejax._convert import SafetensorsFolder
 from moejax.checkpoint import open_checkpoint
 from moejax.cli.app import run
 from tests.convert.checkpoint_files import write_sharded, write_single

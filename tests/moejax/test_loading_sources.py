@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 import moejax
-from convert import CheckpointError, SafetensorsFolder
 from moejax import loading
+from moejax._convert import CheckpointError, SafetensorsFolder
+from moejax._sharding import DeviceMemory
 from moejax.checkpoint import open_checkpoint
 from moejax.weights.weight import Weight
-from sharding import DeviceMemory
 from tests.convert.checkpoint_files import SINGLE
 from tests.messages import refuses, says
 from tests.moejax.loading_folder import Tensors, refusal, small_tensors, write

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from moejax._sharding import MeshConfig, mesh_shapes
+from moejax._sharding.collectives import lowered_collectives
 from moejax.decoding import steps
 from moejax.decoding.shapes import FeedShape
 from moejax.decoding.state import Features, empty_state
@@ -18,8 +20,6 @@ from moejax.model.structure import make_parallel, make_structure
 from moejax.moe.parallel import Parallel
 from moejax.moe.split import DISPATCHES, DispatchName
 from moejax.planning.communication import Tokens, choice_collectives, forward_collectives
-from sharding import MeshConfig, mesh_shapes
-from sharding.collectives import lowered_collectives
 from tests.moejax.feeding import GREEDY, feed_whole_batch
 from tests.moejax.mesh_programs import by_phase
 

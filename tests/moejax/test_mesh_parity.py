@@ -4,9 +4,9 @@ import jax
 import pytest
 
 import moejax
+from moejax._sharding import MeshConfig, mesh_shapes
 from moejax.measuring.meshes import OneDevice, compare_model, on_one_device
 from moejax.moe.split import DISPATCHES
-from sharding import MeshConfig, mesh_shapes
 from tests.moejax.decoding.tiny_checkpoint import load_tiny
 from tests.moejax.mesh_programs import check_collectives, check_memory
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sharding import LOGICAL_AXES, check_logical_axes
+from moejax._sharding import LOGICAL_AXES, check_logical_axes
 from tests.messages import refuses
 
 

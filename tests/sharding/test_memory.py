@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import pytest
 
-from sharding import DeviceMemory, device_memory, memory
+from moejax._sharding import DeviceMemory, device_memory, memory
 from tests.messages import refuses
 
 GB = 10**9

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from sharding import MESH_AXES, MeshConfig, mesh_config, mesh_shapes
+from moejax._sharding import MESH_AXES, MeshConfig, mesh_config, mesh_shapes
 from tests.messages import refuses
 
 

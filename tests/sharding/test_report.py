@@ -8,8 +8,17 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 
-from sharding import MeshConfig, Placement, Rules, bytes_per_device, describe, mesh_shapes, partition_spec, placement
-from sharding.logical import LogicalAxes
+from moejax._sharding import (
+    MeshConfig,
+    Placement,
+    Rules,
+    bytes_per_device,
+    describe,
+    mesh_shapes,
+    partition_spec,
+    placement,
+)
+from moejax._sharding.logical import LogicalAxes
 from tests.messages import refuses
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from sharding import LOGICAL_AXES, MeshConfig, Rules, partition_spec
+from moejax._sharding import LOGICAL_AXES, MeshConfig, Rules, partition_spec
 from tests.messages import refuses
 
 MESH = MeshConfig(data=2, expert=4, tensor=3)

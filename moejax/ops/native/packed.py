@@ -10,11 +10,11 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
 
+from moejax._sharding import LogicalAxes
 from moejax.ops.native.library import pack_rows
 from moejax.runtime.bits import from_bits, stored_dtype, to_bits
 from moejax.weights import strips
 from moejax.weights.storage import Read, linear
-from sharding import LogicalAxes
 
 
 @jax.tree_util.register_dataclass

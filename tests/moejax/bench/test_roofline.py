@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import pytest
 
+from moejax._sharding import device_memory
 from moejax.bench import roofline
 from moejax.measuring import calibration
 from moejax.runtime.huge_pages import in_huge_pages, why_none
-from sharding import device_memory
 from tests.huge_memory import Refusals
 
 pytestmark = pytest.mark.skipif(why_none() is not None, reason=f"no huge pages here: {why_none()}")

@@ -2,11 +2,11 @@
 
 import pytest
 
+from moejax._sharding import MeshConfig, bytes_per_device
 from moejax.bench.strategies import count_strategies, meshes_of, strategy_name
 from moejax.bench.works import Work
 from moejax.families.table import named_configs, parameters_of
 from moejax.model.structure import make_parallel, make_structure
-from sharding import MeshConfig, bytes_per_device
 from tests.messages import refuses
 
 MIXTRAL = named_configs()["mixtral-8x7b"]

@@ -30,7 +30,7 @@ def orbax_decode(
     startup.enter(processes, debug=debug)
     startup.prepare_jax(devices, processes)
     import moejax
-    from convert import OrbaxFolder
+    from moejax._convert import OrbaxFolder
 
     read_into, names = OrbaxFolder.read_into, set[str]()
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from convert import OrbaxFolder
+from moejax._convert import OrbaxFolder
 from moejax.bench.peers import PEERS
 from moejax.bench.standings import Standing, SystemsPlan
 from moejax.cli.bench_compare_plan import hf_folder

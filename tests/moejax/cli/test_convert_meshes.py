@@ -10,9 +10,9 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 import moejax
-from convert import OrbaxFolder
+from moejax._convert import OrbaxFolder
+from moejax._sharding import mesh_config
 from moejax.weights import filling
-from sharding import mesh_config
 from tests.moejax.cli.several import Starter, end
 from tests.moejax.conversion_folders import config_of, weights_of, write_hf
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 import moejax
+from moejax._sharding import MeshConfig
 from moejax.cli import output
 from moejax.moe.split import Split
 from moejax.runtime.platform import Device
 from moejax.text.chat import encode_chat
-from sharding import MeshConfig
 from tests.messages import error_line, says
 from tests.moejax.cli.conftest import Call
 from tests.moejax.decoding.tiny_checkpoint import Tiny

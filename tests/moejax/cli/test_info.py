@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-import sharding
+from moejax import _sharding as sharding
+from moejax._sharding import DeviceMemory
 from moejax.checkpoint import open_checkpoint
 from moejax.cli import console, inspection
 from moejax.cli.amounts import count, size
 from moejax.families.table import named_configs, parameters_of
-from sharding import DeviceMemory
 from tests.messages import says
 from tests.moejax.cli.conftest import Call
 from tests.moejax.decoding.tiny_checkpoint import Tiny

@@ -11,9 +11,9 @@ import pytest
 
 import moejax
 from moejax import SamplingParams
+from moejax._sharding import DeviceMemory
 from moejax.decoding import engine
 from moejax.runtime.programs import Programs
-from sharding import DeviceMemory
 from tests.messages import refuses, says
 from tests.moejax.decoding.tiny_checkpoint import Tiny
 

@@ -9,11 +9,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import moejax
+from moejax._sharding import mesh_config
 from moejax.decoding.outputs import NOT_FINITE
 from moejax.decoding.sampling import best_tokens, first_highest
 from moejax.families.table import from_hf
 from moejax.model.structure import make_parallel
-from sharding import mesh_config
 from tests.messages import refuses
 from tests.moejax.decoding.tiny_checkpoint import BASE, load_tiny, spelled_tokens
 

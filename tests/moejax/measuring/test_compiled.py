@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import pytest
 
+from moejax._sharding.collectives import Collective
 from moejax.families.config import ModelConfig
 from moejax.measuring import compiled
 from moejax.measuring.compile_program import compile_job
@@ -18,7 +19,6 @@ from moejax.planning.communication import by_phase, report_collectives
 from moejax.planning.compare import compare_meshes
 from moejax.planning.splits import EVERY_DISPATCH
 from moejax.planning.workload import Workload
-from sharding.collectives import Collective
 from tests.messages import refuses, says
 
 CONFIG = ModelConfig(

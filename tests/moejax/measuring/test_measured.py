@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
+from moejax._sharding import DeviceMemory, MeshConfig
 from moejax.measuring import measured
 from moejax.moe.split import Split, make_rules
 from moejax.planning.compare import compare_meshes, make_plan
 from moejax.planning.footprint import footprint
 from moejax.planning.workload import Workload
-from sharding import DeviceMemory, MeshConfig
 from tests.messages import refuses
 from tests.moejax.measuring.test_compiled import CONFIG
 

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import Array, lax
 
+from moejax._sharding import check_logical_axes
 from moejax.families.config import ModelConfig
 from moejax.families.kv_cache import CACHE_AXES, cache_elements_per_token
 from moejax.model.cache import KVCache, LayerCache, empty_cache, put_sequences, take_sequences
 from moejax.ops.xla.rotate import write_positions
 from moejax.runtime.bits import to_bits
-from sharding import check_logical_axes
 from tests.moejax.compiled import made
 from tests.moejax.meshes import on_mesh
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from jax import Array
 
+from moejax._sharding import LogicalAxes
 from moejax.families.table import named_configs
 from moejax.model.layers import Embedding, RMSNorm
 from moejax.model.rotary import Rotation, rotation
@@ -15,7 +16,6 @@ from moejax.runtime.platform import smallest_product
 from moejax.weights.params import merge, split
 from moejax.weights.storage import Plain, linear
 from moejax.weights.weight import Ones, Weight
-from sharding import LogicalAxes
 from tests.moejax.meshes import on_mesh
 
 ONE_DEVICE = on_mesh(named_configs()["mixtral-8x7b"])

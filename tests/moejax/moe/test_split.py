@@ -10,13 +10,13 @@ from typing import get_args
 
 import pytest
 
+from moejax._sharding import LogicalAxis, MeshAxes, MeshConfig, Rules
 from moejax.families.config import ModelConfig
 from moejax.families.kv_cache import cache_placements
 from moejax.families.table import named_configs, parameters_of
 from moejax.model.structure import make_parallel, make_structure
 from moejax.moe.split import DISPATCHES, DispatchName, choose_dispatch, dispatch_name, make_rules
 from moejax.weights.counts import num_places
-from sharding import LogicalAxis, MeshAxes, MeshConfig, Rules
 from tests.messages import refuses, says
 
 NAMES: tuple[DispatchName, ...] = get_args(DispatchName)

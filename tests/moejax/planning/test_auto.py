@@ -6,14 +6,14 @@ import jax
 import pytest
 
 import moejax
-import sharding
+from moejax import _sharding as sharding
 from moejax import compare_meshes
+from moejax._sharding import DeviceMemory
 from moejax.checkpoint import open_checkpoint
 from moejax.families.table import named_config
 from moejax.planning.auto import auto_split, check_split, visible_hardware
 from moejax.planning.hardware_file import load_hardware
 from moejax.planning.ranking import best
-from sharding import DeviceMemory
 from tests.messages import refuses, says
 
 MIXTRAL = named_config("mixtral-8x7b")

@@ -21,6 +21,8 @@ import numpy as np
 import pytest
 
 import moejax
+from moejax._sharding import MeshConfig
+from moejax._sharding.collectives import Collective, wire_elements
 from moejax.families.config import ModelConfig
 from moejax.model.cache import empty_cache
 from moejax.moe.parallel import Parallel
@@ -37,8 +39,6 @@ from moejax.planning.models import model_config
 from moejax.planning.routing import RoutingModel
 from moejax.planning.rows import Phase
 from moejax.planning.workload import Workload
-from sharding import MeshConfig
-from sharding.collectives import Collective, wire_elements
 from tests.moejax.counting import Counts, count
 
 # Every size is another one, and every token takes every expert: what is read and computed does not depend on weights.

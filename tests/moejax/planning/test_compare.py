@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 
 from moejax import compare_meshes
+from moejax._sharding import MeshConfig, bytes_per_device, mesh_shapes
 from moejax.families.kv_cache import cache_placements
 from moejax.families.table import named_config, parameters_of, weights_of
 from moejax.moe.split import DISPATCHES, make_rules
@@ -23,7 +24,6 @@ from moejax.planning.workload import Workload
 from moejax.runtime.buckets import MAX_SERVED_SEQUENCES
 from moejax.serving.settings import EngineSettings
 from moejax.weights.counts import weight_placements
-from sharding import MeshConfig, bytes_per_device, mesh_shapes
 from tests.messages import refuses
 
 CONFIG = named_config("mixtral-8x7b")

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
+from moejax._sharding import MeshConfig
 from moejax.families.table import named_config
 from moejax.moe.split import Split
 from moejax.planning.compare import compare_meshes, make_plan, predict_split
 from moejax.planning.crossovers import ThroughputCurve, batch_crossovers, curve
 from moejax.planning.plots import check_plot, chosen_curves, crossover_text, draw
 from moejax.planning.workload import Workload
-from sharding import MeshConfig
 from tests.messages import refuses
 
 SPLIT = Split(mesh=MeshConfig(), dispatch="replicated", remark=None)

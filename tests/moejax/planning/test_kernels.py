@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from moejax import compare_meshes
+from moejax._sharding import MeshConfig
+from moejax._sharding.collectives import Collective
 from moejax.moe.split import make_rules
 from moejax.planning import costs
 from moejax.planning.calls import ProgramCall
@@ -28,8 +30,6 @@ from moejax.planning.kernels import (
 )
 from moejax.planning.links import exchange_seconds
 from moejax.planning.routing import RoutingModel
-from sharding import MeshConfig
-from sharding.collectives import Collective
 
 DEVICE = DeviceRates(bandwidth=7e9, rate=11e9, cache_bytes=0)
 PRODUCT = ProductTerms(fixed=3e-6, bandwidth=0.8, rate=0.6, overlap=2.0)

@@ -6,12 +6,12 @@ import math
 import pytest
 
 from moejax import MeshRow, compare_meshes
+from moejax._sharding import MeshConfig
+from moejax._sharding.collectives import wire_elements
 from moejax.planning.crossovers import gather_crossovers
 from moejax.planning.hardware import Hardware, Link
 from moejax.planning.hardware_file import load_hardware
 from moejax.planning.ranking import best
-from sharding import MeshConfig
-from sharding.collectives import wire_elements
 from tests.messages import refuses, says
 
 MIB = 2**20

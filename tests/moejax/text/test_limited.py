@@ -12,7 +12,7 @@ import pytest
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 
-from convert.errors import CheckpointError
+from moejax._convert.errors import CheckpointError
 from moejax.text import limited
 from moejax.text.chat import render_chat
 from moejax.text.limited import Limited, LimitReached

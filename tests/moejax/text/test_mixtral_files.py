@@ -18,7 +18,7 @@ from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 from sentencepiece import SentencePieceProcessor
 from transformers import PreTrainedTokenizerFast
 
-from convert.errors import CheckpointError
+from moejax._convert.errors import CheckpointError
 from moejax.text.chat import encode_chat
 from moejax.text.stream import TextStream
 from moejax.text.tokenizer import Tokenizer

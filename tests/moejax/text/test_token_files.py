@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
-from convert.errors import CheckpointError
+from moejax._convert.errors import CheckpointError
 from moejax.text import encoder
 from moejax.text.tokenizer import Tokenizer
 from tests.messages import refuses

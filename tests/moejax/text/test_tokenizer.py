@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, processors
 from transformers import PreTrainedTokenizerFast
 
-from convert.errors import CheckpointError
+from moejax._convert.errors import CheckpointError
 from moejax.text.tokenizer import Tokenizer, missing_tokenizer_message
 from tests.messages import refuses, says
 from tests.tokenizer_models import BOS, EOS, byte_level, loaded, save, sentencepiece

@@ -14,11 +14,11 @@ from jax import Array
 from jaxtyping import Float, Int
 
 import moejax
+from moejax._sharding import LogicalAxes
 from moejax.ops.table import BACKENDS, BackendName
 from moejax.runtime.programs import Programs
 from moejax.weights.layouts import Separate
 from moejax.weights.storage import Plain, Read, Rows, linear
-from sharding import LogicalAxes
 from tests.moejax.decoding.tiny_checkpoint import load_tiny
 
 PROMPTS = [[1, 5, 9, 2], [7, 3]]

@@ -10,7 +10,7 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, PartitionSpec
 from jaxtyping import Array
 
-from sharding.collectives import COLLECTIVE_KINDS, Collective, CollectiveKind
+from moejax._sharding.collectives import COLLECTIVE_KINDS, Collective, CollectiveKind
 
 AXES = ("data", "expert", "tensor")
 MESHES = ((2, 2, 2), (1, 4, 2), (1, 2, 4), (8, 1, 1))

@@ -6,8 +6,8 @@ from fractions import Fraction
 
 import pytest
 
-from sharding.collectives import COLLECTIVE_KINDS, Collective, CollectiveKind, collectives_table, wire_elements
-from sharding.collectives.collective import DTYPES, ITEM_SIZES, dtype_name, scope_of
+from moejax._sharding.collectives import COLLECTIVE_KINDS, Collective, CollectiveKind, collectives_table, wire_elements
+from moejax._sharding.collectives.collective import DTYPES, ITEM_SIZES, dtype_name, scope_of
 from tests.messages import refuses
 
 MESH = {"data": 2, "expert": 4, "tensor": 3}
@@ -100,7 +100,7 @@ def test_scopes(op_name: str, scope: str) -> None:
 
 
 def test_counting_needs_no_jax() -> None:
-    program = "import sys, sharding.collectives; print('jax' in sys.modules)"
+    program = "import sys, moejax._sharding.collectives; print('jax' in sys.modules)"
     assert (
         subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "False\n"
     )

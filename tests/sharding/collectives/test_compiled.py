@@ -10,7 +10,7 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from sharding.collectives import Collective, CollectiveKind, compiled_collectives
+from moejax._sharding.collectives import Collective, CollectiveKind, compiled_collectives
 from tests.messages import refuses
 from tests.sharding.collectives.programs import (
     COLUMNS,

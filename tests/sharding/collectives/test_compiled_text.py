@@ -7,7 +7,7 @@ import importlib
 
 import pytest
 
-from sharding.collectives import Collective, CollectiveKind, compiled_collectives
+from moejax._sharding.collectives import Collective, CollectiveKind, compiled_collectives
 from tests.messages import refuses
 
 # XLA's parser has no public name in JAX.

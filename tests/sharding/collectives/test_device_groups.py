@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sharding.collectives.device_groups import axes_of_groups, axes_of_pairs, dense_groups, hlo_groups, stablehlo_groups
+from moejax._sharding.collectives.device_groups import (
+    axes_of_groups,
+    axes_of_pairs,
+    dense_groups,
+    hlo_groups,
+    stablehlo_groups,
+)
 from tests.messages import refuses
 
 

@@ -11,7 +11,7 @@ from jax import lax
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 from jaxtyping import Array
 
-from sharding.collectives import Collective, CollectiveKind, lowered_collectives
+from moejax._sharding.collectives import Collective, CollectiveKind, lowered_collectives
 from tests.messages import refuses
 from tests.sharding.collectives.programs import (
     AXES,

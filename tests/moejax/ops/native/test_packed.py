@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import moejax
+from moejax._sharding import mesh_config
 from moejax.families.table import named_config
 from moejax.model.structure import make_parallel
 from moejax.ops.native.library import pack_rows
@@ -20,7 +21,6 @@ from moejax.weights import strips
 from moejax.weights.filling import stored
 from moejax.weights.layouts import Piece
 from moejax.weights.storage import Plain, Rows, Stored
-from sharding import mesh_config
 from tests.huge_memory import Refusals
 from tests.moejax.decoding.tiny_checkpoint import load_tiny
 

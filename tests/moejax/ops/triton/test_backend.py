@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
+from moejax._sharding import MeshConfig
 from moejax.families.config import ModelConfig
 from moejax.loading import random_params
 from moejax.model.cache import empty_cache
@@ -25,7 +26,6 @@ from moejax.ops.triton.few_tokens import MOST_TOKENS
 from moejax.ops.triton.kernels import KERNELS
 from moejax.runtime.platform import H100, tracing_for
 from scripts.lowered_kernels import abstract, abstract_mesh, lower
-from sharding import MeshConfig
 from tests.moejax.meshes import on_mesh
 from tests.moejax.moe.oracle import plain
 from tests.moejax.ops.runnable import KERNEL_BACKENDS
