@@ -24,6 +24,7 @@ from moejax.planning.footprint import weight_bytes
 from moejax.runtime.agreement import check_same
 from moejax.runtime.ambient import in_settled
 from moejax.runtime.huge_pages import HugePages
+from moejax.runtime.program_cache import keep_programs_by_default
 from moejax.runtime.programs import Programs
 from moejax.text.tokenizer import Tokenizer, missing_tokenizer_message
 from moejax.weights.dtypes import resolve_dtype
@@ -137,6 +138,7 @@ def load(
             or does not fit its devices, a JAX that cannot start, or anything that another process of this run was not
             given as well, in one line that says what to do. Weights are only read once all else was checked.
     """
+    keep_programs_by_default()
     if mesh != AUTO and not isinstance(mesh, Split):
         mesh_config(mesh)
     if dispatch != "auto":
@@ -202,6 +204,7 @@ def load(
 @in_settled
 def random_model(config: ModelConfig, split: Split, dtype: str, seed: int = 0) -> Model:
     """A model of random weights, made on its devices; for one that has a name, `load("random:NAME")`."""
+    keep_programs_by_default()
     backend = prepare_backend("auto", jax.default_backend())
     structure = make_structure(config, backend, dtype, make_parallel(config, split.mesh.build(), split.dispatch))
     return Model(

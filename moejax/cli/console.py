@@ -22,6 +22,7 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 _errors_only = False
+_passing = False  # whether the cursor stands behind a line that passes
 
 
 class StdoutClosed(Exception):
@@ -86,6 +87,17 @@ def remark(text: str) -> None:
     _write_line(f"\x1b[2m{printable(text)}\x1b[0m" if _styled(sys.stderr) else printable(text))
 
 
+def passing(text: str) -> None:
+    """A quiet line on stderr that whatever comes next on a terminal replaces."""
+    global _passing
+    if _styled(sys.stderr) and not _errors_only:
+        sys.stderr.write(f"\r\x1b[K\x1b[2m{printable(text)}\x1b[0m")
+        sys.stderr.flush()
+        _passing = True
+    else:
+        remark(text)
+
+
 def warn(text: str) -> None:
     """A warning on stderr, in one line."""
     if _errors_only:
@@ -119,6 +131,7 @@ def progress(text: str, *, quiet: bool) -> Iterator[Callable[[str], None]]:
         if not shown or (what and _errors_only):
             return
         if _styled(sys.stderr):
+            _clear_passing()
             sys.stderr.write(f"\r\x1b[K\x1b[2m{printable(what)} ...\x1b[0m" if what else "\r\x1b[K")
             sys.stderr.flush()
         elif what and time.monotonic() - last >= PLAIN_SECONDS:
@@ -136,6 +149,7 @@ def progress(text: str, *, quiet: bool) -> Iterator[Callable[[str], None]]:
 def _emit(text: str) -> None:
     if _errors_only:
         return
+    _clear_passing()
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
@@ -144,8 +158,17 @@ def _emit(text: str) -> None:
 
 
 def _write_line(line: str) -> None:
+    _clear_passing()
     sys.stderr.write(f"{line}\n")
     sys.stderr.flush()
+
+
+def _clear_passing() -> None:
+    global _passing
+    if _passing:
+        sys.stderr.write("\r\x1b[K")
+        sys.stderr.flush()
+        _passing = False
 
 
 def _coloured(word: str, colour: int) -> str:

@@ -263,4 +263,4 @@ class _Loading:
         """What is being done."""
         if self._model is None:
             return f"loading {self._facts.name}"
-        return f"compiling, programs so far: {self._model.programs.compiled}"
+        return f"compiling the first programs, so far: {self._model.programs.compiled}"

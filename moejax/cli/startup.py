@@ -67,9 +67,14 @@ def check_extra(extra: str, *modules: str) -> None:
 
 
 def _show_log(name: str) -> None:
-    """What a module logs of its work is said in a line on stderr."""
+    """What a module logs of its work is said in a line on stderr; on a terminal one that passes makes room."""
     logger, handler = logging.getLogger(name), logging.Handler()
-    handler.emit = lambda record: console.remark(record.getMessage())
+
+    def emit(record: logging.LogRecord) -> None:
+        show = console.passing if getattr(record, "passing", False) else console.remark
+        show(record.getMessage())
+
+    handler.emit = emit
     logger.setLevel(logging.INFO)
     logger.propagate, logger.handlers = False, [handler]
 

@@ -4,7 +4,6 @@ What a call computes is chosen by `Shapes`; here it is made and called. That a s
 state is known to this file and to the compiled steps alone.
 """
 
-from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -147,15 +146,14 @@ class Slots:
         return features, self.shapes.step(running, min(furthest, self.shapes.length), remaining)
 
     @in_settled
-    def warm_up(self, feeds: Collection[FeedShape], calls: Collection[StepShape]) -> None:
-        """Compiles programs of these shapes, by running them on nothing."""
+    def warm_up(self, program: FeedShape | tuple[Features, StepShape]) -> None:
+        """Compiles a program, unless it is there, by running it on nothing."""
         assert not self.running, "warming up is for slots that are all free"
-        for shape in feeds:
-            jax.block_until_ready(self._run_feed(shape, []))
-        for features in self.feature_sets:
-            for call in calls:
-                slots = self.shapes.parts.choose((), call.slots)
-                jax.block_until_ready(self._run_generate(features, call, slots, 1, 0))
+        if isinstance(program, FeedShape):
+            jax.block_until_ready(self._run_feed(program, []))
+            return
+        features, call = program
+        jax.block_until_ready(self._run_generate(features, call, self.shapes.parts.choose((), call.slots), 1, 0))
 
     def _run_generate(
         self, features: Features, shape: StepShape, slots: list[int], wanted: int, least: int

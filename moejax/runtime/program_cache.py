@@ -1,7 +1,9 @@
 """JAX's cache of compiled programs, mended where a program of an earlier run cannot be read."""
 
 import atexit
+import functools
 import hashlib
+import logging
 import os
 import re
 import tempfile
@@ -14,6 +16,7 @@ from typing import Any
 from moejax.runtime.user_cache import UntrustedFolderError, owned, private_folder
 
 Warn = Callable[[str], None]
+_logger = logging.getLogger(__name__)
 
 KIND = "xla"  # in the user's cache folder
 _kept: "SealedPrograms | None" = None
@@ -116,10 +119,39 @@ def keep_programs(warn: Warn | None) -> None:
     jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
+def keep_programs_by_default() -> None:
+    """`keep_programs` for whoever uses moejax as a library, unless JAX has a cache already, or is to have none."""
+    import jax
+
+    told = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]: made at run time
+    if told is None and jax.config.jax_enable_compilation_cache:  # pyright: ignore[reportAttributeAccessIssue]
+        keep_programs(_logger.warning)
+
+
 def seal_programs() -> None:
     """Lists what was compiled since, if programs are kept."""
     if _kept is not None:
         _kept.seal()
+
+
+@functools.cache
+def _hits() -> threading.local:
+    """Counts for each thread the programs that JAX finds in its cache, from the first call on."""
+    import jax
+
+    found = threading.local()
+
+    def count(event: str, **_: object) -> None:
+        if event == "/jax/compilation_cache/cache_hits":
+            found.count = getattr(found, "count", 0) + 1
+
+    jax.monitoring.register_event_listener(count)
+    return found
+
+
+def cache_hits() -> int:
+    """How many programs this thread has found in JAX's persistent cache since this was first called."""
+    return getattr(_hits(), "count", 0)
 
 
 class SealedPrograms:

@@ -9,7 +9,7 @@ import jax
 from jax.sharding import NamedSharding, Sharding
 
 from moejax.runtime.ambient import in_settled
-from moejax.runtime.program_cache import seal_programs
+from moejax.runtime.program_cache import cache_hits, seal_programs
 
 
 class Programs:
@@ -17,6 +17,7 @@ class Programs:
 
     host_arrays: where arguments that come from the host are put, whole on every device of the mesh.
     compiled: how many there are.
+    cached: how many of them JAX's persistent cache had.
     compile_seconds: time spent making them so far (loading one from the compilation cache included).
     """
 
@@ -25,10 +26,23 @@ class Programs:
         self._programs: dict[Hashable, jax.stages.Compiled] = {}
         self._lock = threading.Lock()
         self.compile_seconds = 0.0
+        self.cached = 0
 
     @property
     def compiled(self) -> int:
         return len(self._programs)
+
+    @property
+    def summary(self) -> str:
+        """How they came about, as a line for people."""
+        count, new = self.compiled, self.compiled - self.cached
+        if not new:
+            how = "from the cache"
+        elif self.cached:
+            how = f"({new} compiled, the others from the cache)"
+        else:
+            how = "compiled"
+        return f"{count} programs {how} in {self.compile_seconds:.1f} s"
 
     def by_key(self) -> Mapping[Hashable, jax.stages.Compiled]:
         """What has been compiled so far, for those who count what is in it."""
@@ -44,11 +58,12 @@ class Programs:
         with self._lock:  # threads that need the same program wait for one compilation
             program = self._programs.get(key)
             if program is None:
-                began = time.perf_counter()
+                began, hits = time.perf_counter(), cache_hits()
                 places = jax.tree.map(self._place, args)
                 function.__name__ = _name(key)  # what profilers call it
                 program = jax.jit(function, in_shardings=places, donate_argnums=donate).lower(*args).compile()
                 self.compile_seconds += time.perf_counter() - began
+                self.cached += cache_hits() > hits
                 self._programs[key] = program
                 seal_programs()
         return program(*args)

@@ -65,10 +65,14 @@ def create_app(engine: Engine, settings: AppSettings) -> FastAPI:
 
 
 async def health(request: Request) -> Response:
-    """200 when requests are served, 503 while the model loads, when the engine has failed and when it is ending."""
+    """200 when requests are served, 503 while the model loads, when the engine has failed and when it is ending.
+
+    While programs are still being compiled, `programs` says how many are there.
+    """
     engine: Engine = request.app.state.engine
     if engine.status == "ready":
-        return json_response({"status": "ready"})
+        there, all_of_them = engine.programs
+        return json_response({"status": "ready", "programs": {"ready": there, "of": all_of_them}})
     return json_response({"status": engine.status, "message": REFUSALS[engine.status]}, status=503)
 
 

@@ -7,6 +7,7 @@ requests into the queue, cancel them, and read their mailboxes; they never wait 
 import contextlib
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
@@ -14,15 +15,17 @@ from moejax.decoding.sampling_arrays import shared_entropy
 from moejax.decoding.scheduler import Scheduler
 from moejax.decoding.slots import Slots
 from moejax.loading import Model
+from moejax.runtime.programs import Programs
 from moejax.serving.fair_queue import FairQueue
 from moejax.serving.jobs import EngineError, QueueFull, ServedRequest, wake
 from moejax.serving.limits import served_features
 from moejax.serving.metrics import Metrics
 from moejax.serving.running import CHUNK_SECONDS, RunningRequests
 from moejax.serving.settings import EngineSettings
-from moejax.serving.shapes import kv_cache_bytes, make_shapes
+from moejax.serving.shapes import Program, kv_cache_bytes, make_shapes
 
 Status = Literal["loading", "ready", "draining", "dead", "stopped"]
+FIRST_PROGRAMS = 2  # of all: with them a short prompt is fed and continued
 
 REFUSALS: dict[Status, str] = {
     "loading": "the model is loading; ask again when /health says 200",
@@ -33,7 +36,9 @@ REFUSALS: dict[Status, str] = {
 
 
 class Engine:
-    """Loads a model, compiles all programs, and then serves jobs until it is stopped.
+    """Loads a model, and serves jobs until it is stopped, as soon as the first programs are compiled.
+
+    The others are compiled one by one, while there is nothing else to do, or when a job needs one.
 
     Args:
         load: makes the model, in the engine's thread.
@@ -42,7 +47,7 @@ class Engine:
         say: prints a line about the start.
         url: where the page is, for that line.
 
-    status: "loading" until all programs are compiled.  was_ready: whether it ever served.
+    status: "loading" until the first programs are compiled.  was_ready: whether it ever served.
     error: what ended the thread, if something did.
     """
 
@@ -61,6 +66,8 @@ class Engine:
         self._load, self._say, self._url = load, say, url
         self._model: Model | None = None
         self._running: RunningRequests | None = None
+        self._uncompiled: deque[Program] = deque()
+        self._programs = 0
         self._queue = FairQueue(settings.max_queue)
         self._changed = threading.Condition()  # guards the queue and all that follows
         self._pauses = 0
@@ -79,6 +86,11 @@ class Engine:
         if self.status != "ready" or self._model is None:
             raise EngineError(REFUSALS[self.status] if self.status != "ready" else REFUSALS["loading"])
         return self._model
+
+    @property
+    def programs(self) -> tuple[int, int]:
+        """How many programs are there, and how many there will be; none is compiled for a job after that."""
+        return self._programs - len(self._uncompiled), self._programs
 
     def start(self) -> None:
         """Starts the thread; returns at once."""
@@ -167,21 +179,32 @@ class Engine:
             f"{needed / 1e6:,.1f} MB{per_device}"
         )
         slots = Slots(model, shapes, served_features(model.config.vocab_size), shared_entropy())
-        slots.warm_up(shapes.feeds, shapes.steps)
-        self._say(f"{model.programs.compiled} programs compiled in {model.programs.compile_seconds:.1f} s")
+        self._uncompiled.extend(shapes.programs(slots.feature_sets))
+        self._programs = len(self._uncompiled)
+        for _ in range(FIRST_PROGRAMS):
+            self._compile_next(slots, model.programs)
         with self._changed:
             self._model, self._running = model, RunningRequests(Scheduler(slots), self.metrics)
             if self.status == "loading":
                 self.status, self.was_ready = "ready", True
                 self._say(f"ready: open {self._url}" if self._url else "ready")
 
-    def _serve(self) -> None:
-        while self._wait_for_work():
-            assert self._running is not None
-            self._round(self._running)
+    def _compile_next(self, slots: Slots, programs: Programs) -> None:
+        slots.warm_up(self._uncompiled[0])
+        self._uncompiled.popleft()
+        if not self._uncompiled:
+            self._say(programs.summary)
 
-    def _wait_for_work(self) -> bool:
-        """Waits until there is something to do and no pause; False when the thread has to end."""
+    def _serve(self) -> None:
+        while (work := self._wait_for_work()) != "end":
+            assert self._running is not None and self._model is not None
+            if work == "serve":
+                self._round(self._running)
+            else:
+                self._compile_next(self._running.scheduler.slots, self._model.programs)
+
+    def _wait_for_work(self) -> Literal["serve", "compile", "end"]:
+        """Waits until there is something to do and no pause."""
         running = self._running
         assert running is not None
         with self._changed:
@@ -193,15 +216,18 @@ class Engine:
                 if self.status == "stopped" or overdue:
                     self._give_up_all(running, EngineError(REFUSALS["stopped"]))
                 if self.status == "stopped":
-                    return False
+                    return "end"
                 if not self._pauses:
                     running.take(self._queue)
                 self._count_waiting()
                 if running.jobs and not self._pauses:
                     self._busy = True
-                    return True
-                self._busy = False
+                    return "serve"
                 running.flush()
+                if self._uncompiled and not self._pauses and self.status == "ready":
+                    self._busy = True
+                    return "compile"
+                self._busy = False
                 self._changed.notify_all()
                 left = None if self._deadline is None or not running.jobs else self._deadline - time.perf_counter()
                 self._changed.wait(left if left is None else max(0.0, left) + 0.001)

@@ -1,10 +1,11 @@
 """The shapes of a server's programs, fixed when it starts, and the memory that they take."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from moejax._sharding import bytes_per_device, device_memory
 from moejax.decoding.shapes import FeedShape, Part, SlotParts, StepShape, compatible
+from moejax.decoding.state import Features
 from moejax.families.kv_cache import cache_placements
 from moejax.loading import Model
 from moejax.ops.table import make_ops
@@ -12,6 +13,7 @@ from moejax.runtime import buckets
 from moejax.serving.limits import MAX_LOGPROBS
 from moejax.serving.settings import EngineSettings
 
+Program = FeedShape | tuple[Features, StepShape]  # of one shape, and of what a call can do
 MIN_READ_LENGTH = 256  # a step that reads fewer positions is no faster
 GROWTH = 4  # of slots, and of positions, from one call of the decode loop to the next larger one: docs/decisions.md
 MOST_COPIED = 16  # a call for some slots copies at most this part of the cache: copying more costs more than it saves
@@ -44,6 +46,14 @@ class ServedShapes:
         shorts = [FeedShape(count, short, short, count) for count in sorted({fewest, self.most})]
         long = FeedShape(fewest, self.chunk, self.length, fewest)
         return [*shorts, long, long._replace(logprobs=self.logprobs)]
+
+    def programs(self, features: Sequence[Features]) -> list[Program]:
+        """All of them, in the order in which requests come to need them: those of a single short prompt first, where
+        nothing out of the ordinary is asked for, and last what the fewest ask for, of many sequences.
+        """
+        first, *others = self.feeds
+        steps = [(one, step) for step in self.steps for one in features]
+        return [first, *steps[: len(features)], *others, *steps[len(features) :]]
 
     def feed(self, waiting: list[Part]) -> tuple[list[Part], FeedShape]:
         """The part that has waited longest, and with a short prompt other short ones."""

@@ -98,7 +98,10 @@ def _while(params: Mapping[str, Any], inputs: list[_Value], counts: Counts) -> l
 
 
 def _scan(params: Mapping[str, Any], inputs: list[_Value], counts: Counts) -> list[_Value]:
-    constants, carried = params["num_consts"], params["num_carry"]
+    if "num_consts" in params:
+        constants, carried = params["num_consts"], params["num_carry"]
+    else:  # from JAX 0.12 on
+        constants, carried = (len(part) for part in params["ft_in"].unpack()[:2])
     consts, carry = inputs[:constants], inputs[constants : constants + carried]
     stacks = inputs[constants + carried :]
     collected: list[list[Any]] = []

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from importlib.metadata import version
 from pathlib import Path
 
@@ -29,7 +30,6 @@ FLAGS = (
     "-fno-trapping-math",
     "-w",
     "-fPIC",
-    "-shared",
 )
 # By what Python calls the machine: Linux and macOS have two names for AArch64. All are known to GCC and to Clang.
 CPU_FLAGS = {
@@ -41,6 +41,7 @@ COMPILERS = ("c++", "g++", "clang++")
 _ADVICE = "set CXX to a C++17 compiler, as in CXX=g++, or unset it"
 CPUINFO = Path("/proc/cpuinfo")
 KIND = "native"  # in the user's cache folder
+PASSING = {"passing": True}  # of a line that the next one replaces, where a terminal shows them
 _DIGEST_BYTES = 32
 _logger = logging.getLogger(__name__)
 _NO_ROOM = re.compile("No space left on device|Disk quota exceeded")
@@ -78,7 +79,6 @@ def built_library(cpu: tuple[str, ...] = ()) -> Path:
     try:
         library = private_folder(KIND) / f"{key}.so"
         if not is_whole(library):
-            _logger.info("compiling the CPU kernels, once for this machine and compiler: about 20 s")
             _compile(command, library)
     except UntrustedFolderError as error:
         raise NativeError(f"its library is not taken from where others may have put it: {error}") from error
@@ -174,20 +174,46 @@ def is_whole(library: Path) -> bool:
 
 
 def _compile(command: list[str], library: Path) -> None:
+    """Its parts on all cores, which is told as it goes, and then one library of them."""
+    units = [path for path in _sources() if path.suffix == ".cc"]
+    _logger.warning("compiling the CPU kernels, once for this machine and compiler: some 15 s, %d parts", len(units))
     part = library.with_suffix(f".{secrets.token_hex(8)}.part")
-    try:
-        done = _run([*command, "-isystem", jax.ffi.include_dir(), str(FOLDER / "kernels.cc"), "-o", str(part)])
-        if done.returncode != 0 or not part.exists():
-            _check_room(done, library.parent)
-            raise NativeError(
-                f"{command[0]} could not compile moejax's CPU kernels: it {_how_it_ended(done)}; {_ADVICE}"
-            )
-        content = part.read_bytes()
-        part.write_bytes(content + hashlib.sha256(content).digest())  # after its end, where no loader looks
-        part.chmod(0o700)
-        os.replace(part, library)
-    finally:
-        part.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(prefix="moejax-") as scratch, ThreadPoolExecutor(_cores()) as threads:
+        objects = {path: Path(scratch) / f"{path.stem}.o" for path in units}
+        include = ["-isystem", jax.ffi.include_dir()]
+        compiling = {
+            threads.submit(_make, [*command, *include, "-c", str(path)], made, library.parent): path
+            for path, made in objects.items()
+        }
+        try:
+            for count, done in enumerate(as_completed(compiling), start=1):
+                done.result()
+                _logger.warning("CPU kernels: %d of %d parts compiled", count, len(units), extra=PASSING)
+            _make([*command, "-shared", *map(str, objects.values())], part, library.parent)
+            content = part.read_bytes()
+            part.write_bytes(content + hashlib.sha256(content).digest())  # after its end, where no loader looks
+            part.chmod(0o700)
+            os.replace(part, library)
+        finally:
+            threads.shutdown(cancel_futures=True)
+            part.unlink(missing_ok=True)
+
+
+def _make(command: list[str], made: Path, kept: Path) -> None:
+    """Has the compiler make a file; `kept` is where libraries are kept.
+
+    Raises:
+        NativeError: when it does not.
+    """
+    done = _run([*command, "-o", str(made)])
+    if done.returncode != 0 or not made.exists():
+        _check_room(done, kept)
+        raise NativeError(f"{command[0]} could not compile moejax's CPU kernels: it {_how_it_ended(done)}; {_ADVICE}")
+
+
+def _cores() -> int:
+    """That this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _check_room(done: subprocess.CompletedProcess[str], folder: Path) -> None:

@@ -109,3 +109,23 @@ def test_quiet_has_no_warning_of_the_cache(quiet: bool, capsys: pytest.CaptureFi
         warnings.warn("of something else", stacklevel=1)
     assert capsys.readouterr().err.count("No space left on device") == (0 if quiet else 1)
     assert others == ["of something else"]
+
+
+@pytest.mark.parametrize("told", ["nothing", "a folder", "none"])
+def test_python_calls_keep_programs_unless_the_caller_has_told_jax_where(tmp_path: Path, told: str) -> None:
+    code = (
+        "import os, jax, moejax\n"
+        "if 'OWN' in os.environ: jax.config.update('jax_compilation_cache_dir', os.environ['OWN'])\n"
+        "model = moejax.load('demo', expert_backend='dense')\n"
+        "moejax.decode(model, [[5, 6]], max_tokens=2)\n"
+        "print(model.programs.compiled, model.programs.cached)"
+    )
+    variables = {"a folder": {"OWN": str(tmp_path / "own")}, "none": {"JAX_ENABLE_COMPILATION_CACHE": "false"}}
+    env = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")} | variables.get(told, {})
+    del env["JAX_COMPILATION_CACHE_DIR"]
+    run = [subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True) for _ in range(2)]
+    assert [one.stderr for one in run] == ["", ""]
+    (compiled, first), (_, second) = (map(int, one.stdout.split()) for one in run)
+    assert compiled > 0 and first == 0
+    assert second == (0 if told == "none" else compiled)
+    assert (tmp_path / "cache" / "moejax" / "xla").exists() == (told == "nothing")

@@ -95,7 +95,7 @@ def test_slots_that_do_not_generate_keep_their_cache(model: "moejax.Model") -> N
 def test_the_servers_cache_is_updated_in_place(model: "moejax.Model") -> None:
     """The program for one slot makes no array as large as a layer's cache but by writing into it."""
     slots = make_slots(model)
-    slots.warm_up([], [StepShape(1, 256)])
+    slots.warm_up((slots.feature_sets[0], StepShape(1, 256)))
     size = slots._state.cache[0].k.size
     programs = {key: program for key, program in model.programs.by_key().items() if "generate" in str(key)}
     (program,) = (

@@ -88,7 +88,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         compiler, start = build.find_compiler(), [str(program)]
         forms = [*build.CPU_FLAGS[platform.machine()], f"-fsanitize={form}", "-fno-sanitize-recover=all", "-g1", "-O1"]
         multiplies = "avx512_bf16" in build.cpu_features()
-    flags = [flag for flag in build.FLAGS if flag not in ("-shared", "-fPIC")]
+    flags = [flag for flag in build.FLAGS if flag != "-fPIC"]
     source = Path(__file__).parent / "run_cases.cc"
     command = [*compiler, *flags, *forms, "-pthread", f"-I{build.FOLDER}", str(source), "-o", str(program)]
     subprocess.run(command, check=True)
