@@ -10,7 +10,7 @@ PYTEST_WORKERS ?= 2
 
 # The first interpreter on PATH that is new enough; `make demo PYTHON=/path/to/python3.12` overrides the search.
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
-FIND_PYTHON = for p in python3 python3.13 python3.12 python3.11 python; do \
+FIND_PYTHON = for p in python3 python3.14 python3.13 python3.12 python3.11 python; do \
   "$$p" -c "$(NEW_ENOUGH)" 2>/dev/null && { echo "$$p"; break; }; done
 PYTHON ?= $(shell $(FIND_PYTHON))
 
@@ -23,7 +23,11 @@ help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' $(firstword $(MAKEFILE_LIST)) | while read -r name text; do \
 	  printf '  make %-10s %s\n' "$$name" "$$text"; done
 
-demo: $(VENV)/.installed ## install, then decode a prompt with the bundled checkpoint (PROMPT="...")
+# What JAX runs on: cpu, cuda (an NVIDIA driver from 525 on), cuda13 (from 580 on) or tpu.
+DEVICE ?= cpu
+EXTRA := $(patsubst cuda,cuda12,$(filter-out cpu,$(DEVICE)))
+
+demo: $(VENV)/.installed$(EXTRA:%=-%) ## install, then decode a prompt with the bundled checkpoint (PROMPT="...", DEVICE=cuda)
 	@$(BIN)/moejax decode demo --prompt "$$PROMPT"
 
 test: $(VENV)/.installed-test ## install the test extra, then run the whole suite (PYTEST_ARGS="...")
@@ -32,11 +36,11 @@ test: $(VENV)/.installed-test ## install the test extra, then run the whole suit
 # Interleaved rounds beside the other systems, both sizes; then what a step reads, and what strategies send. The commands
 # of docs/benchmarks.md are in scripts/bench_suite.py, which makes a report of each one's --json and one page of them all.
 BENCH := build/bench
-bench: $(VENV)/.installed-bench ## time moejax beside transformers and llama.cpp; reports in build/bench
+bench: $(VENV)/.installed-peers ## time moejax beside transformers and llama.cpp; reports in build/bench
 	@rm -rf $(BENCH) && mkdir -p $(BENCH)
 	@$(BIN)/python -m scripts.bench_suite $(BENCH)
 
-bench-docs: $(VENV)/.installed-bench ## make docs/benchmarks.md, its plots and the poster of what `make bench` measured
+bench-docs: $(VENV)/.installed-peers ## make docs/benchmarks.md, its plots and the poster of what `make bench` measured
 	@$(BIN)/python -m scripts.bench_page $(BENCH) --docs
 
 lint: $(VENV)/.installed-dev ## check formatting and lint

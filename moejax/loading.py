@@ -21,6 +21,7 @@ from moejax.moe.split import Split, dispatch_name, resolve_split
 from moejax.ops.table import prepare_backend
 from moejax.planning.auto import AUTO, auto_split
 from moejax.planning.footprint import weight_bytes
+from moejax.runtime.accelerators import tell_unused_accelerator
 from moejax.runtime.agreement import check_same
 from moejax.runtime.ambient import in_settled
 from moejax.runtime.huge_pages import HugePages
@@ -143,6 +144,7 @@ def load(
         mesh_config(mesh)
     if dispatch != "auto":
         dispatch_name(dispatch)
+    tell_unused_accelerator()
     backend = prepare_backend(expert_backend, jax.default_backend())
     checkpoint = None
     if isinstance(source, str) and source.startswith(RANDOM):

@@ -4,7 +4,7 @@
     python -m scripts.bench_report result.json DIR
 
 DIR gets report.json with every sample, report.md and the PNG plots that the result has data for; it is made, or written
-over. Plots need matplotlib, which `pip install 'moejax[bench]'` brings.
+over. Plots need matplotlib, which `pip install 'moejax[plot]'` brings.
 """
 
 import argparse

@@ -39,7 +39,7 @@ def draw_plots(folder: Path, result: Mapping[str, Any]) -> None:
         ValueError: when matplotlib is not installed.
     """
     if importlib.util.find_spec("matplotlib") is None:
-        raise ValueError("plots are drawn with matplotlib, which is not installed; run: pip install 'moejax[bench]'")
+        raise ValueError("plots are drawn with matplotlib, which is not installed; run: pip install 'moejax[plot]'")
     figures = import_module("matplotlib.figure")  # no pyplot: no window, no global state
     model = result["model"]
     title = f"{model['name']}, {model['dtype']}, {result['machine']['processor']}, {result['machine']['cores']} cores"

@@ -47,10 +47,10 @@ def machine_line(machine: dict[str, Any]) -> str:
     )
 
 
-def versions() -> dict[str, str]:
-    """Versions of what is installed and may matter."""
+def versions(names: Sequence[str] = VERSIONS_OF) -> dict[str, str]:
+    """Versions of what is installed of these, with Python's and, in a source tree, its commit."""
     found = {"python": platform.python_version()}
-    for name in VERSIONS_OF:
+    for name in names:
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

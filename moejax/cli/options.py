@@ -73,14 +73,14 @@ def real(*names: str, help: str, panel: str | None = None, **settings: Any) -> A
     return option(*names, help=help, panel=panel, parser=number, metavar="X", **settings)
 
 
-Checkpoint = Annotated[
-    str,
-    typer.Argument(
-        metavar="CHECKPOINT",
-        help="demo, the folder of a Hugging Face Mixtral checkpoint or of a converted one, or random:NAME for random "
-        f"weights, with NAME one of {', '.join(named_configs())}, or the path of a config.json.",
-        show_default=False,
-    ),
+_CHECKPOINT = (
+    "demo, the folder of a Hugging Face Mixtral checkpoint or of a converted one, or random:NAME for random "
+    f"weights, with NAME one of {', '.join(named_configs())}, or the path of a config.json."
+)
+Checkpoint = Annotated[str, typer.Argument(metavar="CHECKPOINT", help=_CHECKPOINT, show_default=False)]
+OptionalCheckpoint = Annotated[
+    str | None,
+    typer.Argument(metavar="[CHECKPOINT]", help=f"{_CHECKPOINT} Without one: this machine.", show_default=False),
 ]
 Quiet = Annotated[bool, option("--quiet", help="No statistics and no warnings on stderr.")]
 Debug = Annotated[bool, option("--debug", help="After an error, show the traceback too.")]

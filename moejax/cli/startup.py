@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+from collections.abc import Callable
 
 from moejax.cli import console
 from moejax.cli.devices import Devices, Processes
@@ -37,17 +38,23 @@ def prepare_jax(
     """
     import jax
 
+    from moejax.runtime.accelerators import tell_unused_accelerator
     from moejax.runtime.platform import visible_devices
 
     if quiet:
         logging.getLogger("moejax").setLevel(logging.ERROR)
     else:
         _show_log("moejax.ops.native.build")
+        _show_log("moejax.runtime.accelerators", console.warn)
+    # JAX's own line of a card says neither what to install nor how to do without it.
+    logging.getLogger("jax._src.xla_bridge").addFilter(lambda record: "may be present" not in record.getMessage())
     if devices.simulate_devices is not None:
         jax.config.update("jax_num_cpu_devices", devices.simulate_devices)
     if processes.several:
         join(processes)
     platform = visible_devices()[0].platform
+    if devices.simulate_devices is None:
+        tell_unused_accelerator()
     if devices.simulate_devices is not None and platform != "cpu":
         raise ValueError(
             f"--simulate-devices simulates CPU devices, but JAX found {platform} devices; set the environment variable "
@@ -66,12 +73,12 @@ def check_extra(extra: str, *modules: str) -> None:
         raise ValueError(f"this command needs {missing[0]}, which is not installed: pip install 'moejax[{extra}]'")
 
 
-def _show_log(name: str) -> None:
+def _show_log(name: str, say: Callable[[str], None] = console.remark) -> None:
     """What a module logs of its work is said in a line on stderr; on a terminal one that passes makes room."""
     logger, handler = logging.getLogger(name), logging.Handler()
 
     def emit(record: logging.LogRecord) -> None:
-        show = console.passing if getattr(record, "passing", False) else console.remark
+        show = console.passing if getattr(record, "passing", False) else say
         show(record.getMessage())
 
     handler.emit = emit

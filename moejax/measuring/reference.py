@@ -92,7 +92,7 @@ def _reference_logits(folder: Path, prompts: list[list[int]], dtype: str) -> tup
     except ImportError as error:
         raise ValueError(
             f"verify --reference computes with transformers and torch, and {error.name} is not installed; run: "
-            "pip install transformers torch"
+            "pip install 'moejax[torch]' (5 GB with torch's CUDA libraries; its CPU build, installed before, is kept)"
         ) from error
     transformers.utils.logging.disable_progress_bar()
     loader: Any = MixtralForCausalLM  # its own annotations reject its methods

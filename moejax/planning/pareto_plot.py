@@ -1,6 +1,6 @@
 """The frontiers of a comparison as a picture: tokens/s of each user against tokens/s of each device.
 
-Needs matplotlib, which comes with the extra `bench`.
+Needs matplotlib, which comes with the extra `plot`.
 """
 
 from collections.abc import Sequence

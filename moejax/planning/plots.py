@@ -1,6 +1,6 @@
 """A comparison as a picture: what each split's step is made of, and tokens per second against the batch size.
 
-Needs matplotlib, which comes with the extra `bench`; nothing else here imports it.
+Needs matplotlib, which comes with the extra `plot`; nothing else here imports it.
 """
 
 import math
@@ -34,7 +34,7 @@ MOST_CURVES = len(COLOURS)
 def check_plot(path: str, flag: str = "--plot") -> None:
     """Raises ValueError when a picture cannot be drawn where `flag` says, before anything is computed."""
     if find_spec("matplotlib") is None:
-        raise ValueError(f"{flag} needs matplotlib; install it with: pip install 'moejax[bench]'")
+        raise ValueError(f"{flag} needs matplotlib; install it with: pip install 'moejax[plot]'")
     if Path(path).suffix.lower() not in (".png", ".svg", ".pdf"):
         raise ValueError(f"{flag} must be a .png, .svg or .pdf file, got {path!r}")
     folder = Path(path).resolve().parent

@@ -85,7 +85,8 @@ class Peer:
 
 
 _COMPILED = "moejax.bench.peers.transformers_peer:load_compiled"
-_TORCH = {"needs": ("torch", "transformers"), "install": "pip install 'moejax[bench]'"}
+LARGE = "5 GB with torch's CUDA libraries; its CPU build, installed before, is kept"
+_TORCH = {"needs": ("torch", "transformers"), "install": f"pip install 'moejax[torch]' ({LARGE})"}
 PEERS: dict[str, Peer] = {
     "moejax": Peer(load="moejax.bench.peers.moejax_peer:load", ours=True),
     "transformers": Peer(load="moejax.bench.peers.transformers_peer:load_generate", **_TORCH),
@@ -94,7 +95,7 @@ PEERS: dict[str, Peer] = {
     "llama.cpp": Peer(
         load="moejax.bench.peers.llama_cpp_peer:load",
         needs=("llama_cpp", "gguf"),
-        install="pip install 'moejax[bench]' (builds llama-cpp-python: needs cmake and a C++ compiler)",
+        install="pip install llama-cpp-python gguf (built here: needs a C++ compiler, and some minutes)",
     ),
     "vllm": Peer(load="moejax.bench.peers.vllm_peer:load", needs=("vllm",), install="pip install vllm"),
 }

@@ -24,7 +24,8 @@ MISTAKES: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
     (("inf",), ("'inf'", "'info'", COMMANDS)),
     (("--foo",), ("--foo", "moejax --help")),
     (("decode",), ("moejax decode", "CHECKPOINT", "moejax decode --help")),
-    (("info",), ("moejax info", "CHECKPOINT", "moejax info --help")),
+    (("verify",), ("moejax verify", "CHECKPOINT", "moejax verify --help")),
+    (("info", "--mesh", "expert=2"), ("--mesh", "moejax info CHECKPOINT")),
     (
         ("decode", "demo", "A list is"),
         ("(A list is)", "--prompt", "moejax decode --help"),

@@ -109,6 +109,6 @@ def test_examples_use_flags_that_exist(call: Call, command: str, examples: tuple
     known = call(*command.split(), "--help").out.partition("Examples:")[0]
     for example in examples:
         words = shlex.split(example.rpartition("|")[2])
-        assert " ".join(words).startswith(f"moejax {command} ")
+        assert " ".join([*words, ""]).startswith(f"moejax {command} ")
         for flag in (word for word in words if re.fullmatch(r"--?[a-z][a-z-]*", word)):
             assert re.search(rf"(?<![\w-]){flag}(?![\w-])", known), f"{example} has {flag}"

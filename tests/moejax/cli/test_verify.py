@@ -154,4 +154,4 @@ def test_without_transformers_it_says_what_to_install(
     monkeypatch.setitem(sys.modules, "transformers", None)  # as if it were not installed
     outcome = call("verify", folders[1], "--reference", folders[0])
     assert outcome.status == 2
-    error_line(outcome.err, "--reference", "transformers", "pip install transformers torch")
+    error_line(outcome.err, "--reference", "transformers", "pip install 'moejax[torch]'", "5 GB")

@@ -78,5 +78,5 @@ def test_what_cannot_be_drawn_is_told_before() -> None:
 
 def test_without_matplotlib_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("moejax.planning.plots.find_spec", lambda name: None)
-    with refuses(ValueError, "--plot", "pip install 'moejax[bench]'"):
+    with refuses(ValueError, "--plot", "pip install 'moejax[plot]'"):
         check_plot("a.png")
