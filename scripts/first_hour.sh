@@ -69,6 +69,9 @@ kill "$server"
 wait "$server"
 cat serve.log | expect 'stopped: 1 requests finished'
 
+say "the commands of README and docs, as they stand"
+PYTHONPATH="$root" python -m scripts.walk_docs "$folder/walk"
+
 say "mistakes are one line"
 (moejax decode no-such-folder --prompt x 2>&1 || true) | expect '^error: '
 
