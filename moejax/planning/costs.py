@@ -161,7 +161,7 @@ def _calibrated(
     hardware = setting.hardware
     spent: dict[PartName, Spent] = {}
     for name, part in work.items():
-        reading = part.bytes / hardware.bandwidth
+        reading = part.bytes / (hardware.bandwidth * hardware.efficiency.bandwidth)
         computing = part.flops / hardware.speed(dtype, part.operation, part.rows)
         spent[name] = Spent(reading=reading, computing=computing, beyond=max(0.0, computing - reading))
     tokens = call.own_tokens(setting.rules)

@@ -63,7 +63,14 @@ MISTAKES: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
         ("'gathr'", "auto, replicated, gather, all_to_all", "'gather'"),
     ),
     ((*EIGHT, "--usable-fraction", "1.5"), ("--usable-fraction", "0", "1", "got 1.5")),
-    ((*EIGHT, "--format", "xml"), ("--format", "table or json", "got 'xml'")),
+    ((*EIGHT, "--format", "xml"), ("--format", "table, json or csv", "got 'xml'")),
+    ((*EIGHT, "--csv", "--json"), ("--json", "--csv")),
+    ((*EIGHT, "--efficiency", "1.5"), ("--efficiency", "bandwidth", "0", "1", "got 1.5")),
+    ((*EIGHT, "--efficiency", "vllm-h200"), ("--efficiency", "0.6", "0.8,0.5", "gpt-fast-a100", "'vllm-h100'")),
+    (
+        (*COMPARE, "--devices", "1", "--hardware", "h200", "--efficiency", "0.6"),
+        ("--efficiency 0.6", "roofline", "--software moejax", "h200", "--software ideal"),
+    ),
     ((*EIGHT, "--json", "--format", "table"), ("--json", "--format table")),
     ((*EIGHT, "--plot", "a.gif"), ("--plot", ".png, .svg or .pdf", "got 'a.gif'")),
     (
@@ -358,3 +365,18 @@ def test_without_a_command_it_is_the_help(call: Call) -> None:
     outcome = call("mesh")
     assert (outcome.status, outcome.err) == (0, "")
     assert outcome.out == call("mesh", "--help").out
+
+
+def test_csv_goes_to_stdout_alone(call: Call) -> None:
+    done = call(*EIGHT, "--csv", "-b", "1", "--skew", "zipf:1.0", "--efficiency", "vllm-h100")
+    header, *lines = done.out.splitlines()
+    assert header.startswith("devices,data,expert,tensor,dispatch") and "step [s]" in header
+    assert len(lines) == len(compare_meshes("mixtral-8x7b", 8, "h100-sxm", batch_size=1)) and not done.err
+
+
+def test_the_table_says_how_tokens_choose_and_what_is_reached(call: Call) -> None:
+    out = call(*EIGHT, "-b", "1", "--skew", "dirichlet:0.5", "--efficiency", "0.8,0.5").out
+    says(out, "times", "roofline", "0.8", "bandwidth", "0.5", "matrix rate", "experts", "dirichlet:0.5")
+    found = json.loads(call(*EIGHT, "-b", "1", "--skew", "dirichlet:0.5", "--efficiency", "0.6", "--json").out)
+    assert found["routing"] == {"skew": "dirichlet:0.5", "expert_load": None}
+    assert found["hardware"]["efficiency"] == {"bandwidth": 0.6, "matrix_rate": 0.6}
