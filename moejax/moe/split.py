@@ -16,6 +16,7 @@ from moejax.families.config import ModelConfig
 from moejax.weights.counts import num_places
 
 DispatchName = Literal["replicated", "gather", "all_to_all"]
+ONE_FOR_ALL: DispatchName = "replicated"  # what dispatches that are alike are called, where experts are not apart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +126,7 @@ def choose_dispatch(config: ModelConfig, mesh: MeshConfig) -> tuple[DispatchName
     """
     group = mesh.expert * mesh.tensor
     if mesh.expert == 1:
-        return "replicated", "with expert=1 the tokens are where their experts are"
+        return ONE_FOR_ALL, "with expert=1 the tokens are where their experts are"
     if config.num_heads % group == 0:
         return "replicated", (
             f"the {config.num_heads} query heads divide over expert x tensor = {group}, and a batch need not divide "
