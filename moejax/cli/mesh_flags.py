@@ -6,6 +6,7 @@ from typing import Annotated
 from moejax.cli.mesh_values import device_numbers, duration
 from moejax.cli.options import option, real, whole
 from moejax.families.table import named_configs
+from moejax.moe.split import DISPATCHES
 from moejax.planning.efficiency import PRESETS
 from moejax.planning.objectives import OBJECTIVES
 from moejax.planning.skew import UNIFORM
@@ -149,7 +150,7 @@ class CompareFlags:
             "--dispatch",
             panel=SPLITS,
             metavar="NAME",
-            help="all, auto (what decode would take), replicated, gather or all_to_all.",
+            help=f"all, auto (what decode would take), {', '.join(DISPATCHES)}.",
         ),
     ] = "all"
     usable_fraction: Annotated[

@@ -44,6 +44,7 @@ class Dispatch:
     body: "module:function", what one device does with its tokens in an MoE layer (see `moejax.moe.dispatch.Body`).
     unreduced: the logical axes over whose mesh axes the body leaves its partial sums to be summed.
     transfers: the collectives of the layer, by which it is predicted and checked.
+    routes: whose tokens a device chooses experts for, its `own` or those of its `group`.
     """
 
     tokens: MeshAxes
@@ -51,6 +52,7 @@ class Dispatch:
     body: str
     unreduced: tuple[LogicalAxis, ...]
     transfers: tuple[Transfer, ...]
+    routes: Literal["own", "group"] = "group"
 
 
 DISPATCHES: dict[DispatchName, Dispatch] = {
@@ -83,6 +85,7 @@ DISPATCHES: dict[DispatchName, Dispatch] = {
             Transfer(kind="all-to-all", over=("experts",), tokens="group"),
             Transfer(kind="all-reduce", over=("mlp",), tokens="own"),
         ),
+        routes="own",
     ),
 }
 
