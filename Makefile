@@ -17,7 +17,7 @@ PYTHON ?= $(shell $(FIND_PYTHON))
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench bench-docs lint format types check clean distclean
+.PHONY: help demo test bench bench-docs figures docs lint format types check clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' $(firstword $(MAKEFILE_LIST)) | while read -r name text; do \
@@ -42,6 +42,12 @@ bench: $(VENV)/.installed-peers ## time moejax beside transformers and llama.cpp
 
 bench-docs: $(VENV)/.installed-peers ## make docs/benchmarks.md, its plots and the poster of what `make bench` measured
 	@$(BIN)/python -m scripts.bench_page $(BENCH) --docs
+
+figures: $(VENV)/.installed-bench ## draw every figure of docs/ again from the JSON beside it; times nothing
+	@$(BIN)/python -m scripts.redraw_figures
+
+docs: $(VENV)/.installed-docs ## build the site of docs/ in build/site; a link that leads nowhere is an error
+	@$(BIN)/python -m scripts.docs_site build/site
 
 lint: $(VENV)/.installed-dev ## check formatting and lint
 	@$(BIN)/ruff format --check .

@@ -22,7 +22,8 @@ from moejax._sharding.collectives import CollectiveKind
 from moejax._sharding.collectives.collective import ITEM_SIZES
 from moejax.planning import silicon
 from moejax.planning.hardware import Curve, Hardware
-from moejax.planning.hardware_file import SHIPPED, hardware_toml, load_hardware
+from moejax.planning.hardware_file import SHIPPED, load_hardware
+from moejax.planning.hardware_toml import hardware_toml
 from moejax.planning.kernels import BetweenTerms, DeviceRates, ExpertTerms, Software, SoftwareKernels
 from moejax.planning.silicon import ENGINES, SYSTEMS, Frame, SiliconTables
 from scripts import fit_terms

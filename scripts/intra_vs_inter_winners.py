@@ -4,9 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from statistics import median
 
-from moejax.planning.routing import RoutingModel
 from moejax.planning.silicon import ENGINES
-from moejax.planning.software import parse_skew
+from moejax.planning.skew import skewed_routing
 from scripts.layer_exchanges import hardware_file, layer_exchange, with_exchanges
 from scripts.measured_layers import BFLOAT16, LOADS, MIXTRAL, MODELS, QWEN, Cell, best_engines
 from scripts.page_text import bullet, paragraph
@@ -146,12 +145,7 @@ def _exchange_rows(measured: Sequence[Cell]) -> Iterator[list[str]]:
 
 def reasons(measured: Sequence[Cell]) -> str:
     """What the numbers come from."""
-    busiest = {
-        model: RoutingModel(
-            config.num_experts, config.experts_per_token, load=parse_skew(LOADS[SKEWED])
-        ).load_imbalance(ON)
-        for model, config in MODELS.items()
-    }
+    busiest = {model: skewed_routing(config, LOADS[SKEWED]).load_imbalance(ON) for model, config in MODELS.items()}
     cold = [
         cell
         for cell in best_engines(of(measured, MIXTRAL, BALANCED, 1, 1))

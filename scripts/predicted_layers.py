@@ -16,7 +16,7 @@ from moejax._sharding.collectives.collective import ITEM_SIZES
 from moejax.planning.hardware import Hardware
 from moejax.planning.kernels import MATRICES, DeviceLoad, ExpertTerms, Shape
 from moejax.planning.routing import RoutingModel
-from moejax.planning.software import parse_skew
+from moejax.planning.skew import skewed_routing
 from scripts.layer_exchanges import hardware_file
 from scripts.measured_layers import LOADS, MODELS, TIE, Case, Cell, LayerSplit, read_layers
 
@@ -163,8 +163,7 @@ def _load(load: str, model: str, parts: int, tokens: int, tiles: tuple[int, ...]
 
 @cache
 def _routing(load: str, model: str) -> RoutingModel:
-    config = MODELS[model]
-    return RoutingModel(config.num_experts, config.experts_per_token, load=parse_skew(LOADS[load]))
+    return skewed_routing(MODELS[model], LOADS[load])
 
 
 def _roofline(hardware: Hardware, split: LayerSplit, tokens: int, case: Case) -> float:

@@ -73,7 +73,7 @@ def setting(
         hardware=plan.hardware,
         routing=plan.routing,
         software=plan.software,
-        times=MeasuredTimes.of(plan.hardware, software, BF16, plan.routing.load) if measured else None,
+        times=MeasuredTimes.of(plan.hardware, software, BF16, plan.routing) if measured else None,
     )
 
 

@@ -11,6 +11,7 @@ from moejax.cli.help import SETTINGS, Command, examples
 from moejax.cli.mesh_calibrate import CALIBRATE_EXAMPLES, calibrate
 from moejax.cli.mesh_flags import OUTPUT, WORK, CompareFlags, Context, Dtype, Model
 from moejax.cli.options import option, whole
+from moejax.moe.split import DISPATCHES
 
 NONE_WILL_DO = 1  # exit code
 
@@ -29,7 +30,7 @@ SHOW_EXAMPLES = (
 MeshText = Annotated[
     str, option("--mesh", metavar="MESH", help="Devices along each axis, as in data=1,expert=4,tensor=2.")
 ]
-OneDispatch = Annotated[str, option("--dispatch", metavar="NAME", help="auto, replicated, gather or all_to_all.")]
+OneDispatch = Annotated[str, option("--dispatch", metavar="NAME", help=f"auto, {', '.join(DISPATCHES)}.")]
 WantedDevices = Annotated[int | None, whole("--devices", help="Check that the mesh has so many.")]
 Json = Annotated[bool, option("--json", panel=OUTPUT, help="Print JSON instead, with every array on its own.")]
 BatchSize = Annotated[int, whole("--batch-size", "-b", panel=WORK, help="Sequences in the cache.")]

@@ -29,7 +29,7 @@ def calibrate(output: Output = None, quiet: options.Quiet = False, debug: option
         _check_new(path)
     startup.prepare_jax(quiet=quiet)
     from moejax.measuring.calibration import calibrate
-    from moejax.planning.hardware_file import hardware_toml
+    from moejax.planning.hardware_toml import hardware_toml
 
     with console.progress("measuring the devices here", quiet=quiet) as step:
         hardware = calibrate("here" if path is None else path.stem, lambda what: step(f"measuring: {what}"))

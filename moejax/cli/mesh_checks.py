@@ -97,7 +97,7 @@ def _compiled_table(rows: "Sequence[MeshRow]") -> "Table":
     for row in rows:
         check = row.compiled
         assert check is not None
-        first = [*map(str, row.split.mesh.shape.values()), row.split.dispatch if row.split.mesh.expert > 1 else ""]
+        first = [*map(str, row.split.mesh.shape.values()), row.split.dispatch if row.names_dispatch else ""]
         for name, call in (("step", check.decode), ("prefill", check.prefill)):
             counts = _both(len(call.predicted), len(call.collectives))
             table.add_row(*first, name, counts, _both(_bytes(call.predicted), _bytes(call.collectives)))
@@ -127,7 +127,7 @@ def _measured_table(rows: "Sequence[MeshRow]", layers: int) -> "Table":
         table.add_row(
             str(row.workload.batch_size),
             *map(str, row.split.mesh.shape.values()),
-            row.split.dispatch if row.split.mesh.expert > 1 else "",
+            row.split.dispatch if row.names_dispatch else "",
             f"{found.layers} of {layers}" if found.reduced else str(found.layers),
             *_timed_cells(found.predicted_decode_seconds, found.decode_seconds, found.decode_error),
             *_timed_cells(found.predicted_prefill_seconds, found.prefill_seconds, found.prefill_error),

@@ -62,7 +62,7 @@ def meshes(rows: Sequence[MeshRow]) -> Column:
 
 
 def dispatch(row: MeshRow) -> str:
-    """Nothing where all experts are on every device."""
+    """Nothing where all dispatches are alike."""
     if not row.built:
         return "not built"
-    return row.split.dispatch if row.split.mesh.expert > 1 else ""
+    return row.split.dispatch if row.names_dispatch else ""

@@ -9,6 +9,7 @@ from moejax.cli.mesh_values import batch_sizes
 from moejax.planning.advice import what_fits
 from moejax.planning.compare import ComparisonInputs, compare_meshes, make_plan
 from moejax.planning.export import comparison_json
+from moejax.planning.export_csv import comparison_csv
 from moejax.planning.hardware_file import load_hardware
 from moejax.planning.objectives import check_objective
 from moejax.planning.rows import MeshRow
@@ -17,7 +18,7 @@ from moejax.planning.software import check_times
 
 
 def run(flags: CompareFlags) -> bool:
-    """Compares, and prints a table or JSON; whether any split fits and meets the targets.
+    """Compares, and prints a table, JSON or CSV; whether any split fits and meets the targets.
 
     Raises:
         ValueError: for any flag that cannot be used, before anything is printed.
@@ -43,10 +44,13 @@ def run(flags: CompareFlags) -> bool:
         software=flags.software,
         skew=flags.skew,
         times=flags.times,
+        efficiency=flags.efficiency,
         ttft=flags.ttft,
         tpot=flags.tpot,
     )
-    plan = make_plan(flags.model, hardware, flags.expert_load, flags.usable_fraction, flags.software, flags.skew)
+    plan = make_plan(
+        *(flags.model, hardware, flags.expert_load, flags.usable_fraction, flags.software, flags.skew, flags.efficiency)
+    )
     fits = any(row.fits for row in rows)
     fits_with = [] if fits else what_fits(plan, max(flags.counts), flags.dispatch, rows)
     if flags.measure:
@@ -55,14 +59,18 @@ def run(flags: CompareFlags) -> bool:
         rows = mesh_checks.compiled(plan, rows, quiet=flags.quiet)
     if flags.measure:
         rows = mesh_checks.measured(flags.model, plan, rows, quiet=flags.quiet)
-    if flags.as_json:
+    if flags.printed_as == "csv":
+        console.write(comparison_csv(rows))
+    elif flags.printed_as == "json":
         found = comparison_json(
             rows,
-            hardware,
+            plan.hardware,
             fits_with,
             checkpoint=served_checkpoint(flags.model),
             software=plan.software,
             times=check_times(flags.times),
+            skew=plan.skew,
+            expert_load=flags.expert_load,
         )
         console.write(f"{json.dumps(found, ensure_ascii=False)}\n")
     else:
@@ -83,6 +91,7 @@ def _show(flags: CompareFlags, plan: ComparisonInputs, rows: list[MeshRow], fits
         hardware=plan.hardware,
         software=plan.software,
         times=check_times(flags.times),
+        skew=plan.skew,
         usable_fraction=flags.usable_fraction,
         objective=check_objective(flags.objective),
         fits_with=fits_with,

@@ -6,10 +6,13 @@ from typing import Annotated
 from moejax.cli.mesh_values import device_numbers, duration
 from moejax.cli.options import option, real, whole
 from moejax.families.table import named_configs
+from moejax.moe.split import DISPATCHES
+from moejax.planning.efficiency import PRESETS
 from moejax.planning.objectives import OBJECTIVES
+from moejax.planning.skew import UNIFORM
 
 WORK, TARGETS, SPLITS, PROOF, OUTPUT = "Workload", "Targets", "Splits", "Checks", "Output"
-FORMATS = ("table", "json")
+FORMATS = ("table", "json", "csv")
 MOST_LINES = 16  # that one tells apart in a picture
 
 Model = Annotated[
@@ -84,9 +87,10 @@ class CompareFlags:
             "--skew",
             panel=WORK,
             metavar="NAME",
-            help="How evenly tokens choose experts: uniform, balanced, or power-law:1.01, as layers are benchmarked.",
+            help="How evenly tokens choose experts: uniform; balanced or power-law:1.01, as layers are benchmarked; "
+            "zipf:1.0 or dirichlet:0.5.",
         ),
-    ] = "uniform"
+    ] = UNIFORM
     software: Annotated[
         str,
         option(
@@ -105,6 +109,17 @@ class CompareFlags:
             help="fitted, by the hardware file's terms, or measured: by tables of moejax[silicon], where they have it.",
         ),
     ] = "fitted"
+    efficiency: Annotated[
+        str | None,
+        option(
+            "--efficiency",
+            panel=WORK,
+            metavar="SHARE",
+            help="Of the device's bandwidth and matrix rate, that a roofline takes as reached: 0.6, one of each as in "
+            f"0.8,0.5, or what was published: {', '.join(PRESETS)}. For --software ideal, and devices without "
+            "measured terms.",
+        ),
+    ] = None
     objective: Annotated[
         str,
         option("--objective", panel=SPLITS, metavar="NAME", help=f"What ranks: {', '.join(OBJECTIVES)}."),
@@ -135,7 +150,7 @@ class CompareFlags:
             "--dispatch",
             panel=SPLITS,
             metavar="NAME",
-            help="all, auto (what decode would take), replicated, gather or all_to_all.",
+            help=f"all, auto (what decode would take), {', '.join(DISPATCHES)}.",
         ),
     ] = "all"
     usable_fraction: Annotated[
@@ -147,9 +162,12 @@ class CompareFlags:
         ),
     ] = 0.9
     format: Annotated[
-        str | None, option("--format", panel=OUTPUT, metavar="NAME", help="table (the default) or json.")
+        str | None, option("--format", panel=OUTPUT, metavar="NAME", help="table (the default), json or csv.")
     ] = None
     json: Annotated[bool, option("--json", panel=OUTPUT, help="The same as --format json.")] = False
+    csv: Annotated[
+        bool, option("--csv", panel=OUTPUT, help="The same as --format csv: a line per split, units in the header.")
+    ] = False
     plot: Annotated[
         str | None,
         option(
@@ -182,9 +200,11 @@ class CompareFlags:
 
     def __post_init__(self) -> None:
         if self.format not in (None, *FORMATS):
-            raise ValueError(f"--format must be {' or '.join(FORMATS)}, got {self.format!r}")
-        if self.json and self.format not in (None, "json"):
-            raise ValueError(f"--json is --format json, got --format {self.format} as well; give one of them")
+            raise ValueError(f"--format must be {', '.join(FORMATS[:-1])} or {FORMATS[-1]}, got {self.format!r}")
+        asked = {f"--{name}": name for name in ("json", "csv") if getattr(self, name)}
+        asked |= {f"--format {self.format}": self.format} if self.format else {}
+        if len(set(asked.values())) > 1:
+            raise ValueError(f"a comparison is printed in one format, got {' and '.join(asked)}; give one of them")
         for name in ("plot", "compile", "measure"):
             if getattr(self, name) and len(set(self.counts)) > 1:
                 hint = "; --pareto draws several" if name == "plot" else ""
@@ -201,6 +221,6 @@ class CompareFlags:
         return device_numbers(self.devices)
 
     @property
-    def as_json(self) -> bool:
-        """Whether a program reads the comparison."""
-        return self.json or self.format == "json"
+    def printed_as(self) -> str:
+        """One of FORMATS."""
+        return "json" if self.json else "csv" if self.csv else self.format or "table"

@@ -17,6 +17,7 @@ from moejax.planning.hardware import Hardware
 from moejax.planning.objectives import OBJECTIVES
 from moejax.planning.rows import MeshRow, Phase
 from moejax.planning.serve_command import served_checkpoint
+from moejax.planning.skew import UNIFORM, skew_said
 from moejax.planning.software import SoftwareName, Times, basis_said
 from moejax.planning.units import BYTES, SECONDS, Unit, amount, common_unit, number
 from moejax.runtime.buckets import MAX_SEQUENCES, MAX_SERVED_SEQUENCES
@@ -49,7 +50,8 @@ class Units(NamedTuple):
 class Asked:
     """What rows were asked for with, and where they are shown.
 
-    devices: as they were asked for.  fits_with: flags of which each makes a model fit that does not.
+    devices: as they were asked for.  skew: None where a load was recorded.
+    fits_with: flags of which each makes a model fit that does not.
     width: columns of the terminal.
     """
 
@@ -58,6 +60,7 @@ class Asked:
     hardware: Hardware
     software: SoftwareName
     times: Times = "fitted"
+    skew: str | None = UNIFORM
     usable_fraction: float
     objective: str
     fits_with: Sequence[str]
@@ -111,6 +114,8 @@ def setting(row: MeshRow, asked: Asked) -> Iterator[Text]:
     lengths = f"prompts of {work.input_len:,} tokens, {work.context:,} in the cache"
     yield Text(f"{memory} ({asked.usable_fraction:g}), {work.dtype}, {lengths}")
     yield Text(basis_said(asked.hardware, asked.software, work.dtype, asked.times))
+    if chosen := "experts: as often as was recorded" if asked.skew is None else skew_said(asked.skew):
+        yield Text(chosen)
 
 
 def _units(rows: Sequence[MeshRow]) -> Units:

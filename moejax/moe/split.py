@@ -16,6 +16,7 @@ from moejax.families.config import ModelConfig
 from moejax.weights.counts import num_places
 
 DispatchName = Literal["replicated", "gather", "all_to_all"]
+ONE_FOR_ALL: DispatchName = "replicated"  # what dispatches that are alike are called, where experts are not apart
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,7 @@ class Dispatch:
     body: "module:function", what one device does with its tokens in an MoE layer (see `moejax.moe.dispatch.Body`).
     unreduced: the logical axes over whose mesh axes the body leaves its partial sums to be summed.
     transfers: the collectives of the layer, by which it is predicted and checked.
+    routes: whose tokens a device chooses experts for, its `own` or those of its `group`.
     """
 
     tokens: MeshAxes
@@ -50,6 +52,7 @@ class Dispatch:
     body: str
     unreduced: tuple[LogicalAxis, ...]
     transfers: tuple[Transfer, ...]
+    routes: Literal["own", "group"] = "group"
 
 
 DISPATCHES: dict[DispatchName, Dispatch] = {
@@ -82,6 +85,7 @@ DISPATCHES: dict[DispatchName, Dispatch] = {
             Transfer(kind="all-to-all", over=("experts",), tokens="group"),
             Transfer(kind="all-reduce", over=("mlp",), tokens="own"),
         ),
+        routes="own",
     ),
 }
 
@@ -125,7 +129,7 @@ def choose_dispatch(config: ModelConfig, mesh: MeshConfig) -> tuple[DispatchName
     """
     group = mesh.expert * mesh.tensor
     if mesh.expert == 1:
-        return "replicated", "with expert=1 the tokens are where their experts are"
+        return ONE_FOR_ALL, "with expert=1 the tokens are where their experts are"
     if config.num_heads % group == 0:
         return "replicated", (
             f"the {config.num_heads} query heads divide over expert x tensor = {group}, and a batch need not divide "

@@ -8,6 +8,7 @@ from pathlib import Path
 from moejax.families.config import ModelConfig
 from moejax.moe.split import Split, make_rules
 from moejax.planning.costs import Setting, predict_decode, predict_prefill
+from moejax.planning.efficiency import check_efficiency, with_efficiency
 from moejax.planning.expert_load import ExpertLoad
 from moejax.planning.footprint import footprint
 from moejax.planning.hardware import Hardware
@@ -19,7 +20,8 @@ from moejax.planning.ranking import ranked
 from moejax.planning.reasons import with_reasons
 from moejax.planning.routing import RoutingModel
 from moejax.planning.rows import MeshRow
-from moejax.planning.software import SOFTWARE, SoftwareName, check_software, check_times, parse_skew
+from moejax.planning.skew import UNIFORM, skewed_routing
+from moejax.planning.software import SOFTWARE, SoftwareName, check_software, check_times
 from moejax.planning.splits import EVERY_DISPATCH, splits
 from moejax.planning.sweep import device_counts
 from moejax.planning.targets import Targets
@@ -33,11 +35,15 @@ USABLE = 0.9  # of a device's memory; the rest is the driver's, the compiler's a
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonInputs:
-    """What all rows of a comparison have in common."""
+    """What all rows of a comparison have in common.
+
+    skew: the name that `routing` follows; None where it follows a recorded load.
+    """
 
     config: ModelConfig
     hardware: Hardware
     routing: RoutingModel
+    skew: str | None = UNIFORM
     software: SoftwareName = "moejax"
     times: MeasuredTimes | None = None
     usable: float = USABLE
@@ -63,8 +69,9 @@ def compare_meshes(
     ttft: float | None = None,
     tpot: float | None = None,
     software: str = "moejax",
-    skew: str = "uniform",
+    skew: str = UNIFORM,
     times: str = "fitted",
+    efficiency: float | str | None = None,
 ) -> list[MeshRow]:
     """Predicts every split of a model over `devices` devices, the best first for each batch size.
 
@@ -87,9 +94,12 @@ def compare_meshes(
             `MeshRow.misses` say which, and by how much.
         software: whose kernels and collectives: "moejax", "vllm", "trtllm", "sglang", or "ideal" for a roofline.
         skew: how evenly tokens choose: "uniform", each expert being as likely as the others; "balanced", as many rows
-            for each; or "power-law:1.01", as benchmarks of layers have it. Not with `expert_load`.
+            for each; "power-law:1.01", as benchmarks of layers have it; "zipf:1.0" or "dirichlet:0.5", by shares of
+            experts that docs/performance-model.md#loads defines. Not with `expert_load`.
         times: "fitted", by the terms of the hardware file, or "measured", by the tables of the extra `silicon` where
             they have a shape; `Phase.measured` says for which parts.
+        efficiency: share of the hardware's bandwidth and matrix rate that a roofline takes as reached: 0.6; "0.8,0.5",
+            of each; or a preset of `moejax.planning.efficiency`, "vllm-a100". None is what the hardware file says.
 
     Returns:
         For each number of devices from the fewest, and for each batch size in turn: the splits that can be used, then
@@ -97,12 +107,14 @@ def compare_meshes(
         for which objectives it is the best, and why.
 
     Raises:
-        ValueError: for anything unknown or out of range, and for a dtype in which the devices do not compute.
+        ValueError: for anything unknown or out of range, for a dtype in which the devices do not compute, and for an
+            efficiency where seconds are no roofline's.
     """
-    plan, goal = make_plan(model, hardware, expert_load, usable_fraction, software, skew), check_objective(objective)
-    name = _checked_dtype(plan, model, dtype)
-    if check_times(times) == "measured":
-        plan = replace(plan, times=MeasuredTimes.of(plan.hardware, plan.software, name, plan.routing.load))
+    plan = make_plan(model, hardware, expert_load, usable_fraction, software, skew, efficiency)
+    goal, name = check_objective(objective), _checked_dtype(plan, model, dtype)
+    check_efficiency(plan.hardware, plan.software, name, check_times(times), efficiency)
+    if times == "measured":
+        plan = replace(plan, times=MeasuredTimes.of(plan.hardware, plan.software, name, plan.routing))
     workloads = _workloads(plan.config, batch_size, input_len, context, name)
     targets, peak = Targets(ttft=ttft, tpot=tpot), _Peaks(plan)
     rows: list[MeshRow] = []
@@ -142,28 +154,31 @@ def make_plan(
     expert_load: ExpertLoad | str | Path | None = None,
     usable_fraction: float = USABLE,
     software: str = "moejax",
-    skew: str = "uniform",
+    skew: str = UNIFORM,
+    efficiency: float | str | None = None,
 ) -> ComparisonInputs:
     """What `compare_meshes` predicts with, from the same arguments.
 
     Raises:
-        ValueError: for an unknown model, hardware, software or skew, the load of another model, or a fraction out of
-            range.
+        ValueError: for an unknown model, hardware, software, skew or efficiency, the load of another model, or a
+            fraction out of range.
     """
     if not isinstance(usable_fraction, Real) or isinstance(usable_fraction, bool) or not 0 < usable_fraction <= 1:
         raise ValueError(f"usable_fraction must be above 0 and at most 1, got {usable_fraction!r}")
     config = model if isinstance(model, ModelConfig) else model_config(model)
-    kind = hardware if isinstance(hardware, Hardware) else load_hardware(hardware)
-    shares, load = None if expert_load is None else expert_shares(expert_load, config), parse_skew(skew)
-    if shares is not None and load is not None:
-        raise ValueError(f"skew={skew} and an expert load both say how tokens choose; give one of them")
-    routing = RoutingModel(config.num_experts, config.experts_per_token, shares, load=load)
+    kind = with_efficiency(hardware if isinstance(hardware, Hardware) else load_hardware(hardware), efficiency)
+    routing = skewed_routing(config, skew)
+    if expert_load is not None:
+        if skew != UNIFORM:
+            raise ValueError(f"skew={skew} and an expert load both say how tokens choose; give one of them")
+        routing = replace(routing, shares=expert_shares(expert_load, config))
     if software not in SOFTWARE:
         check_software(kind, software, "bfloat16")  # refuses it by name
     return ComparisonInputs(
         config=config,
         hardware=kind,
         routing=routing,
+        skew=skew if expert_load is None else None,
         software=software,  # type: ignore[arg-type]  # one of SOFTWARE
         usable=float(usable_fraction),
     )

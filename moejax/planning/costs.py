@@ -13,7 +13,7 @@ from moejax._sharding import Rules
 from moejax._sharding.collectives import Collective
 from moejax._sharding.collectives.collective import ITEM_SIZES
 from moejax.families.config import ModelConfig
-from moejax.moe.split import DispatchName
+from moejax.moe.split import DISPATCHES, DispatchName
 from moejax.planning import coefficients
 from moejax.planning.calls import ProgramCall, decode_call, prefill_calls
 from moejax.planning.communication import Tokens, choice_collectives, forward_collectives
@@ -136,7 +136,8 @@ def _work(setting: Setting, call: ProgramCall, dtype: str, read: float, rows: fl
     d, cost, share = config.embed_dim, coefficients.COST, device_weights(config, rules)
     own_sequences, item = call.own_sequences(rules), ITEM_SIZES[dtype]
     own = call.own_tokens(rules)
-    routed = own if setting.dispatch == "all_to_all" else call.sequences // rules.parts("groups") * call.width
+    of_group = call.sequences // rules.parts("groups") * call.width
+    routed = own if DISPATCHES[setting.dispatch].routes == "own" else of_group
     held, product = share.elements, cost.flops_per_product
     query_heads, key_heads = config.num_heads // rules.parts("q_heads"), config.num_kv_heads // rules.parts("kv_heads")
     scores = product * cost.attention_products * own * query_heads * config.head_dim * call.visited
@@ -164,7 +165,7 @@ def _calibrated(
     hardware = setting.hardware
     spent: dict[PartName, Spent] = {}
     for name, part in work.items():
-        reading = part.bytes / hardware.bandwidth
+        reading = part.bytes / (hardware.bandwidth * hardware.efficiency.bandwidth)
         computing = part.flops / hardware.speed(dtype, part.operation, part.rows)
         seconds = computing if dtype in hardware.speeds else max(reading, computing)
         reading = min(reading, seconds)

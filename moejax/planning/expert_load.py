@@ -7,10 +7,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moejax._convert.files import parse_object
 from moejax.families.config import ModelConfig
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 DEMO_LOAD = Path(__file__).parents[1] / "checkpoints" / "demo" / "expert_load.json"
 
@@ -70,6 +73,41 @@ def recorded_load(model: str, config: ModelConfig, counts: Sequence[Sequence[int
         experts_per_token=config.experts_per_token,
         tokens=sum(counts[0]) // config.experts_per_token,
         counts=tuple(map(tuple, counts)),
+    )
+
+
+def traced_load(model: str, num_experts: int, trace: "ArrayLike") -> ExpertLoad:
+    """The load of a trace [tokens, L, A]: the experts that each token chose in each layer, as `routed_experts` of a
+    `DecodeResult` has them, or another program.
+
+    Raises:
+        ValueError: for anything that is no such trace, or chooses an expert that does not exist, or one twice.
+    """
+    import numpy as np
+
+    chosen = np.asarray(trace)
+    if chosen.ndim != 3 or not chosen.size or not np.issubdtype(chosen.dtype, np.integer):
+        raise ValueError(
+            f"a trace must be whole numbers [tokens, layers, experts per token], got {chosen.dtype} "
+            f"{list(chosen.shape)}; give the experts that each token chose in each layer"
+        )
+    if chosen.min() < 0 or chosen.max() >= num_experts:
+        raise ValueError(
+            f"a trace of {num_experts} experts has those from 0 to {num_experts - 1}, got {chosen.min()} to "
+            f"{chosen.max()}; count experts from 0"
+        )
+    if (np.diff(np.sort(chosen, axis=2), axis=2) == 0).any():
+        raise ValueError("a trace has one expert twice for one token in a layer; each of the chosen ones is another")
+    tokens, layers, each = chosen.shape
+    return ExpertLoad(
+        model=model,
+        num_layers=layers,
+        num_experts=num_experts,
+        experts_per_token=each,
+        tokens=tokens,
+        counts=tuple(
+            tuple(np.bincount(chosen[:, layer].ravel(), minlength=num_experts).tolist()) for layer in range(layers)
+        ),
     )
 
 

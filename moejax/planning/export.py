@@ -17,6 +17,7 @@ from moejax.planning.objectives import OBJECTIVES
 from moejax.planning.ranking import best
 from moejax.planning.rows import MeshRow, Phase
 from moejax.planning.serve_command import PLACEHOLDER, serve_command
+from moejax.planning.skew import UNIFORM
 from moejax.planning.software import SoftwareName, Times, basis
 from moejax.planning.sweep import SweepAnswer, answer
 
@@ -29,6 +30,8 @@ def comparison_json(
     checkpoint: str = PLACEHOLDER,
     software: SoftwareName = "moejax",
     times: Times = "fitted",
+    skew: str | None = UNIFORM,
+    expert_load: str | None = None,
 ) -> dict[str, Any]:
     """Everything that a comparison found: sizes in bytes, times in seconds.
 
@@ -36,11 +39,13 @@ def comparison_json(
         fits_with: flags of which each makes a model fit that does not.
         checkpoint: what the commands serve.
         software: whose kernels the times are of.  times: whether measured tables were looked up.
+        skew: how tokens choose experts; None where it is as `expert_load` recorded.
     """
     by_batch = {batch: [row for row in rows if row.batch_size == batch] for batch in _batches(rows)}
     return {
         "hardware": _hardware_json(hardware),
         "software": {"name": software, "basis": basis(hardware, software, rows[0].workload.dtype, times)},
+        "routing": {"skew": skew, "expert_load": expert_load},
         "rows": [row_json(row) for row in rows],
         "winners": {str(batch): winners(some) for batch, some in by_batch.items()},
         "targets": asdict(rows[0].targets),

@@ -30,6 +30,22 @@ class Link:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Efficiency:
+    """Shares of a datasheet's figures that are reached, each above 0 and at most 1.
+
+    bandwidth: of the memory's.  matrix_rate: of that of products, whatever their dtype.
+    """
+
+    bandwidth: float = 1.0
+    matrix_rate: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("bandwidth", "matrix_rate"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"a share of {name} must be above 0 and at most 1, got {getattr(self, name)!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Hardware:
     """One kind of device, and how several are connected.
 
@@ -44,6 +60,7 @@ class Hardware:
     speeds: what the engine's own operations reach, by dtype, where that was measured; `matrix_rate` is the ideal.
         `project` by the rows of a product, `experts` by the rows of an expert, `attend_step` (one query per sequence)
         and `attend_prompt` (a whole prompt) by the query heads of a key/value head.
+    efficiency: of `bandwidth` and `matrix_rate`, that a roofline takes as reached.
     cache_bytes: of the last cache before the memory; 0 where it is not known.
     software: what computes on the device and how long its kernels take, where that was measured.
     collectives: seconds by bytes, by library, kind and number of devices in a node, where that was measured.
@@ -63,15 +80,18 @@ class Hardware:
     expert_overhead: float = 0.0
     token_overhead: float = 0.0
     speeds: Mapping[str, Mapping[Operation, Curve]] = field(default_factory=dict)
+    efficiency: Efficiency = Efficiency()
     cache_bytes: int = 0
     software: Mapping[str, Software] = field(default_factory=dict)
     collectives: Mapping[str, Mapping[CollectiveKind, Mapping[int, Curve]]] = field(default_factory=dict)
     sources: Mapping[str, str] = field(default_factory=dict)
 
     def speed(self, dtype: str, operation: Operation, rows: float) -> float:
-        """FLOP per second of an operation: as measured, straight lines between logarithms, else the matrix rate."""
+        """FLOP per second of an operation: as measured, straight lines between logarithms, else the share of the matrix
+        rate that is reached.
+        """
         if dtype not in self.speeds:
-            return self.matrix_rate[dtype]
+            return self.matrix_rate[dtype] * self.efficiency.matrix_rate
         return on_curve(self.speeds[dtype][operation], rows)
 
     def kernels(self, software: str, dtype: str) -> SoftwareKernels | None:

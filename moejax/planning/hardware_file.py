@@ -1,9 +1,8 @@
-"""Hardware files: TOML, read with every complaint naming file and key, and written. Imports no JAX.
+"""Hardware files: TOML, read with every complaint naming file and key. Imports no JAX.
 
 Those that come with moejax are in the folder `devices` beside this one; a user's own has the same form.
 """
 
-import json
 import math
 import re
 import tomllib
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from moejax._sharding.collectives import CollectiveKind
-from moejax.planning.hardware import OPERATIONS, PRODUCT_DTYPES, Curve, Hardware, Link, Operation
+from moejax.planning.hardware import OPERATIONS, PRODUCT_DTYPES, Curve, Efficiency, Hardware, Link, Operation
 from moejax.planning.kernels import (
     BetweenTerms,
     ExpertTerms,
@@ -30,8 +29,8 @@ _SMALLEST, _LARGEST = 1e-12, 1e24  # no device's figure lies outside: seconds, b
 LARGEST_TILE, MOST_PRODUCTS, LONGEST, LARGEST_CACHE = 4096, 1000, 3600.0, 10**12  # what no kernel and device passes
 _ROWS = re.compile(r"[0-9]{1,24}")  # int() refuses thousands of digits with a message that names no file
 _KINDS: tuple[CollectiveKind, ...] = get_args(CollectiveKind)
-_RANGES = ("inputs", "widths")
-_TERMS = {"product": ProductTerms, "between": BetweenTerms, "step": StepTerms, "prompt": PromptTerms}
+RANGES = ("inputs", "widths")
+TERMS = {"product": ProductTerms, "between": BetweenTerms, "step": StepTerms, "prompt": PromptTerms}
 
 
 def shipped_hardware() -> tuple[str, ...]:
@@ -58,70 +57,6 @@ def load_hardware(name: str | Path) -> Hardware:
     )
 
 
-def hardware_toml(hardware: Hardware) -> str:
-    """The text of a file that `load_hardware` reads as `hardware`."""
-    lines = [
-        f"title = {_quoted(hardware.title)}",
-        f"kinds = [{', '.join(map(_quoted, hardware.kinds))}]",
-        f"memory_bytes = {hardware.memory_bytes}",
-        f"bandwidth = {hardware.bandwidth!r}",
-        f"devices_per_node = {hardware.devices_per_node}",
-        f"layer_overhead = {hardware.layer_overhead!r}",
-        f"expert_overhead = {hardware.expert_overhead!r}",
-        f"token_overhead = {hardware.token_overhead!r}",
-        "",
-        "[matrix_rate]",
-        *(f"{dtype} = {rate!r}" for dtype, rate in hardware.matrix_rate.items()),
-    ]
-    for dtype, curves in hardware.speeds.items():
-        lines += ["", f"[speeds.{dtype}]"]
-        lines += [
-            f"{name} = {{ {', '.join(f'{rows} = {rate!r}' for rows, rate in curves[name].items())} }}"
-            for name in curves
-        ]
-    for name, link in (("link", hardware.link), ("network", hardware.network)):
-        if link is not None:
-            lines += ["", f"[{name}]", f"bandwidth = {link.bandwidth!r}", f"latency = {link.latency!r}"]
-            lines += [f"launch = {link.launch!r}"]
-    if hardware.cache_bytes:
-        lines.insert(4, f"cache_bytes = {hardware.cache_bytes}")
-    for name, software in hardware.software.items():
-        lines += ["", f"[software.{name}]", f"title = {_quoted(software.title)}"]
-        lines += [f"{key} = {_quoted(getattr(software, key))}" for key in ("all_reduce", "collectives")]
-        lines += [f"products = {software.products}"]
-        for dtype, kernels in software.kernels.items():
-            lines += ["", f"[software.{name}.{dtype}]", *_kernel_lines(kernels)]
-    for library, kinds in hardware.collectives.items():
-        lines += ["", f"[collectives.{library}]"]
-        for kind, by_devices in kinds.items():
-            lines += [f"{kind}.{count} = {_inline(curve)}" for count, curve in by_devices.items()]
-    lines += ["", "[sources]", *(f"{_quoted(key)} = {_quoted(text)}" for key, text in hardware.sources.items())]
-    return "\n".join(lines) + "\n"
-
-
-def _kernel_lines(kernels: SoftwareKernels) -> list[str]:
-    lines = []
-    for name in (*_TERMS, "experts", "untuned"):
-        if (terms := getattr(kernels, name)) is not None:
-            lines.append(f"{name} = {_inline({one.name: getattr(terms, one.name) for one in fields(terms)})}")
-    lines += [f"{name} = {list(limits)!r}" for name in _RANGES if (limits := getattr(kernels, name)) != (0.0, math.inf)]
-    if kernels.tuned:
-        experts = sorted({count for count, _ in kernels.tuned})
-        lines.append(f"tuned = {_inline({n: sorted(w for count, w in kernels.tuned if count == n) for n in experts})}")
-    return lines
-
-
-def _inline(table: Mapping[Any, Any]) -> str:
-    """An inline table of numbers, lists and further tables."""
-    parts = []
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            parts.append(f"{key} = {_inline(value)}")
-        else:
-            parts.append(f"{key} = {str(value).lower() if isinstance(value, bool) else repr(value)}")
-    return f"{{ {', '.join(parts)} }}"
-
-
 def _read(path: Path) -> Hardware:
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))
@@ -145,7 +80,7 @@ class _Reader:
         linked = ("link",) if self.raw.get("devices_per_node", 1) != 1 else ()
         required = ("title", "memory_bytes", "bandwidth", "matrix_rate", *linked)
         overheads = ("layer_overhead", "expert_overhead", "token_overhead")
-        measured = ("speeds", "cache_bytes", "software", "collectives")
+        measured = ("efficiency", "speeds", "cache_bytes", "software", "collectives")
         optional = ("kinds", "link", "network", "devices_per_node", *overheads, *measured, "sources")
         self._check_keys("", self.raw, required, optional)
         sources = self._table("sources", self.raw.get("sources", {}))
@@ -165,6 +100,7 @@ class _Reader:
             layer_overhead=self._not_negative("layer_overhead", self.raw.get("layer_overhead", 0.0)),
             expert_overhead=self._not_negative("expert_overhead", self.raw.get("expert_overhead", 0.0)),
             token_overhead=self._not_negative("token_overhead", self.raw.get("token_overhead", 0.0)),
+            efficiency=self._efficiency(overheads),
             speeds=self._speeds(self._table("speeds", self.raw.get("speeds", {}))),
             cache_bytes=self._at_most(LARGEST_CACHE, "cache_bytes", self.raw["cache_bytes"])
             if "cache_bytes" in self.raw
@@ -179,6 +115,22 @@ class _Reader:
             raise self._wrong("matrix_rate", f"FLOP/s for at least one of {', '.join(PRODUCT_DTYPES)}", table)
         self._check_keys("matrix_rate.", table, (), PRODUCT_DTYPES)
         return {dtype: self._positive(f"matrix_rate.{dtype}", rate) for dtype, rate in table.items()}
+
+    def _efficiency(self, overheads: tuple[str, ...]) -> Efficiency:
+        table = self._table("efficiency", self.raw.get("efficiency", {}))
+        if not table:
+            return Efficiency()
+        names = ("bandwidth", "matrix_rate")
+        self._check_keys("efficiency.", table, names, ())
+        if measured := [key for key in ("speeds", *overheads) if self.raw.get(key)]:
+            raise ValueError(
+                f"{self.path}: efficiency is a share of a datasheet's figures, and {', '.join(measured)} is what was "
+                "measured; keep one of them"
+            )
+        shares = {name: self._number(f"efficiency.{name}", table[name]) for name in names}
+        for name, share in shares.items():
+            self._within(f"efficiency.{name}", share, {"low": _SMALLEST, "high": 1.0})
+        return Efficiency(**shares)
 
     def _speeds(self, table: dict[str, Any]) -> dict[str, dict[Operation, Curve]]:
         self._check_keys("speeds.", table, (), PRODUCT_DTYPES)
@@ -232,16 +184,16 @@ class _Reader:
 
     def _kernels(self, key: str, value: Any) -> SoftwareKernels:
         table = self._table(key, value)
-        self._check_keys(f"{key}.", table, (*_TERMS, "experts"), ("untuned", "tuned", *_RANGES))
+        self._check_keys(f"{key}.", table, (*TERMS, "experts"), ("untuned", "tuned", *RANGES))
         if ("untuned" in table) != ("tuned" in table):
             raise ValueError(f"{self.path}: {key} has one of untuned and tuned; it needs both or neither")
-        terms = {name: self._terms(f"{key}.{name}", table[name], kind) for name, kind in _TERMS.items()}
+        terms = {name: self._terms(f"{key}.{name}", table[name], kind) for name, kind in TERMS.items()}
         return SoftwareKernels(
-            **terms,  # type: ignore[arg-type]  # each of the kind that _TERMS has for it
+            **terms,  # type: ignore[arg-type]  # each of the kind that TERMS has for it
             experts=self._terms(f"{key}.experts", table["experts"], ExpertTerms),
             untuned=self._terms(f"{key}.untuned", table["untuned"], ExpertTerms) if "untuned" in table else None,
             tuned=self._shapes(f"{key}.tuned", table.get("tuned", {})),
-            **{name: self._range(f"{key}.{name}", table[name]) for name in _RANGES if name in table},
+            **{name: self._range(f"{key}.{name}", table[name]) for name in RANGES if name in table},
         )
 
     def _terms(self, key: str, value: Any, kind: type) -> Any:
@@ -389,8 +341,3 @@ class _Reader:
         except ValueError:  # Python writes no integer of thousands of digits; TOML reads one that is in hexadecimal
             got = "a number of thousands of digits"
         return ValueError(f"{self.path}: {key} must be {expected}, got {got}; correct it there")
-
-
-def _quoted(text: str) -> str:
-    """A TOML basic string: what JSON writes is one, but for DEL, which TOML wants escaped."""
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007F")

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from moejax.planning.hardware import Hardware
 from moejax.planning.kernels import curve_seconds
 from moejax.planning.loads import Balanced, PowerLaw
+from moejax.planning.routing import RoutingModel
 from moejax.planning.silicon import DTYPES, MOE_KEYS, SYSTEMS, SiliconTables, fastest
 
 Points = Mapping[int, float]  # seconds by what they are measured at
@@ -35,7 +36,7 @@ class MeasuredTimes:
     distribution: str
 
     @classmethod
-    def of(cls, hardware: Hardware, software: str, dtype: str, load: Balanced | PowerLaw | None) -> "MeasuredTimes":
+    def of(cls, hardware: Hardware, software: str, dtype: str, routing: RoutingModel) -> "MeasuredTimes":
         """The tables of `software` on `hardware`.
 
         Raises:
@@ -47,7 +48,8 @@ class MeasuredTimes:
             raise ValueError(f"times=measured: {software} was not measured; use software=vllm, trtllm or sglang")
         if dtype not in DTYPES:
             raise ValueError(f"times=measured: nothing was measured in {dtype}; use dtype=bfloat16")
-        found = cls(SiliconTables(system=SYSTEMS[hardware.name], engine=software), DTYPES[dtype], _distribution(load))
+        tables = SiliconTables(system=SYSTEMS[hardware.name], engine=software)
+        found = cls(tables, DTYPES[dtype], _distribution(routing))
         known = _loads(found.tables, found.dtype)
         if found.distribution not in known:
             usable = ", ".join(f"skew={_skew(one)}" for one in known)
@@ -78,8 +80,13 @@ class MeasuredTimes:
         return None if grid is None else _between_both(grid, sequences, length)
 
 
-def _distribution(load: Balanced | PowerLaw | None) -> str:
-    return {None: "uniform", Balanced(): "balanced"}.get(load) or f"power_law_{load.alpha:g}"  # type: ignore[union-attr]
+def _distribution(routing: RoutingModel) -> str:
+    """What the tables call it; nothing was measured under shares of experts, recorded or by a law."""
+    if isinstance(routing.load, PowerLaw):
+        return f"power_law_{routing.load.alpha:g}"
+    if isinstance(routing.load, Balanced):
+        return "balanced"
+    return "uniform" if routing.shares is None else "shares"
 
 
 def _skew(distribution: str) -> str:

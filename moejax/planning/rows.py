@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from moejax._sharding.collectives import Collective
-from moejax.moe.split import Split
+from moejax.moe.split import ONE_FOR_ALL, Split
 from moejax.planning.checks import CompiledCheck, Measured
 from moejax.planning.targets import Targets
 from moejax.planning.units import BYTES, SECONDS, amount, number
@@ -156,8 +156,13 @@ class MeshRow:
         mesh = ",".join(f"{axis}={size}" for axis, size in self.split.mesh.shape.items() if size > 1) or "one device"
         if not self.built:
             return f"{mesh} ideal ragged"
-        apart = self.split.mesh.expert > 1 and self.footprint is not None
-        return f"{mesh} {self.split.dispatch}" if apart else mesh
+        named = self.names_dispatch and self.footprint is not None
+        return f"{mesh} {self.split.dispatch}" if named else mesh
+
+    @property
+    def names_dispatch(self) -> bool:
+        """Whether its dispatch tells it from other splits: experts are apart, or it differs where they are not."""
+        return self.split.mesh.expert > 1 or self.split.dispatch != ONE_FOR_ALL
 
     @property
     def tokens_per_second_per_request(self) -> float:

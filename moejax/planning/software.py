@@ -1,12 +1,10 @@
 """Whose kernels and collectives a prediction is of, and what its seconds stand on. Imports no JAX."""
 
-import re
 from difflib import get_close_matches
 from typing import Literal, get_args
 
-from moejax.planning.hardware import Hardware
+from moejax.planning.hardware import Efficiency, Hardware
 from moejax.planning.hardware_file import load_hardware, shipped_hardware
-from moejax.planning.loads import Balanced, PowerLaw
 
 SoftwareName = Literal["moejax", "vllm", "trtllm", "sglang", "ideal"]
 SOFTWARE: tuple[SoftwareName, ...] = get_args(SoftwareName)
@@ -51,16 +49,25 @@ def basis_said(hardware: Hardware, software: SoftwareName, dtype: str, times: Ti
     """The same in a line."""
     if times == "measured":
         return f"times: as {hardware.software[software].title} was measured, where tables has it; the rest is fitted"
+    reached = _reached(hardware)
     if software == "ideal":
-        return "times: a roofline, what the device could do at best (--software ideal)"
+        return f"times: a roofline, {reached or 'what the device could do at best'} (--software ideal)"
     if (found := basis(hardware, software, dtype)) == "calibrated":
         return f"times: as moejax mesh calibrate measured {hardware.name}"
     if found == "roofline":
-        return f"times: a roofline (nothing of {software} measured in {dtype}); real ones are longer"
+        return f"times: a roofline (nothing of {software} measured in {dtype}); {reached or 'real ones are longer'}"
     title = hardware.software[software].title
     if software == "moejax":
         return "times: our launches, others' shares of the device; our kernels have not run there"
     return f"times: {title}'s kernels and collectives, fitted to measurements"
+
+
+def _reached(hardware: Hardware) -> str:
+    """What of a datasheet's figures a roofline goes by; nothing where it is all of them."""
+    shares = hardware.efficiency
+    if shares == Efficiency():
+        return ""
+    return f"at {shares.bandwidth:.3g} of the device's bandwidth and {shares.matrix_rate:.3g} of its matrix rate"
 
 
 def check_times(name: str) -> Times:
@@ -68,21 +75,3 @@ def check_times(name: str) -> Times:
     if name not in TIMES:
         raise ValueError(f"times must be {' or '.join(TIMES)}, got {name!r}")
     return name  # type: ignore[return-value]
-
-
-def parse_skew(text: object) -> Balanced | PowerLaw | None:
-    """The load that "uniform", "balanced" or "power-law:1.01" names; None is tokens that choose experts evenly.
-
-    Raises:
-        ValueError: for anything else.
-    """
-    if found := re.fullmatch(r"power-law:([0-9]{1,9}(?:\.[0-9]{1,9})?)", str(text)):
-        try:
-            return PowerLaw(float(found[1]))
-        except ValueError as error:
-            raise ValueError(f"skew {text!r}: {error}") from error
-    if text == "balanced":
-        return Balanced()
-    if text != "uniform":
-        raise ValueError(f"skew must be uniform, balanced or power-law:ALPHA, as in power-law:1.01, got {text!r}")
-    return None

@@ -2,9 +2,20 @@
 
 from collections.abc import Iterator
 
-from moejax._sharding import MeshConfig, mesh_shapes
+from moejax._sharding import MeshConfig, Rules, mesh_shapes
+from moejax._sharding.collectives import Collective
 from moejax.families.config import ModelConfig
-from moejax.moe.split import DISPATCHES, DispatchName, Split, choose_dispatch, dispatch_name, make_rules
+from moejax.moe.split import (
+    DISPATCHES,
+    ONE_FOR_ALL,
+    DispatchName,
+    Split,
+    can_split,
+    choose_dispatch,
+    dispatch_name,
+    make_rules,
+)
+from moejax.planning.communication import Tokens, moe_collectives
 
 EVERY_DISPATCH = "all"
 MOST_DEVICES = 65_536
@@ -27,8 +38,8 @@ def check_devices(devices: int) -> None:
 def splits(config: ModelConfig, devices: int, dispatch: str) -> Iterator[tuple[Split, str | None]]:
     """Every mesh of `devices` devices with its dispatches, and why the model cannot be split so, None where it can.
 
-    Where one device has all experts nothing has to be dispatched: one split stands for all. A mesh over which the model
-    does not divide is listed once too.
+    Where one device of a group has all experts nothing has to be dispatched: dispatches by which neither a place nor a
+    collective differs are one split there. A mesh over which the model does not divide is listed once too.
 
     Raises:
         ValueError: for no devices or too many, or an unknown dispatch.
@@ -46,8 +57,22 @@ def splits(config: ModelConfig, devices: int, dispatch: str) -> Iterator[tuple[S
 
 
 def _dispatches(config: ModelConfig, mesh: MeshConfig, dispatch: str) -> list[DispatchName]:
-    if mesh.expert == 1:
-        return ["replicated"]
-    if dispatch == EVERY_DISPATCH:
-        return list(DISPATCHES)
-    return [choose_dispatch(config, mesh)[0] if dispatch == "auto" else dispatch_name(dispatch)]
+    """Those to list: of several that are predicted alike, the first."""
+    if not can_split(config, mesh):
+        return [ONE_FOR_ALL]
+    asked: list[DispatchName] = list(DISPATCHES)
+    if dispatch != EVERY_DISPATCH:
+        asked = [choose_dispatch(config, mesh)[0] if dispatch == "auto" else dispatch_name(dispatch)]
+    if mesh.expert > 1:
+        return asked
+    first: dict[tuple[Rules, tuple[Collective, ...]], DispatchName] = {}
+    for name in (ONE_FOR_ALL, *asked):
+        first.setdefault(_told_apart_by(config, mesh, name), name)
+    return list(dict.fromkeys(first[_told_apart_by(config, mesh, name)] for name in asked))
+
+
+def _told_apart_by(config: ModelConfig, mesh: MeshConfig, name: DispatchName) -> tuple[Rules, tuple[Collective, ...]]:
+    """All that a prediction takes from a dispatch: where things are, and what a layer exchanges."""
+    rules = make_rules(config, mesh, name)
+    tokens = Tokens(sequences=rules.parts("batch") * rules.parts("groups"), length=1)
+    return rules, tuple(moe_collectives(config, rules, name, tokens, "bfloat16"))

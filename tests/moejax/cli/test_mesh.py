@@ -12,6 +12,7 @@ from moejax import compare_meshes
 from moejax.cli import console
 from moejax.families.kv_cache import cache_elements_per_token
 from moejax.families.table import named_configs, parameters_of
+from moejax.moe.split import DISPATCHES
 from tests.messages import error_line, says
 from tests.moejax.cli.conftest import Call
 
@@ -60,10 +61,17 @@ MISTAKES: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
     ),
     (
         (*EIGHT, "--dispatch", "gathr"),
-        ("'gathr'", "auto, replicated, gather, all_to_all", "'gather'"),
+        ("'gathr'", f"auto, {', '.join(DISPATCHES)}", "'gather'"),
     ),
     ((*EIGHT, "--usable-fraction", "1.5"), ("--usable-fraction", "0", "1", "got 1.5")),
-    ((*EIGHT, "--format", "xml"), ("--format", "table or json", "got 'xml'")),
+    ((*EIGHT, "--format", "xml"), ("--format", "table, json or csv", "got 'xml'")),
+    ((*EIGHT, "--csv", "--json"), ("--json", "--csv")),
+    ((*EIGHT, "--efficiency", "1.5"), ("--efficiency", "bandwidth", "0", "1", "got 1.5")),
+    ((*EIGHT, "--efficiency", "vllm-h200"), ("--efficiency", "0.6", "0.8,0.5", "gpt-fast-a100", "'vllm-h100'")),
+    (
+        (*COMPARE, "--devices", "1", "--hardware", "h200", "--efficiency", "0.6"),
+        ("--efficiency 0.6", "roofline", "--software moejax", "h200", "--software ideal"),
+    ),
     ((*EIGHT, "--json", "--format", "table"), ("--json", "--format table")),
     ((*EIGHT, "--plot", "a.gif"), ("--plot", ".png, .svg or .pdf", "got 'a.gif'")),
     (
@@ -158,7 +166,9 @@ def test_the_table_reads_at_80_columns_and_without_colour(
     assert (outcome.status, outcome.err) == (0, "")
     assert max(map(len, outcome.out.splitlines())) <= width and "\x1b" not in outcome.out and "…" not in outcome.out
     rows = lines_of(outcome.out)
-    assert len(rows) == 22 * len(batch.split(","))  # 21 that fit, and one that is not built
+    shown = compare_meshes("mixtral-8x7b", 8, "h100-sxm", batch_size=1, software="ideal")
+    assert len(rows) == sum(row.fits for row in shown) * len(batch.split(","))
+    assert [row.built for row in shown if row.fits].count(False) == 1
     assert all(any(re.fullmatch("w+k*l*x*", word) for word in row) for row in rows)  # the bar
     assert rows[0][:3] == ["1", "1", "8"]
     text = " ".join(outcome.out.split())
@@ -220,7 +230,8 @@ def test_a_small_model_is_shown_in_small_units(call: Call) -> None:
         "ideal",
     ).out
     assert re.search(r"MB +read +imb +us +tok/s +us +most +tok/s\n", out)
-    assert len(lines_of(out)) == 6 and not re.search(r"\b0\.0+\b", out)
+    shown = compare_meshes("demo", 2, "h100-sxm", batch_size=1, software="ideal")
+    assert len(lines_of(out)) == sum(row.fits for row in shown) and not re.search(r"\b0\.0+\b", out)
 
 
 def test_figures_beyond_any_device_do_not_break_the_table(
@@ -238,7 +249,8 @@ def test_figures_beyond_any_device_do_not_break_the_table(
         assert (outcome.status, outcome.err) == (0, "")
         assert r"8 x a \x1b[31mred\x07\n one" in outcome.out and "\x1b" not in outcome.out
         assert max(map(len, outcome.out.splitlines())) <= 80 and "…" not in outcome.out
-        assert len(lines_of(outcome.out)) == 2 * 23
+        shown = compare_meshes("mixtral-8x7b", 8, path, batch_size=1)
+        assert len(lines_of(outcome.out)) == 2 * sum(row.fits for row in shown)
 
 
 def test_a_model_that_fits_nowhere_is_told_with_what_would_help(call: Call) -> None:
@@ -358,3 +370,18 @@ def test_without_a_command_it_is_the_help(call: Call) -> None:
     outcome = call("mesh")
     assert (outcome.status, outcome.err) == (0, "")
     assert outcome.out == call("mesh", "--help").out
+
+
+def test_csv_goes_to_stdout_alone(call: Call) -> None:
+    done = call(*EIGHT, "--csv", "-b", "1", "--skew", "zipf:1.0", "--efficiency", "vllm-h100")
+    header, *lines = done.out.splitlines()
+    assert header.startswith("devices,data,expert,tensor,dispatch") and "step [s]" in header
+    assert len(lines) == len(compare_meshes("mixtral-8x7b", 8, "h100-sxm", batch_size=1)) and not done.err
+
+
+def test_the_table_says_how_tokens_choose_and_what_is_reached(call: Call) -> None:
+    out = call(*EIGHT, "-b", "1", "--skew", "dirichlet:0.5", "--efficiency", "0.8,0.5").out
+    says(out, "times", "roofline", "0.8", "bandwidth", "0.5", "matrix rate", "experts", "dirichlet:0.5")
+    found = json.loads(call(*EIGHT, "-b", "1", "--skew", "dirichlet:0.5", "--efficiency", "0.6", "--json").out)
+    assert found["routing"] == {"skew": "dirichlet:0.5", "expert_load": None}
+    assert found["hardware"]["efficiency"] == {"bandwidth": 0.6, "matrix_rate": 0.6}

@@ -12,7 +12,8 @@ from moejax.checkpoint import open_checkpoint
 from moejax.measuring import calibration, measured, speeds
 from moejax.planning.compare import compare_meshes
 from moejax.planning.hardware import Curve, Link, Operation
-from moejax.planning.hardware_file import hardware_toml, load_hardware
+from moejax.planning.hardware_file import load_hardware
+from moejax.planning.hardware_toml import hardware_toml
 from moejax.planning.workload import Workload
 from tests.messages import refuses
 

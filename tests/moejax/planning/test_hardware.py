@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from moejax.planning.hardware_file import SHIPPED, hardware_toml, load_hardware, shipped_hardware
+from moejax.planning.hardware_file import SHIPPED, load_hardware, shipped_hardware
+from moejax.planning.hardware_toml import hardware_toml
 from tests.messages import refuses
 
 GOOD = """title = "a device"
@@ -140,6 +141,17 @@ def test_a_file_of_a_user(tmp_path: Path) -> None:
         ('title = "a device"', 'title = "x"\nkinds = "cpu"', ("kinds", "list", "got 'cpu'")),
         ("[link]", "[links]", ("link", "missing")),
         ("[matrix_rate]", "[matrix_rate", ("TOML",)),
+        ("[link]", "[efficiency]\nbandwidth = 0.5\n[link]", ("efficiency.matrix_rate", "missing")),
+        (
+            "[link]",
+            "[efficiency]\nbandwidth = 1.5\nmatrix_rate = 1\n[link]",
+            ("efficiency.bandwidth", "1", "got 1.5"),
+        ),
+        (
+            "[link]",
+            SPEEDS + "[efficiency]\nbandwidth = 0.5\nmatrix_rate = 1\n[link]",
+            ("efficiency", "speeds"),
+        ),
         (
             "[matrix_rate]\nfloat32 = 5.0",
             "matrix_rate = 5.0",

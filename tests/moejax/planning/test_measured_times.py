@@ -99,6 +99,7 @@ def test_what_was_not_measured_is_refused(tables: Path) -> None:
         ({"dtype": "float16"}, ("float16", "bfloat16")),
         ({"skew": "uniform"}, ("vllm", "h200", "skew=balanced")),
         ({"skew": "power-law:1.3"}, ("skew=balanced",)),
+        ({"skew": "zipf:1.0"}, ("vllm", "h200", "skew=balanced")),
         ({"times": "guessed"}, ("fitted or measured", "'guessed'")),
     ):
         given = {"hardware": "h200", "software": "vllm", "skew": "balanced", "times": "measured"} | options

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from moejax import compare_meshes
 from moejax.cli.mesh_tables import Asked, compare_tables
+from moejax.moe.split import DISPATCHES
 from moejax.planning.export import winners
 from moejax.planning.hardware_file import load_hardware
 from moejax.planning.objectives import OBJECTIVES, Objective
@@ -35,7 +36,7 @@ SAVINGS = (
     rf"(?: of each)? \({NUMBER}(?: and {NUMBER})?\)",
 )
 BEHIND = rf"(?:(?:takes|needs) (?:{NUMBER}% (?:longer|more)|{NUMBER} times as (?:long|much))|decodes {NUMBER}% fewer)"
-NAMES = r"[a-z=,\d]+(?: (?:device|replicated|gather|all_to_all))?"
+NAMES = rf"[a-z=,\d]+(?: (?:device|{'|'.join(DISPATCHES)}))?"
 LIST = rf"{NAMES}(?:(?:, {NAMES})? and (?:{NAMES}|\d+ more))?"
 GRID = [
     (model, devices, hardware)

@@ -1,7 +1,6 @@
 """Whose kernels are predicted, what the seconds stand on, and loads that are no tokens choosing."""
 
 import dataclasses
-import math
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ from moejax.planning.export import comparison_json
 from moejax.planning.hardware_file import load_hardware, shipped_hardware
 from moejax.planning.loads import Balanced, PowerLaw
 from moejax.planning.routing import RoutingModel
-from moejax.planning.software import SOFTWARE, basis, basis_said, parse_skew
+from moejax.planning.software import SOFTWARE, basis, basis_said
 from moejax.planning.workload import Workload
 from tests.messages import refuses, says
 
@@ -127,15 +126,6 @@ def test_rows_of_tokens_that_choose_are_those_that_are_expected() -> None:
         rows = routing.busiest(4, tokens)
         assert rows.shape[1] == 2
         assert rows.sum(axis=1).mean() == pytest.approx(routing.busiest_rows(4, tokens), rel=0.05)
-
-
-def test_skews_by_name() -> None:
-    assert parse_skew("uniform") is None and parse_skew("balanced") == Balanced()
-    assert parse_skew("power-law:1.2") == PowerLaw(1.2)
-    for wrong in ("power-law", "power-law:", "power_law:1", "even", "power-law:x", "power-law:-1", "power-law:nan"):
-        with refuses(ValueError, "skew"):
-            parse_skew(wrong)
-    assert not math.isnan(PowerLaw(10).rows(10, 2, 8).sum())
 
 
 def test_a_skewed_load_makes_expert_slower_and_leaves_one_device_nearly_as_it_is() -> None:
