@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from moejax.conversion import convert as convert
     from moejax.decoding.api import decode as decode
     from moejax.decoding.api import logits as logits
+    from moejax.decoding.asynchronous import adecode as adecode
     from moejax.decoding.failures import NonFiniteLogitsError as NonFiniteLogitsError
     from moejax.decoding.results import DecodeEvent as DecodeEvent
     from moejax.decoding.results import DecodeResult as DecodeResult
@@ -50,6 +51,7 @@ _HOME = {
     "ConversionReport": "moejax.conversion",
     # decoding
     "decode": "moejax.decoding.api",
+    "adecode": "moejax.decoding.asynchronous",
     "logits": "moejax.decoding.api",
     "SamplingParams": "moejax.decoding.sampling_params",
     "NonFiniteLogitsError": "moejax.decoding.failures",
