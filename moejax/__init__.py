@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from moejax.loading import load as load
     from moejax.planning.compare import compare_meshes as compare_meshes
     from moejax.planning.rows import MeshRow as MeshRow
+    from moejax.saving import save as save
 
 _HOME = {
     # models
@@ -48,6 +49,7 @@ _HOME = {
     "MeshRow": "moejax.planning.rows",
     # checkpoints
     "convert": "moejax.conversion",
+    "save": "moejax.saving",
     "ConversionReport": "moejax.conversion",
     # decoding
     "decode": "moejax.decoding.api",
