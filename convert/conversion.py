@@ -36,7 +36,8 @@ from moejax._convert.target import Target
 class Conversion:
     """What is converted into what.
 
-    source_folder: None where it is not from a folder.  source_files: name -> path of the files that the result depends on, in the order in which items need them.
+    source_folder: None where it is not from a folder.
+    source_files: name -> path of the files that the result depends on, in the order in which items need them.
     options: words that change the result, by the name of their flag.  side_files: other files of the target, whole.
     ignored: tensors of the source that are left out, with the reason.
     """

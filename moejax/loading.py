@@ -69,7 +69,7 @@ class Model:
 
     def __repr__(self) -> str:
         total = parameters_of(self.config).total
-        size = f"{total / 1e9:.1f} B" if total >= 1e9 else f"{total / 1e6:.1f} M"
+        size = f"{total / 1e9:.1f} B" if total >= 1e9 else f"{total / 1e6:.2f} M"
         return (
             f"<Model {self.config.family}, {size} parameters, {self.dtype}, mesh {self.mesh} of "
             f"{self.devices[0].platform}, backend {self.expert_backend}, dispatch {self.dispatch}, "

@@ -120,9 +120,7 @@ def _sides(model: Model) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     if model.folder is not None:
         if not model.folder.is_dir():
-            raise ValueError(
-                f"{model.folder}, where config.json and tokenizer of this model were, is not there any more"
-            )
+            raise ValueError(f"{model.folder} is gone, where config.json and tokenizer of this model were: put it back")
         found = {name: side_bytes(path, model.dtype) for name, path in side_files(model.folder).items()}
     if "config.json" not in found:
         raw = family_of(model.config).hf_config(model.config, model.dtype)
@@ -155,8 +153,8 @@ class _ModelTensors:
         if not all_finite(values):
             count = int(np.count_nonzero(~np.isfinite(values)))
             raise CheckpointError(
-                f"weight {name!r} holds {count} NaN or infinite values of {values.size}, which no load accepts: mend it "
-                "with model.with_params"
+                f"weight {name!r} holds {count} NaN or infinite values of {values.size}, which no load accepts: "
+                "mend it with model.with_params"
             )
         out[...] = values if index is None else values[index]
         self.read_bytes.add(out.nbytes)
