@@ -36,13 +36,14 @@ from moejax._convert.target import Target
 class Conversion:
     """What is converted into what.
 
+    source_folder: None where it is not from a folder.
     source_files: name -> path of the files that the result depends on, in the order in which items need them.
     options: words that change the result, by the name of their flag.  side_files: other files of the target, whole.
     ignored: tensors of the source that are left out, with the reason.
     """
 
     source: TensorSource
-    source_folder: Path
+    source_folder: Path | None
     source_format: str
     source_files: Mapping[str, Path]
     target: Target
@@ -108,7 +109,8 @@ def run(
     """
     folder = conversion.target.folder
     with PeakMemory() as peak:
-        check_apart(conversion.source_folder, folder)
+        if conversion.source_folder is not None:
+            check_apart(conversion.source_folder, folder)
         check_target(folder, restart=restart, force=force)
         previous = previous_weights(folder, _previous_formats(conversion))
         if restart or not (
@@ -300,7 +302,7 @@ def _report(conversion: Conversion, times: _Times, *, converted: int, checked: b
 
 def _header(conversion: Conversion) -> Header:
     return Header(
-        source=str(conversion.source_folder.absolute()),
+        source="memory" if conversion.source_folder is None else str(conversion.source_folder.absolute()),
         source_format=conversion.source_format,
         target_format=conversion.target.format,
         source_files={name: path.stat().st_size for name, path in conversion.source_files.items()},

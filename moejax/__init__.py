@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from moejax.conversion import convert as convert
     from moejax.decoding.api import decode as decode
     from moejax.decoding.api import logits as logits
+    from moejax.decoding.asynchronous import adecode as adecode
     from moejax.decoding.failures import NonFiniteLogitsError as NonFiniteLogitsError
     from moejax.decoding.results import DecodeEvent as DecodeEvent
     from moejax.decoding.results import DecodeResult as DecodeResult
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from moejax.loading import load as load
     from moejax.planning.compare import compare_meshes as compare_meshes
     from moejax.planning.rows import MeshRow as MeshRow
+    from moejax.saving import save as save
 
 _HOME = {
     # models
@@ -47,9 +49,11 @@ _HOME = {
     "MeshRow": "moejax.planning.rows",
     # checkpoints
     "convert": "moejax.conversion",
+    "save": "moejax.saving",
     "ConversionReport": "moejax.conversion",
     # decoding
     "decode": "moejax.decoding.api",
+    "adecode": "moejax.decoding.asynchronous",
     "logits": "moejax.decoding.api",
     "SamplingParams": "moejax.decoding.sampling_params",
     "NonFiniteLogitsError": "moejax.decoding.failures",

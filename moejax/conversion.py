@@ -181,7 +181,7 @@ def plan_conversion(checkpoint: Checkpoint, target: Path, *, dtype: str, shard_b
             for item, paths in grouped.items()
         ],
         options=options,
-        side_files={name: _side_bytes(path, dtype) for name, path in sides.items()} | _made_config(checkpoint, dtype),
+        side_files={name: side_bytes(path, dtype) for name, path in sides.items()} | _made_config(checkpoint, dtype),
         ignored=plan.ignored,
         moejax_version=moejax.__version__,
     )
@@ -276,7 +276,7 @@ def _made_config(checkpoint: Checkpoint, dtype: str) -> dict[str, bytes]:
     return {"config.json": (json.dumps(raw, indent=2) + "\n").encode()}
 
 
-def _side_bytes(path: Path, dtype: str) -> bytes:
+def side_bytes(path: Path, dtype: str) -> bytes:
     """A side file's bytes; config.json tells the new dtype where there is one."""
     if path.name != "config.json" or dtype == "auto":
         return path.read_bytes()

@@ -2,20 +2,27 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax import Array
+from jax.sharding import Mesh
+from jax.typing import ArrayLike
+from jaxtyping import Float, Int
 
 from moejax._convert import TensorPlan
-from moejax._sharding import MeshConfig, Placement, device_memory, mesh_config
+from moejax._sharding import MeshConfig, Placement, chosen_devices, device_memory, mesh_config
 from moejax.checkpoint import Checkpoint, open_checkpoint
 from moejax.families.config import ModelConfig, sequence_limit
-from moejax.families.table import RANDOM, named_config, weights_of
+from moejax.families.table import RANDOM, named_config, parameters_of, weights_of
+from moejax.model.cache import KVCache, empty_cache
 from moejax.model.model import Transformer
+from moejax.model.scoring import teacher_forced
 from moejax.model.structure import Structure, make_parallel, make_structure, mesh_devices
+from moejax.model.tensors import read_tensor, replace_tensors, with_tensors
 from moejax.moe.parallel import Parallel
 from moejax.moe.split import Split, dispatch_name, resolve_split
 from moejax.ops.table import prepare_backend
@@ -47,6 +54,9 @@ class Model:
     `no_tokenizer_reason`.
     max_seq_len: most tokens of prompt and output together.  eos_token_ids: tokens that end a text.
     ignored: tensors of the checkpoint that were not used, with the reason.
+    folder: where it came from; None of random weights.
+    params: its weights as programs take them, one value per weight. Their arrays depend on backend and mesh: `get`,
+    `with_params` and `tensors` know weights by name, whatever these are.
     """
 
     structure: Structure
@@ -57,6 +67,16 @@ class Model:
     ignored: Mapping[str, str]
     params: ParamTree = field(repr=False)
     programs: Programs = field(repr=False)
+    folder: Path | None = None
+
+    def __repr__(self) -> str:
+        total = parameters_of(self.config).total
+        size = f"{total / 1e9:.1f} B" if total >= 1e9 else f"{total / 1e6:.2f} M"
+        return (
+            f"<Model {self.config.family}, {size} parameters, {self.dtype}, mesh {self.mesh} of "
+            f"{self.devices[0].platform}, backend {self.expert_backend}, dispatch {self.dispatch}, "
+            f"max_seq_len {self.max_seq_len}>"
+        )
 
     @property
     def config(self) -> ModelConfig:
@@ -101,21 +121,76 @@ class Model:
         """Where every parameter lives: its split, bytes per device, and what is repeated."""
         return self.structure.placements()
 
+    def names(self) -> dict[str, str]:
+        """Every weight: our name, and Hugging Face's. Both are understood wherever a name is asked for."""
+        return {path: tensor.names[0] for path, tensor in logical_tensors(weights_of(self.config)).items()}
+
+    def get(self, name: str) -> Array:
+        """The weight called `name`, as an array of the shape and dtype that checkpoints hold.
+
+        Raises:
+            ValueError: for a name that no weight has, with the nearest one.
+        """
+        return read_tensor(self.structure, self.params, name)
+
+    def tensors(self) -> dict[str, Array]:
+        """All weights by our names, as `get` gives them, to take gradients of. Takes the model's memory once more."""
+        return self.structure.unpack(self.params)
+
+    def with_params(self, new: Mapping[str, ArrayLike]) -> "Model":
+        """This model with other numbers for the weights that `new` names; all else is shared, compiled programs too.
+
+        new: name (ours or Hugging Face's) -> floating-point numbers of the weight's shape, to be rounded to the dtype.
+
+        Raises:
+            ValueError: for an unknown name, a weight named twice, another shape, or no floating-point numbers.
+        """
+        return replace(self, params=with_tensors(self.structure, self.params, new))
+
+    def replaced(self, params: ParamTree, new: Mapping[str, Array]) -> ParamTree:
+        """`params` (as `Model.params`) with the weights that `new` names, for use inside a traced function.
+
+        Raises:
+            ValueError: as `with_params`; and under `jax.grad`, where the backend or the dtype has no gradients.
+        """
+        return replace_tensors(self.structure, params, new)
+
     def merged(self, params: ParamTree) -> Transformer:
-        """The module with `params` in it, for use inside a traced function."""
+        """The module with `params` in it, for use inside a traced function.
+
+        Raises:
+            ValueError: under `jax.grad`, where the backend or the dtype has no gradients.
+        """
         return self.structure.merged(params)
+
+    def empty_cache(self, batch: int, length: int) -> KVCache:
+        """A key/value cache of zeros for `batch` sequences of `length` positions, for a forward pass of your own.
+
+        The batch has to divide over the devices that share it (`data`; of other dispatches than replicated, `expert`).
+        """
+        return empty_cache(self.config, batch, length, self.dtype, self.parallel)
+
+    def forward(
+        self, params: ParamTree, tokens: Int[Array, "B T"], lengths: Int[Array, " B"] | None = None
+    ) -> Float[Array, "B T V"]:
+        """Next-token logits at every position, float32, teacher-forced, for use inside a traced function.
+
+        lengths: how many tokens of each sequence are real; None is all.
+        """
+        return teacher_forced(self.merged(params), tokens, lengths)
 
 
 @in_settled
 def load(
     source: str | Path | Checkpoint,
     *,
-    mesh: MeshConfig | str | Split | None = None,
-    dtype: str = "bfloat16",
+    mesh: MeshConfig | str | Mapping[str, int] | Mesh | Split | None = None,
+    dtype: str | np.dtype | type = "bfloat16",
     max_seq_len: int | None = None,
     expert_backend: str = "auto",
     dispatch: str = "auto",
     seed: int = 0,
+    devices: Sequence[Any] | None = None,
 ) -> Model:
     """Loads a model onto the devices of a mesh; every device reads its own part of the weights.
 
@@ -123,16 +198,20 @@ def load(
         source: "demo" (the checkpoint in this package), a Hugging Face folder (config.json and safetensors), a
             converted folder, or "random:NAME" for random weights of a named configuration or of a config.json. A
             folder that is open already (`open_checkpoint`) is not opened again.
-        mesh: devices along the axes data, expert and tensor, as in "expert=4,tensor=2" or a `MeshConfig`; None is one
-            device. "auto" is the split over all visible devices that `compare_meshes` ranks first; it logs which, and
-            why. A `Split` names the dispatch as well.
-        dtype: "bfloat16", "float16" or "float32" (also "bf16", "fp16", "f32"), or "auto" for the checkpoint's own.
+        mesh: devices along the axes data, expert and tensor, as in "expert=4,tensor=2", a dict or a `MeshConfig`; None
+            is one device. Of a `jax.sharding.Mesh` with axes of these names its devices are taken. "auto" is the split
+            over all devices that `compare_meshes` ranks first; it logs which, and why. A `Split` names the dispatch as
+            well.
+        dtype: "bfloat16", "float16" or "float32" (also "bf16", "fp16", "f32"), or "auto" for the checkpoint's own; or
+            what JAX and numpy call them (`jnp.bfloat16`).
         max_seq_len: most tokens of prompt and output together; None is the model's own limit. It is a limit, nothing
             is allocated for it.
         expert_backend: "auto", "dense", "blocked", "native", "ragged", "pallas" or "tokamax".
         dispatch: how tokens reach the devices that own their experts: "replicated", "gather", "all_to_all", or "auto",
             which logs what it picked for a mesh of several devices, and why.
         seed: of the random weights.
+        devices: to take the mesh's devices from, in this order; None is all that JAX has, beginning with the one that
+            `jax.default_device` names.
 
     Raises:
         ValueError: for a source, option or checkpoint that cannot be used, a model that cannot be split over the mesh
@@ -145,6 +224,7 @@ def load(
     if dispatch != "auto":
         dispatch_name(dispatch)
     tell_unused_accelerator()
+    available = chosen_devices(devices, mesh)
     backend = prepare_backend(expert_backend, jax.default_backend())
     checkpoint = None
     if isinstance(source, str) and source.startswith(RANDOM):
@@ -159,14 +239,14 @@ def load(
     if isinstance(mesh, Split):
         split = mesh
     elif mesh == AUTO:
-        split = auto_split(config, resolved_dtype, limit, dispatch, jax.devices())
+        split = auto_split(config, resolved_dtype, limit, dispatch, available)
     else:
-        split = resolve_split(config, mesh, dispatch)
+        split = resolve_split(config, mesh_config(mesh), dispatch)
     if split.remark and jax.process_index() == 0:
         _logger.info("%s", split.remark)
     # Before anything is built of a size that config.json says: whether the weights are there, and room for them.
     plan = None if checkpoint is None else checkpoint.plan(logical_tensors(weights_of(config)))
-    parallel = make_parallel(config, split.mesh.build(), split.dispatch)
+    parallel = make_parallel(config, split.mesh.build(available), split.dispatch)
     check_fits(config, parallel, resolved_dtype)
     structure = make_structure(config, backend, resolved_dtype, parallel)
     check_same(
@@ -200,6 +280,7 @@ def load(
         ignored=ignored,
         params=params,
         programs=Programs(structure.parallel.sharding()),
+        folder=None if checkpoint is None else checkpoint.folder,
     )
 
 

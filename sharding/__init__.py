@@ -4,6 +4,7 @@ This package knows no model. `LogicalAxis` is the vocabulary in which a model de
 parameter and cache *is*; `Rules` say which mesh axis that is split over. Importing it imports no JAX.
 """
 
+from moejax._sharding.devices import chosen_devices
 from moejax._sharding.logical import LOGICAL_AXES, LogicalAxes, LogicalAxis, check_logical_axes
 from moejax._sharding.memory import DeviceMemory, device_memory
 from moejax._sharding.mesh import MESH_AXES, MeshAxes, MeshAxis, MeshConfig, mesh_config, mesh_shapes
@@ -24,6 +25,7 @@ __all__ = [
     "Spec",
     "bytes_per_device",
     "check_logical_axes",
+    "chosen_devices",
     "describe",
     "device_memory",
     "mesh_config",

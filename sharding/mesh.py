@@ -57,10 +57,7 @@ class MeshConfig:
             axis, equals, size = (word.strip() for word in part.partition("="))
             if not equals or not re.fullmatch(r"[0-9]+", size):
                 raise ValueError(f'mesh must be written like "data=1,expert=4,tensor=2", got {text!r}')
-            if axis not in MESH_AXES:
-                near = get_close_matches(axis, MESH_AXES, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise ValueError(f"mesh {text!r}: unknown axis {axis!r}, the axes are {', '.join(MESH_AXES)}{hint}")
+            _check_axis(axis, f"mesh {text!r}")
             if axis in sizes:
                 raise ValueError(f"mesh {text!r} names the axis {axis!r} twice")
             if len(size.lstrip("0")) > len(str(MAX_WRITTEN)):  # before int(), which refuses thousands of digits
@@ -105,7 +102,7 @@ class MeshConfig:
                 f"use a smaller mesh, or simulated CPU devices: --simulate-devices {self.size}, in Python "
                 f"jax.config.update('jax_num_cpu_devices', {self.size}) before the first use of JAX"
             )
-        if devices is None and jax.process_count() > 1 and self.size != len(available):
+        if jax.process_count() > 1 and len(available) == jax.device_count() and self.size != len(available):
             raise ValueError(
                 f"mesh {self} takes {self.size} of the {len(available)} devices of {jax.process_count()} processes; "
                 "with several processes it must take all of them"
@@ -120,11 +117,13 @@ class MeshConfig:
         return AbstractMesh(tuple(self.shape.values()), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
-def mesh_config(mesh: MeshConfig | str | None) -> MeshConfig:
+def mesh_config(mesh: "MeshConfig | str | Mapping[str, int] | Mesh | AbstractMesh | None") -> MeshConfig:
     """A mesh from any of the forms in which it can be given; None is one device.
 
+    Of a `jax.sharding.Mesh` these are its sizes: `devices_of_mesh` has its devices.
+
     Raises:
-        ValueError: for a string that is no mesh, or another type.
+        ValueError: for a string that is no mesh, an axis that there is not, or another type.
     """
     if mesh is None:
         return MeshConfig()
@@ -132,7 +131,36 @@ def mesh_config(mesh: MeshConfig | str | None) -> MeshConfig:
         return MeshConfig.parse(mesh)
     if isinstance(mesh, MeshConfig):
         return mesh
-    raise ValueError(f'mesh must be a MeshConfig, a string like "expert=4,tensor=2" or None, got {mesh!r}')
+    sizes: Any = getattr(mesh, "shape", mesh) if hasattr(mesh, "axis_names") else mesh
+    if isinstance(sizes, Mapping):
+        for axis in sizes:
+            _check_axis(axis, f"mesh {dict(sizes)}")
+        return MeshConfig(**sizes)
+    raise ValueError(
+        'mesh must be a MeshConfig, a string like "expert=4,tensor=2", a dict, a jax.sharding.Mesh or None, '
+        f"got {mesh!r}"
+    )
+
+
+def devices_of_mesh(mesh: Any) -> list[Any] | None:
+    """The devices of a `jax.sharding.Mesh`, in the order of `MESH_AXES`; None of any other form of a mesh.
+
+    Raises:
+        ValueError: for an axis that there is not.
+    """
+    devices = getattr(mesh, "devices", None)
+    if devices is None or not hasattr(mesh, "axis_names"):
+        return None
+    mesh_config(mesh)
+    order = sorted(range(devices.ndim), key=lambda place: MESH_AXES.index(mesh.axis_names[place]))
+    return list(devices.transpose(order).flat)
+
+
+def _check_axis(axis: object, where: str) -> None:
+    if axis not in MESH_AXES:
+        near = get_close_matches(str(axis), MESH_AXES, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{where}: unknown axis {axis!r}, the axes are {', '.join(MESH_AXES)}{hint}")
 
 
 def mesh_shapes(devices: int) -> Iterator[MeshConfig]:

@@ -1,22 +1,22 @@
 """`decode` and `logits`, the two things to do with a model."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
 from typing import Any, Literal, overload
 
 import numpy as np
 
-from moejax.decoding import steps
 from moejax.decoding.engine import DecodeRun
 from moejax.decoding.failures import failure_in
 from moejax.decoding.prompt_reports import prompt_logprobs
-from moejax.decoding.requests import Prompt, Request, make_requests, prompt_token_ids, split_prompts
+from moejax.decoding.requests import Prompts, Request, make_requests, prompt_token_ids, split_prompts
 from moejax.decoding.results import DecodeEvent, DecodeResult, Stats
 from moejax.decoding.sampling_params import SamplingParams
 from moejax.decoding.sequences import NewTokens
 from moejax.loading import Model
+from moejax.model.scoring import full_logits
 from moejax.runtime import buckets
 from moejax.runtime.agreement import check_same
 from moejax.runtime.ambient import in_settled
@@ -26,25 +26,21 @@ Params = SamplingParams | Sequence[SamplingParams] | None
 
 @overload
 def decode(
-    model: Model,
-    prompts: Prompt | Sequence[Prompt],
-    params: Params = None,
-    *,
-    stream: Literal[False] = False,
-    **overrides: Any,
+    model: Model, prompts: Prompts, params: Params = None, *, stream: Literal[False] = False, **overrides: Any
 ) -> list[DecodeResult]: ...
 @overload
 def decode(
-    model: Model, prompts: Prompt | Sequence[Prompt], params: Params = None, *, stream: Literal[True], **overrides: Any
+    model: Model, prompts: Prompts, params: Params = None, *, stream: Literal[True], **overrides: Any
 ) -> Iterator[DecodeEvent]: ...
 def decode(
-    model: Model, prompts: Prompt | Sequence[Prompt], params: Params = None, *, stream: bool = False, **overrides: Any
+    model: Model, prompts: Prompts, params: Params = None, *, stream: bool = False, **overrides: Any
 ) -> list[DecodeResult] | Iterator[DecodeEvent]:
     """Continues prompts.
 
     Args:
         model: from `load`.
-        prompts: a string, a list of token ids, or a list of either, of different lengths.
+        prompts: a string, a list of token ids, a list of either, of different lengths, or an array of token ids [B, T]
+            or [T], numpy's or JAX's.
         params: one `SamplingParams` for all prompts, or one each.
         stream: return an iterator of events, which arrive as tokens are generated, instead of a list of results.
         overrides: fields of `SamplingParams`, in place of those in `params`.
@@ -59,7 +55,22 @@ def decode(
         NonFiniteLogitsError: where the logits of a prompt's next token are NaN or infinite, as float16 makes them of
             some models; a stream has yielded what came before.
     """
-    began = time.perf_counter()
+    run = prepared(model, prompts, params, overrides, stream=stream, began=time.perf_counter())
+    if stream:
+        return streamed(run)
+    for gained in run.tokens():
+        check_finite(model, gained)
+    return [result_of(run, request) for request in run.requests]
+
+
+def prepared(
+    model: Model, prompts: Prompts, params: Params, overrides: Mapping[str, Any], *, stream: bool, began: float
+) -> DecodeRun:
+    """A call of `decode`, checked and ready to run.
+
+    Raises:
+        ValueError: as `decode`.
+    """
     _check_loaded(model)
     requests = make_requests(model, prompts, params, overrides)
     if stream:
@@ -71,13 +82,11 @@ def decode(
             "form of output (streamed or not)": stream,  # a stream takes fewer steps per call
         }
     )
-    if stream:
-        return _stream(model, requests, began)
-    return _decode(model, requests, began)
+    return DecodeRun(model=model, requests=requests, stream=stream, began=began)
 
 
 @in_settled
-def logits(model: Model, prompts: Sequence[Prompt]) -> list[np.ndarray]:
+def logits(model: Model, prompts: Prompts) -> list[np.ndarray]:
     """Next-token logits at every position of every prompt, teacher-forced and without a lasting cache.
 
     Returns:
@@ -104,7 +113,7 @@ def logits(model: Model, prompts: Sequence[Prompt]) -> list[np.ndarray]:
         tokens[0, : len(ids)], lengths[0] = ids, len(ids)
         values = model.programs.call(
             ("logits", width),
-            lambda params, *args: steps.full_logits(model.merged(params), *args),
+            lambda params, *args: full_logits(model.merged(params), *args),
             model.params,
             tokens,
             lengths,
@@ -128,15 +137,8 @@ def _check_streamable(requests: list[Request]) -> None:
             raise ValueError(f"{name} is part of a result and not of a stream's events: use stream=False")
 
 
-def _decode(model: Model, requests: list[Request], began: float) -> list[DecodeResult]:
-    run = DecodeRun(model=model, requests=requests, stream=False, began=began)
-    for gained in run.tokens():
-        _check_finite(model, gained)
-    return [_result(run, request) for request in requests]
-
-
-def _stream(model: Model, requests: list[Request], began: float) -> Iterator[DecodeEvent]:
-    run = DecodeRun(model=model, requests=requests, stream=True, began=began)
+def streamed(run: DecodeRun) -> Iterator[DecodeEvent]:
+    """The events of a run that was prepared for a stream."""
     for gained in run.tokens():
         for step in range(max((len(one.events) for one in gained), default=0)):
             for one in gained:
@@ -144,10 +146,11 @@ def _stream(model: Model, requests: list[Request], began: float) -> Iterator[Dec
                     event = one.events[step]
                     ended = event.finish_reason is not None
                     yield replace(event, stats=_stats(run, one.group.request)) if ended else event
-        _check_finite(model, gained)
+        check_finite(run.model, gained)
 
 
-def _check_finite(model: Model, gained: list[NewTokens]) -> None:
+def check_finite(model: Model, gained: list[NewTokens]) -> None:
+    """Raises NonFiniteLogitsError for the first sequence whose logits are not finite."""
     if failure := failure_in(gained, model.dtype):
         raise failure
 
@@ -186,7 +189,8 @@ def _expert_rows(model: Model, rows: np.ndarray) -> tuple[tuple[int, ...], ...]:
     return tuple(map(tuple, model.structure.experts.by_expert(rows).sum(axis=0).tolist()))
 
 
-def _result(run: DecodeRun, request: Request) -> DecodeResult:
+def result_of(run: DecodeRun, request: Request) -> DecodeResult:
+    """What one request of a run that has ended came to."""
     groups = run.groups[request.index]
     reports = groups[0].prompt_reports
     experts = None

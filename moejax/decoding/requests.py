@@ -13,6 +13,17 @@ from moejax.text.tokenizer import Tokenizer
 Prompt = str | Sequence[int]
 
 
+class TokenArray(Protocol):
+    """An array of token ids, numpy's, JAX's or another library's."""
+
+    @property
+    def ndim(self) -> int: ...
+    def __array__(self) -> np.ndarray: ...
+
+
+Prompts = Prompt | Sequence[Prompt] | TokenArray
+
+
 class ModelFacts(Protocol):
     """What requests are checked against: the part of a `Model` that is known before its weights are read."""
 
@@ -40,7 +51,7 @@ class Request:
 
 def make_requests(
     model: ModelFacts,
-    prompts: Prompt | Sequence[Prompt],
+    prompts: Prompts,
     params: SamplingParams | Sequence[SamplingParams] | None,
     overrides: Mapping[str, Any],
 ) -> list[Request]:
@@ -67,7 +78,7 @@ def make_requests(
     ]
 
 
-def split_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+def split_prompts(prompts: Prompts) -> list[Prompt]:
     """A list of prompts, also where one prompt alone was given.
 
     Raises:
@@ -75,13 +86,17 @@ def split_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """
     if isinstance(prompts, str):
         return [prompts]
-    if not _is_list(prompts):
-        raise ValueError(f"prompts must be a string, a list of token ids, or a list of either, got {_shown(prompts)}")
-    if len(prompts) == 0:
+    given = _as_lists(prompts)
+    if not _is_list(given):
+        raise ValueError(
+            f"prompts must be a string, a list of token ids, a list of either, or an array [B, T] of ids, "
+            f"got {_shown(prompts)}"
+        )
+    if len(given) == 0:
         raise ValueError("got no prompts: give a string, a list of token ids, or a list of either")
-    if all(isinstance(item, (int, np.integer, np.bool_)) for item in prompts):
-        return [prompts]  # type: ignore[list-item]  # one prompt of token ids
-    return list(prompts)  # type: ignore[arg-type]
+    if all(isinstance(item, (int, np.integer, np.bool_)) for item in given):
+        return [given]  # one prompt of token ids
+    return list(given)
 
 
 def prompt_token_ids(model: ModelFacts, index: int, prompt: Prompt) -> list[int]:
@@ -90,6 +105,7 @@ def prompt_token_ids(model: ModelFacts, index: int, prompt: Prompt) -> list[int]
     Raises:
         ValueError: for an empty prompt, text without a tokenizer, or an id that the model does not have.
     """
+    prompt = _as_lists(prompt)
     if isinstance(prompt, str):
         if not prompt:
             raise ValueError(f"prompt {index} is empty: give at least one character, or the token ids to start from")
@@ -110,10 +126,15 @@ def prompt_token_ids(model: ModelFacts, index: int, prompt: Prompt) -> list[int]
     return ids
 
 
+def _as_lists(value: Any) -> Any:
+    """An array of token ids [T] or [B, T], numpy's or JAX's, as lists; anything else as it is."""
+    if hasattr(value, "__array__") and getattr(value, "ndim", 0):
+        return np.asarray(value).tolist()
+    return value
+
+
 def _is_list(value: object) -> bool:
-    """Whether `value` is a sequence that may hold prompts or token ids: bytes and 0-dimensional arrays may not."""
-    if isinstance(value, np.ndarray):
-        return value.ndim > 0
+    """Whether `value` is a sequence that may hold prompts or token ids: bytes may not."""
     return isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray, memoryview))
 
 

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+SHOWN_TEXT, SHOWN_OUTPUTS = 60, 3  # characters and outputs that a repr shows
+
 
 @dataclass(frozen=True, kw_only=True)
 class Logprob:
@@ -55,7 +57,7 @@ class Stats:
     compile_seconds: float
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Output:
     """One continuation of a prompt.
 
@@ -76,8 +78,13 @@ class Output:
     stop_reason: str | int | None
     routed_experts: np.ndarray | None
 
+    def __repr__(self) -> str:
+        text = self.text if len(self.text) <= SHOWN_TEXT else f"{self.text[:SHOWN_TEXT]}..."
+        why = "" if self.stop_reason is None else f", stop_reason {self.stop_reason!r}"
+        return f"<Output {self.index}: {text!r}, {len(self.token_ids)} tokens, {self.finish_reason}{why}>"
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class DecodeResult:
     """One prompt's continuations. The shortcuts are those of the first output."""
 
@@ -85,6 +92,11 @@ class DecodeResult:
     prompt_logprobs: list[TokenLogprobs | None] | None
     outputs: list[Output]
     stats: Stats
+
+    def __repr__(self) -> str:
+        outputs = ", ".join(map(repr, self.outputs[:SHOWN_OUTPUTS]))
+        more = f", and {len(self.outputs) - SHOWN_OUTPUTS} more" if len(self.outputs) > SHOWN_OUTPUTS else ""
+        return f"<DecodeResult of {len(self.prompt_token_ids)} prompt tokens: {outputs}{more}>"
 
     @property
     def text(self) -> str:

@@ -20,7 +20,7 @@ from moejax.decoding.sampling import add_biases, best_tokens, choose, forbid_sto
 from moejax.decoding.shapes import FeedShape
 from moejax.decoding.state import DecodeState, Features, SamplingState, place_state
 from moejax.families.config import ModelConfig
-from moejax.model.cache import KVCache, empty_cache, place_cache, put_sequences, reading, take_sequences
+from moejax.model.cache import KVCache, place_cache, put_sequences, reading, take_sequences
 from moejax.model.model import Transformer
 from moejax.moe.layer import Routed
 from moejax.moe.parallel import Parallel
@@ -155,15 +155,6 @@ def generate(
 
     state, generated = lax.while_loop(unfinished, one_step, (place_state(state, parallel), nothing))
     return dataclasses.replace(state, cache=reading(state.cache, None)), parallel.constrain(generated)
-
-
-def full_logits(model: Transformer, tokens: Int[Array, "B T"], length: Int[Array, " B"]) -> Float[Array, "B T V"]:
-    """Logits at every position, teacher-forced."""
-    batch, width = tokens.shape
-    dtype = model.embed.table.get_value().dtype
-    cache = empty_cache(model.config, batch, width, dtype, model.parallel)
-    hidden, _, _ = model(tokens, jnp.zeros((batch,), jnp.int32), length, cache)
-    return model.parallel.constrain(model.logits(hidden))
 
 
 def _step(

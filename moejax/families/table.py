@@ -3,6 +3,7 @@
 Adding one: a file beside `mixtral.py` and a row here.
 """
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from functools import lru_cache
@@ -16,7 +17,7 @@ from moejax.families.hf_config import read_config_json
 from moejax.families.mistral_release import params_config
 from moejax.families.mixtral import MIXTRAL
 from moejax.weights.counts import Counts, count_parameters
-from moejax.weights.weight import Weight
+from moejax.weights.weight import LogicalTensor, Weight, logical_tensors
 
 RANDOM = "random:"  # what the name of a model of random weights begins with; a named configuration follows
 
@@ -45,6 +46,36 @@ def weights_of(config: ModelConfig) -> tuple[Weight, ...]:
 def parameters_of(config: ModelConfig) -> Counts:
     """How many parameters a model has."""
     return count_parameters(weights_of(config), config.experts_per_token)
+
+
+@lru_cache(maxsize=16)
+def tensor_names(config: ModelConfig) -> Mapping[str, LogicalTensor]:
+    """The tensor of every name that a user may call it by: our path, and Hugging Face's names.
+
+    A head that is tied to the embedding is another name of the embedding.
+    """
+    tensors = logical_tensors(weights_of(config))
+    known = {name: tensor for tensor in tensors.values() for name in (tensor.path, *tensor.names)}
+    if config.tie_embeddings:
+        untied = logical_tensors(weights_of(dataclasses.replace(config, tie_embeddings=False)))
+        (table,) = (tensor for tensor in tensors.values() if tensor.weight.part == "embed")
+        heads = [tensor for path, tensor in untied.items() if path not in tensors]
+        known |= {name: table for head in heads for name in (head.path, *head.names)}
+    return known
+
+
+def find_tensor(name: str, config: ModelConfig) -> LogicalTensor:
+    """The tensor called `name`, by our path or by one of Hugging Face's names.
+
+    Raises:
+        ValueError: for a name that no tensor of this model has, with the nearest one.
+    """
+    known = tensor_names(config)
+    if name in known:
+        return known[name]
+    near = get_close_matches(str(name), known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else "; model.names() lists them"
+    raise ValueError(f"no weight of this model is called {name!r}{hint}")
 
 
 def from_hf(raw: Mapping[str, Any], path: Path | str = "config.json") -> ModelConfig:

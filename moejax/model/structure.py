@@ -13,10 +13,11 @@ from jax.sharding import AbstractMesh, Mesh
 from moejax._sharding import LogicalAxes, MeshConfig, Placement
 from moejax.families.config import ModelConfig
 from moejax.families.table import weights_of
+from moejax.model.gradients import refuse_gradients
 from moejax.model.model import Transformer
 from moejax.moe.parallel import Parallel
 from moejax.moe.split import dispatch_name, make_rules
-from moejax.ops.table import BackendName, backend_name, make_ops, resolve_backend
+from moejax.ops.table import BACKENDS, BackendName, backend_name, make_ops, resolve_backend
 from moejax.runtime.ambient import in_settled
 from moejax.weights.counts import num_places, weight_placements
 from moejax.weights.layouts import Piece, pack, unpack
@@ -44,8 +45,23 @@ class Structure:
     abstract: dict[str, nnx.Variable[Any]] = field(repr=False)
 
     def merged(self, params: ParamTree) -> Transformer:
-        """The module with `params` in it, for use inside a traced function."""
-        return merge(self.graphdef, self.abstract, params)
+        """The module with `params` in it, for use inside a traced function.
+
+        Raises:
+            ValueError: where gradients are taken with respect to them and there are none.
+        """
+        return merge(self.graphdef, self.abstract, self.differentiated(params))
+
+    def differentiated(self, tree: Any) -> Any:
+        """The same weights; under `jax.grad` an error where this backend or dtype has no gradients."""
+        if not BACKENDS[self.backend].differentiable:
+            able = next(name for name, row in BACKENDS.items() if row.differentiable)
+            return refuse_gradients(
+                tree, f"expert backend {self.backend!r} has no gradients: load the model with expert_backend={able!r}"
+            )
+        if self.dtype != "float32":  # keys and values in 16 bits are kept as bits, through which no gradient passes
+            return refuse_gradients(tree, f"a model in {self.dtype} has no gradients: load it with dtype='float32'")
+        return tree
 
     def placements(self) -> list[Placement]:
         """Where every parameter lives: its split, bytes per device, and what is repeated."""

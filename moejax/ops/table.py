@@ -61,6 +61,7 @@ class ExpertBackend:
     implementations: where the other operations come from, the first that has each; XLA's are the last.
     cannot: why it does not run on a device, or None; asking starts and compiles nothing.
     prepare: what has to be done before its first program, or None. Raises NativeError where it cannot be.
+    differentiable: whether a whole forward pass with it has gradients (reverse mode), in float32.
     """
 
     apply: Callable[[Expert, Float[Array, "T D"], Routing], Float[Array, "T D"]]
@@ -69,10 +70,11 @@ class ExpertBackend:
     implementations: tuple[ImplementationName, ...] = ()
     cannot: Callable[[Device], str | None] = lambda device: None
     prepare: Callable[[], object] | None = None
+    differentiable: bool = False
 
 
 BACKENDS: dict[BackendName, ExpertBackend] = {
-    "dense": ExpertBackend(apply=dense, layout="stacked"),
+    "dense": ExpertBackend(apply=dense, layout="stacked", differentiable=True),
     "blocked": ExpertBackend(apply=blocked, layout="separate"),
     "native": ExpertBackend(
         apply=model_ops.experts,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 
 from moejax._sharding import LogicalAxes, Rules
@@ -121,6 +122,45 @@ def unpack(weight: Weight, value: Any, layout: LayoutName, held: Sequence[int], 
             if held[place] < len(tensors):
                 found.setdefault(tensors[held[place]].path, numbers[entry])
     return {tensor.path: found[tensor.path] for tensor in tensors}
+
+
+def take(weight: Weight, value: Any, layout: LayoutName, held: Sequence[int], peers: int, expert: int | None) -> Array:
+    """One logical tensor of a weight's value: that of `expert`, or of a weight that is one tensor."""
+    for piece, part in zip(pieces(weight, layout, len(held), peers), _parts(value), strict=True):
+        if piece.places is None:
+            return part.numbers()
+        for entry, place in enumerate(piece.places):
+            if held[place] == expert:
+                return part.per_array(lambda array, _, entry=entry: array[entry : entry + 1]).numbers()[0]
+    raise AssertionError(f"no place holds expert {expert} of {weight.path}")
+
+
+def put(
+    weight: Weight,
+    value: Any,
+    layout: LayoutName,
+    held: Sequence[int],
+    peers: int,
+    new: Mapping[int | None, Array],
+    replace: Callable[[Stored, Piece, tuple[int, ...], Array], Stored],
+) -> Any:
+    """A weight's value with other logical tensors in it, by expert (None of a weight that is one tensor).
+
+    Args:
+        replace: (part, its piece, entries of its leading axis, tensors [entries, ...]) -> that part with these tensors;
+            of a piece without such an axis there are no entries, and the tensor has the shape of the weight.
+    """
+
+    def one(piece: Piece, part: Stored) -> Stored:
+        if piece.places is None:
+            return replace(part, piece, (), new[None])
+        entries = tuple(entry for entry, place in enumerate(piece.places) if held[place] in new)
+        if not entries:
+            return part
+        return replace(part, piece, entries, jnp.stack([new[held[piece.places[entry]]] for entry in entries]))
+
+    parts = [one(*both) for both in zip(pieces(weight, layout, len(held), peers), _parts(value), strict=True)]
+    return Separate(parts=tuple(parts)) if isinstance(value, Separate) else parts[0]
 
 
 def _parts(value: Any) -> tuple[Any, ...]:

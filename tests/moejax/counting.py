@@ -75,7 +75,7 @@ def _execute(eqn: Any, inputs: list[_Value], counts: Counts) -> list[_Value]:
             return _scan(params, inputs, counts)
         case "jit" | "pjit" | "closed_call":
             return _closed(params["jaxpr"], inputs, counts)
-        case "custom_jvp_call":
+        case "custom_jvp_call" | "custom_vjp_call":
             return _closed(params["call_jaxpr"], inputs, counts)
         case "dot_general":
             _count_product(params["dimension_numbers"], inputs, counts)

@@ -78,9 +78,19 @@ def test_a_size_of_zero_in_words() -> None:
 def test_every_form_in_which_a_mesh_is_given() -> None:
     assert mesh_config(None) == MeshConfig(data=1, expert=1, tensor=1)
     assert mesh_config("expert=2") == mesh_config(MeshConfig(expert=2)) == MeshConfig(expert=2)
+    assert mesh_config({"tensor": 2, "expert": 4}) == MeshConfig(expert=4, tensor=2)
+    assert mesh_config(jax.make_mesh((2, 4), ("tensor", "expert"))) == MeshConfig(expert=4, tensor=2)
+    assert mesh_config(MeshConfig(data=2).abstract()) == MeshConfig(data=2)
 
 
-@pytest.mark.parametrize("given", [4, (1, 4, 2), {"expert": 4}])
+@pytest.mark.parametrize("of_jax", [False, True])
+def test_an_unknown_axis_of_a_dict_or_a_mesh(of_jax: bool) -> None:
+    mesh = jax.make_mesh((2, 4), ("data", "experts")) if of_jax else {"data": 2, "experts": 4}
+    with refuses(ValueError, "'experts'", "data, expert, tensor", "'expert'"):
+        mesh_config(mesh)
+
+
+@pytest.mark.parametrize("given", [4, (1, 4, 2), {"expert"}])
 def test_another_type_is_no_mesh(given: Any) -> None:
     with refuses(ValueError, "mesh", "MeshConfig", '"expert=4,tensor=2"', f"got {given!r}"):
         mesh_config(given)

@@ -6,12 +6,14 @@ blocks that the causal mask or the window hides are never visited.
 """
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float, Int
 
+from moejax.ops import reference
 from moejax.runtime.platform import smallest_product
 from moejax.weights.storage import precision_of
 
@@ -49,6 +51,7 @@ def attend_one(
     return y[:, :, :group, None]
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
 def attend_blocks(
     q: Float[Array, "B K G T H"],
     k: Float[Array, "B K S H"],
@@ -58,7 +61,8 @@ def attend_blocks(
 ) -> Float[Array, "B K G T H"]:
     """Attention of T queries per row, at positions `starts` and on; float32 result.
 
-    T and S must be multiples of their blocks, or smaller than one (buckets are).
+    T and S must be multiples of their blocks, or smaller than one (buckets are). Its gradient is the reference's: a
+    loop over as many blocks as are seen has none in reverse. It takes memory for all scores.
     """
     b, kv, g, t, h = q.shape
     query_block, key_block = math.gcd(t, QUERY_BLOCK), math.gcd(k.shape[2], KEY_BLOCK)
@@ -93,6 +97,19 @@ def attend_blocks(
         return one_query_block(jnp.zeros((), jnp.int32))
     blocks = lax.map(one_query_block, jnp.arange(t // query_block))  # blocks B K G Q H
     return jnp.moveaxis(blocks, 0, 3).reshape(q.shape)
+
+
+def _forward(q: Array, k: Array, v: Array, starts: Array, window: int | None) -> tuple[Array, tuple[Array, ...]]:
+    return attend_blocks(q, k, v, starts, window), (q, k, v, starts)
+
+
+def _backward(window: int | None, saved: tuple[Array, ...], gradient: Array) -> tuple[Array | None, ...]:
+    *inputs, starts = saved
+    _, of_inputs = jax.vjp(lambda q, k, v: reference.attend(q, k, v, starts, window), *inputs)
+    return *of_inputs(gradient), None
+
+
+attend_blocks.defvjp(_forward, _backward)
 
 
 def _product(equation: str, a: Array, b: Array) -> Array:
