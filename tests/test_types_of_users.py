@@ -1,4 +1,4 @@
-"""Type checkers see the package in an editable installation, which is the documented one: they check a user's script."""
+"""Type checkers see the package in an editable installation, the documented one: they check a user's script."""
 
 import json
 import os
