@@ -1,6 +1,7 @@
 """From a model on its devices to a folder: Hugging Face's safetensors, or a converted one."""
 
 import json
+import logging
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -26,10 +27,12 @@ from moejax._convert.durable import move, remove
 from moejax._convert.manifest import FORMATS, Format
 from moejax._convert.reading import ByteCounter, all_finite
 from moejax._convert.tensor_info import Index
-from moejax.conversion import DEFAULT_SHARD_SIZE, parse_size, side_bytes, side_files
+from moejax.conversion import DEFAULT_SHARD_SIZE, links_out, parse_size, side_bytes, side_files
 from moejax.families.table import family_of, weights_of
 from moejax.loading import Model
 from moejax.weights.weight import LogicalTensor, logical_tensors
+
+_logger = logging.getLogger(__name__)
 
 _WORDS = {dtype.name: word for word, dtype in FLOAT_DTYPES.items()}
 
@@ -121,6 +124,8 @@ def _sides(model: Model) -> dict[str, bytes]:
     if model.folder is not None:
         if not model.folder.is_dir():
             raise ValueError(f"{model.folder} is gone, where config.json and tokenizer of this model were: put it back")
+        for path, why in links_out(model.folder).items():
+            _logger.warning("%s %s, so it was left out", path, why)
         found = {name: side_bytes(path, model.dtype) for name, path in side_files(model.folder).items()}
     if "config.json" not in found:
         raw = family_of(model.config).hf_config(model.config, model.dtype)
