@@ -7,11 +7,13 @@ import statistics
 from collections.abc import Sequence
 
 from moejax.planning.models import expert_shares, model_config
+from moejax.planning.popularity import Dirichlet, Zipf
 from moejax.planning.routing import RoutingModel, Shares
 
 MODELS = ((8, 1), (8, 2), (64, 6), (128, 8), (256, 2), (256, 8))  # experts, experts per token
 PARTS, TOKENS = (2, 4, 8, 64, 256), (1, 2, 4, 8, 16, 32, 64, 128, 129, 200, 512, 4096, 65_536)
 SEEDS = range(8)
+LAWS, LAYERS = {"zipf:1.0": Zipf(1.0), "dirichlet:0.5": Dirichlet(0.5)}, 32
 
 
 def standard_error(
@@ -33,7 +35,8 @@ def main(models: Sequence[tuple[int, int]] = MODELS) -> None:
     """Prints a table in Markdown."""
     demo = model_config("demo")
     recorded = ("demo's recorded load", demo.num_experts, demo.experts_per_token, expert_shares("demo", demo))
-    cases = [*((f"{e} experts, {a} per token", e, a, None) for e, a in models), recorded]
+    laws = [(f"8 experts, 2 per token, {name}", 8, 2, law.shares(LAYERS, 8, 2)) for name, law in LAWS.items()]
+    cases = [*((f"{e} experts, {a} per token", e, a, None) for e, a in models), *laws, recorded]
     print("| routing | quantity | largest standard error | at |\n|---|---|---|---|")
     for name, experts, per_token, shares in cases:
         for quantity in ("experts_read", "busiest_rows"):

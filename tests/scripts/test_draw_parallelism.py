@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.draw_parallelism import pictures
+from moejax.moe.split import DISPATCHES
+from scripts.draw_parallelism import FLOWS, pictures
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 NAMES = sorted(path.name for path in (DOCS / "pictures").glob("*.svg"))
@@ -15,6 +16,7 @@ NAMES = sorted(path.name for path in (DOCS / "pictures").glob("*.svg"))
 def test_the_page_shows_every_picture() -> None:
     shown = re.findall(r"\(pictures/([\w.]+)\)", (DOCS / "parallelism.md").read_text(encoding="utf-8"))
     assert sorted(shown) == NAMES == sorted(pictures())
+    assert set(FLOWS) == set(DISPATCHES)
 
 
 @pytest.mark.parametrize("name", NAMES)
