@@ -114,13 +114,15 @@ def load(
     expert_backend: str = "auto",
     dispatch: str = "auto",
     seed: int = 0,
+    revision: str | None = None,
 ) -> Model:
     """Loads a model onto the devices of a mesh; every device reads its own part of the weights.
 
     Args:
         source: "demo" (the checkpoint in this package), a Hugging Face folder (config.json and safetensors), a
-            converted folder, or "random:NAME" for random weights of a named configuration or of a config.json. A
-            folder that is open already (`open_checkpoint`) is not opened again.
+            converted folder, a model on Hugging Face ("org/name", "hf://org/name" or its address), which is taken from
+            the cache there or downloaded, or "random:NAME" for random weights of a named configuration or of a
+            config.json. A folder that is open already (`open_checkpoint`) is not opened again.
         mesh: devices along the axes data, expert and tensor, as in "expert=4,tensor=2" or a `MeshConfig`; None is one
             device. "auto" is the split over all visible devices that `compare_meshes` ranks first; it logs which, and
             why. A `Split` names the dispatch as well.
@@ -131,6 +133,7 @@ def load(
         dispatch: how tokens reach the devices that own their experts: "replicated", "gather", "all_to_all", or "auto",
             which logs what it picked for a mesh of several devices, and why.
         seed: of the random weights.
+        revision: the branch, tag or commit of a model on Hugging Face.
 
     Raises:
         ValueError: for a source, option or checkpoint that cannot be used, a model that cannot be split over the mesh
@@ -143,12 +146,14 @@ def load(
         dispatch_name(dispatch)
     backend = prepare_backend(expert_backend, jax.default_backend())
     checkpoint = None
+    if revision is not None and (isinstance(source, Checkpoint) or str(source).startswith(RANDOM)):
+        raise ValueError(f"revision={revision} is of a model on Hugging Face that is given by its name")
     if isinstance(source, str) and source.startswith(RANDOM):
         config = named_config(source.removeprefix(RANDOM))
         resolved_dtype = resolve_dtype(dtype, auto="bfloat16")
     else:
         resolve_dtype(dtype, auto="float32")  # a wrong word is refused before the folder is opened
-        checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
+        checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, revision)
         config = checkpoint.config
         resolved_dtype = resolve_dtype(dtype, auto=checkpoint.dtype)
     limit = sequence_limit(max_seq_len, config)

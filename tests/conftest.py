@@ -50,7 +50,10 @@ def loud() -> Iterator[None]:
     """Commands set our loggers for the rest of their process, which is that of all tests."""
     yield
     logging.getLogger("moejax").setLevel(logging.NOTSET)
-    logging.getLogger("moejax.ops.native.build").propagate = True
+    for name in ("moejax.ops.native.build", "moejax.hub.download"):
+        logger = logging.getLogger(name)
+        logger.propagate, logger.handlers = True, []
+        logger.setLevel(logging.NOTSET)
 
 
 def pytest_configure(config: pytest.Config) -> None:

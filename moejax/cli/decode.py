@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from moejax.cli import console, options, startup
 from moejax.cli.devices import Devices, Processes
 from moejax.cli.groups import grouped
+from moejax.cli.sources import Revision, pinned
 from moejax.decoding.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def decode(
     mesh: options.MeshFlags,
     devices: Devices,
     processes: Processes,
+    revision: Revision = None,
     max_seq_len: MaxSeqLen = None,
     save_expert_load: SaveExpertLoad = None,
     stream: Stream = None,
@@ -67,6 +69,7 @@ def decode(
     """Continue prompts with a checkpoint. Text goes to stdout, statistics and warnings to stderr."""
     params = sampling.params()
     model.check(checkpoint)
+    checkpoint = pinned(checkpoint, revision, quiet=quiet)
     live = _is_live(stream, prompts.count, params, json=json)
     startup.enter(processes, debug=debug)
     from moejax.cli.facts import read_facts  # here and below, so that --help starts quickly

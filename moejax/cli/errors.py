@@ -21,7 +21,17 @@ UsageError: type[Any] = typer.BadParameter.__mro__[1]
 # Arguments of the Python API that are flags here; the library's messages name them as arguments.
 _LOAD_NAMES = ("base_url", "num_prompts", "input_len", "output_len", "range_ratio", "request_rate", "max_concurrency")
 _MESH_NAMES = ("batch_size", "usable_fraction", "context", "devices", "ttft", "tpot", "software", "skew", "times")
-_OTHER_NAMES = ("max_seq_len", "mesh", "dtype", "expert_backend", "shard_size", "workers", "timeout", "baseline")
+_OTHER_NAMES = (
+    "max_seq_len",
+    "mesh",
+    "dtype",
+    "expert_backend",
+    "shard_size",
+    "workers",
+    "timeout",
+    "baseline",
+    "revision",
+)
 _ALL_NAMES = (*PARAMETER_NAMES, *_LOAD_NAMES, *_MESH_NAMES, *_OTHER_NAMES)
 _FLAGS = {name: f"--{name.replace('_', '-')}" for name in _ALL_NAMES}
 _FLAGS["stop_token_ids"] = "--stop-token-id"

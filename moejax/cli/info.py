@@ -5,6 +5,7 @@ from typing import Annotated
 
 from moejax.cli import console, options
 from moejax.cli.groups import grouped
+from moejax.cli.sources import Revision, pinned
 
 EXAMPLES = (
     "moejax info demo",
@@ -17,6 +18,7 @@ EXAMPLES = (
 def info(
     checkpoint: options.Checkpoint,
     mesh: options.MeshFlags,
+    revision: Revision = None,
     json: Annotated[bool, options.option("--json", help="Print a JSON object and no tables.")] = False,
     debug: options.Debug = False,
 ) -> None:
@@ -26,7 +28,7 @@ def info(
     """
     from moejax.cli.inspection import inspect  # here, so that --help starts quickly
 
-    found = inspect(checkpoint, mesh.mesh, mesh.dispatch)
+    found = inspect(pinned(checkpoint, revision), mesh.mesh, mesh.dispatch)
     if json:
         console.write(f"{json_format.dumps(found, ensure_ascii=False)}\n")
         return

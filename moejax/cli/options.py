@@ -77,7 +77,8 @@ Checkpoint = Annotated[
     str,
     typer.Argument(
         metavar="CHECKPOINT",
-        help="demo, the folder of a Hugging Face Mixtral checkpoint or of a converted one, or random:NAME for random "
+        help="demo, the folder of a Hugging Face Mixtral checkpoint or of a converted one, the id of a model there "
+        "(ORG/NAME, hf://ORG/NAME@REVISION or its address), or random:NAME for random "
         f"weights, with NAME one of {', '.join(named_configs())}, or the path of a config.json.",
         show_default=False,
     ),

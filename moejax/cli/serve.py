@@ -8,6 +8,7 @@ from moejax.cli import console, options, startup
 from moejax.cli.devices import Devices
 from moejax.cli.groups import grouped
 from moejax.cli.options import option, real, whole
+from moejax.cli.sources import Revision, pinned, short_name
 
 if TYPE_CHECKING:
     from moejax import Model
@@ -127,7 +128,7 @@ class HttpFlags:
         from moejax.serving.hosts import allowed_hosts
         from moejax.serving.settings import AppSettings
 
-        name = checkpoint.rstrip("/").rpartition("/")[2] if self.served_model_name is None else self.served_model_name
+        name = short_name(checkpoint) if self.served_model_name is None else self.served_model_name
         return AppSettings(
             model_name=name,
             api_key=self.api_key,
@@ -191,6 +192,7 @@ def serve(
     model: options.ModelFlags,
     mesh: options.MeshFlags,
     devices: Devices,
+    revision: Revision = None,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
@@ -200,6 +202,7 @@ def serve(
     SIGTERM or Ctrl-C ends it cleanly.
     """
     model.check(checkpoint)
+    checkpoint = pinned(checkpoint, revision, quiet=quiet)
     server_settings, app_settings = http.server_settings(), http.app_settings(checkpoint)
     engine.settings("cpu")  # tells mistakes before JAX starts
     from moejax.cli.facts import read_facts

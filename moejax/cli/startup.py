@@ -42,7 +42,7 @@ def prepare_jax(
     if quiet:
         logging.getLogger("moejax").setLevel(logging.ERROR)
     else:
-        _show_log("moejax.ops.native.build")
+        show_log("moejax.ops.native.build")
     if devices.simulate_devices is not None:
         jax.config.update("jax_num_cpu_devices", devices.simulate_devices)
     if processes.several:
@@ -66,7 +66,7 @@ def check_extra(extra: str, *modules: str) -> None:
         raise ValueError(f"this command needs {missing[0]}, which is not installed: pip install 'moejax[{extra}]'")
 
 
-def _show_log(name: str) -> None:
+def show_log(name: str) -> None:
     """What a module logs of its work is said in a line on stderr."""
     logger, handler = logging.getLogger(name), logging.Handler()
     handler.emit = lambda record: console.remark(record.getMessage())

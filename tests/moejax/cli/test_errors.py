@@ -122,10 +122,7 @@ MISTAKES: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
     (("decode", "", *P), ("empty name", "'demo'")),
     (
         ("info", "mistralai/Mixtral-8x7B-v0.1"),
-        (
-            "mistralai/Mixtral-8x7B-v0.1",
-            "hf download mistralai/Mixtral-8x7B-v0.1 --exclude 'consolidated*' --local-dir Mixtral-8x7B-v0.1",
-        ),
+        ("no folder mistralai/Mixtral-8x7B-v0.1", "HF_HUB_OFFLINE"),
     ),
     (
         ("decode", "random:mixtral-8x7b", *P),
