@@ -25,7 +25,19 @@ LAYERS = ("sharding", "convert", "moejax", "scripts", "tests")
 PACKAGES = ("sharding", "convert", "moejax")
 # Inside moejax, from the top down: a folder (or a file beside them) imports from itself and from those below it.
 FLOORS = (
-    *("cli", "serving", "bench", "conversion", "measuring", "decoding", "loading", "planning", "checkpoint", "hub"),
+    *(
+        "cli",
+        "bulk",
+        "serving",
+        "bench",
+        "conversion",
+        "measuring",
+        "decoding",
+        "loading",
+        "planning",
+        "checkpoint",
+        "hub",
+    ),
     *("model", "moe", "ops", "families", "weights", "text", "runtime"),
 )
 LINKED = re.compile(r"^moejax\._(sharding|convert)\b")

@@ -21,7 +21,7 @@ def encode_prompts(facts: ModelFacts, flags: PromptFlags) -> list[list[int]]:
     if flags.chat and flags.token_ids:
         raise ValueError("--chat puts text into a template; it cannot be used with --token-ids")
     return [
-        _encode(facts, prompt, chat=flags.chat, system=flags.system) if isinstance(prompt, str) else prompt
+        encode(facts, prompt, chat=flags.chat, system=flags.system) if isinstance(prompt, str) else prompt
         for prompt in prompts
     ]
 
@@ -47,7 +47,12 @@ def read_prompts(texts: Sequence[str], token_ids: Sequence[str]) -> list[str | l
     return prompts
 
 
-def _encode(facts: ModelFacts, text: str, *, chat: bool, system: str | None) -> list[int]:
+def encode(facts: ModelFacts, text: str, *, chat: bool, system: str | None) -> list[int]:
+    """The token ids of a text, or of a chat in which a user says it.
+
+    Raises:
+        ValueError: for a model without a tokenizer, or without a chat template.
+    """
     if facts.tokenizer is None:
         raise ValueError(f"--prompt is text, but {facts.no_tokenizer_reason}")
     if not chat:

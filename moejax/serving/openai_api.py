@@ -85,7 +85,7 @@ async def checked_requests(request: Request, body: CompletionRequest | ChatReque
 
 def make_answer(
     request: Request, body: CompletionRequest | ChatRequest, jobs: Sequence[ServedRequest], *, progress: bool
-) -> Answer:
+) -> Answer[ServedRequest]:
     """The answer to a body, in the form of its route."""
     name = request.app.state.settings.model_name
     engine: Engine = request.app.state.engine
@@ -134,7 +134,7 @@ async def _collect(jobs: Sequence[ServedRequest]) -> list[list[Delta]]:
     return list(await asyncio.gather(*map(collect, jobs)))
 
 
-async def _events(answer: Answer, *, include_usage: bool) -> AsyncGenerator[bytes]:
+async def _events(answer: Answer[ServedRequest], *, include_usage: bool) -> AsyncGenerator[bytes]:
     """The events of a stream; an error of the engine is the last one."""
     try:
         async for at, deltas in _merged([job.mailbox for job in answer.jobs]):
