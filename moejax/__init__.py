@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from moejax.conversion import ConversionReport as ConversionReport
     from moejax.conversion import convert as convert
     from moejax.decoding.api import decode as decode
+    from moejax.decoding.api import encode_chat as encode_chat
     from moejax.decoding.api import logits as logits
     from moejax.decoding.failures import NonFiniteLogitsError as NonFiniteLogitsError
     from moejax.decoding.results import DecodeEvent as DecodeEvent
@@ -50,6 +51,7 @@ _HOME = {
     "ConversionReport": "moejax.conversion",
     # decoding
     "decode": "moejax.decoding.api",
+    "encode_chat": "moejax.decoding.api",
     "logits": "moejax.decoding.api",
     "SamplingParams": "moejax.decoding.sampling_params",
     "NonFiniteLogitsError": "moejax.decoding.failures",

@@ -52,7 +52,7 @@ class Checkpoint:
     dtype: of most of its bytes.  config_eos_ids: what generation_config.json and config.json say ends a text.
     remarks: where the weights are not what config.json leads one to expect, and what is done then.
     has_config: whether it has a config.json; else it is in Mistral's own layout.
-    generation: what generation_config.json says.
+    generation: what generation_config.json says.  chat_template: in place of the folder's own.
     not_derived: tensors that are not read and do not follow from config.json, with what is the matter.
     """
 
@@ -65,6 +65,7 @@ class Checkpoint:
     not_derived: Mapping[str, str] = field(default_factory=dict)
     has_config: bool = True
     generation: Mapping[str, object] = field(default_factory=dict)
+    chat_template: str | None = None
 
     def plan(self, expected: Mapping[str, LogicalTensor]) -> TensorPlan:
         """Which tensor fills which path.
@@ -88,7 +89,10 @@ class Checkpoint:
         Raises:
             ValueError: for files that are no tokenizer.
         """
-        return Tokenizer.from_folder(self.folder, self.generation)
+        found = Tokenizer.from_folder(self.folder, self.generation)
+        if found is None or self.chat_template is None:
+            return found
+        return dataclasses.replace(found, chat_templates={**found.chat_templates, "default": self.chat_template})
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:

@@ -117,7 +117,11 @@ class PromptFlags:
 
     prompt: Annotated[
         list[str] | None,
-        option("--prompt", metavar="TEXT", help='Text to continue, repeatable. "-" reads standard input.'),
+        option(
+            "--prompt",
+            metavar="TEXT",
+            help="Text to continue, repeatable. - reads standard input, @FILE a file.",
+        ),
     ] = None
     token_ids: Annotated[
         list[str] | None,

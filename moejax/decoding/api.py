@@ -1,7 +1,7 @@
 """`decode` and `logits`, the two things to do with a model."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any, Literal, overload
@@ -74,6 +74,34 @@ def decode(
     if stream:
         return _stream(model, requests, began)
     return _decode(model, requests, began)
+
+
+def encode_chat(
+    model: Model,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    add_generation_prompt: bool = True,
+    template_kwargs: Mapping[str, Any] | None = None,
+) -> list[int]:
+    """The token ids of a chat, through the model's own template: a prompt for `decode`.
+
+    Args:
+        model: from `load`.
+        messages: mappings with "role" ("system", "user", "assistant") and "content", from the first to the last.
+        add_generation_prompt: whether the prompt ends with the beginning of the assistant's answer.
+        template_kwargs: further variables for the template.
+
+    Raises:
+        ValueError: for a model without a tokenizer or a template, and for messages that the template does not take.
+    """
+    from moejax.text import chat  # here, because jinja2 is only needed for chats
+
+    _check_loaded(model)
+    if model.tokenizer is None:
+        raise ValueError(f"a chat is text, but {model.no_tokenizer_reason}")
+    return chat.encode_chat(
+        model.tokenizer, messages, add_generation_prompt=add_generation_prompt, template_kwargs=template_kwargs
+    )
 
 
 @in_settled

@@ -38,6 +38,16 @@ async def chat_completions(request: Request) -> Response:
     return await _answer(request, await read_body(request, ChatRequest))
 
 
+@router.post("/v1/embeddings", include_in_schema=False)
+async def embeddings() -> Response:
+    """Refused: no vector of a text is made here."""
+    message = (
+        "/v1/embeddings is not supported: this server generates text (/v1/completions, /v1/chat/completions); ask a "
+        "server of an embedding model"
+    )
+    raise ApiError(404, message, code="unsupported_endpoint")
+
+
 @router.get("/v1/models", **documented(503))
 async def models(request: Request) -> Response:
     """The one model that is served."""
