@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from moejax.conversion import ConversionReport as ConversionReport
     from moejax.conversion import convert as convert
     from moejax.decoding.api import decode as decode
+    from moejax.decoding.api import encode_chat as encode_chat
     from moejax.decoding.api import logits as logits
     from moejax.decoding.asynchronous import adecode as adecode
     from moejax.decoding.failures import NonFiniteLogitsError as NonFiniteLogitsError
@@ -54,6 +55,7 @@ _HOME = {
     # decoding
     "decode": "moejax.decoding.api",
     "adecode": "moejax.decoding.asynchronous",
+    "encode_chat": "moejax.decoding.api",
     "logits": "moejax.decoding.api",
     "SamplingParams": "moejax.decoding.sampling_params",
     "NonFiniteLogitsError": "moejax.decoding.failures",

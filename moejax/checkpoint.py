@@ -6,7 +6,6 @@ Imports no JAX.
 import dataclasses
 import json
 import os
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -31,6 +30,8 @@ from moejax.families.hf_config import quantisation, read_config_json
 from moejax.families.mistral_release import PARAMS, RENAMED, STEM, is_release
 from moejax.families.settling import check_count, not_derived, settle_head
 from moejax.families.table import RANDOM, family_of, from_hf, from_params
+from moejax.hub.failures import HubError
+from moejax.hub.names import hub_model
 from moejax.text.token_files import GENERATION
 from moejax.text.tokenizer import Tokenizer
 from moejax.weights.weight import LogicalTensor
@@ -51,7 +52,7 @@ class Checkpoint:
     dtype: of most of its bytes.  config_eos_ids: what generation_config.json and config.json say ends a text.
     remarks: where the weights are not what config.json leads one to expect, and what is done then.
     has_config: whether it has a config.json; else it is in Mistral's own layout.
-    generation: what generation_config.json says.
+    generation: what generation_config.json says.  chat_template: in place of the folder's own.
     not_derived: tensors that are not read and do not follow from config.json, with what is the matter.
     """
 
@@ -64,6 +65,7 @@ class Checkpoint:
     not_derived: Mapping[str, str] = field(default_factory=dict)
     has_config: bool = True
     generation: Mapping[str, object] = field(default_factory=dict)
+    chat_template: str | None = None
 
     def plan(self, expected: Mapping[str, LogicalTensor]) -> TensorPlan:
         """Which tensor fills which path.
@@ -87,7 +89,10 @@ class Checkpoint:
         Raises:
             ValueError: for files that are no tokenizer.
         """
-        return Tokenizer.from_folder(self.folder, self.generation)
+        found = Tokenizer.from_folder(self.folder, self.generation)
+        if found is None or self.chat_template is None:
+            return found
+        return dataclasses.replace(found, chat_templates={**found.chat_templates, "default": self.chat_template})
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
@@ -143,22 +148,21 @@ def _about_index(tensors: "Tensors") -> tuple[str, ...]:
     return (f"{index.parent}: {single} is read, as transformers does; what {index.name} names beside it is not",)
 
 
-def open_checkpoint(source: str | Path) -> Checkpoint:
-    """Opens the folder that `source` names ("demo" is the one in this package) and reads its side files.
+def open_checkpoint(source: str | Path, revision: str | None = None) -> Checkpoint:
+    """Opens the folder that `source` names and reads its side files.
+
+    "demo" is the folder in this package. A model on Hugging Face (`moejax.hub.names`), at `revision`, is found in the
+    cache there, or downloaded.
 
     Raises:
-        ValueError: when there is no such folder, or it holds no checkpoint that moejax can use.
+        ValueError: when there is no such folder or model, or it holds no checkpoint that moejax can use.
     """
-    folder = _find_folder(source)
+    folder = _find_folder(source, revision)
     refuse_unfinished(folder)
     released = is_release(folder)
     if not released and (kind := other_kind(folder)) is not None:
         raise CheckpointError(kind)
-    path = folder / (PARAMS if released else "config.json")
-    raw = read_config_json(path)
-    if not released and (quantised := quantisation(raw)):
-        raise CheckpointError(f"{path}: {quantised}; {download_original(folder)}")
-    config = from_params(raw, path) if released else from_hf(raw, path)
+    config, raw, path = _read_config(folder, released)
     tensors = open_release(folder, config) if released else open_tensors(folder, config)
     check_count(tensors, config)
     other = not_derived(tensors, config)
@@ -204,9 +208,31 @@ def open_release(folder: Path, config: ModelConfig) -> "convert.SafetensorsFolde
     return dataclasses.replace(tensors, tensors=rename(RENAMED, tensors.tensors, config.head_dim))
 
 
-def _find_folder(source: str | Path) -> Path:
+def _read_config(folder: Path, released: bool) -> tuple[ModelConfig, Mapping[str, object], Path]:
+    """The configuration in a folder, the object that it was read from, and that one's file.
+
+    Raises:
+        CheckpointError: for what moejax does not decode.
+    """
+    path = folder / (PARAMS if released else "config.json")
+    raw = read_config_json(path)
+    if not released and (quantised := quantisation(raw)):
+        raise CheckpointError(f"{path}: {quantised}; {download_original(folder)}")
+    return (from_params(raw, path) if released else from_hf(raw, path)), raw, path
+
+
+def _find_folder(source: str | Path, revision: str | None) -> Path:
     if source == "":  # as a path it would be the current folder, and is most often an unset variable of a shell
         raise ValueError("got an empty name; give 'demo', or the folder of a Hugging Face checkpoint")
+    if (wanted := hub_model(source, revision)) is not None:
+        from moejax.hub.download import snapshot  # here, because whoever has a folder needs none of it
+
+        try:
+            return snapshot(wanted, _read_config)
+        except HubError as error:
+            if str(source) != wanted.repo:
+                raise
+            raise HubError(f"there is no folder {source} here, and {error}") from error
     folder = DEMO_FOLDER if str(source) == "demo" else Path(source).expanduser()
     if folder.is_dir():
         return folder
@@ -217,15 +243,9 @@ def _find_folder(source: str | Path) -> Path:
             f"{source} has random weights, which are in no file; give 'demo', the folder of a Hugging Face checkpoint "
             "or of a converted one"
         )
-    parts = str(source).split("/")
-    if len(parts) == 2 and all(parts) and not str(source).startswith((".", "~", "/")):
-        command = (
-            f"hf download {shlex.quote(str(source))} --exclude 'consolidated*' --local-dir {shlex.quote(parts[1])}"
-        )
-        raise ValueError(f"there is no folder {source} here, and moejax downloads nothing by itself; run: {command}")
     raise ValueError(
-        f"there is no folder {source}; give 'demo', the folder of a Hugging Face checkpoint or of a converted one, or, "
-        "where a model is loaded, 'random:NAME' for random weights"
+        f"there is no folder {source}; give 'demo', the folder of a Hugging Face checkpoint or of a converted one, the "
+        "id of a model there (ORG/NAME), or, where a model is loaded, 'random:NAME' for random weights"
     )
 
 

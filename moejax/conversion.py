@@ -70,6 +70,7 @@ def convert(
     verify_logits: bool = False,
     workers: int = 2,
     shard_size: str | None = None,
+    revision: str | None = None,
     on_progress: OnProgress = lambda phase, done, total: None,
 ) -> ConversionReport:
     """Converts a Hugging Face folder to Orbax, or a converted folder back. The same call continues a stopped one.
@@ -77,7 +78,7 @@ def convert(
     Takes at most three times the largest item (an expert, an embedding) + 600 MB of memory, whatever the model's size.
 
     Args:
-        source: "demo", a Hugging Face folder, or a converted one.
+        source: "demo", a Hugging Face folder, a converted one, or a model on Hugging Face, as `moejax.load` takes it.
         target: the folder to make.
         dtype: "bfloat16", "float16", "float32" for all arrays, or "auto": each as it is stored.
         restart: begin anew where a conversion, unfinished or finished, is there.
@@ -87,6 +88,7 @@ def convert(
         verify_logits: compare the logits of source and target on a fixed prompt, one model after the other.
         workers: items in flight at a time, as far as the memory allows.
         shard_size: most bytes of weights in a safetensors file, as in "5GB" (the default) or "500MB".
+        revision: the branch, tag or commit of a model on Hugging Face.
         on_progress: called with "convert" or "check", the bytes that are done, and the bytes in all.
 
     Raises:
@@ -97,7 +99,7 @@ def convert(
         raise ValueError(f"workers must be a number from 1, got {workers!r}")
     wanted = resolve_dtype(dtype, auto="auto")
     shard_bytes = None if shard_size is None else parse_size(shard_size)
-    checkpoint = open_checkpoint(source)
+    checkpoint = open_checkpoint(source, revision)
     carried = changed_sides(checkpoint.folder, "it was carried as it is now")
     conversion = plan_conversion(checkpoint, Path(target).expanduser(), dtype=wanted, shard_bytes=shard_bytes)
     report = run(

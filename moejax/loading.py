@@ -191,13 +191,15 @@ def load(
     dispatch: str = "auto",
     seed: int = 0,
     devices: Sequence[Any] | None = None,
+    revision: str | None = None,
 ) -> Model:
     """Loads a model onto the devices of a mesh; every device reads its own part of the weights.
 
     Args:
         source: "demo" (the checkpoint in this package), a Hugging Face folder (config.json and safetensors), a
-            converted folder, or "random:NAME" for random weights of a named configuration or of a config.json. A
-            folder that is open already (`open_checkpoint`) is not opened again.
+            converted folder, a model on Hugging Face ("org/name", "hf://org/name" or its address), which is taken from
+            the cache there or downloaded, or "random:NAME" for random weights of a named configuration or of a
+            config.json. A folder that is open already (`open_checkpoint`) is not opened again.
         mesh: devices along the axes data, expert and tensor, as in "expert=4,tensor=2", a dict or a `MeshConfig`; None
             is one device. Of a `jax.sharding.Mesh` with axes of these names its devices are taken. "auto" is the split
             over all devices that `compare_meshes` ranks first; it logs which, and why. A `Split` names the dispatch as
@@ -212,6 +214,7 @@ def load(
         seed: of the random weights.
         devices: to take the mesh's devices from, in this order; None is all that JAX has, beginning with the one that
             `jax.default_device` names.
+        revision: the branch, tag or commit of a model on Hugging Face.
 
     Raises:
         ValueError: for a source, option or checkpoint that cannot be used, a model that cannot be split over the mesh
@@ -227,12 +230,14 @@ def load(
     available = chosen_devices(devices, mesh)
     backend = prepare_backend(expert_backend, jax.default_backend())
     checkpoint = None
+    if revision is not None and (isinstance(source, Checkpoint) or str(source).startswith(RANDOM)):
+        raise ValueError(f"revision={revision} is of a model on Hugging Face that is given by its name")
     if isinstance(source, str) and source.startswith(RANDOM):
         config = named_config(source.removeprefix(RANDOM))
         resolved_dtype = resolve_dtype(dtype, auto="bfloat16")
     else:
         resolve_dtype(dtype, auto="float32")  # a wrong word is refused before the folder is opened
-        checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
+        checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, revision)
         config = checkpoint.config
         resolved_dtype = resolve_dtype(dtype, auto=checkpoint.dtype)
     limit = sequence_limit(max_seq_len, config)

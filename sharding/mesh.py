@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 MeshAxis = Literal["data", "expert", "tensor"]
 MeshAxes = tuple[MeshAxis, ...]
 
+_SHORT: dict[str, MeshAxis] = {"tp": "tensor", "ep": "expert", "dp": "data"}  # as other systems call them
 MESH_AXES: MeshAxes = get_args(MeshAxis)  # in the order of the device array, the last one nearest to each other
 MAX_WRITTEN = 999_999_999  # devices along an axis that a text can ask for
 
@@ -47,7 +48,7 @@ class MeshConfig:
 
     @classmethod
     def parse(cls, text: str) -> "MeshConfig":
-        """Reads `expert=4,tensor=2`: axes in any order, those not named are 1.
+        """Reads `expert=4,tensor=2`, or `ep=4,tp=2`: axes in any order, those not named are 1.
 
         Raises:
             ValueError: for anything else.
@@ -55,6 +56,7 @@ class MeshConfig:
         sizes: dict[str, int] = {}
         for part in text.split(","):
             axis, equals, size = (word.strip() for word in part.partition("="))
+            axis = _SHORT.get(axis, axis)
             if not equals or not re.fullmatch(r"[0-9]+", size):
                 raise ValueError(f'mesh must be written like "data=1,expert=4,tensor=2", got {text!r}')
             _check_axis(axis, f"mesh {text!r}")

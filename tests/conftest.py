@@ -50,7 +50,7 @@ def loud() -> Iterator[None]:
     """Commands set our loggers for the rest of their process, which is that of all tests."""
     yield
     logging.getLogger("moejax").setLevel(logging.NOTSET)
-    for name in ("moejax.ops.native.build", "moejax.runtime.accelerators"):
+    for name in ("moejax.ops.native.build", "moejax.runtime.accelerators", "moejax.hub.download"):
         logger = logging.getLogger(name)
         logger.propagate, logger.handlers = True, []
         logger.setLevel(logging.NOTSET)

@@ -25,7 +25,8 @@ LAYERS = ("sharding", "convert", "moejax", "scripts", "tests")
 PACKAGES = ("sharding", "convert", "moejax")
 # Inside moejax, from the top down: a folder (or a file beside them) imports from itself and from those below it.
 FLOORS = (
-    *("cli", "serving", "bench", "saving", "conversion", "measuring", "decoding", "loading", "planning", "checkpoint"),
+    *("cli", "bulk", "serving", "bench", "saving", "conversion", "measuring", "decoding", "loading", "planning"),
+    *("checkpoint", "hub"),
     *("model", "moe", "ops", "families", "weights", "text", "runtime"),
 )
 LINKED = re.compile(r"^moejax\._(sharding|convert)\b")
@@ -53,7 +54,7 @@ OPTIONAL = {
 }
 # What `import moejax` and the configs must not bring in: each of these costs between 0.1 and 2 seconds at start-up.
 HEAVY = {"jax", "jaxlib", "flax", "orbax", "tensorstore", "optax", "safetensors", "torch", "transformers"}
-HEAVY |= {"tokenizers", "sentencepiece"}
+HEAVY |= {"tokenizers", "sentencepiece", "huggingface_hub"}
 
 
 def sources(root: Path, folders: tuple[str, ...]) -> list[Path]:

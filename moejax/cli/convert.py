@@ -11,6 +11,7 @@ from moejax.cli import console, options
 from moejax.cli.groups import grouped
 from moejax.cli.options import option, whole
 from moejax.cli.progress import byte_bars
+from moejax.cli.sources import Revision, pinned
 
 if TYPE_CHECKING:
     from moejax import ConversionReport
@@ -58,7 +59,9 @@ def convert(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="SOURCE", help="A Hugging Face folder, a converted folder, or demo.", show_default=False
+            metavar="SOURCE",
+            help="A Hugging Face folder, a converted folder, the id of a model there (ORG/NAME), or demo.",
+            show_default=False,
         ),
     ],
     target: Annotated[
@@ -68,6 +71,7 @@ def convert(
         ),
     ],
     flags: ConvertFlags,
+    revision: Revision = None,
     json: Annotated[bool, option("--json", help="Print the report as a JSON object and not as text.")] = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
@@ -78,6 +82,7 @@ def convert(
         os.environ["JAX_PLATFORMS"] = "cpu"
     import moejax
 
+    source = pinned(source, revision, quiet=quiet)
     with byte_bars({"convert": "converting", "check": "reading back"}, quiet=quiet) as on_progress:
         report = moejax.convert(source, target, **vars(flags), on_progress=on_progress)
     if not quiet:

@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from moejax.cli import console, options, startup
+from moejax.cli.bulk import BulkFlags
 from moejax.cli.devices import Devices, Processes
 from moejax.cli.groups import grouped
+from moejax.cli.sources import Revision, pinned, short_name
 from moejax.decoding.sampling_params import SamplingParams
+from moejax.runtime.buckets import MAX_SEQUENCES
 
 if TYPE_CHECKING:
     from moejax.cli.output import Printed
@@ -17,6 +20,7 @@ EXAMPLES = (
     'moejax decode demo --prompt "The import statement"',
     'moejax decode path/to/checkpoint --chat --prompt "What is a list?" --temperature 0.7 -n 200',
     'moejax decode demo --prompt "A list is" --mesh expert=4,tensor=2 --simulate-devices 8',
+    "moejax decode demo --input prompts.jsonl --output answers.jsonl",
     r'cat notes.txt | moejax decode demo --prompt - --stop "\n\n" --json',
 )
 
@@ -52,21 +56,33 @@ MaxSeqLen = Annotated[
 def decode(
     checkpoint: options.Checkpoint,
     prompts: options.PromptFlags,
+    bulk: BulkFlags,
     sampling: options.SamplingFlags,
     model: options.ModelFlags,
     mesh: options.MeshFlags,
     devices: Devices,
     processes: Processes,
+    revision: Revision = None,
     max_seq_len: MaxSeqLen = None,
     save_expert_load: SaveExpertLoad = None,
     stream: Stream = None,
     json: Json = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
-) -> None:
-    """Continue prompts with a checkpoint. Text goes to stdout, statistics and warnings to stderr."""
+) -> int:
+    """Continue prompts with a checkpoint. Text goes to stdout, statistics and warnings to stderr.
+
+    With --input: exit code 1 where a line failed.
+    """
     params = sampling.params()
     model.check(checkpoint)
+    given, checkpoint = checkpoint, pinned(checkpoint, revision, quiet=quiet)
+    found = None
+    if bulk.given:
+        others = dict(prompt=bool(prompts.prompt), token_ids=bool(prompts.token_ids), json=json, stream=bool(stream))
+        found = bulk.survey(
+            params, **others, save_expert_load=save_expert_load is not None, num_processes=processes.several
+        )
     live = _is_live(stream, prompts.count, params, json=json)
     startup.enter(processes, debug=debug)
     from moejax.cli.facts import read_facts  # here and below, so that --help starts quickly
@@ -79,15 +95,18 @@ def decode(
         check_new_file(Path(save_expert_load))
     facts = read_facts(checkpoint, max_seq_len)
     check_split(facts.config, mesh.mesh, mesh.dispatch)
-    encoded = encode_prompts(facts, prompts)
-    make_requests(facts, encoded, params, {})  # only to tell mistakes before the weights are read
+    encoded = [] if found else encode_prompts(facts, prompts)
+    if encoded:
+        make_requests(facts, encoded, params, {})  # only to tell mistakes before the weights are read
     began = time.perf_counter()
     with console.progress("starting JAX", quiet=quiet):
         startup.prepare_jax(devices, processes, compile_cache=not model.no_compile_cache, quiet=quiet)
     from moejax.cli import output
     from moejax.cli.load import load_model
 
-    loaded = load_model(facts, mesh, model, batch_size=len(encoded) * params.n, quiet=quiet)
+    loaded = load_model(facts, mesh, model, batch_size=MAX_SEQUENCES if found else len(encoded) * params.n, quiet=quiet)
+    if found:
+        return bulk.run(loaded, found, prompts, params, [short_name(given), given], quiet=quiet)
     load_seconds = time.perf_counter() - began
     if live:
         printed = output.stream(loaded, encoded[0], params, quiet=quiet)
@@ -100,6 +119,7 @@ def decode(
             console.remark(printed.memory)
     if save_expert_load is not None:
         _save_expert_load(Path(save_expert_load), checkpoint, loaded, printed, quiet=quiet)
+    return 0
 
 
 def _save_expert_load(path: Path, checkpoint: str, model: "Model", printed: "Printed", *, quiet: bool) -> None:

@@ -9,7 +9,14 @@ from typing import Any
 import typer
 
 from moejax.cli import console
-from moejax.cli.foreign_flags import NOT_HERE, OURS, PLANNING_NOT_HERE, PLANNING_OURS
+from moejax.cli.foreign_flags import (
+    NOT_HERE,
+    OURS,
+    PLANNING_NOT_HERE,
+    PLANNING_OURS,
+    SERVING_NOT_HERE,
+    SERVING_OURS,
+)
 from moejax.cli.processes import PEER_ENDED, PEER_GONE
 from moejax.decoding.sampling_params import PARAMETER_NAMES
 
@@ -23,12 +30,19 @@ _LOAD_NAMES = ("base_url", "num_prompts", "input_len", "output_len", "range_rati
 _MESH_NAMES = ("batch_size", "usable_fraction", "context", "devices", "ttft", "tpot", "software", "skew", "times")
 _MESH_NAMES += ("efficiency",)
 _OTHER_NAMES = ("max_seq_len", "mesh", "dtype", "expert_backend", "shard_size", "workers", "timeout", "baseline")
+_OTHER_NAMES += ("revision",)
 _ALL_NAMES = (*PARAMETER_NAMES, *_LOAD_NAMES, *_MESH_NAMES, *_OTHER_NAMES)
 _FLAGS = {name: f"--{name.replace('_', '-')}" for name in _ALL_NAMES}
 _FLAGS["stop_token_ids"] = "--stop-token-id"
 # `stop` and `n` are also words: such a name is an argument only where a value or "must" follows.
 # What some commands take without a flag, and others with one.
 _NAMED = {"--model": ("the model", "demo"), "--mesh": ("the mesh", "data=1,expert=4,tensor=2")}
+# The flag by which a command is known -> what others' flags are called there, and why some do not exist.
+_TABLES = {
+    "--prompt": (OURS, NOT_HERE),
+    "--served-model-name": (SERVING_OURS, SERVING_NOT_HERE),
+    "--hardware": (PLANNING_OURS, PLANNING_NOT_HERE),
+}
 _WORDS = "|".join(name for name in _FLAGS if "_" not in name)
 _NAMES = "|".join(name for name in _FLAGS if "_" in name)
 _ARGUMENT = re.compile(rf"(?<![\w-])(?:({_NAMES}|{_WORDS})=([^\s,;:)]+)|({_NAMES})\b|({_WORDS})(?= must\b))")
@@ -113,16 +127,13 @@ def unknown_flag(given: str, flags: list[str], path: str) -> str:
     spelled = given.replace("_", "-")
     if spelled in flags:
         return f"{path} has no {given}; use {spelled}"
-    if "--prompt" in flags:  # the tables are about decoding
-        if spelled in OURS:
-            return f"{path} has no {given}; use {OURS[spelled]}"
-        if spelled in NOT_HERE:
-            return f"{path} has no {given}: {NOT_HERE[spelled]}"
-    if "--hardware" in flags:
-        if spelled in PLANNING_OURS:
-            return f"{path} has no {given}; use {PLANNING_OURS[spelled]}"
-        if spelled in PLANNING_NOT_HERE:
-            return f"{path} has no {given}: {PLANNING_NOT_HERE[spelled]}"
+    for mark, (ours, not_here) in _TABLES.items():
+        if mark not in flags:
+            continue
+        if spelled in ours:
+            return f"{path} has no {given}; use {ours[spelled]}"
+        if spelled in not_here:
+            return f"{path} has no {given}: {not_here[spelled]}"
     beginnings = [flag for flag in flags if len(given) > 3 and flag.startswith(given)]
     near = beginnings or get_close_matches(given, flags, n=1, cutoff=0.7)
     hint = f"did you mean {near[0]}?" if near else f"see {path} --help"

@@ -1,5 +1,6 @@
 """What can be known of a model before JAX starts and its weights are read, so that mistakes are told at once."""
 
+import dataclasses
 from dataclasses import dataclass
 
 from moejax.checkpoint import Checkpoint, open_checkpoint
@@ -27,8 +28,10 @@ class SourceFacts:
     dtype: str
 
 
-def read_facts(source: str, max_seq_len: int | None) -> SourceFacts:
+def read_facts(source: str, max_seq_len: int | None, chat_template: str | None = None) -> SourceFacts:
     """The facts about the model that `moejax.load(source, max_seq_len=max_seq_len)` would load.
+
+    chat_template: in place of the checkpoint's own.
 
     Raises:
         ValueError: for a source or limit that it would refuse as well.
@@ -39,7 +42,7 @@ def read_facts(source: str, max_seq_len: int | None) -> SourceFacts:
         tokenizer, eos_token_ids, dtype = None, (), "bfloat16"
         reason = f"{source} has random weights and no tokenizer: use --token-ids"
     else:
-        given = checkpoint = open_checkpoint(source)
+        given = checkpoint = dataclasses.replace(open_checkpoint(source), chat_template=chat_template)
         config, eos_token_ids, dtype = checkpoint.config, checkpoint.eos_token_ids, checkpoint.dtype
         tokenizer = checkpoint.tokenizer
         reason = None if tokenizer else missing_tokenizer_message(checkpoint.folder)

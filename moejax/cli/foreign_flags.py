@@ -7,6 +7,8 @@ OURS: Mapping[str, str] = {
     # lengths
     "--max-model-len": "--max-seq-len",
     "--max-sequence-length": "--max-seq-len",
+    "--input-file": "--input",
+    "--output-file": "--output",
     "--ctx-size": "--max-seq-len",
     "--context-length": "--max-seq-len",
     "--n-ctx": "--max-seq-len",
@@ -52,9 +54,10 @@ OURS: Mapping[str, str] = {
 }
 
 _CHECKPOINT = "the checkpoint is the argument without a flag, as in: moejax decode PATH"
+_SERVE = "decode answers no requests; moejax serve does, and has this flag"
 _TENSOR, _EXPERT, _DATA = (f"a mesh says it: --mesh {axis}=N" for axis in ("tensor", "expert", "data"))
 _QUANTISED = "quantised weights do not exist yet; --dtype is bfloat16, float16 or float32"
-_FILE = "give a file as standard input: --prompt - < FILE"
+_FILE = "give it as --prompt @FILE"
 
 # Their name -> why there is no such flag, and what to do.
 NOT_HERE: Mapping[str, str] = {
@@ -69,7 +72,13 @@ NOT_HERE: Mapping[str, str] = {
     "--enable-expert-parallel": _EXPERT,
     "--tp": _TENSOR,
     "--ep": _EXPERT,
+    "--dp": _DATA,
     "--tensor-split": _TENSOR,
+    "--max-num-seqs": "64 sequences are decoded at a time, and more wait; moejax serve has --max-batch",
+    "--port": _SERVE,
+    "--host": _SERVE,
+    "--api-key": _SERVE,
+    "--served-model-name": _SERVE,
     "--quantization": _QUANTISED,
     "--load-in-4bit": _QUANTISED,
     "--load-in-8bit": _QUANTISED,
@@ -92,6 +101,43 @@ NOT_HERE: Mapping[str, str] = {
     "--lora-path": "adapters do not exist yet; merge them into the checkpoint",
     "--enable-lora": "adapters do not exist yet; merge them into the checkpoint",
     "--compile": "every program is compiled; --no-compile-cache keeps compiled programs for this run only",
+}
+
+# Of `serve`: vLLM's, where it has no flag of that name.
+SERVING_OURS: Mapping[str, str] = {
+    "--max-num-batched-tokens": "--prefill-chunk",
+    "--torch-dtype": "--dtype",
+    "--tokenizer-revision": "--revision",
+    "--code-revision": "--revision",
+    "--moe-backend": "--expert-backend",
+}
+_ENGINE = "the engine has no such choice: chunked prefill and continuous batching are always on"
+SERVING_NOT_HERE: Mapping[str, str] = {
+    "--model": "the checkpoint is the argument without a flag, as in: moejax serve PATH",
+    "--tensor-parallel-size": _TENSOR,
+    "-tp": _TENSOR,
+    "--tp": _TENSOR,
+    "--data-parallel-size": _DATA,
+    "--dp": _DATA,
+    "--expert-parallel-size": _EXPERT,
+    "--ep": _EXPERT,
+    "--enable-expert-parallel": _EXPERT,
+    "--pipeline-parallel-size": NOT_HERE["--pipeline-parallel-size"],
+    "--gpu-memory-utilization": NOT_HERE["--gpu-memory-utilization"],
+    "--quantization": _QUANTISED,
+    "--kv-cache-dtype": NOT_HERE["--kv-cache-dtype"],
+    "--trust-remote-code": NOT_HERE["--trust-remote-code"],
+    "--tokenizer": NOT_HERE["--tokenizer"],
+    "--device": NOT_HERE["--device"],
+    "--enable-lora": NOT_HERE["--enable-lora"],
+    "--enable-chunked-prefill": _ENGINE,
+    "--enable-prefix-caching": "prefixes are not shared between requests",
+    "--enforce-eager": "every program is compiled; --no-compile-cache keeps compiled programs for this run only",
+    "--seed": "a request's seed is in its body; --model-seed is of the weights of random:NAME",
+    "--disable-log-requests": "requests are logged with --log-requests only",
+    "--swap-space": "nothing is swapped; requests wait in a queue, --max-queue",
+    "--block-size": "the cache has no blocks; --max-batch and --max-seq-len say its size",
+    "--distributed-executor-backend": "one process serves, on all devices of --mesh",
 }
 
 # Of `mesh compare`, where the flags are about a prediction.

@@ -5,6 +5,7 @@ from typing import Annotated
 
 from moejax.cli import console, options
 from moejax.cli.groups import grouped
+from moejax.cli.sources import Revision, pinned
 
 EXAMPLES = (
     "moejax info",
@@ -19,6 +20,7 @@ def info(
     checkpoint: options.OptionalCheckpoint = None,
     *,
     mesh: options.MeshFlags,
+    revision: Revision = None,
     json: Annotated[bool, options.option("--json", help="Print a JSON object and no tables.")] = False,
     debug: options.Debug = False,
 ) -> None:
@@ -32,7 +34,7 @@ def info(
         return
     from moejax.cli.inspection import inspect  # here, so that --help starts quickly
 
-    found = inspect(checkpoint, mesh.mesh, mesh.dispatch)
+    found = inspect(pinned(checkpoint, revision), mesh.mesh, mesh.dispatch)
     if json:
         console.write(f"{json_format.dumps(found, ensure_ascii=False)}\n")
         return

@@ -20,7 +20,8 @@ Model = Annotated[
     option(
         "--model",
         metavar="MODEL",
-        help=f"A named configuration ({', '.join(named_configs())}), the path of a config.json, demo, or a checkpoint.",
+        help=f"A named configuration ({', '.join(named_configs())}), the path of a config.json, demo, a "
+        "checkpoint, or the id of a model on Hugging Face, of which only config.json is needed.",
     ),
 ]
 Context = Annotated[

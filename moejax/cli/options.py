@@ -74,8 +74,9 @@ def real(*names: str, help: str, panel: str | None = None, **settings: Any) -> A
 
 
 _CHECKPOINT = (
-    "demo, the folder of a Hugging Face Mixtral checkpoint or of a converted one, or random:NAME for random "
-    f"weights, with NAME one of {', '.join(named_configs())}, or the path of a config.json."
+    "demo, the folder of a Hugging Face Mixtral checkpoint or of a converted one, the id of a model there (ORG/NAME, "
+    "hf://ORG/NAME@REVISION or its address), or random:NAME for random weights, with NAME one of "
+    f"{', '.join(named_configs())}, or the path of a config.json."
 )
 Checkpoint = Annotated[str, typer.Argument(metavar="CHECKPOINT", help=_CHECKPOINT, show_default=False)]
 OptionalCheckpoint = Annotated[
@@ -116,7 +117,11 @@ class PromptFlags:
 
     prompt: Annotated[
         list[str] | None,
-        option("--prompt", metavar="TEXT", help='Text to continue, repeatable. "-" reads standard input.'),
+        option(
+            "--prompt",
+            metavar="TEXT",
+            help="Text to continue, repeatable. - reads standard input, @FILE a file.",
+        ),
     ] = None
     token_ids: Annotated[
         list[str] | None,

@@ -2,10 +2,13 @@
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from moejax.cli import console
 from moejax.cli.options import PromptFlags
 from moejax.decoding.requests import ModelFacts
+
+_STDIN = ("-", "@-")
 
 
 def encode_prompts(facts: ModelFacts, flags: PromptFlags) -> list[list[int]]:
@@ -21,20 +24,20 @@ def encode_prompts(facts: ModelFacts, flags: PromptFlags) -> list[list[int]]:
     if flags.chat and flags.token_ids:
         raise ValueError("--chat puts text into a template; it cannot be used with --token-ids")
     return [
-        _encode(facts, prompt, chat=flags.chat, system=flags.system) if isinstance(prompt, str) else prompt
+        encode(facts, prompt, chat=flags.chat, system=flags.system) if isinstance(prompt, str) else prompt
         for prompt in prompts
     ]
 
 
 def read_prompts(texts: Sequence[str], token_ids: Sequence[str]) -> list[str | list[int]]:
-    """The prompts that flags give: texts (where "-" is standard input), then token ids.
+    """The prompts that flags give: texts (where "-" is standard input, and @FILE a file), then token ids.
 
     Raises:
         ValueError: for no prompt at all, an empty one, or one that cannot be read.
     """
-    if texts.count("-") > 1:
+    if sum(text in _STDIN for text in texts) > 1:
         raise ValueError("--prompt - reads standard input, which can only be read once; give it once")
-    prompts = [*(_read_stdin() if text == "-" else text for text in texts), *map(_parse_ids, token_ids)]
+    prompts = [*map(_text_of, texts), *map(_parse_ids, token_ids)]
     if not prompts:
         raise ValueError(
             'there is no prompt; give --prompt "TEXT", --prompt - for standard input, or --token-ids "0 17 42"'
@@ -47,7 +50,12 @@ def read_prompts(texts: Sequence[str], token_ids: Sequence[str]) -> list[str | l
     return prompts
 
 
-def _encode(facts: ModelFacts, text: str, *, chat: bool, system: str | None) -> list[int]:
+def encode(facts: ModelFacts, text: str, *, chat: bool, system: str | None) -> list[int]:
+    """The token ids of a text, or of a chat in which a user says it.
+
+    Raises:
+        ValueError: for a model without a tokenizer, or without a chat template.
+    """
     if facts.tokenizer is None:
         raise ValueError(f"--prompt is text, but {facts.no_tokenizer_reason}")
     if not chat:
@@ -58,21 +66,45 @@ def _encode(facts: ModelFacts, text: str, *, chat: bool, system: str | None) -> 
     return encode_chat(facts.tokenizer, [*messages, {"role": "user", "content": text}])
 
 
+def _text_of(value: str) -> str:
+    """The text that a value of --prompt stands for."""
+    if value in _STDIN:
+        return _read_stdin()
+    if value.startswith("@@"):
+        return value[1:]
+    return _read_file(Path(value[1:])) if value.startswith("@") else value
+
+
+def _read_file(path: Path) -> str:
+    try:
+        data = path.expanduser().read_bytes()
+    except OSError as error:
+        raise ValueError(
+            f"--prompt @{path}: {error.strerror or error}; a prompt that itself begins with @ is written with @@"
+        ) from error
+    if not (text := _decoded(data, str(path))):
+        raise ValueError(f"--prompt @{path}: the file is empty")
+    return text
+
+
 def _read_stdin() -> str:
     if sys.stdin.isatty():
         console.remark("reading the prompt from the terminal, end it with Ctrl-D on a line of its own")
-    data = sys.stdin.buffer.read()
+    text = _decoded(sys.stdin.buffer.read(), "standard input")
+    if not text:
+        raise ValueError("--prompt - reads standard input, which is empty; pipe the prompt's text into it")
+    return text
+
+
+def _decoded(data: bytes, what: str) -> str:
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"standard input is not UTF-8 text (byte {error.start} is 0x{data[error.start]:02x}); convert it with iconv"
+            f"{what} is not UTF-8 text (byte {error.start} is 0x{data[error.start]:02x}); convert it with iconv"
         ) from error
     # A final line break belongs to the file or to echo, not to the prompt; the shell's $(...) drops it as well.
-    text = text.removesuffix("\n").removesuffix("\r")
-    if not text:
-        raise ValueError("--prompt - reads standard input, which is empty; pipe the prompt's text into it")
-    return text
+    return text.removesuffix("\n").removesuffix("\r")
 
 
 def _is_unicode(text: str) -> bool:

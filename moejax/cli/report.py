@@ -27,6 +27,12 @@ def as_json(results: Sequence[DecodeResult]) -> str:
     return json.dumps([_as_json(dataclasses.asdict(result)) for result in results], allow_nan=False, ensure_ascii=False)
 
 
+def as_object(result: DecodeResult) -> dict[str, Any]:
+    """What `as_json` says of one result; of the statistics what is its own."""
+    stats = {"prompt_tokens": result.stats.prompt_tokens, "generated_tokens": result.stats.generated_tokens}
+    return _as_json(dataclasses.asdict(result)) | {"stats": stats}
+
+
 def logprob_table(title: str, token_ids: Sequence[int], entries: Sequence[TokenLogprobs | None]) -> "Table":
     """One row per token: its log-probability and rank, and the most probable tokens there."""
     table = _table(title)

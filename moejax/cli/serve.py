@@ -2,18 +2,21 @@
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from moejax.cli import console, options, startup
 from moejax.cli.devices import Devices
 from moejax.cli.groups import grouped
 from moejax.cli.options import option, real, whole
+from moejax.cli.sources import Revision, pinned, short_name
+from moejax.families.table import RANDOM
 
 if TYPE_CHECKING:
     from moejax import Model
     from moejax.cli.facts import SourceFacts
     from moejax.moe.split import Split
-    from moejax.serving.settings import AppSettings, EngineSettings, ServerSettings
+    from moejax.serving.settings import AppSettings, EngineSettings, ServerSettings, Tls
 
 EXAMPLES = (
     "moejax serve demo",
@@ -22,6 +25,16 @@ EXAMPLES = (
 )
 
 ENGINE, HTTP = "Engine", "HTTP"
+
+ChatTemplate = Annotated[
+    str | None,
+    option(
+        "--chat-template",
+        panel=options.MODEL,
+        metavar="FILE",
+        help="A Jinja file in place of the checkpoint's own chat template.",
+    ),
+]
 
 # What visitors of the page have to know before they ask the bundled checkpoint for the weather.
 ABOUT_DEMO = "It was trained on Python's documentation and writes nothing else."
@@ -72,6 +85,12 @@ class HttpFlags:
             help="Pages elsewhere that may ask (CORS), like https://example.com; repeatable, or with commas. * is any.",
         ),
     ] = None
+    ssl_keyfile: Annotated[
+        str | None, option("--ssl-keyfile", panel=HTTP, metavar="FILE", help="Private key (PEM), to serve HTTPS.")
+    ] = None
+    ssl_certfile: Annotated[
+        str | None, option("--ssl-certfile", panel=HTTP, metavar="FILE", help="Its certificate (PEM), with the chain.")
+    ] = None
     max_request_bytes: Annotated[int, whole("--max-request-bytes", panel=HTTP, help="Of a request's body.")] = 4 << 20
     baseline: Annotated[
         str,
@@ -119,7 +138,17 @@ class HttpFlags:
             idle_seconds=self.idle_seconds,
             max_connections=connection_limit(self.max_connections),
             log_requests=self.log_requests,
+            tls=self._tls(),
         )
+
+    def _tls(self) -> "Tls | None":
+        from moejax.serving.settings import Tls
+
+        if self.ssl_keyfile is None and self.ssl_certfile is None:
+            return None
+        if self.ssl_keyfile is None or self.ssl_certfile is None:
+            raise ValueError("--ssl-keyfile and --ssl-certfile go together: a private key, and its certificate")
+        return Tls(keyfile=self.ssl_keyfile, certfile=self.ssl_certfile)
 
     def app_settings(self, checkpoint: str) -> "AppSettings":
         """Raises ValueError for a value out of range, or a baseline that cannot be."""
@@ -127,7 +156,7 @@ class HttpFlags:
         from moejax.serving.hosts import allowed_hosts
         from moejax.serving.settings import AppSettings
 
-        name = checkpoint.rstrip("/").rpartition("/")[2] if self.served_model_name is None else self.served_model_name
+        name = short_name(checkpoint) if self.served_model_name is None else self.served_model_name
         return AppSettings(
             model_name=name,
             api_key=self.api_key,
@@ -183,6 +212,30 @@ class EngineFlags:
         return EngineSettings(max_batch=self.max_batch, max_queue=self.max_queue, prefill_chunk=chunk)
 
 
+def _template(path: str | None, checkpoint: str) -> str | None:
+    """The text of a chat template's file.
+
+    Raises:
+        ValueError: for one that cannot be read, or that is no template, and where there is no tokenizer for it.
+    """
+    if path is None:
+        return None
+    if checkpoint.startswith(RANDOM):
+        raise ValueError(f"--chat-template is for a checkpoint with a tokenizer, which {checkpoint} has not")
+    from moejax.text.chat import render_chat
+
+    try:
+        text = Path(path).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ValueError(f"--chat-template {path}: {reason}; give a file with a Jinja template") from error
+    try:
+        render_chat(text, [{"role": "user", "content": "Hello"}], named={})
+    except ValueError as error:
+        raise ValueError(f"--chat-template {path}: {error}") from error
+    return text
+
+
 @grouped
 def serve(
     checkpoint: options.Checkpoint,
@@ -191,6 +244,8 @@ def serve(
     model: options.ModelFlags,
     mesh: options.MeshFlags,
     devices: Devices,
+    revision: Revision = None,
+    chat_template: ChatTemplate = None,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
@@ -200,13 +255,14 @@ def serve(
     SIGTERM or Ctrl-C ends it cleanly.
     """
     model.check(checkpoint)
+    checkpoint = pinned(checkpoint, revision, quiet=quiet)
     server_settings, app_settings = http.server_settings(), http.app_settings(checkpoint)
     engine.settings("cpu")  # tells mistakes before JAX starts
     from moejax.cli.facts import read_facts
     from moejax.planning.auto import check_split
     from moejax.serving.settings import DEFAULT_MAX_SEQ_LEN
 
-    facts = read_facts(checkpoint, engine.max_seq_len)
+    facts = read_facts(checkpoint, engine.max_seq_len, _template(chat_template, checkpoint))
     limit = facts.max_seq_len if engine.max_seq_len else min(facts.max_seq_len, DEFAULT_MAX_SEQ_LEN)
     check_split(facts.config, mesh.mesh, mesh.dispatch)
     startup.check_extra("serve", "fastapi", "uvicorn", "prometheus_client")
@@ -234,7 +290,7 @@ def serve(
             say(split.remark)
         return loading.load()
 
-    page = server.url(http.host, listening.getsockname()[1])
+    page = server.url(http.host, listening.getsockname()[1], tls=server_settings.tls is not None)
     served = Engine(load, engine.settings(jax.default_backend()), Metrics(app_settings.model_name), say, page)
     with console.progress(f"loading {checkpoint}", quiet=quiet) as step:
         say(f"loading {checkpoint} for {page}; /health there says 200 when it is ready")

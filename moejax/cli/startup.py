@@ -44,8 +44,8 @@ def prepare_jax(
     if quiet:
         logging.getLogger("moejax").setLevel(logging.ERROR)
     else:
-        _show_log("moejax.ops.native.build")
-        _show_log("moejax.runtime.accelerators", console.warn)
+        show_log("moejax.ops.native.build")
+        show_log("moejax.runtime.accelerators", console.warn)
     # JAX's own line of a card says neither what to install nor how to do without it.
     logging.getLogger("jax._src.xla_bridge").addFilter(lambda record: "may be present" not in record.getMessage())
     if devices.simulate_devices is not None:
@@ -73,7 +73,7 @@ def check_extra(extra: str, *modules: str) -> None:
         raise ValueError(f"this command needs {missing[0]}, which is not installed: pip install 'moejax[{extra}]'")
 
 
-def _show_log(name: str, say: Callable[[str], None] = console.remark) -> None:
+def show_log(name: str, say: Callable[[str], None] = console.remark) -> None:
     """What a module logs of its work is said in a line on stderr; on a terminal one that passes makes room."""
     logger, handler = logging.getLogger(name), logging.Handler()
 

@@ -7,6 +7,7 @@ from moejax.cli import options, verify_meshes, verify_reference
 from moejax.cli.devices import Devices
 from moejax.cli.groups import grouped
 from moejax.cli.options import option
+from moejax.cli.sources import Revision, pinned
 
 EXAMPLES = (
     "moejax verify demo --mesh expert=4,tensor=2 --mesh data=2,expert=4 --simulate-devices 8",
@@ -61,6 +62,7 @@ def verify(
         str, option("--dtype", metavar="NAME", help="What all compute in: bfloat16, float16 or float32.")
     ] = "float32",
     expert_backend: options.ExpertBackend = "auto",
+    revision: Revision = None,
     json: Annotated[bool, option("--json", help="Print the comparisons as JSON and not as a table.")] = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
@@ -69,6 +71,7 @@ def verify(
 
     Exit code 0: the same, or as close as rounding to --dtype leaves them, 1: not the same, 2: an error.
     """
+    checkpoint = pinned(checkpoint, revision, quiet=quiet)
     if compared.reference is not None:
         same = verify_reference.run(checkpoint, compared.reference, dtype=dtype, json=json, quiet=quiet)
     else:

@@ -2,19 +2,19 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any, Literal, overload
 
 import numpy as np
 
 from moejax.decoding.engine import DecodeRun
-from moejax.decoding.failures import failure_in
+from moejax.decoding.failures import NonFiniteLogitsError, failure_in, failure_of
 from moejax.decoding.prompt_reports import prompt_logprobs
 from moejax.decoding.requests import Prompts, Request, make_requests, prompt_token_ids, split_prompts
 from moejax.decoding.results import DecodeEvent, DecodeResult, Stats
 from moejax.decoding.sampling_params import SamplingParams
-from moejax.decoding.sequences import NewTokens
+from moejax.decoding.sequences import NewTokens, SequenceGroup
 from moejax.loading import Model
 from moejax.model.scoring import full_logits
 from moejax.runtime import buckets
@@ -85,6 +85,34 @@ def prepared(
     return DecodeRun(model=model, requests=requests, stream=stream, began=began)
 
 
+def encode_chat(
+    model: Model,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    add_generation_prompt: bool = True,
+    template_kwargs: Mapping[str, Any] | None = None,
+) -> list[int]:
+    """The token ids of a chat, through the model's own template: a prompt for `decode`.
+
+    Args:
+        model: from `load`.
+        messages: mappings with "role" ("system", "user", "assistant") and "content", from the first to the last.
+        add_generation_prompt: whether the prompt ends with the beginning of the assistant's answer.
+        template_kwargs: further variables for the template.
+
+    Raises:
+        ValueError: for a model without a tokenizer or a template, and for messages that the template does not take.
+    """
+    from moejax.text import chat  # here, because jinja2 is only needed for chats
+
+    _check_loaded(model)
+    if model.tokenizer is None:
+        raise ValueError(f"a chat is text, but {model.no_tokenizer_reason}")
+    return chat.encode_chat(
+        model.tokenizer, messages, add_generation_prompt=add_generation_prompt, template_kwargs=template_kwargs
+    )
+
+
 @in_settled
 def logits(model: Model, prompts: Prompts) -> list[np.ndarray]:
     """Next-token logits at every position of every prompt, teacher-forced and without a lasting cache.
@@ -137,6 +165,56 @@ def _check_streamable(requests: list[Request]) -> None:
             raise ValueError(f"{name} is part of a result and not of a stream's events: use stream=False")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """A request that nothing more comes of.
+
+    groups: its sequences; none where they could not begin.  result: what came of it, or what it failed with.
+    """
+
+    request: Request
+    groups: Sequence[SequenceGroup]
+    result: DecodeResult | Exception
+
+
+@in_settled
+def decode_each(model: Model, requests: Sequence[Request]) -> Iterator[Ended]:
+    """Continues many prompts, and yields each when it has ended, in no order; one that fails does not end the others.
+
+    requests: each with an index of its own. Those that have no room together are decoded in parts.
+    """
+    if not requests:
+        return
+    run = DecodeRun(model=model, requests=list(requests), stream=False, began=time.perf_counter())
+    try:
+        run.check_fits()
+    except ValueError as error:
+        if len(requests) == 1:
+            yield Ended(request=requests[0], groups=(), result=error)
+            return
+        ordered = sorted(requests, key=lambda one: len(one.prompt) + one.params.max_tokens)
+        half = len(ordered) // 2
+        yield from decode_each(model, ordered[:half])
+        yield from decode_each(model, ordered[half:])
+        return
+    for gained in run.tokens():
+        for request in {one.group.request.index: one.group.request for one in gained}.values():
+            groups = run.groups[request.index]
+            if all(group.finished for group in groups):
+                del run.groups[request.index]  # it is told once, and its tokens are not kept
+                yield Ended(request=request, groups=groups, result=_outcome(run, request, groups))
+
+
+def _outcome(run: DecodeRun, request: Request, groups: list[SequenceGroup]) -> DecodeResult | Exception:
+    for sequence in (one for group in groups for one in group.sequences):
+        if failure := failure_of(sequence, run.model.dtype):
+            return failure
+    try:
+        return _result(run, request, groups)
+    except NonFiniteLogitsError as error:  # inside the prompt
+        return error
+
+
 def streamed(run: DecodeRun) -> Iterator[DecodeEvent]:
     """The events of a run that was prepared for a stream."""
     for gained in run.tokens():
@@ -144,8 +222,10 @@ def streamed(run: DecodeRun) -> Iterator[DecodeEvent]:
             for one in gained:
                 if step < len(one.events):
                     event = one.events[step]
-                    ended = event.finish_reason is not None
-                    yield replace(event, stats=_stats(run, one.group.request)) if ended else event
+                    if event.finish_reason is not None:
+                        request = one.group.request
+                        event = replace(event, stats=_stats(run, request, run.groups[request.index]))
+                    yield event
         check_finite(run.model, gained)
 
 
@@ -155,11 +235,11 @@ def check_finite(model: Model, gained: list[NewTokens]) -> None:
         raise failure
 
 
-def _stats(run: DecodeRun, request: Request) -> Stats:
+def _stats(run: DecodeRun, request: Request, groups: Sequence[SequenceGroup]) -> Stats:
     """The statistics of one prompt that has tokens, so far."""
     times = run.request_times[request.index]
     decode_seconds = times.decode_after - times.decode_before
-    sequences = [one for group in run.groups[request.index] for one in group.sequences]
+    sequences = [one for group in groups for one in group.sequences]
     generated = sum(len(one.tokens) for one in sequences)
     later = generated - sum(1 for one in sequences if one.tokens)
     return Stats(
@@ -191,7 +271,10 @@ def _expert_rows(model: Model, rows: np.ndarray) -> tuple[tuple[int, ...], ...]:
 
 def result_of(run: DecodeRun, request: Request) -> DecodeResult:
     """What one request of a run that has ended came to."""
-    groups = run.groups[request.index]
+    return _result(run, request, run.groups[request.index])
+
+
+def _result(run: DecodeRun, request: Request, groups: Sequence[SequenceGroup]) -> DecodeResult:
     reports = groups[0].prompt_reports
     experts = None
     if request.params.return_routed_experts:
@@ -200,5 +283,5 @@ def result_of(run: DecodeRun, request: Request) -> DecodeResult:
         prompt_token_ids=request.prompt,
         prompt_logprobs=prompt_logprobs(groups[0], index=request.index, dtype=run.model.dtype),
         outputs=[one.result(experts) for group in groups for one in group.sequences],
-        stats=_stats(run, request),
+        stats=_stats(run, request, groups),
     )

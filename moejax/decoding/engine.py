@@ -88,6 +88,10 @@ class DecodeRun:
         self._stops = any(request.params.stop for request in requests)
         self._step_seconds: float | None = None
 
+    def check_fits(self) -> None:
+        """Raises ValueError where the devices have no room for the cache of these requests."""
+        _check_cache_fits(self.model, self.batch, self.length)
+
     def tokens(self) -> Iterator[list[NewTokens]]:
         """Decodes everything; yields what each call of a compiled program made."""
         scheduler = self._make_scheduler()
@@ -107,7 +111,7 @@ class DecodeRun:
 
     def _make_scheduler(self) -> Scheduler:
         model, requests = self.model, self.requests
-        _check_cache_fits(model, self.batch, self.length)
+        self.check_fits()
         asked = [one.params.prompt_logprobs for one in requests if one.params.prompt_logprobs is not None]
         shapes = CallShapes(
             parts=SlotParts(self.batch, model.parallel.rules.parts("batch")),

@@ -1,6 +1,6 @@
 """Why a text could not be continued. Imports no JAX."""
 
-from moejax.decoding.sequences import NewTokens
+from moejax.decoding.sequences import NewTokens, Sequence
 
 
 class NonFiniteLogitsError(FloatingPointError):
@@ -23,9 +23,12 @@ class NonFiniteLogitsError(FloatingPointError):
 
 def failure_in(gained: list[NewTokens], dtype: str) -> Exception | None:
     """The first failure among the sequences that a call gave something to."""
-    for one in gained:
-        if one.sequence.error is not None:
-            return one.sequence.error
-        if one.sequence.failed:
-            return NonFiniteLogitsError(index=one.group.request.index, tokens=len(one.sequence.tokens), dtype=dtype)
-    return None
+    failures = (failure_of(one.sequence, dtype) for one in gained)
+    return next((failure for failure in failures if failure is not None), None)
+
+
+def failure_of(sequence: Sequence, dtype: str) -> Exception | None:
+    """What a sequence failed with, if it did."""
+    if sequence.failed:
+        return NonFiniteLogitsError(index=sequence.request.index, tokens=len(sequence.tokens), dtype=dtype)
+    return sequence.error

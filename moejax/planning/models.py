@@ -2,14 +2,20 @@
 
 from pathlib import Path
 
+from moejax._convert import FLOAT_DTYPES
 from moejax.checkpoint import open_checkpoint
 from moejax.families.config import ModelConfig
-from moejax.families.table import RANDOM, did_you_mean, named_config, named_configs
+from moejax.families.hf_config import read_config_json
+from moejax.families.mistral_release import PARAMS
+from moejax.families.table import RANDOM, did_you_mean, from_hf, from_params, named_config, named_configs
+from moejax.hub.failures import HubError
+from moejax.hub.names import HubModel, hub_model
 from moejax.planning.expert_load import RECORD, ExpertLoad, read_expert_load
 
 
 def model_config(model: str | Path) -> ModelConfig:
-    """The sizes of a named configuration, of a config.json, or of a checkpoint ("demo", or a folder).
+    """The sizes of a named configuration, of a config.json, of a checkpoint ("demo", or a folder), or of a model on
+    Hugging Face, of which nothing but its config.json is downloaded.
 
     Raises:
         ValueError: for anything else, listing what there is.
@@ -19,9 +25,12 @@ def model_config(model: str | Path) -> ModelConfig:
         return named_config(name)
     if name == "demo" or Path(name).exists():  # of a file, it says what that is
         return open_checkpoint(name).config
+    if (wanted := hub_model(name)) is not None:
+        return _on_hub(wanted, name)[0]
+    near = did_you_mean(name, [*named_configs(), "demo"])
     raise ValueError(
         f"unknown model {name!r}: the known ones are {', '.join(named_configs())} and demo, or give the path of a "
-        f"config.json or of a checkpoint's folder{did_you_mean(name, [*named_configs(), 'demo'])}"
+        f"config.json or of a checkpoint's folder, or an id on Hugging Face (ORG/NAME){near}"
     )
 
 
@@ -34,7 +43,23 @@ def stored_dtype(model: str | Path) -> str:
     name = str(model).removeprefix(RANDOM)
     if name in named_configs() or name.endswith(".json"):
         return "bfloat16"
+    if (wanted := hub_model(name)) is not None:
+        return _on_hub(wanted, name)[1]
     return open_checkpoint(name).dtype
+
+
+def _on_hub(wanted: HubModel, name: str) -> tuple[ModelConfig, str]:
+    """The sizes that the configuration of a model on Hugging Face says, and the dtype of its weights."""
+    from moejax.hub.download import config_file  # here, because named configurations need none of it
+
+    try:
+        path = config_file(wanted)
+    except HubError as error:
+        raise HubError(f"{error}{did_you_mean(name, named_configs())}") from error
+    raw = read_config_json(path)
+    config = from_params(raw, path) if path.name == PARAMS else from_hf(raw, path)
+    said = raw.get("dtype", raw.get("torch_dtype"))
+    return config, said if said in FLOAT_DTYPES else "bfloat16"
 
 
 def expert_shares(given: ExpertLoad | str | Path, config: ModelConfig) -> tuple[tuple[float, ...], ...]:

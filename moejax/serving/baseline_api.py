@@ -85,7 +85,11 @@ async def _events(chunks: "asyncio.Queue[Chunk | None]") -> AsyncGenerator[bytes
 
 
 async def _run(
-    engine: Engine, baseline: BaselineProcess, task: Task, answer: Answer, put: Callable[[Chunk | None], None]
+    engine: Engine,
+    baseline: BaselineProcess,
+    task: Task,
+    answer: Answer[ServedRequest],
+    put: Callable[[Chunk | None], None],
 ) -> None:
     """Runs the baseline, whose process was reserved for this, and puts what it says as chunks, then None."""
     (job,) = answer.jobs

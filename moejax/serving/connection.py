@@ -41,7 +41,9 @@ class Connection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         # Writing pauses as soon as the system's own buffer is full, so that whatever is left here is watched.
-        transport.set_write_buffer_limits(high=0)
+        # asyncio's TLS pauses at its limit and not above it: with 0 it would pause an empty buffer, and never resume.
+        encrypted = transport.get_extra_info("sslcontext") is not None
+        transport.set_write_buffer_limits(high=1 if encrypted else 0)
         super().connection_made(transport)
         if len(self.connections) > self._rules.most and not self._make_room():
             self._refuse()

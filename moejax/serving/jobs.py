@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
@@ -138,6 +139,23 @@ class Echo:
 
     text: str
     alone: bool
+
+
+class Asked(Protocol):
+    """What an answer is made of: the fields of `ServedRequest` of the same names."""
+
+    @property
+    def group(self) -> SequenceGroup: ...
+    @property
+    def place(self) -> int: ...
+    @property
+    def echo(self) -> Echo | None: ...
+    @property
+    def request(self) -> Request: ...
+    @property
+    def sequences(self) -> list[Sequence]: ...
+    @property
+    def generated(self) -> int: ...
 
 
 @dataclass(kw_only=True, eq=False)

@@ -8,11 +8,11 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from moejax.decoding.prompt_reports import prompt_logprobs
 from moejax.decoding.results import Logprob, TokenLogprobs
-from moejax.serving.jobs import Delta, ServedRequest
+from moejax.serving.jobs import Asked, Delta
 from moejax.serving.token_texts import TokenPlace, TokenTexts
 
 LOWEST_LOGPROB = -9999.0  # stands for minus infinity, which JSON cannot say
@@ -31,8 +31,11 @@ class ChoiceTokens:
     pending: list[tuple[TokenPlace, int, TokenLogprobs]] = field(default_factory=list)
 
 
+Job = TypeVar("Job", bound=Asked)
+
+
 @dataclass(kw_only=True)
-class Answer:
+class Answer(Generic[Job]):
     """One answer: a choice for every output of every job.
 
     chat: of `/v1/chat/completions`, else of `/v1/completions`.  model_name: as it is served.
@@ -43,7 +46,7 @@ class Answer:
 
     chat: bool
     model_name: str
-    jobs: Sequence[ServedRequest]
+    jobs: Sequence[Job]
     dtype: str
     progress: bool = False
     id: str = field(init=False)
@@ -132,7 +135,7 @@ class Answer:
             "stop_reason": delta.stop_reason,
         }
 
-    def _with_prompt(self, job: ServedRequest, delta: Delta) -> Delta:
+    def _with_prompt(self, job: Asked, delta: Delta) -> Delta:
         """The first delta of an output with its prompt in front, and without tokens where none were asked for."""
         assert job.echo is not None
         if job.echo.alone:
@@ -189,7 +192,7 @@ def _chat_logprobs(choice: ChoiceTokens, best: int, delta: Delta) -> dict[str, A
     return {"content": content, "refusal": None}
 
 
-def _first_entry(job: ServedRequest) -> TokenLogprobs:
+def _first_entry(job: Asked) -> TokenLogprobs:
     """What stands for the first token of a prompt, which no other token predicts: rank 0."""
     token, tokenizer = job.request.prompt[0], job.sequences[0].tokenizer
     text = "" if tokenizer is None else tokenizer.token_text(token)

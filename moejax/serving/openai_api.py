@@ -38,6 +38,16 @@ async def chat_completions(request: Request) -> Response:
     return await _answer(request, await read_body(request, ChatRequest))
 
 
+@router.post("/v1/embeddings", include_in_schema=False)
+async def embeddings() -> Response:
+    """Refused: no vector of a text is made here."""
+    message = (
+        "/v1/embeddings is not supported: this server generates text (/v1/completions, /v1/chat/completions); ask a "
+        "server of an embedding model"
+    )
+    raise ApiError(404, message, code="unsupported_endpoint")
+
+
 @router.get("/v1/models", **documented(503))
 async def models(request: Request) -> Response:
     """The one model that is served."""
@@ -85,7 +95,7 @@ async def checked_requests(request: Request, body: CompletionRequest | ChatReque
 
 def make_answer(
     request: Request, body: CompletionRequest | ChatRequest, jobs: Sequence[ServedRequest], *, progress: bool
-) -> Answer:
+) -> Answer[ServedRequest]:
     """The answer to a body, in the form of its route."""
     name = request.app.state.settings.model_name
     engine: Engine = request.app.state.engine
@@ -134,7 +144,7 @@ async def _collect(jobs: Sequence[ServedRequest]) -> list[list[Delta]]:
     return list(await asyncio.gather(*map(collect, jobs)))
 
 
-async def _events(answer: Answer, *, include_usage: bool) -> AsyncGenerator[bytes]:
+async def _events(answer: Answer[ServedRequest], *, include_usage: bool) -> AsyncGenerator[bytes]:
     """The events of a stream; an error of the engine is the last one."""
     try:
         async for at, deltas in _merged([job.mailbox for job in answer.jobs]):

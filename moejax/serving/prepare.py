@@ -3,15 +3,14 @@
 import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from moejax.decoding.requests import Prompt, make_requests, prompt_token_ids, split_prompts
+from moejax.decoding.requests import ModelFacts, Prompt, Request, make_requests, prompt_token_ids, split_prompts
 from moejax.decoding.sampling_params import SamplingParams
 from moejax.decoding.sequences import SequenceGroup, make_sequences
-from moejax.loading import Model
 from moejax.serving.chat_messages import messages_of, template_variables
-from moejax.serving.engine import Engine
 from moejax.serving.errors import ApiError, too_long
 from moejax.serving.jobs import Echo, Mailbox, ServedRequest
 from moejax.serving.limits import MAX_STOP_CHARACTERS, MAX_STOP_IDS, MAX_STOP_STRINGS
@@ -24,6 +23,9 @@ from moejax.serving.openai_requests import (
 from moejax.text.chat import encode_chat
 from moejax.text.tokenizer import Tokenizer
 
+if TYPE_CHECKING:  # whose metrics need a package of their own
+    from moejax.serving.engine import Engine
+
 _numbers = itertools.count()  # of requests: without a seed, two with the same prompt have to draw differently
 
 T = TypeVar("T")
@@ -32,22 +34,42 @@ T = TypeVar("T")
 MakeServed = Callable[[Mailbox], ServedRequest]
 
 
-def prepare_requests(engine: Engine, request: CompletionRequest | ChatRequest) -> list[MakeServed]:
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A prompt to be continued. echo: whether it is part of the answer."""
+
+    request: Request
+    echo: Echo | None = None
+
+
+def prepare_requests(engine: "Engine", request: CompletionRequest | ChatRequest) -> list[MakeServed]:
     """The jobs that a request asks for.
 
     Raises:
         ApiError: for what this model or this server cannot do.
     """
-    return _prepare_chat(engine, request) if isinstance(request, ChatRequest) else _prepare_completions(engine, request)
+    model = engine.model
+    return [_served(model, one) for one in prepare(model, request, slots=engine.settings.max_batch)]
 
 
-def _prepare_completions(engine: Engine, request: CompletionRequest) -> list[MakeServed]:
-    """A job per prompt.
+def prepare(model: ModelFacts, request: CompletionRequest | ChatRequest, *, slots: int) -> list[Prepared]:
+    """The prompts that a request has continued, each by at most so many outputs as there are slots.
 
     Raises:
-        ApiError: for what this model or this server cannot do.
+        ApiError: for what this model cannot do.
     """
-    model = engine.model
+    if isinstance(request, ChatRequest):
+        return _prepare_chat(model, request, slots)
+    return _prepare_completions(model, request, slots)
+
+
+def _served(model: ModelFacts, prepared: Prepared) -> MakeServed:
+    request = dataclasses.replace(prepared.request, index=next(_numbers))
+    group = SequenceGroup(request=request, sequences=make_sequences(model, request))
+    return lambda mailbox: ServedRequest(group=group, mailbox=mailbox, echo=prepared.echo)
+
+
+def _prepare_completions(model: ModelFacts, request: CompletionRequest, slots: int) -> list[Prepared]:
     prompts = split_prompts_of(request)
     alone = bool(request.echo) and request.max_tokens == 0
     prepared = []
@@ -61,24 +83,18 @@ def _prepare_completions(engine: Engine, request: CompletionRequest) -> list[Mak
         of_prompt = request.logprobs if request.echo else None
         params = sampling_params(request, max_tokens=tokens, logprobs=request.logprobs, prompt_logprobs=of_prompt)
         echo = Echo(text=_text_of(model, prompt, ids, params), alone=alone) if request.echo else None
-        prepared.append(_prepared(engine, model, ids, params, param="prompt", echo=echo))
+        prepared.append(_prepared(model, slots, ids, params, param="prompt", echo=echo))
     return prepared
 
 
-def _text_of(model: Model, prompt: Prompt, ids: Sequence[int], params: SamplingParams) -> str:
+def _text_of(model: ModelFacts, prompt: Prompt, ids: Sequence[int], params: SamplingParams) -> str:
     """A prompt as text."""
     if isinstance(prompt, str) or model.tokenizer is None:
         return prompt if isinstance(prompt, str) else ""
     return model.tokenizer.decode(ids, skip_special_tokens=params.skip_special_tokens)
 
 
-def _prepare_chat(engine: Engine, request: ChatRequest) -> list[MakeServed]:
-    """The job of a chat.
-
-    Raises:
-        ApiError: for what this model or this server cannot do.
-    """
-    model = engine.model
+def _prepare_chat(model: ModelFacts, request: ChatRequest, slots: int) -> list[Prepared]:
     if request.top_logprobs is not None and not request.logprobs:
         raise ApiError(400, "top_logprobs needs logprobs=true", param="top_logprobs", code="invalid_value")
     ids = chat_token_ids(model, request)
@@ -89,10 +105,10 @@ def _prepare_chat(engine: Engine, request: ChatRequest) -> list[MakeServed]:
     logprobs = (request.top_logprobs or 0) if request.logprobs else None
     params = sampling_params(request, max_tokens=tokens, logprobs=logprobs)
     limit = "max_tokens" if request.max_completion_tokens is None else "max_completion_tokens"
-    return [_prepared(engine, model, ids, params, param="messages", limit=limit)]
+    return [_prepared(model, slots, ids, params, param="messages", limit=limit)]
 
 
-def chat_token_ids(model: Model, request: ChatRequest) -> list[int]:
+def chat_token_ids(model: ModelFacts, request: ChatRequest) -> list[int]:
     """The tokens of a chat, through the model's template.
 
     Raises:
@@ -113,18 +129,18 @@ def split_prompts_of(request: CompletionRequest) -> list[Prompt]:
 
 
 def _prepared(
-    engine: Engine,
-    model: Model,
+    model: ModelFacts,
+    slots: int,
     ids: Sequence[int],
     params: SamplingParams,
     *,
     param: str,
     limit: str = "max_tokens",
     echo: Echo | None = None,
-) -> MakeServed:
-    """The job that continues a prompt, which came from the field `param`. `limit`: that of `max_tokens`."""
-    if params.n > engine.settings.max_batch:
-        raise ApiError(400, f"n={params.n} outputs, this server has {engine.settings.max_batch} slots", param="n")
+) -> Prepared:
+    """What continues a prompt, which came from the field `param`. `limit`: that of `max_tokens`."""
+    if params.n > slots:
+        raise ApiError(400, f"n={params.n} outputs, this server has {slots} slots", param="n")
     if (room := model.max_seq_len - len(ids)) < params.max_tokens:
         got = f"a prompt of {len(ids)} tokens and asks for {params.max_tokens} more ({limit})"
         if room < 1:
@@ -144,12 +160,10 @@ def _prepared(
             f"{len(params.stop):,} of {sum(map(len, params.stop)):,}",
             param="stop",
         )
-    request = dataclasses.replace(request, index=next(_numbers))
-    group = SequenceGroup(request=request, sequences=make_sequences(model, request))
-    return lambda mailbox: ServedRequest(group=group, mailbox=mailbox, echo=echo)
+    return Prepared(request=request, echo=echo)
 
 
-def check_characters(model: Model, count: int, *, param: str) -> None:
+def check_characters(model: ModelFacts, count: int, *, param: str) -> None:
     """Raises ApiError for a text that cannot fit, before time goes into its tokens."""
     if model.tokenizer is None:
         return

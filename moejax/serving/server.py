@@ -43,10 +43,10 @@ def open_socket(host: str, port: int) -> socket.socket:
     return listening
 
 
-def url(host: str, port: int) -> str:
+def url(host: str, port: int, *, tls: bool = False) -> str:
     """Where a browser on this machine finds the page."""
     name = "localhost" if host in ("", "0.0.0.0", "::") else f"[{host}]" if ":" in host else host
-    return f"http://{name}:{port}/"
+    return f"{'https' if tls else 'http'}://{name}:{port}/"
 
 
 def tell_nobody(loading: bool) -> None:
@@ -84,6 +84,8 @@ class Server(uvicorn.Server):
                 backlog=1,  # how many are accepted in one go, and so how many errors there are when that fails
                 ws="none",
                 server_header=False,
+                ssl_keyfile=settings.tls and settings.tls.keyfile,
+                ssl_certfile=settings.tls and settings.tls.certfile,
             )
         )
         self._engine, self._settings, self._say = engine, settings, say

@@ -1,5 +1,7 @@
 """What a server is told when it starts. Imports no JAX."""
 
+import os
+import ssl
 from dataclasses import dataclass
 
 from moejax.runtime.buckets import MAX_SERVED_SEQUENCES
@@ -74,6 +76,31 @@ class AppSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Tls:
+    """The files of a private key and its certificate.
+
+    Raises:
+        ValueError: where they cannot be read, or are no pair.
+    """
+
+    keyfile: str
+    certfile: str
+
+    def __post_init__(self) -> None:
+        for path in (self.keyfile, self.certfile):
+            if not os.path.isfile(path):
+                raise ValueError(f"there is no file {path}; --ssl-keyfile and --ssl-certfile are files in PEM format")
+        try:
+            # Without a password: a server that is started by a machine can ask nobody for it.
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.certfile, self.keyfile, password="")
+        except OSError as error:  # SSLError is one
+            raise ValueError(
+                f"{self.certfile} and {self.keyfile} are no certificate and its private key, in PEM format and without "
+                f"a password ({error.strerror or error})"
+            ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
 class ServerSettings:
     """What the server that runs the application is told.
 
@@ -82,6 +109,7 @@ class ServerSettings:
     idle_seconds: within which one has to send something, as long as no answer to it is under way.
     max_connections: at a time.
     log_requests: whether there is a line for every request.
+    tls: what HTTPS is served with; None is HTTP.
 
     Raises:
         ValueError: for a number out of range.
@@ -92,6 +120,7 @@ class ServerSettings:
     idle_seconds: float = 60.0
     max_connections: int = DEFAULT_CONNECTIONS
     log_requests: bool = False
+    tls: Tls | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.shutdown_seconds <= 86400:

@@ -150,3 +150,9 @@ def test_a_mesh_without_devices_may_be_of_any_size() -> None:
     mesh = MeshConfig(data=4, expert=8, tensor=32).abstract()
     assert dict(mesh.shape) == {"data": 4, "expert": 8, "tensor": 32}
     assert mesh.axis_types == (AxisType.Auto,) * 3
+
+
+def test_short_names_of_axes() -> None:
+    assert MeshConfig.parse("ep=4,tp=2,dp=3") == MeshConfig(data=3, expert=4, tensor=2)
+    with pytest.raises(ValueError, match="twice"):
+        MeshConfig.parse("tp=2,tensor=2")

@@ -1,14 +1,17 @@
 """Every mistake is one line on stderr and exit code 2."""
 
+import io
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
 from moejax.cli import startup
 from moejax.cli.errors import describe, with_flags
-from moejax.cli.foreign_flags import NOT_HERE, OURS
+from moejax.cli.foreign_flags import NOT_HERE, OURS, SERVING_NOT_HERE, SERVING_OURS
+from moejax.cli.prompts import read_prompts
 from moejax.decoding.failures import NonFiniteLogitsError
 from tests.messages import error_line, says
 from tests.moejax.cli.conftest import Call
@@ -123,10 +126,7 @@ MISTAKES: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
     (("decode", "", *P), ("empty name", "'demo'")),
     (
         ("info", "mistralai/Mixtral-8x7B-v0.1"),
-        (
-            "mistralai/Mixtral-8x7B-v0.1",
-            "hf download mistralai/Mixtral-8x7B-v0.1 --exclude 'consolidated*' --local-dir Mixtral-8x7B-v0.1",
-        ),
+        ("no folder mistralai/Mixtral-8x7B-v0.1", "HF_HUB_OFFLINE"),
     ),
     (
         ("decode", "random:mixtral-8x7b", *P),
@@ -267,3 +267,28 @@ def test_flags_of_other_tools_are_answered_with_flags_that_exist(call: Call) -> 
     assert set(OURS.values()) <= known
     assert known.isdisjoint(OURS.keys() | NOT_HERE.keys())
     assert OURS.keys().isdisjoint(NOT_HERE)
+
+
+def test_flags_of_vllm_are_answered_by_serve(call: Call) -> None:
+    known = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", call("serve", "--help").out))
+    assert {"--served-model-name", "--max-num-seqs", "--max-model-len"} <= known
+    assert set(SERVING_OURS.values()) <= known
+    assert known.isdisjoint(SERVING_OURS.keys() | SERVING_NOT_HERE.keys())
+    error_line(call("serve", "demo", "--tensor-parallel-size", "2").err, "--tensor-parallel-size", "--mesh tensor=N")
+    error_line(call("decode", "demo", "--served-model-name", "x").err, "--served-model-name", "moejax serve")
+
+
+@pytest.mark.parametrize("text", ["@@x", "@{file}", "@-", "-"])
+def test_a_prompt_may_be_in_a_file(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "notes").write_text("one\ntwo\n")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"one\ntwo\n")))
+    expected = "@x" if text == "@@x" else "one\ntwo"
+    assert read_prompts([text.format(file=tmp_path / "notes")], []) == [expected]
+
+
+def test_files_that_are_no_prompt(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "empty").write_text("\n")
+    (tmp_path / "latin").write_bytes(b"\xe9")
+    for name, facts in (("none", ("No such file", "@@")), ("empty", ("empty",)), ("latin", ("UTF-8", "0xe9"))):
+        error_line(call("decode", "demo", "--prompt", f"@{tmp_path / name}").err, tmp_path / name, *facts)
+    error_line(call("decode", "demo", "--prompt", "-", "--prompt", "@-").err, "standard input", "once")

@@ -19,7 +19,8 @@ from moejax.serving.engine import Engine
 from moejax.serving.jobs import Mailbox, ServedRequest
 from moejax.serving.metrics import Metrics
 from moejax.serving.server import Server
-from moejax.serving.settings import AppSettings, EngineSettings, ServerSettings
+from moejax.serving.server import url as address
+from moejax.serving.settings import AppSettings, EngineSettings, ServerSettings, Tls
 
 WAIT_SECONDS = 300  # for anything: nothing is compiled yet in a clean clone, and machines may be busy
 
@@ -76,6 +77,7 @@ def running(
     say: Callable[[str], None] = lambda line: None,
     write_seconds: float = WAIT_SECONDS,
     send_buffer: int | None = None,
+    tls: Tls | None = None,
     **sizes: int,
 ) -> Iterator[Live]:
     """A server on a free port of the loopback, ready. `send_buffer`: bytes that the system keeps for a connection."""
@@ -90,13 +92,14 @@ def running(
             write_seconds=write_seconds,
             idle_seconds=idle_seconds,
             max_connections=max_connections,
+            tls=tls,
         )
         server = Server(app, engine, settings, say)
         thread = threading.Thread(target=lambda: asyncio.run(server._serve([listening])), daemon=True)
         thread.start()
         try:
             wait_until_ready(engine)
-            url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+            url = address("127.0.0.1", listening.getsockname()[1], tls=tls is not None).rstrip("/")
             yield Live(url=url, engine=engine, model=model, server=server)
         finally:
             engine.drain(0)

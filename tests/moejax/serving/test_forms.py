@@ -348,3 +348,11 @@ def test_variables_that_the_template_has_already(live: Live) -> None:
     answer = post(live, "/v1/chat/completions", asked)
     assert answer.status_code == 400
     says(error_of(answer)["message"], "'messages'")
+
+
+def test_embeddings_are_refused_by_name(live: Live) -> None:
+    with live.client() as client:
+        answer = client.post("/v1/embeddings", json={"model": "tiny", "input": "x"})
+    assert answer.status_code == 404
+    assert answer.json()["error"]["code"] == "unsupported_endpoint"
+    says(answer.json()["error"]["message"], "/v1/embeddings", "/v1/completions", "/v1/chat/completions")

@@ -1,0 +1,96 @@
+"""The file of answers: one line each, as they come; a second run goes on behind what is there. Imports no JAX."""
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+SYNC_SECONDS = 1.0  # how much of the work a crash of the machine may cost
+
+
+@dataclass(kw_only=True)
+class Answers:
+    """An opened file of answers.
+
+    done: custom_ids of the answers in it.  failed: how many of them are errors.
+    """
+
+    stream: BinaryIO
+    done: set[str] = field(default_factory=set)
+    failed: int = 0
+    _synced: float = field(default_factory=time.monotonic)
+
+    def write(self, answer: Mapping[str, Any]) -> None:
+        """Appends a line. It is on its way to the disk when this returns, and there a second later."""
+        self.stream.write((json.dumps(answer, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", "replace"))
+        self.stream.flush()
+        self.note(answer)
+        if time.monotonic() - self._synced >= SYNC_SECONDS:
+            self.sync()
+
+    def note(self, answer: Mapping[str, Any]) -> None:
+        """Counts an answer that is in the file."""
+        self.done.add(answer["custom_id"])
+        self.failed += is_error(answer)
+
+    def sync(self) -> None:
+        """Waits until all that was written is on the disk."""
+        os.fsync(self.stream.fileno())
+        self._synced = time.monotonic()
+
+
+@contextmanager
+def opened(path: Path, asked: Mapping[str, int], source: Path) -> Iterator[Answers]:
+    """The file of answers at `path`, made where there is none; a half-written last line is taken off it.
+
+    asked: the custom_ids of `source`, which the answers have to be to.
+
+    Raises:
+        ValueError: where the file holds something else, or another run writes to it.
+        OSError: where it cannot be written.
+    """
+    with path.open("a+b") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"{path} is being written by another run; give another --output") from error
+        answers = Answers(stream=stream)
+        stream.seek(0)
+        whole = 0
+        for number, raw in enumerate(stream, start=1):
+            if not raw.endswith(b"\n"):
+                break
+            whole += len(raw)
+            answer = _parsed(raw)
+            if answer is None:
+                raise ValueError(f"{path}: line {number} is no answer of a run like this; give another --output")
+            if answer["custom_id"] not in asked:
+                raise ValueError(
+                    f"{path}: line {number} answers {answer['custom_id']!r:.80}, which is not in {source}; "
+                    "give another --output"
+                )
+            answers.note(answer)
+        stream.truncate(whole)
+        try:
+            yield answers
+        finally:
+            answers.sync()
+
+
+def is_error(answer: Mapping[str, Any]) -> bool:
+    """Whether a line of answers says that something failed."""
+    response = answer.get("response")
+    return answer.get("error") is not None or (isinstance(response, dict) and response.get("status_code") != 200)
+
+
+def _parsed(raw: bytes) -> dict[str, Any] | None:
+    try:
+        value = json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) and isinstance(value.get("custom_id"), str) else None
