@@ -43,7 +43,7 @@ bench: $(VENV)/.installed-peers ## time moejax beside transformers and llama.cpp
 bench-docs: $(VENV)/.installed-peers ## make docs/benchmarks.md, its plots and the poster of what `make bench` measured
 	@$(BIN)/python -m scripts.bench_page $(BENCH) --docs
 
-figures: $(VENV)/.installed-bench ## draw every figure of docs/ again from the JSON beside it; times nothing
+figures: $(VENV)/.installed-plot ## draw every figure of docs/ again from the JSON beside it; times nothing
 	@$(BIN)/python -m scripts.redraw_figures
 
 docs: $(VENV)/.installed-docs ## build the site of docs/ in build/site; a link that leads nowhere is an error

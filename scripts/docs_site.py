@@ -24,7 +24,7 @@ FIRST = "index.md"
 RENAMED = {"README.md": FIRST, "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 # The menu, in order; a page that is not here is an error.
 MENU = {
-    "Use": ("decoding", "parallelism", "processes", "conversion", "serving"),
+    "Use": ("install", "decoding", "jax", "parallelism", "processes", "conversion", "serving"),
     "Plan": ("targets", "performance-model", "expert-load", "mesh-checks", "json", "predictions", "intra_vs_inter"),
     "Speed": ("benchmarks", "performance", "native", "kernels"),
     "Project": ("contributing", "decisions", "changelog"),
