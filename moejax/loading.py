@@ -229,17 +229,7 @@ def load(
     tell_unused_accelerator()
     available = chosen_devices(devices, mesh)
     backend = prepare_backend(expert_backend, jax.default_backend())
-    checkpoint = None
-    if revision is not None and (isinstance(source, Checkpoint) or str(source).startswith(RANDOM)):
-        raise ValueError(f"revision={revision} is of a model on Hugging Face that is given by its name")
-    if isinstance(source, str) and source.startswith(RANDOM):
-        config = named_config(source.removeprefix(RANDOM))
-        resolved_dtype = resolve_dtype(dtype, auto="bfloat16")
-    else:
-        resolve_dtype(dtype, auto="float32")  # a wrong word is refused before the folder is opened
-        checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, revision)
-        config = checkpoint.config
-        resolved_dtype = resolve_dtype(dtype, auto=checkpoint.dtype)
+    config, resolved_dtype, checkpoint = _opened(source, dtype, revision)
     limit = sequence_limit(max_seq_len, config)
     if isinstance(mesh, Split):
         split = mesh
@@ -247,8 +237,7 @@ def load(
         split = auto_split(config, resolved_dtype, limit, dispatch, available)
     else:
         split = resolve_split(config, mesh_config(mesh), dispatch)
-    if split.remark and jax.process_index() == 0:
-        _logger.info("%s", split.remark)
+    _log(logging.INFO, split.remark)
     # Before anything is built of a size that config.json says: whether the weights are there, and room for them.
     plan = None if checkpoint is None else checkpoint.plan(logical_tensors(weights_of(config)))
     parallel = make_parallel(config, split.mesh.build(available), split.dispatch)
@@ -269,11 +258,8 @@ def load(
         tokenizer, no_tokenizer_reason = None, random_tokenizer_message(str(source))
         params, ignored = random_params(structure, seed), {}
     else:
-        for remark in checkpoint.remarks if jax.process_index() == 0 else ():
-            _logger.warning("%s", remark)
+        _log(logging.WARNING, *checkpoint.remarks, checkpoint.tokenizer_remark)
         tokenizer = checkpoint.tokenizer
-        if (remark := checkpoint.tokenizer_remark) is not None and jax.process_index() == 0:
-            _logger.warning("%s", remark)
         no_tokenizer_reason = None if tokenizer else missing_tokenizer_message(checkpoint.folder)
         params, ignored = read_params(checkpoint, plan, structure), plan.ignored
     return Model(
@@ -287,6 +273,30 @@ def load(
         programs=Programs(structure.parallel.sharding()),
         folder=None if checkpoint is None else checkpoint.folder,
     )
+
+
+def _opened(
+    source: str | Path | Checkpoint, dtype: str | np.dtype | type, revision: str | None
+) -> tuple[ModelConfig, str, Checkpoint | None]:
+    """What is loaded, and in which dtype; no checkpoint where weights are random.
+
+    Raises:
+        ValueError: as `load`.
+    """
+    if revision is not None and (isinstance(source, Checkpoint) or str(source).startswith(RANDOM)):
+        raise ValueError(f"revision={revision} is of a model on Hugging Face that is given by its name")
+    if isinstance(source, str) and source.startswith(RANDOM):
+        return named_config(source.removeprefix(RANDOM)), resolve_dtype(dtype, auto="bfloat16"), None
+    resolve_dtype(dtype, auto="float32")  # a wrong word is refused before the folder is opened
+    checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, revision)
+    return checkpoint.config, resolve_dtype(dtype, auto=checkpoint.dtype), checkpoint
+
+
+def _log(level: int, *remarks: str | None) -> None:
+    """Those that there are, by the first of several processes."""
+    for remark in remarks if jax.process_index() == 0 else ():
+        if remark:
+            _logger.log(level, "%s", remark)
 
 
 @in_settled

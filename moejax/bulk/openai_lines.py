@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from moejax.bulk.lines import Line
-from moejax.bulk.work import Work
+from moejax.bulk.work import LineWork
 from moejax.decoding.api import Ended
 from moejax.decoding.requests import Request
 from moejax.decoding.results import DecodeResult
@@ -54,7 +54,7 @@ class _Job:
         return sum(group.generated for group in self.groups)
 
 
-def openai_work(line: Line, model: Model, names: Sequence[str]) -> Work:
+def openai_work(line: Line, model: Model, names: Sequence[str]) -> LineWork:
     """The work of a line. names: what the body may call the model, the first as the answer does.
 
     Raises:
@@ -83,7 +83,7 @@ def openai_work(line: Line, model: Model, names: Sequence[str]) -> Work:
         deltas = [_deltas(one) for one in results if isinstance(one, DecodeResult)]
         return _answered(line, 200, answer.whole(deltas))
 
-    return Work(requests=[one.request for one in prepared], word=word)
+    return LineWork(requests=[one.request for one in prepared], word=word)
 
 
 def refused(line: Line, error: ApiError) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from moejax.bulk.answers import Answers
 from moejax.bulk.lines import Line
-from moejax.bulk.work import PlainForm, Work, plain_error, plain_work
+from moejax.bulk.work import LineWork, PlainForm, plain_error, plain_work
 from moejax.decoding.api import Ended, decode_each
 from moejax.loading import Model
 
@@ -40,12 +40,12 @@ def _answer_window(
     names: Sequence[str],
     on_step: Callable[[int], None],
 ) -> None:
-    of_request: dict[int, Work] = {}
+    of_request: dict[int, LineWork] = {}
     missing: dict[int, dict[int, Ended | None]] = {}  # by the identity of the work: how its requests ended
     requests = []
     for line in window:
         work = _prepared(model, line, form, names)
-        if not isinstance(work, Work):
+        if not isinstance(work, LineWork):
             answers.write(work)
             on_step(0)
             continue
@@ -65,7 +65,7 @@ def _answer_window(
         on_step(0 if isinstance(result, Exception) else result.stats.generated_tokens)
 
 
-def _prepared(model: Model, line: Line, form: PlainForm, names: Sequence[str]) -> Work | dict[str, Any]:
+def _prepared(model: Model, line: Line, form: PlainForm, names: Sequence[str]) -> LineWork | dict[str, Any]:
     """The work of a line, or the error that answers it."""
     if line.kind != "openai":
         try:

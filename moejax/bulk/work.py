@@ -12,7 +12,7 @@ from moejax.decoding.sampling_params import SamplingParams, override
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
+class LineWork:
     """The requests of a line. word: from how they ended, in their order, the line that answers it."""
 
     requests: Sequence[Request]
@@ -32,7 +32,7 @@ class PlainForm:
     describe: Callable[[DecodeResult], dict[str, Any]]
 
 
-def plain_work(line: Line, model: ModelFacts, form: PlainForm) -> Work:
+def plain_work(line: Line, model: ModelFacts, form: PlainForm) -> LineWork:
     """The work of a plain line.
 
     Raises:
@@ -52,7 +52,7 @@ def plain_work(line: Line, model: ModelFacts, form: PlainForm) -> Work:
             return plain_error(line, str(result))
         return {"custom_id": line.custom_id, "prompt": given, **form.describe(result), "error": None}
 
-    return Work(requests=requests, word=word)
+    return LineWork(requests=requests, word=word)
 
 
 def plain_error(line: Line, message: str) -> dict[str, Any]:

@@ -51,14 +51,14 @@ LAYERED = ModelConfig(
 )
 
 
-class Measured(Protocol):
+class Timable(Protocol):
     """What is measured in rounds."""
 
     def measure(self) -> None: ...
 
 
 def calibrate(
-    name: str = "here", told: Callable[[str], None] = lambda what: None, beside: Sequence[Measured] = ()
+    name: str = "here", told: Callable[[str], None] = lambda what: None, beside: Sequence[Timable] = ()
 ) -> Hardware:
     """The figures of the devices here, all of one kind; `told` is told what is measured next.
 

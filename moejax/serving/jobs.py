@@ -141,7 +141,7 @@ class Echo:
     alone: bool
 
 
-class Asked(Protocol):
+class Answerable(Protocol):
     """What an answer is made of: the fields of `ServedRequest` of the same names."""
 
     @property

@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 from moejax.decoding.prompt_reports import prompt_logprobs
 from moejax.decoding.results import Logprob, TokenLogprobs
-from moejax.serving.jobs import Asked, Delta
+from moejax.serving.jobs import Answerable, Delta
 from moejax.serving.token_texts import TokenPlace, TokenTexts
 
 LOWEST_LOGPROB = -9999.0  # stands for minus infinity, which JSON cannot say
@@ -31,7 +31,7 @@ class ChoiceTokens:
     pending: list[tuple[TokenPlace, int, TokenLogprobs]] = field(default_factory=list)
 
 
-Job = TypeVar("Job", bound=Asked)
+Job = TypeVar("Job", bound=Answerable)
 
 
 @dataclass(kw_only=True)
@@ -135,7 +135,7 @@ class Answer(Generic[Job]):
             "stop_reason": delta.stop_reason,
         }
 
-    def _with_prompt(self, job: Asked, delta: Delta) -> Delta:
+    def _with_prompt(self, job: Answerable, delta: Delta) -> Delta:
         """The first delta of an output with its prompt in front, and without tokens where none were asked for."""
         assert job.echo is not None
         if job.echo.alone:
@@ -192,7 +192,7 @@ def _chat_logprobs(choice: ChoiceTokens, best: int, delta: Delta) -> dict[str, A
     return {"content": content, "refusal": None}
 
 
-def _first_entry(job: Asked) -> TokenLogprobs:
+def _first_entry(job: Answerable) -> TokenLogprobs:
     """What stands for the first token of a prompt, which no other token predicts: rank 0."""
     token, tokenizer = job.request.prompt[0], job.sequences[0].tokenizer
     text = "" if tokenizer is None else tokenizer.token_text(token)
