@@ -180,7 +180,9 @@ def test_on_a_terminal_ctrl_c_ends_an_answer_and_then_the_command(terminal: Term
     terminal.wait_for(r"\n> ")
     terminal.type("/none\n")
     says(terminal.wait_for(r"error: .*\n[^\n]*> "), "/none", "/exit")
-    terminal.type("half a line\x03")  # is dropped
+    terminal.type("half a line")
+    terminal.wait_for("half a line")  # read: Ctrl-C throws away what waits to be
+    terminal.type("\x03")
     terminal.wait_for(r"\n[^\n]*> ")
     terminal.type("\x03")
     assert terminal.process.wait(timeout=300) == 130
