@@ -20,7 +20,7 @@ EXAMPLES = (
     'moejax decode demo --prompt "The import statement"',
     'moejax decode path/to/checkpoint --chat --prompt "What is a list?" --temperature 0.7 -n 200',
     'moejax decode demo --prompt "A list is" --mesh expert=4,tensor=2 --simulate-devices 8',
-    'moejax decode path/to/checkpoint --chat --system "Answer in one sentence." --temperature 0.7 -n 500',
+    'moejax decode path/to/checkpoint --chat --system "Be brief."',
     "moejax decode demo --input prompts.jsonl --output answers.jsonl",
     r'cat notes.txt | moejax decode demo --prompt - --stop "\n\n" --json',
 )
