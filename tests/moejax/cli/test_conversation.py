@@ -22,7 +22,7 @@ SYSTEM = {"role": "system", "content": "be a list"}
 
 # As a terminal's own process group, with an answer that nothing but Ctrl-C ends: to a message "long".
 PROGRAM = """
-import fcntl, itertools, sys, termios
+import dataclasses, fcntl, itertools, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 import moejax
 from moejax.cli import main
@@ -31,7 +31,11 @@ def endless(model, prompts, params, *, stream):
     text = model.tokenizer.decode(prompts[0])
     print("PROMPT", repr(text), flush=True)
     events = decode(model, prompts, params, stream=stream)
-    yield from itertools.repeat(next(events)) if text.endswith("[user]long[assistant]") else events
+    if text.endswith("[user]long[assistant]"):
+        event = next(events)
+        yield from [event] * 40  # the context has room for what follows
+        yield from itertools.repeat(dataclasses.replace(event, text=""))
+    yield from events
 moejax.decode = endless
 main()
 """
