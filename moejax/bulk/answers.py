@@ -44,6 +44,30 @@ class Answers:
         self._synced = time.monotonic()
 
 
+def check_target(path: Path, asked: Mapping[str, int], source: Path) -> None:
+    """What `opened` would raise, told before a model is loaded; nothing is made or changed.
+
+    Raises:
+        ValueError, OSError: as `opened`.
+    """
+    if path.exists():
+        if not path.is_file():
+            raise ValueError(f"{path} is {'a folder' if path.is_dir() else 'no regular file'}; give another --output")
+        if path.samefile(source):
+            raise ValueError(
+                f"{path} is the input, {source}, which answers would be written into; give another --output"
+            )
+        with path.open("r+b") as stream:  # as it will be written: who may only read is told so
+            _lock(stream, path)
+            _read_answers(stream, path, asked, source)
+    elif not path.parent.is_dir():
+        raise ValueError(f"{path}: there is no folder {path.parent}; make it first")
+    elif not os.access(path.parent, os.W_OK | os.X_OK):
+        raise ValueError(
+            f"{path}: no file can be made in {path.parent}; give another --output, or chmod u+w the folder"
+        )
+
+
 @contextmanager
 def opened(path: Path, asked: Mapping[str, int], source: Path) -> Iterator[Answers]:
     """The file of answers at `path`, made where there is none; a half-written last line is taken off it.
@@ -55,31 +79,41 @@ def opened(path: Path, asked: Mapping[str, int], source: Path) -> Iterator[Answe
         OSError: where it cannot be written.
     """
     with path.open("a+b") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(f"{path} is being written by another run; give another --output") from error
-        answers = Answers(stream=stream)
-        stream.seek(0)
-        whole = 0
-        for number, raw in enumerate(stream, start=1):
-            if not raw.endswith(b"\n"):
-                break
-            whole += len(raw)
-            answer = _parsed(raw)
-            if answer is None:
-                raise ValueError(f"{path}: line {number} is no answer of a run like this; give another --output")
-            if answer["custom_id"] not in asked:
-                raise ValueError(
-                    f"{path}: line {number} answers {answer['custom_id']!r:.80}, which is not in {source}; "
-                    "give another --output"
-                )
-            answers.note(answer)
+        _lock(stream, path)
+        answers, whole = _read_answers(stream, path, asked, source)
         stream.truncate(whole)
         try:
             yield answers
         finally:
             answers.sync()
+
+
+def _lock(stream: BinaryIO, path: Path) -> None:
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ValueError(f"{path} is being written by another run; give another --output") from error
+
+
+def _read_answers(stream: BinaryIO, path: Path, asked: Mapping[str, int], source: Path) -> tuple[Answers, int]:
+    """The answers that are in the file, and the bytes up to the end of its last whole line."""
+    answers = Answers(stream=stream)
+    stream.seek(0)
+    whole = 0
+    for number, raw in enumerate(stream, start=1):
+        if not raw.endswith(b"\n"):
+            break
+        whole += len(raw)
+        answer = _parsed(raw)
+        if answer is None:
+            raise ValueError(f"{path}: line {number} is no answer of a run like this; give another --output")
+        if answer["custom_id"] not in asked:
+            raise ValueError(
+                f"{path}: line {number} answers {answer['custom_id']!r:.80}, which is not in {source}; "
+                "give another --output"
+            )
+        answers.note(answer)
+    return answers, whole
 
 
 def is_error(answer: Mapping[str, Any]) -> bool:

@@ -51,17 +51,21 @@ class BulkFlags:
         return self.input is not None
 
     def survey(self, params: "SamplingParams", **others: bool) -> "Survey":
-        """Looks through the input. others: further flags that were given, by their names.
+        """Looks through the input and what is in the output. others: further flags that were given, by their names.
 
         Raises:
-            ValueError: for flags that do not go with files, and for an input that is none.
+            ValueError: for flags that do not go with files, an input that is none, and an output that cannot be one.
+            OSError: for a file that cannot be opened.
         """
+        from moejax.bulk.answers import check_target
         from moejax.bulk.lines import survey
         from moejax.decoding.sampling_params import SamplingParams
 
         if wrong := next((name for name, given in others.items() if given), None):
             raise ValueError(f"--{wrong.replace('_', '-')} does not go with --input; leave one of them out")
-        found = survey(Path(self.input or ""))
+        source = Path(self.input or "")
+        found = survey(source)
+        check_target(Path(self.output or ""), found.numbers, source)
         if found.openai is not None:
             startup.check_extra("serve", "fastapi", "pydantic")
             if params != SamplingParams():

@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from moejax.cli import console, options, startup
+from moejax.cli import console, conversation, options, startup
 from moejax.cli.bulk import BulkFlags
 from moejax.cli.devices import Devices, Processes
 from moejax.cli.groups import grouped
@@ -20,6 +20,7 @@ EXAMPLES = (
     'moejax decode demo --prompt "The import statement"',
     'moejax decode path/to/checkpoint --chat --prompt "What is a list?" --temperature 0.7 -n 200',
     'moejax decode demo --prompt "A list is" --mesh expert=4,tensor=2 --simulate-devices 8',
+    'moejax decode path/to/checkpoint --chat --system "Be brief."',
     "moejax decode demo --input prompts.jsonl --output answers.jsonl",
     r'cat notes.txt | moejax decode demo --prompt - --stop "\n\n" --json',
 )
@@ -83,10 +84,15 @@ def decode(
         found = bulk.survey(
             params, **others, save_expert_load=save_expert_load is not None, num_processes=processes.several
         )
+    talks, piped = prompts.chat and not prompts.count and not bulk.given, None
+    if talks:
+        others = dict(json=json, no_stream=stream is False, save_expert_load=save_expert_load is not None)
+        conversation.check_flags(params, **others, num_processes=processes.several)
+        piped = conversation.piped_lines()
     live = _is_live(stream, prompts.count, params, json=json)
     startup.enter(processes, debug=debug)
     from moejax.cli.facts import read_facts  # here and below, so that --help starts quickly
-    from moejax.cli.prompts import encode_prompts
+    from moejax.cli.prompts import encode, encode_prompts
     from moejax.decoding.requests import make_requests
     from moejax.planning.auto import check_split
     from moejax.planning.expert_load import check_new_file
@@ -95,7 +101,10 @@ def decode(
         check_new_file(Path(save_expert_load))
     facts = read_facts(checkpoint, max_seq_len)
     check_split(facts.config, mesh.mesh, mesh.dispatch)
-    encoded = [] if found else encode_prompts(facts, prompts)
+    if talks:
+        encoded = [encode(facts, "any", chat=True, system=prompts.system)]  # only to tell what no message gets around
+    else:
+        encoded = [] if found else encode_prompts(facts, prompts)
     if encoded:
         make_requests(facts, encoded, params, {})  # only to tell mistakes before the weights are read
     began = time.perf_counter()
@@ -107,6 +116,9 @@ def decode(
     loaded = load_model(facts, mesh, model, batch_size=MAX_SEQUENCES if found else len(encoded) * params.n, quiet=quiet)
     if found:
         return bulk.run(loaded, found, prompts, params, [short_name(given), given], quiet=quiet)
+    if talks:
+        talk = conversation.Talk(model=loaded, params=params, system=prompts.system, quiet=quiet)
+        return conversation.converse(talk, piped)
     load_seconds = time.perf_counter() - began
     if live:
         printed = output.stream(loaded, encoded[0], params, quiet=quiet)

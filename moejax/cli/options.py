@@ -127,7 +127,14 @@ class PromptFlags:
         list[str] | None,
         option("--token-ids", metavar="IDS", help='A prompt of token ids, "0 17 42", repeatable.'),
     ] = None
-    chat: Annotated[bool, option("--chat", help="Each prompt is a user's message, put into the chat template.")] = False
+    chat: Annotated[
+        bool,
+        option(
+            "--chat",
+            help="Each prompt is a user's message, put into the chat template. Without a prompt: a conversation, a "
+            "message per line that is typed or piped.",
+        ),
+    ] = False
     system: Annotated[str | None, option("--system", metavar="TEXT", help="System message, with --chat.")] = None
 
     @property

@@ -40,12 +40,13 @@ def read_prompts(texts: Sequence[str], token_ids: Sequence[str]) -> list[str | l
     prompts = [*map(_text_of, texts), *map(_parse_ids, token_ids)]
     if not prompts:
         raise ValueError(
-            'there is no prompt; give --prompt "TEXT", --prompt - for standard input, or --token-ids "0 17 42"'
+            'there is no prompt; give --prompt "TEXT", --prompt - for standard input, --token-ids "0 17 42", or '
+            "--chat for a conversation"
         )
     for index, prompt in enumerate(prompts):
         if prompt == "":
             raise ValueError(f"prompt {index} is empty: give at least one character, or --token-ids")
-        if isinstance(prompt, str) and not _is_unicode(prompt):
+        if isinstance(prompt, str) and not is_unicode(prompt):
             raise ValueError(f"prompt {index} is not UTF-8 text ({prompt!r:.80}); convert it with iconv")
     return prompts
 
@@ -82,7 +83,7 @@ def _read_file(path: Path) -> str:
         raise ValueError(
             f"--prompt @{path}: {error.strerror or error}; a prompt that itself begins with @ is written with @@"
         ) from error
-    if not (text := _decoded(data, str(path))):
+    if not (text := decoded(data, str(path))):
         raise ValueError(f"--prompt @{path}: the file is empty")
     return text
 
@@ -90,13 +91,18 @@ def _read_file(path: Path) -> str:
 def _read_stdin() -> str:
     if sys.stdin.isatty():
         console.remark("reading the prompt from the terminal, end it with Ctrl-D on a line of its own")
-    text = _decoded(sys.stdin.buffer.read(), "standard input")
+    text = decoded(sys.stdin.buffer.read(), "standard input")
     if not text:
         raise ValueError("--prompt - reads standard input, which is empty; pipe the prompt's text into it")
     return text
 
 
-def _decoded(data: bytes, what: str) -> str:
+def decoded(data: bytes, what: str) -> str:
+    """Text of UTF-8 without its last line break. what: where it comes from.
+
+    Raises:
+        ValueError: for other bytes.
+    """
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -107,7 +113,7 @@ def _decoded(data: bytes, what: str) -> str:
     return text.removesuffix("\n").removesuffix("\r")
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
     """Whether text from the command line was UTF-8: Python keeps other bytes as lone surrogates."""
     return not any("\ud800" <= character <= "\udfff" for character in text)
 

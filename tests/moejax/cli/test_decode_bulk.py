@@ -15,6 +15,7 @@ from tests.messages import error_line, says
 from tests.moejax.cli.conftest import Call
 from tests.moejax.decoding.tiny_checkpoint import Tiny
 
+TOO_LARGE = "random:mixtral-8x7b"  # to be loaded: what is told of it is told before
 PLAIN = {"prompt": "abc", "max_tokens": 4}
 
 
@@ -147,13 +148,36 @@ def test_mistakes_are_told_before_anything_is_loaded(call: Call, tiny_folder: Pa
     error_line(refused(one, "--input", tmp_path / "none", "--output", one.output), tmp_path / "none")
 
 
-def test_an_output_of_something_else_is_left_alone(call: Call, tiny: Tiny, tiny_folder: Path, tmp_path: Path) -> None:
+def test_an_output_that_cannot_be_written_is_told_before_anything_is_loaded(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = Files(tmp_path, PLAIN)
+
+    def refused(target: Path, *facts: object) -> None:
+        done = call("decode", TOO_LARGE, "--input", files.input, "--output", target)
+        assert done.status == 2
+        error_line(done.err, target, *facts)
+
+    refused(tmp_path, "folder", "--output")
+    refused(tmp_path / "none" / "out", "no folder", tmp_path / "none")
+    before = files.input.read_bytes()
+    same = tmp_path / "same"
+    same.symlink_to(files.input)
+    for one in (files.input, same):
+        refused(one, "input", files.input, "--output")
+    assert files.input.read_bytes() == before
+    monkeypatch.setattr("os.access", lambda *_: False)
+    refused(files.output, "no file", tmp_path)
+    assert not files.output.exists()
+
+
+def test_an_output_of_something_else_is_left_alone(call: Call, tmp_path: Path) -> None:
     files = Files(tmp_path, PLAIN)
     for text, facts in (('{"custom_id": "x"}\n', ("line 1", "'x'", files.input)), ("notes\n", ("line 1",))):
         files.output.write_text(text)
-        error_line(call("decode", tiny_folder, *files.flags, "--quiet").err, files.output, *facts)
+        error_line(call("decode", TOO_LARGE, *files.flags, "--quiet").err, files.output, *facts)
         assert files.output.read_text() == text
     files.output.write_text("")
     with files.output.open("ab") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        error_line(call("decode", tiny_folder, *files.flags, "--quiet").err, files.output, "another run")
+        error_line(call("decode", TOO_LARGE, *files.flags, "--quiet").err, files.output, "another run")
