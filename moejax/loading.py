@@ -135,7 +135,7 @@ class Model:
 
     def tensors(self) -> dict[str, Array]:
         """All weights by our names, as `get` gives them, to take gradients of. Takes the model's memory once more."""
-        return self.structure.unpack(self.params)
+        return {path: array.copy() for path, array in self.structure.unpack(self.params).items()}
 
     def with_params(self, new: Mapping[str, ArrayLike]) -> "Model":
         """This model with other numbers for the weights that `new` names; all else is shared, compiled programs too.

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+_BEGINNINGS = (b'{"custom_id": "', b'{"id": "batch_req_')  # of the lines: what is half-written begins as one of them
 SYNC_SECONDS = 1.0  # how much of the work a crash of the machine may cost
 
 
@@ -27,7 +28,7 @@ class Answers:
 
     def write(self, answer: Mapping[str, Any]) -> None:
         """Appends a line. It is on its way to the disk when this returns, and there a second later."""
-        self.stream.write((json.dumps(answer, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", "replace"))
+        self.stream.write(_written(answer))
         self.stream.flush()
         self.note(answer)
         if time.monotonic() - self._synced >= SYNC_SECONDS:
@@ -75,9 +76,13 @@ def opened(path: Path, asked: Mapping[str, int], source: Path) -> Iterator[Answe
     asked: the custom_ids of `source`, which the answers have to be to.
 
     Raises:
-        ValueError: where the file holds something else, or another run writes to it.
+        ValueError: where the file holds something else or is `source`, or another run writes to it.
         OSError: where it cannot be written.
     """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise ValueError(f"{path} is no regular file, which a later run could go on behind; give another --output")
+    if path.exists() and path.samefile(source):
+        raise ValueError(f"{path} is the input as well; give another --output")
     with path.open("a+b") as stream:
         _lock(stream, path)
         answers, whole = _read_answers(stream, path, asked, source)
@@ -101,10 +106,10 @@ def _read_answers(stream: BinaryIO, path: Path, asked: Mapping[str, int], source
     stream.seek(0)
     whole = 0
     for number, raw in enumerate(stream, start=1):
-        if not raw.endswith(b"\n"):
+        if not raw.endswith(b"\n") and any(raw[: len(one)] == one[: len(raw)] for one in _BEGINNINGS):
             break
         whole += len(raw)
-        answer = _parsed(raw)
+        answer = _parsed(raw) if raw.endswith(b"\n") else None
         if answer is None:
             raise ValueError(f"{path}: line {number} is no answer of a run like this; give another --output")
         if answer["custom_id"] not in asked:
@@ -120,6 +125,14 @@ def is_error(answer: Mapping[str, Any]) -> bool:
     """Whether a line of answers says that something failed."""
     response = answer.get("response")
     return answer.get("error") is not None or (isinstance(response, dict) and response.get("status_code") != 200)
+
+
+def _written(answer: Mapping[str, Any]) -> bytes:
+    """A line. What UTF-8 cannot hold, a lone surrogate, is escaped, so that it is read again as it was."""
+    try:
+        return (json.dumps(answer, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    except UnicodeEncodeError:
+        return (json.dumps(answer, allow_nan=False) + "\n").encode()
 
 
 def _parsed(raw: bytes) -> dict[str, Any] | None:

@@ -1,6 +1,7 @@
 """The lines of an input: `{"prompt": ...}` with sampling parameters, or those of OpenAI's batch API. Imports no JAX."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,9 +35,11 @@ def survey(path: Path) -> Survey:
     """Looks through a file once, before anything is loaded.
 
     Raises:
-        ValueError: for a file without lines, or with two that have the same custom_id.
+        ValueError: for a file without lines, with two that have the same custom_id, or a pipe, which is read once only.
         OSError: for one that cannot be read.
     """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise ValueError(f"{path} is no regular file, and the input is read twice: write it to a file first")
     numbers: dict[str, int] = {}
     openai = None
     for line in read_lines(path):
@@ -64,7 +67,7 @@ def read_lines(path: Path) -> Iterator[Line]:
 def parse_line(raw: bytes, number: int) -> Line:
     """One line of a file."""
     try:
-        value = json.loads(raw.decode("utf-8-sig"))
+        value = json.loads(raw.decode("utf-8-sig"), parse_constant=_finite, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         return _broken(number, {}, f"it is no JSON in UTF-8 ({error})")
     if not isinstance(value, dict):
@@ -79,6 +82,14 @@ def parse_line(raw: bytes, number: int) -> Line:
     if "prompt" not in value:
         return _broken(number, value, "it has no prompt, and none of OpenAI's method, url and body")
     return Line(number=number, kind="plain", custom_id=custom_id or f"line-{number}", value=value)
+
+
+def _finite(word: str) -> float:
+    """A number of JSON, which has neither NaN nor infinity: no answer could repeat them."""
+    value = float(word)
+    if not math.isfinite(value):
+        raise ValueError(f"{word[:40]} is no finite number")
+    return value
 
 
 def _broken(number: int, value: Mapping[str, Any], problem: str) -> Line:

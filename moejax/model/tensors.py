@@ -32,7 +32,7 @@ def read_tensor(structure: Structure, params: ParamTree, name: str) -> Array:
     weight, parallel = tensor.weight, structure.parallel
     layout, peers = make_ops(structure.backend).layout, parallel.rules.parts("experts")
     found = take(weight, params[weight.parameter], layout, structure.held(weight), peers, tensor.expert)
-    return jax.device_put(found, parallel.sharding())
+    return jax.device_put(found.copy(), parallel.sharding())  # a caller may donate it
 
 
 @in_settled
@@ -44,7 +44,7 @@ def with_tensors(structure: Structure, params: ParamTree, new: Mapping[str, Arra
     """
     sharding, placed = structure.parallel.sharding, {}
     for path, (tensor, numbers) in checked(new, structure.config).items():
-        placed[path] = jax.device_put(numbers, sharding(*tensor.weight.axes))
+        placed[path] = jax.device_put(numbers.copy(), sharding(*tensor.weight.axes))  # as above
     changed = replace_tensors(structure, params, placed)
     # Compiled programs take arrays only from where they were when the program was made.
     return {

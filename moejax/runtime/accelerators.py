@@ -62,6 +62,12 @@ def tell_unused_accelerator() -> None:
     """Logs it as a warning, once, if JAX runs on the CPU without having been told to."""
     import jax
 
-    told = os.environ.get("JAX_PLATFORMS") or jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
-    if not told and jax.default_backend() == "cpu" and (reason := unused_accelerator()):
+    if not _told() and jax.default_backend() == "cpu" and (reason := unused_accelerator()):
         _logger.warning("%s", reason)
+
+
+def _told() -> str | None:
+    """The platforms that JAX was told to use."""
+    import jax
+
+    return os.environ.get("JAX_PLATFORMS") or jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]

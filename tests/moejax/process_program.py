@@ -47,8 +47,8 @@ def main(process_id: int, port: int) -> None:
     jax.distributed.initialize(f"127.0.0.1:{port}", 2, process_id)
     opened: list[Checkpoint] = []
 
-    def opening(source: str) -> Checkpoint:
-        opened.append(open_checkpoint(source))
+    def opening(source: str, revision: str | None) -> Checkpoint:
+        opened.append(open_checkpoint(source, revision))
         return opened[-1]
 
     with mock.patch.object(loading, "open_checkpoint", opening):

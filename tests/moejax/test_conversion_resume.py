@@ -214,7 +214,7 @@ def test_a_restart_that_is_stopped_never_shows_the_old_weights(
         raise Stopped
 
     with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(f"convert.{stage}", stop)
+        patch.setattr(f"moejax._convert.{stage}", stop)
         moejax.convert(tmp_path / "orbax", target, restart=True)
     with pytest.raises(ValueError, match="unfinished conversion"):
         moejax.load(target)

@@ -42,8 +42,8 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[Checkpoint]:
     """The checkpoints that `load` opens, with their count of bytes."""
     checkpoints: list[Checkpoint] = []
 
-    def opening(source: Any) -> Checkpoint:
-        checkpoints.append(open_checkpoint(source))
+    def opening(source: Any, revision: str | None) -> Checkpoint:
+        checkpoints.append(open_checkpoint(source, revision))
         return checkpoints[-1]
 
     monkeypatch.setattr(loading, "open_checkpoint", opening)

@@ -115,7 +115,7 @@ def test_losses_are_bold_and_wrong_tokens_named() -> None:
 
 def test_without_matplotlib_the_install_line_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"matplotlib.* pip install 'moejax\[bench\]'"):
+    with pytest.raises(ValueError, match=r"matplotlib.* pip install 'moejax\[plot\]'"):
         write_report(tmp_path, comparison())
 
 

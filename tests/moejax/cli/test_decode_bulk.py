@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -181,3 +182,45 @@ def test_an_output_of_something_else_is_left_alone(call: Call, tmp_path: Path) -
     with files.output.open("ab") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         error_line(call("decode", TOO_LARGE, *files.flags, "--quiet").err, files.output, "another run")
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
+def test_numbers_that_json_has_not_fail_alone(call: Call, tiny_folder: Path, tmp_path: Path, number: str) -> None:
+    files = Files(tmp_path, f'{{"prompt": {number}}}', f'{{"prompt": [5, {number}]}}', PLAIN)
+    assert call("decode", tiny_folder, *files.flags).status == 1
+    assert [one["error"] is None for _, one in sorted(files.answers.items())] == [False, False, True]
+
+
+def test_lone_surrogates_are_written_as_they_were(call: Call, tiny_folder: Path, tmp_path: Path) -> None:
+    files = Files(tmp_path, {"custom_id": "\ud800", **PLAIN}, {"prompt": "\udfff"})
+    for _ in range(2):  # the second run knows the answers of the first
+        assert call("decode", tiny_folder, *files.flags).status == 1
+        assert {name: one["prompt"] for name, one in files.answers.items()} == {"\ud800": "abc", "line-2": "\udfff"}
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_answers_never_go_into_the_input(call: Call, tiny_folder: Path, tmp_path: Path, link: bool) -> None:
+    files = Files(tmp_path, {"custom_id": "a", **PLAIN})
+    files.input.write_text(before := files.input.read_text() + '{"custom_id": "b", "prompt": "x"}')  # no end of line
+    if link:
+        files.output.symlink_to(files.input)
+    else:
+        files.output = files.input
+    error_line(call("decode", tiny_folder, *files.flags).err, files.output.name, "input", "--output")
+    assert files.input.read_text() == before
+
+
+@pytest.mark.parametrize("text", ["notes without an end of line", '{"custom_id": 3', '{"id": "other'])
+def test_only_half_an_answer_is_taken_off_the_output(call: Call, tiny_folder: Path, tmp_path: Path, text: str) -> None:
+    files = Files(tmp_path, PLAIN)
+    files.output.write_text(text)
+    error_line(call("decode", tiny_folder, *files.flags).err, "line 1", "--output")
+    assert files.output.read_text() == text
+
+
+@pytest.mark.parametrize("which", ["input", "output"])
+def test_pipes_are_refused(call: Call, tiny_folder: Path, tmp_path: Path, which: str) -> None:
+    files = Files(tmp_path, PLAIN)
+    setattr(files, which, tmp_path / "pipe")
+    os.mkfifo(tmp_path / "pipe")
+    error_line(call("decode", tiny_folder, *files.flags).err, "pipe", "regular file")

@@ -92,7 +92,6 @@ def test_sigterm_under_load_finishes_what_runs(tiny: Tiny, tiny_folder: Path) ->
         *_, last = (line for line in text.splitlines() if line)
         assert last == "data: [DONE]" or "shutting down" in json.loads(last[6:])["error"]["message"]
     says(err, "2 sequences", "256 tokens")
-    assert "programs compiled in" in err
     assert f"ready: open {url}/\n" in err
     assert re.search(r"^stopped: [23] requests finished, [01] ", err, re.M)
     assert "Traceback" not in err

@@ -114,3 +114,17 @@ def test_what_cannot_be_replaced(tiny: Tiny, name: str, array: Any, facts: list[
     if "got" not in facts[1] and "int32" not in facts[1]:
         with refuses(ValueError, *facts):
             tiny.model.get(name)
+
+
+def test_arrays_that_are_donated_are_no_model_s(folder: Path, tiny: Tiny) -> None:
+    model = moejax.load(folder / "one", dtype="float32")
+    query = "layers.0.attention.q"
+    assert tiny.model.names() == model.names()
+    before = np.asarray(model.get(query)).copy()
+    given = {name: model.get(name) for name in model.names()}
+    other = model.with_params(given)
+    for array in (*given.values(), *model.tensors().values()):
+        array.delete()  # as donating it to a program does
+    for one in (model, other):
+        assert jnp.array_equal(one.get(query), before)
+        assert moejax.decode(one, [[1, 2, 3]], max_tokens=2)[0].token_ids

@@ -14,6 +14,7 @@ from tests.messages import says
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(accelerators, "ROOT", tmp_path)
     (tmp_path / "dev").mkdir()
+    monkeypatch.setattr(accelerators, "_told", lambda: None)
     accelerators.tell_unused_accelerator.cache_clear()
     return tmp_path
 
@@ -69,11 +70,11 @@ def test_it_is_logged_once_and_not_where_the_cpu_was_asked_for(
     root: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     card(root, "580.65.06")
-    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setattr(accelerators, "_told", lambda: "cpu")
     accelerators.tell_unused_accelerator()
     assert caplog.records == []
     accelerators.tell_unused_accelerator.cache_clear()
-    monkeypatch.delenv("JAX_PLATFORMS")
+    monkeypatch.setattr(accelerators, "_told", lambda: "")
     for _ in range(2):
         accelerators.tell_unused_accelerator()
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
