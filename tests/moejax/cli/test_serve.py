@@ -166,8 +166,8 @@ def test_model_that_cannot_be_loaded(
     health: list[httpx.Response] = []
     url = server.url
 
-    def noted(host: str, port: int) -> str:
-        urls.append(url(host, port))
+    def noted(host: str, port: int, *, tls: bool) -> str:
+        urls.append(url(host, port, tls=tls))
         return urls[0]
 
     def load(*_: object, **__: object) -> None:

@@ -17,7 +17,7 @@ from moejax.serving.client_log import log_to
 from moejax.serving.server import Server, open_socket
 from moejax.serving.settings import ServerSettings
 
-SECONDS = 1.5  # in which asyncio tries twice to accept
+ATTEMPTS, SECONDS = 2, 60.0  # to accept, that are waited for, and how long
 
 
 async def fine() -> None: ...
@@ -53,7 +53,9 @@ def main() -> None:
         with contextlib.suppress(OSError):
             while True:
                 clients.append(socket.create_connection(address))
-        time.sleep(SECONDS)
+        until = time.monotonic() + SECONDS
+        while len(attempts) < ATTEMPTS and time.monotonic() < until:
+            time.sleep(0.05)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         for one in clients:
             one.close()
