@@ -3,8 +3,8 @@
     python -m scripts.walk_docs FOLDER [PAGE ...]
 
 FOLDER is a new one, in which the names that pages use for a checkpoint are the bundled one. Commands run one after the
-other, each page in a folder of its own; the first that fails ends the walk. Of what a page shows as printed, every line
-has to be there, digits and spaces apart.
+other, each page in a folder of its own, in which are the files that it shows with `cat`. Of what a page shows as
+printed, every line has to be there, digits, spaces and line breaks apart.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
-CHECKPOINTS = ("Mixtral-8x7B-v0.1", "path/to/checkpoint", "CHECKPOINT")
+CHECKPOINTS = ("Mixtral-8x7B-v0.1", "mistralai/Mixtral-8x7B-v0.1", "path/to/checkpoint", "CHECKPOINT")
 SECONDS = 600  # that a command may take
 # Beginnings and parts of commands that are not typed, with the reason.
 NOT_TYPED = {
@@ -48,12 +48,18 @@ class Shown:
     printed: tuple[str, ...] = ()
 
     @property
+    def file(self) -> str | None:
+        """The name of the file that is shown by the command."""
+        return self.command.removeprefix("cat ") if self.command.startswith("cat ") else None
+
+    @property
     def why_not_typed(self) -> str | None:
         return next((reason for part, reason in NOT_TYPED.items() if part in self.command), None)
 
 
 def shown(page: str, text: str) -> Iterator[Shown]:
-    """Every moejax command in the fenced blocks of a page: lines after `$ `, or in a block of nothing but commands."""
+    """Every moejax command, and file shown by `cat`, in the fenced blocks of a page: lines after `$ `, or in a block of
+    nothing but commands."""
     for kind, block in _FENCE.findall(text):
         lines = block.replace("\\\n", " ").splitlines()
         console = kind == "console" or any(line.startswith("$ ") for line in lines)
@@ -63,7 +69,7 @@ def shown(page: str, text: str) -> Iterator[Shown]:
             word = line.removeprefix("$ ") if console else line
             begins = line.startswith("$ ") if console else line.startswith(("moejax ", "$ "))
             if begins:
-                if command is not None and command.startswith("moejax "):
+                if command is not None and command.startswith(("moejax ", "cat ")):
                     yield Shown(page=page, command=command, printed=tuple(printed))
                 command, printed = re.sub(r"\s+#.*$|\s+$", "", re.sub(r" {2,}", " ", word)), []
             elif console:
@@ -77,7 +83,7 @@ def comparable(line: str) -> str:
 
 def missing(one: Shown, output: str) -> list[str]:
     """The shown lines that were not printed; "..." stands for any."""
-    printed = {comparable(line) for line in output.replace("\\\n", " ").splitlines()}
+    printed = comparable(output.replace("\\\n", " "))
     return [line for line in one.printed if line.strip() not in ("", "...") and comparable(line) not in printed]
 
 
@@ -94,6 +100,9 @@ def main() -> None:
         for name in CHECKPOINTS:
             shutil.copytree(demo, folder / name)
         for one in shown(page, (ROOT / page).read_text(encoding="utf-8")):
+            if one.file:
+                (folder / one.file).write_text("\n".join(one.printed) + "\n", encoding="utf-8")
+                continue
             if one.why_not_typed:
                 print(f"{page}: not typed, {one.why_not_typed}: {one.command}")
                 continue

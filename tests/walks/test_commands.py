@@ -7,19 +7,21 @@ import pytest
 from moejax.cli.app import run
 from scripts.walk_docs import PAGES, ROOT, Shown, missing, shown
 
-COMMANDS = [one for page in PAGES for one in shown(page, (ROOT / page).read_text(encoding="utf-8"))]
+COMMANDS = [one for page in PAGES for one in shown(page, (ROOT / page).read_text(encoding="utf-8")) if one.file is None]
 
 
 def test_a_page_is_read_as_it_is_typed() -> None:
     page = (
         "```console\n$ make demo\nnothing of ours\n$ moejax info demo      # what is in it\ntwo  lines\n...\n"
         "of 1.5 MB \\\n  output\n```\ntext\n"
-        "```\nmoejax decode demo \\\n    -n 4\nmoejax info\n```\n```python\nmoejax x\n```\n"
+        "```\nmoejax decode demo \\\n    -n 4\nmoejax info\n```\n"
+        "```console\n$ cat a.jsonl\n{}\n```\n```python\nmoejax x\n```\n"
     )
-    first, second, third = shown("page", page)
+    first, second, third, fourth = shown("page", page)
     assert (first.command, first.printed) == ("moejax info demo", ("two  lines", "...", "of 1.5 MB    output"))
     assert (second.command, second.printed) == ("moejax decode demo -n 4", ())
     assert third.command == "moejax info"
+    assert (fourth.file, fourth.printed, third.file) == ("a.jsonl", ("{}",), None)
     assert missing(first, "a line\ntwo lines\nof 22,7 MB \\\n output\n") == []
     assert missing(first, "two lines") == ["of 1.5 MB    output"]
 
