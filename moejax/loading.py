@@ -231,17 +231,12 @@ def load(
     backend = prepare_backend(expert_backend, jax.default_backend())
     config, resolved_dtype, checkpoint = _opened(source, dtype, revision)
     limit = sequence_limit(max_seq_len, config)
-    if isinstance(mesh, Split):
-        split = mesh
-    elif mesh == AUTO:
-        split = auto_split(config, resolved_dtype, limit, dispatch, available)
-    else:
-        split = resolve_split(config, mesh_config(mesh), dispatch)
-    _log(logging.INFO, split.remark)
+    split = _chosen_split(mesh, dispatch, config, resolved_dtype, limit, available)
     # Before anything is built of a size that config.json says: whether the weights are there, and room for them.
     plan = None if checkpoint is None else checkpoint.plan(logical_tensors(weights_of(config)))
     parallel = make_parallel(config, split.mesh.build(available), split.dispatch)
     check_fits(config, parallel, resolved_dtype)
+    _log(logging.INFO, split.remark)
     structure = make_structure(config, backend, resolved_dtype, parallel)
     check_same(
         {
@@ -273,6 +268,22 @@ def load(
         programs=Programs(structure.parallel.sharding()),
         folder=None if checkpoint is None else checkpoint.folder,
     )
+
+
+def _chosen_split(
+    mesh: MeshConfig | str | Mapping[str, int] | Mesh | Split | None,
+    dispatch: str,
+    config: ModelConfig,
+    dtype: str,
+    max_seq_len: int,
+    available: Sequence[Any],
+) -> Split:
+    """The split that `load` was asked for, or the one that the comparison of all ranks first."""
+    if isinstance(mesh, Split):
+        return mesh
+    if mesh == AUTO:
+        return auto_split(config, dtype, max_seq_len, dispatch, available)
+    return resolve_split(config, mesh_config(mesh), dispatch)
 
 
 def _opened(

@@ -120,7 +120,7 @@ class MeshConfig:
 
 
 def mesh_config(mesh: "MeshConfig | str | Mapping[str, int] | Mesh | AbstractMesh | None") -> MeshConfig:
-    """A mesh from any of the forms in which it can be given; None is one device.
+    """A mesh from any of the forms in which it can be given; None is one device. Axes as `MeshConfig.parse` reads them.
 
     Of a `jax.sharding.Mesh` these are its sizes: `devices_of_mesh` has its devices.
 
@@ -135,9 +135,14 @@ def mesh_config(mesh: "MeshConfig | str | Mapping[str, int] | Mesh | AbstractMes
         return mesh
     sizes: Any = getattr(mesh, "shape", mesh) if hasattr(mesh, "axis_names") else mesh
     if isinstance(sizes, Mapping):
-        for axis in sizes:
+        named: dict[str, int] = {}
+        for given, size in sizes.items():
+            axis = _SHORT.get(given) or given
             _check_axis(axis, f"mesh {dict(sizes)}")
-        return MeshConfig(**sizes)
+            if axis in named:
+                raise ValueError(f"mesh {dict(sizes)} names the axis {axis!r} twice")
+            named[axis] = size
+        return MeshConfig(**named)
     raise ValueError(
         'mesh must be a MeshConfig, a string like "expert=4,tensor=2", a dict, a jax.sharding.Mesh or None, '
         f"got {mesh!r}"

@@ -110,15 +110,19 @@ def _describe_usage(error: Any) -> str:
         known = f"the commands are {', '.join(others)} and {last}" if others else f"its only command is {last}"
         return f"{what}; {hint[:1].lower()}{hint[1:]} {known.capitalize()}" if hint else f"{what}; {known}"
     if "unexpected extra argument" in message:
-        message += _where_arguments_go(flags)
+        message += _where_arguments_go(flags, message)
     return f"{message}; see {path} --help"
 
 
-def _where_arguments_go(flags: list[str]) -> str:
-    """By which flags that is given which others give without one."""
+def _where_arguments_go(flags: list[str], message: str) -> str:
+    """By which flags that is given which others give without one; `message` ends with what was given, in brackets."""
     if "--prompt" in flags:
         return ': prompts are given with --prompt "TEXT"'
-    named = [f"{what} with {flag} {example}" for flag, (what, example) in _NAMED.items() if flag in flags]
+    given = message.rpartition("(")[2].rstrip(")")
+    examples = {"--model": given} if given and " " not in given else {}
+    named = [
+        f"{what} with {flag} {examples.get(flag, example)}" for flag, (what, example) in _NAMED.items() if flag in flags
+    ]
     return f": give {', '.join(named)}" if "--model" in flags else ""
 
 

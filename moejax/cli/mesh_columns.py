@@ -7,7 +7,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from moejax.planning.rows import MeshRow
+from moejax.planning.rows import NOT_BUILT, MeshRow
 
 WIDE, NARROW = 2, 1  # characters between two columns
 ON_THE_LEFT = ("mesh", "dispatch", "bar", "misses", "best")
@@ -64,5 +64,5 @@ def meshes(rows: Sequence[MeshRow]) -> Column:
 def dispatch(row: MeshRow) -> str:
     """Nothing where all dispatches are alike."""
     if not row.built:
-        return "not built"
+        return NOT_BUILT
     return row.split.dispatch if row.names_dispatch else ""

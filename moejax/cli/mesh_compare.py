@@ -60,12 +60,21 @@ def run(flags: CompareFlags) -> bool:
     if flags.measure:
         rows = mesh_checks.measured(flags.model, plan, rows, quiet=flags.quiet)
     if flags.printed_as == "csv":
-        console.write(comparison_csv(rows))
+        setting = {
+            "model": flags.model,
+            "hardware": plan.hardware.name,
+            "software": plan.software,
+            "times": check_times(flags.times),
+            "skew": plan.skew,
+            "expert_load": flags.expert_load,
+        }
+        console.write(comparison_csv(rows, setting))
     elif flags.printed_as == "json":
         found = comparison_json(
             rows,
             plan.hardware,
             fits_with,
+            model=flags.model,
             checkpoint=served_checkpoint(flags.model),
             software=plan.software,
             times=check_times(flags.times),
@@ -109,7 +118,11 @@ def _draw(flags: CompareFlags, plan: ComparisonInputs, rows: list[MeshRow]) -> N
     from moejax.planning import pareto_plot, plots
 
     fits = any(row.fits for row in rows)
-    title = console.printable(f"{flags.model} on {flags.devices} x {plan.hardware.title}, {rows[0].workload.dtype}")
+    work, chosen = rows[0].workload, "a recorded load" if plan.skew is None else plan.skew
+    title = console.printable(
+        f"{flags.model} on {flags.devices} x {plan.hardware.title}, {work.dtype}, {plan.software}\n"
+        f"prompts of {work.input_len:,} tokens, {work.context:,} in the cache, experts: {chosen}"
+    )
     for path, draw in ((flags.plot, plots.draw), (flags.pareto, pareto_plot.draw)):
         if path is not None and fits:
             draw(rows, plan, title, Path(path))

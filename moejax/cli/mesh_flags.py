@@ -172,7 +172,10 @@ class CompareFlags:
     plot: Annotated[
         str | None,
         option(
-            "--plot", panel=OUTPUT, metavar="FILE.png", help="Draw the steps' parts, and tokens/s against batch size."
+            "--plot",
+            panel=OUTPUT,
+            metavar="FILE",
+            help="Draw the steps' parts, and tokens/s against batch size, as .png, .svg or .pdf.",
         ),
     ] = None
     pareto: Annotated[
@@ -180,9 +183,9 @@ class CompareFlags:
         option(
             "--pareto",
             panel=OUTPUT,
-            metavar="FILE.png",
+            metavar="FILE",
             help="Draw tokens/s per user against tokens/s per device, the best of each number of devices or kind of "
-            "split.",
+            "split, as .png, .svg or .pdf.",
         ),
     ] = None
     compile: Annotated[

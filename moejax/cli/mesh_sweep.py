@@ -9,7 +9,7 @@ from rich.text import Text
 
 from moejax.cli.mesh_answers import count_lines, miss_word, without
 from moejax.cli.mesh_columns import NARROW, WIDE, Column, dispatch, drawn, meshes, room, spared
-from moejax.cli.mesh_tables import Asked, setting
+from moejax.cli.mesh_tables import Asked, beyond_measured, setting
 from moejax.cli.mesh_words import batch_note, definitions, missing, said
 from moejax.planning.rows import MeshRow
 from moejax.planning.serve_command import served_checkpoint
@@ -28,6 +28,7 @@ def sweep_tables(rows: Sequence[MeshRow], asked: Asked) -> Iterator[RenderableTy
     if not any(row.fits for row in rows):
         yield Padding(missing(rows, asked.fits_with), (1, 0, 0, 0))
         return
+    yield from beyond_measured([row for row in rows if row.fits])
     checkpoint = served_checkpoint(asked.model)
     batches = list(dict.fromkeys(row.batch_size for row in rows))
     for batch in batches:

@@ -15,7 +15,7 @@ from moejax.cli.mesh_columns import NARROW, WIDE, Column, dispatch, drawn, meshe
 from moejax.cli.mesh_words import batch_note, crossover_table, definitions, impossible, missing, said, verdicts
 from moejax.planning.hardware import Hardware
 from moejax.planning.objectives import OBJECTIVES
-from moejax.planning.rows import MeshRow, Phase
+from moejax.planning.rows import NOT_BUILT, MeshRow, Phase
 from moejax.planning.serve_command import served_checkpoint
 from moejax.planning.skew import UNIFORM, skew_said
 from moejax.planning.software import SoftwareName, Times, basis_said
@@ -84,6 +84,7 @@ def compare_tables(rows: Sequence[MeshRow], asked: Asked) -> Iterator[Renderable
             missing(rows, asked.fits_with),
         )
         return
+    yield from beyond_measured(usable)
     units = _units(usable)
     for batch in dict.fromkeys(row.workload.batch_size for row in rows):
         chosen = [row for row in rows if row.workload.batch_size == batch]
@@ -116,6 +117,14 @@ def setting(row: MeshRow, asked: Asked) -> Iterator[Text]:
     yield Text(basis_said(asked.hardware, asked.software, work.dtype, asked.times))
     if chosen := "experts: as often as was recorded" if asked.skew is None else skew_said(asked.skew):
         yield Text(chosen)
+
+
+def beyond_measured(rows: Sequence[MeshRow]) -> Iterator[Text]:
+    """A warning where times stand on sizes that nobody measured."""
+    beyond = max(phase.beyond for row in rows for phase in (row.decode, row.prefill) if phase)
+    if beyond > 1:
+        said = f"some times are guesses: sizes up to {beyond:.3g} times outside of what was measured"
+        yield Text(said, style="yellow")
 
 
 def _units(rows: Sequence[MeshRow]) -> Units:
@@ -201,12 +210,9 @@ def _words(rows: Sequence[MeshRow], objective: str) -> list[tuple[str, Text]]:
     targets = rows[0].targets
     by = ", those first that miss no target; the others by how far they are from the one that they miss most"
     said = "what is as measured, of the step and, where it differs, of the prefill; the rest is fitted"
-    beyond = max(phase.beyond for row in rows for phase in (row.decode, row.prefill) if phase)
-    outside = f"sizes up to {beyond:.3g} times outside of what was measured: a guess" if beyond > 1 else ""
     last = "; those that leave copies of the model idle come last" if any(row.idle_copies for row in rows) else ""
     words = [
         *([("tables", Text(said))] if from_tables(rows) else []),
-        *([("times", Text(outside))] if outside else []),
         (
             "*",
             Text(f"what the rows are ranked by{by if targets else ''}{last}"),
@@ -229,5 +235,5 @@ def _words(rows: Sequence[MeshRow], objective: str) -> list[tuple[str, Text]]:
         words.append(("misses", Text(f"of the targets {targets}, where TPOT is a step of decoding")))
     if not all(row.built for row in rows):
         ragged = "what an exchange could bring that sends a token only to the devices of its experts; no dispatch does"
-        words.append(("not built", Text(ragged)))
+        words.append((NOT_BUILT, Text(ragged)))
     return words

@@ -19,7 +19,7 @@ from moejax.planning.objectives import check_objective
 from moejax.planning.ranking import ranked
 from moejax.planning.reasons import with_reasons
 from moejax.planning.routing import RoutingModel
-from moejax.planning.rows import MeshRow
+from moejax.planning.rows import NOT_BUILT, MeshRow
 from moejax.planning.skew import UNIFORM, skewed_routing
 from moejax.planning.software import SOFTWARE, SoftwareName, check_software, check_times
 from moejax.planning.splits import EVERY_DISPATCH, splits
@@ -172,6 +172,7 @@ def make_plan(
         if skew != UNIFORM:
             raise ValueError(f"skew={skew} and an expert load both say how tokens choose; give one of them")
         routing = replace(routing, shares=expert_shares(expert_load, config))
+    software = software.lower() if isinstance(software, str) else software
     if software not in SOFTWARE:
         check_software(kind, software, "bfloat16")  # refuses it by name
     return ComparisonInputs(
@@ -275,4 +276,4 @@ def _not_built(plan: ComparisonInputs, rows: Iterable[MeshRow], dispatch: str) -
     row = max(apart, key=lambda row: row.split.mesh.expert)
     setting = _setting(plan, row.split, ragged=True)
     decode, prefill = predict_decode(setting, row.workload), predict_prefill(setting, row.workload)
-    return [replace(row, why_not="not built", built=False, decode=decode, prefill=prefill, peak_tokens_per_second=0.0)]
+    return [replace(row, why_not=NOT_BUILT, built=False, decode=decode, prefill=prefill, peak_tokens_per_second=0.0)]

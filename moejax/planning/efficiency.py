@@ -49,11 +49,11 @@ PRESETS: Mapping[PresetName, Preset] = {
         source="https://github.com/vllm-project/vllm/pull/2542",
     ),
 }
-_NUMBER = r"([0-9]{0,3}\.?[0-9]{1,9})"
+_NUMBER = r"([0-9]{0,3}\.?[0-9]{1,9}%?)"
 
 
 def parse_efficiency(value: object) -> Efficiency:
-    """The shares that 0.6, "0.6", "0.8,0.5" (of bandwidth, of the matrix rate) or the name of a preset stands for.
+    """The shares that 0.6, "0.6", "60%", "0.8,0.5" (of bandwidth, of the matrix rate) or a preset's name stands for.
 
     Raises:
         ValueError: for anything else.
@@ -69,9 +69,13 @@ def parse_efficiency(value: object) -> Efficiency:
             f"of {', '.join(PRESETS)}, got {value!r:.80}{hint}"
         )
     try:
-        return Efficiency(bandwidth=float(found[1]), matrix_rate=float(found[2] or found[1]))
+        return Efficiency(bandwidth=_share(found[1]), matrix_rate=_share(found[2] or found[1]))
     except ValueError as error:
         raise ValueError(f"efficiency={value}: {error}") from error
+
+
+def _share(text: str) -> float:
+    return float(text[:-1]) / 100 if text.endswith("%") else float(text)
 
 
 def with_efficiency(hardware: Hardware, value: float | str | None) -> Hardware:

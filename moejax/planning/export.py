@@ -15,7 +15,7 @@ from moejax.planning.crossovers import gather_crossovers
 from moejax.planning.hardware import Hardware
 from moejax.planning.objectives import OBJECTIVES
 from moejax.planning.ranking import best
-from moejax.planning.rows import MeshRow, Phase
+from moejax.planning.rows import NOT_BUILT, MeshRow, Phase
 from moejax.planning.serve_command import PLACEHOLDER, serve_command
 from moejax.planning.skew import UNIFORM
 from moejax.planning.software import SoftwareName, Times, basis
@@ -27,6 +27,7 @@ def comparison_json(
     hardware: Hardware,
     fits_with: Sequence[str] = (),
     *,
+    model: str | None = None,
     checkpoint: str = PLACEHOLDER,
     software: SoftwareName = "moejax",
     times: Times = "fitted",
@@ -37,12 +38,13 @@ def comparison_json(
 
     Args:
         fits_with: flags of which each makes a model fit that does not.
-        checkpoint: what the commands serve.
+        model: what was compared, as it was named.  checkpoint: what the commands serve.
         software: whose kernels the times are of.  times: whether measured tables were looked up.
         skew: how tokens choose experts; None where it is as `expert_load` recorded.
     """
     by_batch = {batch: [row for row in rows if row.batch_size == batch] for batch in _batches(rows)}
     return {
+        "model": model,
         "hardware": _hardware_json(hardware),
         "software": {"name": software, "basis": basis(hardware, software, rows[0].workload.dtype, times)},
         "routing": {"skew": skew, "expert_load": expert_load},
@@ -106,7 +108,7 @@ def row_json(row: MeshRow) -> dict[str, Any]:
     mesh = row.split.mesh
     return {
         "mesh": dict(mesh.shape),
-        "dispatch": row.split.dispatch if row.built else "ideal ragged",
+        "dispatch": row.split.dispatch if row.built else NOT_BUILT,
         "label": row.label,
         "devices": row.devices,
         "batch_size": row.batch_size,

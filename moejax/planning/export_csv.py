@@ -3,9 +3,10 @@
 import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
-from moejax.planning.rows import MeshRow, Phase
+from moejax.planning.rows import NOT_BUILT, MeshRow, Phase
 
 Cell = Callable[[MeshRow], Any]
 
@@ -28,7 +29,7 @@ COLUMNS: Mapping[str, Cell] = {
     "data": lambda row: row.split.mesh.data,
     "expert": lambda row: row.split.mesh.expert,
     "tensor": lambda row: row.split.mesh.tensor,
-    "dispatch": lambda row: row.split.dispatch if row.built else "ideal ragged",
+    "dispatch": lambda row: row.split.dispatch if row.built else NOT_BUILT,
     "batch_size": lambda row: row.batch_size,
     "input_len [tokens]": lambda row: row.workload.input_len,
     "context [tokens]": lambda row: row.workload.context,
@@ -60,15 +61,18 @@ COLUMNS: Mapping[str, Cell] = {
 }
 
 
-def comparison_csv(rows: Sequence[MeshRow]) -> str:
+def comparison_csv(rows: Sequence[MeshRow], setting: Mapping[str, str | None] = MappingProxyType({})) -> str:
     """A header, and a line for each row in the order of the table; numbers as JSON has them, empty what does not exist.
 
     As RFC 4180 has it, but for lines that end as files here do.
+
+    Args:
+        setting: what all rows have in common, in columns after the others, so that a line is complete without its file.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows([cell(row) for cell in COLUMNS.values()] for row in rows)
+    writer.writerow([*COLUMNS, *setting])
+    writer.writerows([*(cell(row) for cell in COLUMNS.values()), *setting.values()] for row in rows)
     return text.getvalue()
 
 

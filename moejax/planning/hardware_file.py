@@ -45,12 +45,12 @@ def load_hardware(name: str | Path) -> Hardware:
         ValueError: for an unknown name, listing the known ones, and for a file with a missing or impossible figure.
     """
     known = shipped_hardware()
-    if str(name) in known:
-        return _read(SHIPPED / f"{name}.toml")
+    if str(name).lower() in known:
+        return _read(SHIPPED / f"{str(name).lower()}.toml")
     if str(name).endswith(".toml"):
         return _read(Path(name))
     asked = str(name).lower().replace(" ", "-").removeprefix("nvidia-")
-    near = [one for one in known if asked and one.startswith(asked)] or get_close_matches(asked, known, n=1)
+    near = [one for one in known if asked and one.startswith(asked[:4])] or get_close_matches(asked, known, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ValueError(
         f"unknown hardware {str(name)!r}: the known names are {', '.join(known)}, or the path of a .toml file{hint}"

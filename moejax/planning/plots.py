@@ -125,7 +125,7 @@ def _draw_bars(axes: Any, every: Sequence[MeshRow], batch: int) -> None:
         reached = [a + b for a, b in zip(reached, widths, strict=True)]
     for place, total in zip(places, reached, strict=True):
         axes.annotate(f" {units.number(total)}", (total, place), va="center", fontsize=8)
-    axes.set_yticks(places, [row.label + ("" if row.built else " (not built)") for row in rows], fontsize=8)
+    axes.set_yticks(places, [row.label for row in rows], fontsize=8)
     axes.set_ylim(max(len(rows), FEWEST_BARS) - 0.5, -0.5)  # the best on top
     axes.set_xlim(0, max(reached) * 1.12)
     axes.set_xlabel(f"{unit.name} of a decode step")

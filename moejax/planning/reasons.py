@@ -7,7 +7,7 @@ from moejax.planning.objectives import OBJECTIVES
 from moejax.planning.ranking import best, busy, score
 from moejax.planning.rows import MeshRow
 
-SAME = 0.001  # relative difference below which two splits count as equally good
+SAME = 0.01  # relative difference below which two splits count as equally good
 
 
 def with_reasons(rows: Sequence[MeshRow]) -> list[MeshRow]:

@@ -10,6 +10,8 @@ from moejax.planning.targets import Targets
 from moejax.planning.units import BYTES, SECONDS, amount, number
 from moejax.planning.workload import Workload
 
+NOT_BUILT = "not built"  # an exchange that no dispatch has, in the place of a dispatch's name
+
 
 @dataclass(frozen=True, kw_only=True)
 class Footprint:
@@ -155,7 +157,7 @@ class MeshRow:
         """The axes that split something, and the dispatch where experts are apart: "expert=4,tensor=2 gather"."""
         mesh = ",".join(f"{axis}={size}" for axis, size in self.split.mesh.shape.items() if size > 1) or "one device"
         if not self.built:
-            return f"{mesh} ideal ragged"
+            return f"{mesh} {NOT_BUILT}"
         named = self.names_dispatch and self.footprint is not None
         return f"{mesh} {self.split.dispatch}" if named else mesh
 

@@ -11,7 +11,7 @@ from moejax.planning.routing import RoutingModel
 
 UNIFORM = "uniform"
 Skew = Balanced | PowerLaw | Zipf | Dirichlet
-_NUMBER = r"([0-9]{1,9}(?:\.[0-9]{1,9})?)"
+_NUMBER = r"(-?[0-9]{1,9}(?:\.[0-9]{1,9})?)"
 
 # By name: what it makes of the number behind its colon, and one as an example.
 NUMBERED: Mapping[str, tuple[Callable[[float], Skew], str]] = {
@@ -34,6 +34,7 @@ def parse_skew(text: object) -> Skew | None:
     Raises:
         ValueError: for anything else.
     """
+    text = text.lower() if isinstance(text, str) else text
     for name, (make, _) in NUMBERED.items():
         if found := re.fullmatch(rf"{name}:{_NUMBER}", str(text)):
             try:

@@ -19,6 +19,7 @@ def check_software(hardware: Hardware, name: object, dtype: str) -> SoftwareName
     Raises:
         ValueError: for an unknown name, and for software that was not measured on the hardware in the dtype.
     """
+    name = name.lower() if isinstance(name, str) else name
     if not isinstance(name, str) or name not in SOFTWARE:
         near = get_close_matches(str(name).lower().replace("tensorrt-llm", "trtllm"), SOFTWARE, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""

@@ -154,5 +154,8 @@ def test_a_mesh_without_devices_may_be_of_any_size() -> None:
 
 def test_short_names_of_axes() -> None:
     assert MeshConfig.parse("ep=4,tp=2,dp=3") == MeshConfig(data=3, expert=4, tensor=2)
+    assert mesh_config({"ep": 4, "tensor": 2}) == MeshConfig(expert=4, tensor=2)
+    with pytest.raises(ValueError, match="twice"):
+        mesh_config({"tp": 2, "tensor": 2})
     with pytest.raises(ValueError, match="twice"):
         MeshConfig.parse("tp=2,tensor=2")

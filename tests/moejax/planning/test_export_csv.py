@@ -34,6 +34,13 @@ def test_every_row_is_a_line_with_the_numbers_of_json(rows: list[MeshRow]) -> No
         assert sum(float(line[f"step_{part} [s]"]) for part in parts) == pytest.approx(known["decode"]["seconds"])
 
 
+def test_a_line_says_what_was_compared(rows: list[MeshRow]) -> None:
+    setting = {"model": "mixtral-8x7b", "software": "moejax", "expert_load": None}
+    read = list(csv.DictReader(io.StringIO(comparison_csv(rows, setting))))
+    assert all(line["model"] == "mixtral-8x7b" and line["expert_load"] == "" for line in read)
+    assert list(read[0]) == [*COLUMNS, *setting]
+
+
 def test_what_cannot_be_used_says_so(rows: list[MeshRow]) -> None:
     read = list(csv.DictReader(io.StringIO(comparison_csv(rows))))
     assert {line["usable"] for line in read if line["why_not"]} == {"false"}

@@ -171,6 +171,7 @@ def test_a_missing_or_impossible_figure_is_named(tmp_path: Path, old: str, new: 
 def test_unknown_names_list_the_known_ones() -> None:
     with refuses(ValueError, "'h100'", ", ".join(shipped_hardware()), "'h100-sxm'"):
         load_hardware("h100")
+    assert load_hardware("H100-SXM") == load_hardware("h100-sxm")
     with refuses(ValueError, "no such file", "a100-80gb"):
         load_hardware("nowhere.toml")
     assert {path.suffix for path in SHIPPED.iterdir()} == {".toml"}

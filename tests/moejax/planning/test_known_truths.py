@@ -118,11 +118,10 @@ def test_gather_moves_half_of_the_bytes_of_replicated(devices: int) -> None:
     """Per layer, without tensor, where the batch divides; an ideal ragged exchange moves 2 A / e of them at most."""
     found = rows(devices, "h200", 8)
     sent = {
-        name: layer_bytes(found[f"expert={devices} {name}"], "decode")
-        for name in ("replicated", "gather", "ideal ragged")
+        name: layer_bytes(found[f"expert={devices} {name}"], "decode") for name in ("replicated", "gather", "not built")
     }
     assert sent["gather"] == pytest.approx(sent["replicated"] / 2)
-    assert sent["ideal ragged"] == pytest.approx(min(1, 2 / devices) * sent["gather"])
+    assert sent["not built"] == pytest.approx(min(1, 2 / devices) * sent["gather"])
 
 
 def slow(bandwidth: float) -> Hardware:
@@ -162,7 +161,7 @@ def test_the_crossover_of_gather_and_replicated_is_where_they_are_equal() -> Non
 def test_a_ragged_exchange_is_shown_and_never_recommended() -> None:
     found = compare_meshes("mixtral-8x7b", 8, "l40s", batch_size=[32], objective="ttft")
     ragged = [row for row in found if not row.built]
-    assert [row.label for row in ragged] == ["expert=8 ideal ragged"] and ragged[0].why_not == "not built"
+    assert [row.label for row in ragged] == ["expert=8 not built"] and ragged[0].why_not == "not built"
     for objective in ("latency", "throughput", "ttft", "memory"):
         winner = best(found, objective)
         assert winner and winner.built
