@@ -4,6 +4,7 @@ Implementations may take weights in another layout and caches as bits; what they
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
 from moejax.families.config import RouterPolicy
+from moejax.ops.places import local, place
 from moejax.ops.routing import Routing
 
 PRECISE = lax.Precision.HIGHEST  # float32 products in float32, not TF32
@@ -76,6 +78,25 @@ def route(logits: Float[Array, "T E"], valid: Bool[Array, " T"], policy: RouterP
         weights = weights / weights.sum(axis=-1, keepdims=True)
     valid = valid[:, None]
     return Routing(jnp.where(valid, experts, logits.shape[1]), jnp.where(valid, weights * policy.scale, 0.0))
+
+
+def route_here(
+    logits: Float[Array, "T E"],
+    valid: Bool[Array, " T"],
+    policy: RouterPolicy,
+    table: Int[Array, "3 P"],
+    first: Int[Array, ""] | None,
+    places: int,
+    *,
+    route: Callable[..., Routing] = route,
+) -> tuple[Int[Array, "T A"], Routing]:
+    """The experts that tokens chose, and their routing to the `places` places from `first` on (None: all places).
+
+    table: what each place holds (`PhysicalExperts.tables`).  route: how they choose.
+    """
+    routing = route(logits, valid, policy)
+    placed = place(routing, table, logits.shape[1])
+    return routing.experts, placed if first is None else local(placed, first, places)
 
 
 def expert_ffn(

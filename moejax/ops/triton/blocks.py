@@ -141,6 +141,92 @@ def down_splits(programs: int, steps: int) -> int:
     return splits
 
 
+def project_block(tokens: int, outputs: int, contracted: int, itemsize: int, shared_memory: int) -> ProductBlock:
+    """All rows in one tile, and narrow blocks of outputs where there would be less than two for each multiprocessor."""
+    out = WARP_GROUP_ROWS
+    while out > SMALLEST_TILE and outputs // out < ENOUGH_PROGRAMS // 4:
+        out //= 2
+    return _with_stages(
+        rows=max(SMALLEST_TILE, power_of_two(tokens)),
+        out=out,
+        contracted=min(512 // itemsize, max(SMALLEST_TILE, power_of_two(contracted))),
+        matrices=1,
+        itemsize=itemsize,
+        warps=4,
+        most_stages=5,
+        shared_memory=shared_memory // 2,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RotateBlock:
+    """Of rotary embeddings. tokens: per program.  half: of a head's width, padded."""
+
+    tokens: int
+    half: int
+    warps: int = 4
+
+
+def rotate_block(tokens: int, width: int) -> RotateBlock:
+    """Tiles of up to 1,024 pairs, 8 for each of 128 threads; one token is one warp's."""
+    half = max(1, power_of_two(width // 2))
+    tokens = min(power_of_two(tokens), max(1, 1024 // half))
+    return RotateBlock(tokens=tokens, half=half, warps=4 if tokens > 1 else 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttendBlock:
+    """Of attention. queries, rows: a program's queries, and those of all heads that share a key/value head, padded.
+
+    keys: of a step, whose keys and values are copied ahead.  width: H, padded.
+    """
+
+    queries: int
+    rows: int
+    keys: int
+    width: int
+    warps: int
+    stages: int
+    itemsize: int
+
+    @property
+    def shared_memory_bytes(self) -> int:
+        """What the queries and the stages take."""
+        return (self.rows + 2 * self.stages * self.keys) * self.width * self.itemsize
+
+
+def attend_block(
+    heads: int, queries: int, width: int, positions: int, itemsize: int, shared_memory: int
+) -> AttendBlock:
+    """Two warp groups with a tile of 128 rows between them; a few rows are one tile, on half the shared memory.
+
+    A step reads 16 KiB of keys and as much of values where a head has 128 numbers of 16 bits.
+    """
+    padded, width = power_of_two(heads), max(SMALLEST_TILE, power_of_two(width))
+    most = max(padded, 2 * WARP_GROUP_ROWS if shared_memory >= HOPPER_SHARED_MEMORY and itemsize < 4 else 32)
+    queries = min(power_of_two(queries), most // padded)
+    rows = max(SMALLEST_TILE, padded * queries)
+    keys = max(SMALLEST_TILE, min(WARP_GROUP_ROWS * 2 // itemsize, power_of_two(positions)))
+    held = (shared_memory if rows > SMALLEST_TILE else shared_memory // 2) // (width * itemsize) - rows
+    return AttendBlock(
+        queries=queries,
+        rows=rows,
+        keys=keys,
+        width=width,
+        warps=8 if rows >= 2 * WARP_GROUP_ROWS else 4,
+        stages=max(1, min(4, held // (2 * keys))),
+        itemsize=itemsize,
+    )
+
+
+def key_splits(programs: int, blocks: int) -> int:
+    """Among how many programs to divide the keys of one sequence and head: two on each multiprocessor, if they last."""
+    splits = 1
+    while programs * splits < ENOUGH_PROGRAMS // 4 and 2 * splits <= blocks:
+        splits *= 2
+    return splits
+
+
 def _with_stages(
     *,
     rows: int,

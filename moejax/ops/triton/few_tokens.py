@@ -16,7 +16,7 @@ from moejax.ops.triton.blocks import (
     one_token_gate_up_block,
 )
 from moejax.ops.triton.launch import Out, both, dot, launch, load, silu, store, within
-from moejax.ops.triton.permute import combine
+from moejax.ops.triton.permute import combine_in_order
 from moejax.runtime.platform import shared_memory_bytes
 
 MOST_TOKENS = 64  # a tile of more tokens would need more registers and shared memory than it can have
@@ -32,14 +32,14 @@ def expert_ffn(
     *,
     interpret: bool = False,
 ) -> Float[Array, "T D"]:
-    """`reference.expert_ffn` in two launches for one token and three for more.
+    """`reference.expert_ffn`, rounded to the dtype of x, in two launches for one token and three for more.
 
     Raises:
         NotImplementedError: for more than `MOST_TOKENS` tokens.
     """
     tokens = x.shape[0]
     if tokens == 0:
-        return jnp.zeros(x.shape, jnp.float32)
+        return x
     if tokens > MOST_TOKENS:
         raise NotImplementedError(
             f"expert_ffn takes at most {MOST_TOKENS} tokens, got {tokens}; use grouped_gate_up and grouped_matmul"
@@ -49,9 +49,7 @@ def expert_ffn(
         return _one_token_down(down, hidden, experts, weights, interpret)
     hidden = _gate_up(gate, up, x, experts, interpret)
     parts = _down(down, hidden, experts, interpret)
-    rows = jnp.arange(experts.size, dtype=jnp.int32).reshape(experts.shape)
-    places = jnp.where(experts < gate.shape[0], rows, experts.size)
-    return combine(parts, places, weights, interpret=interpret)
+    return combine_in_order(parts, experts, gate.shape[0], weights, x.dtype, interpret=interpret)
 
 
 def _one_token_gate_up(gate: Array, up: Array, x: Array, experts: Array, interpret: bool) -> Array:
@@ -124,13 +122,13 @@ def _one_token_down(down: Array, hidden: Array, experts: Array, weights: Array, 
             steps = (expert < num_experts).astype(jnp.int32) * pl.cdiv(f, block.contracted)
             sums = lax.fori_loop(0, steps, step, jnp.zeros(tile, jnp.float32))
             total += weights_ref[0, place] * sums.sum(axis=1)
-        store(y_ref, (0, outs), total, out_mask)
+        store(y_ref, (0, outs), total.astype(y_ref.dtype), out_mask)
 
     (y,) = launch(
         weighted_down,
         "one_token_down",
         (pl.cdiv(d, block.out),),
-        (Out((1, d), jnp.float32),),
+        (Out((1, d), hidden.dtype),),
         (hidden, experts, weights, down),
         warps=block.warps,
         interpret=interpret,
