@@ -206,8 +206,10 @@ def attend_block(
     most = max(padded, 2 * WARP_GROUP_ROWS if shared_memory >= HOPPER_SHARED_MEMORY and itemsize < 4 else 32)
     queries = min(power_of_two(queries), most // padded)
     rows = max(SMALLEST_TILE, padded * queries)
-    keys = max(SMALLEST_TILE, min(WARP_GROUP_ROWS * 2 // itemsize, power_of_two(positions)))
     held = (shared_memory if rows > SMALLEST_TILE else shared_memory // 2) // (width * itemsize) - rows
+    keys = max(SMALLEST_TILE, min(WARP_GROUP_ROWS * 2 // itemsize, power_of_two(positions)))
+    while keys > SMALLEST_TILE and 2 * keys > held:
+        keys //= 2
     return AttendBlock(
         queries=queries,
         rows=rows,

@@ -48,7 +48,7 @@ def combine(
     rows: Float[Array, "S P X"],
     places: Int[Array, "T A"],
     weights: Float[Array, "T A"],
-    dtype: jax.typing.DTypeLike,
+    dtype: jax.typing.DTypeLike = jnp.float32,
     *,
     interpret: bool = False,
 ) -> Float[Array, "T X"]:
@@ -66,7 +66,7 @@ def combine_in_order(
     experts: Int[Array, "T A"],
     num_experts: int,
     weights: Float[Array, "T A"],
-    dtype: jax.typing.DTypeLike,
+    dtype: jax.typing.DTypeLike = jnp.float32,
     *,
     interpret: bool = False,
 ) -> Float[Array, "T X"]:

@@ -61,7 +61,7 @@ def combine(
     rows: Float[Array, "S P X"],
     places: Int[Array, "T A"],
     weights: Float[Array, "T A"],
-    dtype: jax.typing.DTypeLike,
+    dtype: jax.typing.DTypeLike = jnp.float32,
 ) -> Float[Array, "T X"]:
     """Each token's weighted sum of its A rows, every row a sum of S parts, rounded once. A place of P counts as 0.
 
