@@ -197,7 +197,7 @@ def _parts(walk: _Walk, parts: int, operands: tuple[Array, ...], interpret: bool
         store(peak_ref, (*place, part, heads), sums.peak, real)
 
     each = Out((b, kv, parts, g), jnp.float32)
-    return launch(
+    totals, denominators, peaks = launch(
         attend_part,
         "attend_part",
         (parts, b * kv),
@@ -207,6 +207,7 @@ def _parts(walk: _Walk, parts: int, operands: tuple[Array, ...], interpret: bool
         stages=block.stages,
         interpret=interpret,
     )
+    return totals, denominators, peaks
 
 
 def _weighted_sum(walk: _Walk, totals: Array, denominators: Array, peaks: Array, dtype: Any, interpret: bool) -> Array:

@@ -26,8 +26,7 @@ def rotate_into_cache(
     (b, t, n, h), kv, slots = q.shape, k.shape[2], k_cache.shape[2]
     block, half = rotate_block(t, h), h // 2
 
-    def rotate(q_ref, k_ref, v_ref, cos_ref, sin_ref, starts_ref, *caches):
-        *_, q_out, k_out, v_out = caches
+    def rotate(q_ref, k_ref, v_ref, cos_ref, sin_ref, starts_ref, _k, _v, q_out, k_out, v_out):
         tokens = pl.program_id(0) * block.tokens + jnp.arange(block.tokens)
         head, sequence = pl.program_id(1), pl.program_id(2)
         columns = jnp.arange(block.half)
@@ -63,7 +62,7 @@ def rotate_into_cache(
         def _():
             write(v_out, head - n - kv, positions, both_halves(v_ref, head - n - kv))
 
-    return launch(
+    rotated_q, keys, values = launch(
         rotate,
         "rotate_into_cache",
         (pl.cdiv(t, block.tokens), n + 2 * kv, b),
@@ -73,3 +72,4 @@ def rotate_into_cache(
         warps=block.warps,
         interpret=interpret,
     )
+    return rotated_q, keys, values

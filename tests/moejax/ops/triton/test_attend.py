@@ -16,14 +16,14 @@ from moejax.ops.triton.rotate import rotate_into_cache
 from moejax.ops.xla.rotate import rotate_into_cache as rotate_in_xla
 from tests.moejax.ops.triton.cases import FLOAT32_ATOL, normal
 
-# B K G T H S window: one query with and without parts, groups and widths that are no powers of two, several blocks.
+# (B K G T H S), window: one query with and without parts, groups and widths that are no powers of two, several blocks.
 SHAPES = {
-    "one query, in parts": (2, 2, 4, 1, 32, 256, None),
-    "one query, a window": (2, 2, 3, 1, 24, 300, 50),
-    "one query, few positions": (1, 1, 1, 1, 16, 20, None),
-    "a prompt": (2, 1, 4, 33, 16, 64, None),
-    "a prompt, a window": (1, 2, 1, 70, 32, 200, 17),
-    "all heads share one": (1, 1, 32, 9, 16, 32, None),
+    "one query, in parts": ((2, 2, 4, 1, 32, 256), None),
+    "one query, a window": ((2, 2, 3, 1, 24, 300), 50),
+    "one query, few positions": ((1, 1, 1, 1, 16, 20), None),
+    "a prompt": ((2, 1, 4, 33, 16, 64), None),
+    "a prompt, a window": ((1, 2, 1, 70, 32, 200), 17),
+    "all heads share one": ((1, 1, 32, 9, 16, 32), None),
 }
 
 
@@ -42,9 +42,10 @@ def inputs(b: int, kv: int, g: int, t: int, h: int, s: int, dtype: str = "float3
     return q, k, v, jnp.asarray(starts, jnp.int32)
 
 
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_attention_is_the_reference_s_and_reads_only_what_is_seen(shape: tuple[int | None, ...]) -> None:
-    *sizes, window = shape
+@pytest.mark.parametrize(("sizes", "window"), SHAPES.values(), ids=SHAPES)
+def test_attention_is_the_reference_s_and_reads_only_what_is_seen(
+    sizes: tuple[int, int, int, int, int, int], window: int | None
+) -> None:
     q, k, v, starts = inputs(*sizes)
     t, s = q.shape[3], k.shape[2]
     seen = jnp.arange(s)[None, :] < starts[:, None] + t
@@ -123,8 +124,8 @@ def test_rotated_into_the_cache_bit_for_bit(b: int, t: int, n: int, kv: int, h: 
     ]
     starts = jnp.asarray(random.integers(0, s - t + 3, b), jnp.int32)
     args = (q, k, v, cos, sin, starts, *caches)
-    results = jax.jit(lambda *args: rotate_into_cache(*args, dtype, interpret=True))(*args)
-    for ours, theirs in zip(results, jax.jit(lambda *args: rotate_in_xla(*args, dtype))(*args), strict=True):
+    results = jax.jit(functools.partial(rotate_into_cache, dtype=dtype, interpret=True))(*args)
+    for ours, theirs in zip(results, jax.jit(functools.partial(rotate_in_xla, dtype=dtype))(*args), strict=True):
         np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
 
 

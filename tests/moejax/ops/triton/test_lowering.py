@@ -28,7 +28,7 @@ CONFIG = named_config("mixtral-8x7b")
 E, F, D, A = CONFIG.num_experts, CONFIG.expert_dim, CONFIG.embed_dim, CONFIG.experts_per_token
 DEVICES = pytest.mark.parametrize("device", [H100, A100], ids=["sm90", "sm80"])
 
-ONE_TOKEN = ["route", "one_token_gate_up", "one_token_down"]
+ONE_TOKEN = ["route", "few_tokens_gate_up", "one_token_down"]
 FEW_TOKENS = ["route", "few_tokens_gate_up", "few_tokens_down", "combine"]
 # Two launches of the router where tokens fill several of its blocks.
 MANY_TOKENS = ["route", "add_earlier_blocks", "permute", "grouped_gate_up", "grouped_matmul", "combine"]
