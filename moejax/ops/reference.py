@@ -23,10 +23,13 @@ def zeros(*results: jax.ShapeDtypeStruct) -> tuple[Array, ...]:
     return tuple(jnp.zeros(one.shape, one.dtype) for one in results)
 
 
-def project(x: Float[Array, "*rows I"], *weights: Float[Array, "O I"]) -> tuple[Float[Array, "*rows O"], ...]:
-    """x w^T for each weight; float32."""
+def project(
+    x: Float[Array, "*rows I"], *weights: Float[Array, "O I"], dtype: jax.typing.DTypeLike = jnp.float32
+) -> tuple[Float[Array, "*rows O"], ...]:
+    """x w^T for each weight, in float32 and then in `dtype`."""
+    last = (((x.ndim - 1,), (1,)), ((), ()))
     return tuple(
-        lax.dot_general(x, w, (((x.ndim - 1,), (1,)), ((), ())), precision=PRECISE, preferred_element_type=jnp.float32)
+        lax.dot_general(x, w, last, precision=PRECISE, preferred_element_type=jnp.float32).astype(dtype)
         for w in weights
     )
 

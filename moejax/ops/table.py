@@ -105,7 +105,7 @@ BACKENDS: dict[BackendName, ExpertBackend] = {
 class Ops:
     """One implementation of every operation.
 
-    project: (x [*rows, I], weights [O_i, I], ...) -> x w^T for each weight, float32 [*rows, O_i].
+    project: (x [*rows, I], weights [O_i, I], ..., dtype=float32) -> x w^T for each weight [*rows, O_i].
     norm: (x [*rows, D], scale [D], eps) -> x / rms(x) * scale, in the dtype of x.
     rotate: see `xla.rotate.rotate_into_cache`.  attend: see `reference.attend`; float32, or the dtype of the queries.
     route: (logits [T, E], valid [T], policy) -> Routing.  route_here: see `reference.route_here`.

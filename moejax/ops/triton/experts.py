@@ -6,6 +6,8 @@ blocks for a grouped product, which may be another package's (tokamax).
 
 from typing import Any, Literal
 
+import jax
+import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
@@ -76,13 +78,15 @@ def pallas_route_here(
     return _implementation("triton").route_here(logits, valid, policy, table, first, places)
 
 
-def pallas_project(x: Float[Array, "*rows I"], *weights: Stored) -> tuple[Float[Array, "*rows O"], ...]:
+def pallas_project(
+    x: Float[Array, "*rows I"], *weights: Stored, dtype: jax.typing.DTypeLike = jnp.float32
+) -> tuple[Float[Array, "*rows O"], ...]:
     """`reference.project`: few rows in one kernel, more in XLA."""
     implementation = _implementation("triton")
     rows = x.reshape(-1, x.shape[-1])
     if not 0 < rows.shape[0] <= implementation.most_tokens:
-        return xla_project.project(x, *weights)
-    results = implementation.project(rows, *(w.numbers() for w in weights))
+        return xla_project.project(x, *weights, dtype=dtype)
+    results = implementation.project(rows, *(w.numbers() for w in weights), dtype=dtype)
     return tuple(y.reshape(*x.shape[:-1], -1) for y in results)
 
 

@@ -6,6 +6,7 @@ nothing is left to add. More rows are XLA's.
 
 from itertools import accumulate, pairwise
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.experimental import pallas as pl
@@ -18,7 +19,10 @@ from moejax.runtime.platform import shared_memory_bytes
 
 
 def project(
-    x: Float[Array, "T I"], *weights: Float[Array, "O I"], interpret: bool = False
+    x: Float[Array, "T I"],
+    *weights: Float[Array, "O I"],
+    dtype: jax.typing.DTypeLike = jnp.float32,
+    interpret: bool = False,
 ) -> tuple[Float[Array, "T O"], ...]:
     """`reference.project` of at most `MOST_TOKENS` rows in one launch. Programs: blocks of the outputs of each weight.
 
@@ -53,7 +57,7 @@ def project(
             sums = jnp.zeros((block.out, block.rows), jnp.float32)
             sums = lax.fori_loop(0, pl.cdiv(inputs, block.contracted), step, sums)
             mask = both(out_mask, row_mask, (block.out, block.rows))
-            store(y_ref, (rows[None, :], outs[:, None]), sums, mask)
+            store(y_ref, (rows[None, :], outs[:, None]), sums.astype(y_ref.dtype), mask)
 
         for place, (first, last) in enumerate(pairwise(firsts)):
             weight_ref, y_ref, size = refs[place], refs[len(sizes) + place], sizes[place]
@@ -70,7 +74,7 @@ def project(
         products,
         "project",
         (firsts[-1],),
-        tuple(Out((t, size), jnp.float32) for size in sizes),
+        tuple(Out((t, size), dtype) for size in sizes),
         (x, *weights),
         warps=block.warps,
         stages=block.stages,

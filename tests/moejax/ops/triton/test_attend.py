@@ -139,6 +139,13 @@ def test_products_of_few_rows(rows: int, inputs: int, outputs: tuple[int, ...]) 
         np.testing.assert_allclose(ours, theirs, atol=FLOAT32_ATOL)
 
 
+def test_products_in_16_bits_are_rounded_once() -> None:
+    x, weight = normal(3, 64, dtype="bfloat16"), normal(9, 64, dtype="bfloat16")
+    (y,) = jax.jit(functools.partial(project, dtype=jnp.bfloat16, interpret=True))(x, weight)
+    (exact,) = jax.jit(functools.partial(project, interpret=True))(x, weight)
+    np.testing.assert_array_equal(y, exact.astype(jnp.bfloat16))
+
+
 def test_products_of_more_rows_are_refused() -> None:
     with pytest.raises(NotImplementedError, match=str(MOST_TOKENS)):
         project(normal(MOST_TOKENS + 1, 8), normal(4, 8), interpret=True)
