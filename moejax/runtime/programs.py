@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import jax
-from jax.sharding import NamedSharding, Sharding
+from jax.sharding import Mesh, NamedSharding, Sharding
 
 from moejax.runtime.ambient import in_settled
 from moejax.runtime.compiler_options import compiler_options
@@ -24,7 +24,8 @@ class Programs:
 
     def __init__(self, host_arrays: NamedSharding) -> None:
         self._host_arrays = host_arrays
-        self._options = compiler_options(host_arrays.mesh.devices.flat)
+        mesh = host_arrays.mesh
+        self._options = compiler_options(mesh.devices.flat if isinstance(mesh, Mesh) else ())
         self._programs: dict[Hashable, jax.stages.Compiled] = {}
         self._lock = threading.Lock()
         self.compile_seconds = 0.0
