@@ -87,8 +87,8 @@ class Attention(nnx.Module):
         q = q.reshape(b, keys.shape[1], -1, t, self.head_dim)  # B K G T H
         y = self.ops.attend(q, keys, values, starts, self.window)
         y = y.transpose(0, 3, 1, 2, 4).reshape(b, t, -1).astype(x.dtype)
-        (y,) = self.ops.project(y, w.o)
-        return lax.psum(y.astype(x.dtype), self.parallel.axes("q_heads")), cache
+        (y,) = self.ops.project(y, w.o, dtype=x.dtype)
+        return lax.psum(y, self.parallel.axes("q_heads")), cache
 
     def _used(self, held: Float[Array, "Bl Kl S H"], queries: int) -> Float[Array, "Bl Ku S H"]:
         """The key/value heads that a device's `queries` query heads use, of those that it holds, each for as many.

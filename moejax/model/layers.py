@@ -84,8 +84,8 @@ class DenseMLP(nnx.Module):
 
         def body(x: Float[Array, "Bl T D"], gate: Any, up: Any, down: Any) -> Float[Array, "Bl T D"]:
             gated, upped = self.ops.project(x, gate, up)
-            (y,) = self.ops.project((jax.nn.silu(gated) * upped).astype(x.dtype), down)
-            return lax.psum(y.astype(x.dtype), self.parallel.axes("hidden"))
+            (y,) = self.ops.project((jax.nn.silu(gated) * upped).astype(x.dtype), down, dtype=x.dtype)
+            return lax.psum(y, self.parallel.axes("hidden"))
 
         rows, specs = self.parallel.spec("batch"), self.parallel.specs
         return self.parallel.map(body, (rows, specs(gate), specs(up), specs(down)), rows)(x, gate, up, down)

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 
 from moejax._sharding import MeshAxes
 from moejax.moe.split import DISPATCHES, DispatchName
+from moejax.ops.places import local
 from moejax.ops.routing import Routing
 
 
@@ -22,6 +23,7 @@ class ExpertGroup:
     peers: devices along `expert`.  local_places: places for experts on this device (Pl = P / peers).
     route: the router, (x [T, D], valid [T]) -> Routing with the ids of all E experts.
     place: the same with the places of the experts [0, P) for their ids.
+    route_here: both at once, and `local`: the experts that tokens chose [T, A], and their routing to this device.
     compute: this device's experts, (x [T, D], routing with local places) -> float32 [T, D], a part of the sum.
     """
 
@@ -31,6 +33,7 @@ class ExpertGroup:
     local_places: int
     route: Callable[[Float[Array, "T D"], Bool[Array, " T"]], Routing]
     place: Callable[[Routing], Routing]
+    route_here: Callable[[Float[Array, "T D"], Bool[Array, " T"]], tuple[Int[Array, "T A"], Routing]]
     compute: Callable[[Float[Array, "T D"], Routing], Float[Array, "T D"]]
 
     def local(self, placed: Routing, owner: Int[Array, "..."] | None = None) -> Routing:
@@ -41,9 +44,7 @@ class ExpertGroup:
         if owner is None and not self.expert:
             return placed  # with all that its router found out besides
         owner = lax.axis_index(self.expert) if owner is None else owner
-        ids = placed.experts - owner * self.local_places
-        here = (ids >= 0) & (ids < self.local_places)
-        return Routing(jnp.where(here, ids, self.local_places), jnp.where(here, placed.weights, 0.0))
+        return local(placed, owner * self.local_places, self.local_places)
 
     def mine(self, x: Array) -> Array:
         """This device's share of rows [peers x T, ...] that lie in the order of the devices along `expert`."""

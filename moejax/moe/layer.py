@@ -12,9 +12,9 @@ from moejax._sharding import Rules
 from moejax.families.config import ModelConfig
 from moejax.moe.dispatch import Dispatched, ExpertGroup, dispatch_body
 from moejax.moe.parallel import Parallel
-from moejax.moe.placement import place
 from moejax.moe.split import DISPATCHES
 from moejax.ops.expert import Expert
+from moejax.ops.places import place
 from moejax.ops.routing import Routing
 from moejax.ops.table import Ops
 from moejax.weights.params import param, value
@@ -61,7 +61,8 @@ class MoE(nnx.Module):
         """
         parallel, dispatch = self.parallel, dispatch_body(self.parallel.dispatch)
         unreduced = sum((parallel.axes(logical) for logical in DISPATCHES[parallel.dispatch].unreduced), ())
-        peers = parallel.rules.parts("experts")
+        peers, experts_axes = parallel.rules.parts("experts"), parallel.axes("experts")
+        local_places = self.places // peers
 
         def body(
             x: Float[Array, "Bl T D"], valid: Bool[Array, "Bg T"], router: Any, experts: Expert, table: Array
@@ -73,16 +74,23 @@ class MoE(nnx.Module):
                     (logits,) = self.ops.project(tokens, router)
                     return self.ops.route(logits, valid, self.policy)
 
+            def choose_here(tokens: Array, valid: Array) -> tuple[Array, Routing]:
+                with jax.named_scope("router"):
+                    (logits,) = self.ops.project(tokens, router)
+                    first = lax.axis_index(experts_axes) * local_places if experts_axes else None
+                    return self.ops.route_here(logits, valid, self.policy, table, first, local_places)
+
             def compute(tokens: Array, local: Routing) -> Array:
                 with jax.named_scope("experts"):
                     return self.ops.experts(experts, tokens, local)
 
             group = ExpertGroup(
-                expert=parallel.axes("experts"),
+                expert=experts_axes,
                 tensor=parallel.axes("mlp"),
                 peers=peers,
-                local_places=self.places // peers,
+                local_places=local_places,
                 route=choose,
+                route_here=choose_here,
                 place=lambda routing: place(routing, table, self.num_experts),
                 compute=compute,
             )

@@ -11,6 +11,5 @@ from moejax.moe.dispatch import Dispatched, ExpertGroup
 
 def replicated(x: Float[Array, "T D"], valid: Bool[Array, " T"], group: ExpertGroup) -> Dispatched:
     """On entry tokens are whole over (expert, tensor) and split over data; so is the partial sum on exit."""
-    routing = group.route(x, valid)
-    local = group.local(group.place(routing))
-    return Dispatched(group.compute(x, local), routing.experts, group.count(local))
+    experts, local = group.route_here(x, valid)
+    return Dispatched(group.compute(x, local), experts, group.count(local))

@@ -4,6 +4,7 @@ Implementations may take weights in another layout and caches as bits; what they
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
 from moejax.families.config import RouterPolicy
+from moejax.ops.places import local, place
 from moejax.ops.routing import Routing
 
 PRECISE = lax.Precision.HIGHEST  # float32 products in float32, not TF32
@@ -21,10 +23,13 @@ def zeros(*results: jax.ShapeDtypeStruct) -> tuple[Array, ...]:
     return tuple(jnp.zeros(one.shape, one.dtype) for one in results)
 
 
-def project(x: Float[Array, "*rows I"], *weights: Float[Array, "O I"]) -> tuple[Float[Array, "*rows O"], ...]:
-    """x w^T for each weight; float32."""
+def project(
+    x: Float[Array, "*rows I"], *weights: Float[Array, "O I"], dtype: jax.typing.DTypeLike = jnp.float32
+) -> tuple[Float[Array, "*rows O"], ...]:
+    """x w^T for each weight, in float32 and then in `dtype`."""
+    last = (((x.ndim - 1,), (1,)), ((), ()))
     return tuple(
-        lax.dot_general(x, w, (((x.ndim - 1,), (1,)), ((), ())), precision=PRECISE, preferred_element_type=jnp.float32)
+        lax.dot_general(x, w, last, precision=PRECISE, preferred_element_type=jnp.float32).astype(dtype)
         for w in weights
     )
 
@@ -76,6 +81,25 @@ def route(logits: Float[Array, "T E"], valid: Bool[Array, " T"], policy: RouterP
         weights = weights / weights.sum(axis=-1, keepdims=True)
     valid = valid[:, None]
     return Routing(jnp.where(valid, experts, logits.shape[1]), jnp.where(valid, weights * policy.scale, 0.0))
+
+
+def route_here(
+    logits: Float[Array, "T E"],
+    valid: Bool[Array, " T"],
+    policy: RouterPolicy,
+    table: Int[Array, "3 P"],
+    first: Int[Array, ""] | None,
+    places: int,
+    *,
+    route: Callable[..., Routing] = route,
+) -> tuple[Int[Array, "T A"], Routing]:
+    """The experts that tokens chose, and their routing to the `places` places from `first` on (None: all places).
+
+    table: what each place holds (`PhysicalExperts.tables`).  route: how they choose.
+    """
+    routing = route(logits, valid, policy)
+    placed = place(routing, table, logits.shape[1])
+    return routing.experts, placed if first is None else local(placed, first, places)
 
 
 def expert_ffn(

@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from jax import Array
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from moejax.families.config import RouterPolicy
 from moejax.ops import reference
@@ -38,16 +38,21 @@ from moejax.weights.storage import Plain, Stored
 
 _logger = logging.getLogger(__name__)
 
-Operation = Literal["project", "norm", "rotate", "attend", "route", "zeros"]
+Operation = Literal["project", "norm", "rotate", "attend", "route", "route_here", "zeros"]
 ImplementationName = Literal["xla", "native", "triton", "tokamax"]
 BackendName = Literal["dense", "blocked", "native", "ragged", "pallas", "tokamax"]
 
 OPS: Mapping[Operation, Mapping[ImplementationName, Callable[..., Any]]] = {
-    "project": {"xla": xla_project.project, "native": model_ops.project},
+    "project": {"xla": xla_project.project, "native": model_ops.project, "triton": triton.pallas_project},
     "norm": {"xla": reference.norm, "native": model_ops.norm},
-    "rotate": {"xla": rotate_into_cache, "native": native.rotate_into_cache},
-    "attend": {"xla": xla_attend.attend, "native": native.attend},
+    "rotate": {"xla": rotate_into_cache, "native": native.rotate_into_cache, "triton": triton.pallas_rotate},
+    "attend": {"xla": xla_attend.attend, "native": native.attend, "triton": triton.pallas_attend},
     "route": {"xla": reference.route, "native": native.route, "triton": triton.pallas_route},
+    "route_here": {
+        "xla": reference.route_here,
+        "native": functools.partial(reference.route_here, route=native.route),
+        "triton": triton.pallas_route_here,
+    },
     "zeros": {"xla": reference.zeros, "native": native.zeros},
 }
 
@@ -56,7 +61,8 @@ OPS: Mapping[Operation, Mapping[ImplementationName, Callable[..., Any]]] = {
 class ExpertBackend:
     """A way to compute the experts of one device.
 
-    apply: (experts, x [T, D], routing) -> float32 [T, D]; the routing counts the device's places from 0.
+    apply: (experts, x [T, D], routing) -> [T, D], summed in float32 and in it or in the dtype of x; the routing counts
+    the device's places from 0.
     layout: how it wants their weights.  storage: of every matrix of a model that uses it.
     implementations: where the other operations come from, the first that has each; XLA's are the last.
     cannot: why it does not run on a device, or None; asking starts and compiles nothing.
@@ -99,12 +105,12 @@ BACKENDS: dict[BackendName, ExpertBackend] = {
 class Ops:
     """One implementation of every operation.
 
-    project: (x [*rows, I], weights [O_i, I], ...) -> x w^T for each weight, float32 [*rows, O_i].
+    project: (x [*rows, I], weights [O_i, I], ..., dtype=float32) -> x w^T for each weight [*rows, O_i].
     norm: (x [*rows, D], scale [D], eps) -> x / rms(x) * scale, in the dtype of x.
-    rotate: see `xla.rotate.rotate_into_cache`.  attend: see `reference.attend`.
-    route: (logits [T, E], valid [T], policy) -> Routing.
+    rotate: see `xla.rotate.rotate_into_cache`.  attend: see `reference.attend`; float32, or the dtype of the queries.
+    route: (logits [T, E], valid [T], policy) -> Routing.  route_here: see `reference.route_here`.
     zeros: (shapes and dtypes, ...) -> an array of zeros each: an empty cache.
-    experts: (experts, x [T, D], routing) -> float32 [T, D].  layout: of their weights.
+    experts: (experts, x [T, D], routing) -> [T, D], float32 or the dtype of x.  layout: of their weights.
     storage: of the matrices that `project` and `experts` multiply.
     chosen: which implementation computes each operation.
     """
@@ -114,6 +120,7 @@ class Ops:
     rotate: Callable[..., tuple[Array, Array, Array]]
     attend: Callable[..., Float[Array, "B K G T H"]]
     route: Callable[[Float[Array, "T E"], Bool[Array, " T"], RouterPolicy], Routing]
+    route_here: Callable[..., tuple[Int[Array, "T A"], Routing]]
     zeros: Callable[..., tuple[Array, ...]]
     experts: Callable[[Expert, Float[Array, "T D"], Routing], Float[Array, "T D"]]
     layout: LayoutName

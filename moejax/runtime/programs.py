@@ -6,9 +6,10 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import jax
-from jax.sharding import NamedSharding, Sharding
+from jax.sharding import Mesh, NamedSharding, Sharding
 
 from moejax.runtime.ambient import in_settled
+from moejax.runtime.compiler_options import compiler_options
 from moejax.runtime.program_cache import cache_hits, seal_programs
 
 
@@ -23,6 +24,8 @@ class Programs:
 
     def __init__(self, host_arrays: NamedSharding) -> None:
         self._host_arrays = host_arrays
+        mesh = host_arrays.mesh
+        self._options = compiler_options(mesh.devices.flat if isinstance(mesh, Mesh) else ())
         self._programs: dict[Hashable, jax.stages.Compiled] = {}
         self._lock = threading.Lock()
         self.compile_seconds = 0.0
@@ -61,7 +64,8 @@ class Programs:
                 began, hits = time.perf_counter(), cache_hits()
                 places = jax.tree.map(self._place, args)
                 function.__name__ = _name(key)  # what profilers call it
-                program = jax.jit(function, in_shardings=places, donate_argnums=donate).lower(*args).compile()
+                lowered = jax.jit(function, in_shardings=places, donate_argnums=donate).lower(*args)
+                program = lowered.compile(compiler_options=self._options)
                 self.compile_seconds += time.perf_counter() - began
                 self.cached += cache_hits() > hits
                 self._programs[key] = program

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from moejax.ops.triton.launch import power_of_two
 
-# About four rounds of the programs that run at a time (two on each of Hopper's 132 multiprocessors), so that the last
-# round, which leaves some idle, is a small part.
+MULTIPROCESSORS = 132  # of a Hopper
+# About four rounds of the programs that run at a time (two on each multiprocessor), so that the last round, which
+# leaves some idle, is a small part.
 ENOUGH_PROGRAMS = 1024
 # A tensor core's smallest tile of 16-bit operands is 16 x 16; Hopper's warp-group product takes 64 rows.
 SMALLEST_TILE = 16
@@ -45,25 +46,6 @@ def row_block(width: int) -> RowBlock:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OneTokenBlock:
-    """Of kernels that multiply matrices by one vector. out: outputs per program.  contracted: inputs per step."""
-
-    out: int
-    contracted: int
-    warps: int = 4
-
-
-def one_token_gate_up_block(d: int, itemsize: int) -> OneTokenBlock:
-    """Two matrices, 8 KiB of each in a step: four loads of 16 bytes of each for each of 128 threads."""
-    return OneTokenBlock(out=8, contracted=min(power_of_two(d), 1024 // itemsize))
-
-
-def one_token_down_block(f: int, itemsize: int) -> OneTokenBlock:
-    """One matrix, 16 KiB in a step. Four outputs only, so that D = 4096 makes 1,024 programs."""
-    return OneTokenBlock(out=4, contracted=min(power_of_two(f), 4096 // itemsize))
-
-
-@dataclass(frozen=True, kw_only=True)
 class ProductBlock:
     """Of kernels that multiply rows by weights on tensor cores, in steps that are copied ahead through shared memory.
 
@@ -90,10 +72,11 @@ def few_tokens_block(tokens: int, contracted: int, itemsize: int, matrices: int,
 
     The weights are the side of 64 rows. A step reads 256 bytes of each of them.
     """
+    rows = max(SMALLEST_TILE, power_of_two(tokens))
     return _with_stages(
-        rows=max(SMALLEST_TILE, power_of_two(tokens)),
-        out=WARP_GROUP_ROWS,
-        contracted=min(256 // itemsize, max(SMALLEST_TILE, power_of_two(contracted))),
+        rows=rows,
+        out=WARP_GROUP_ROWS if itemsize < 4 else WARP_GROUP_ROWS // 2,
+        contracted=min(_step(rows, 256 // itemsize, itemsize), max(SMALLEST_TILE, power_of_two(contracted))),
         matrices=matrices,
         itemsize=itemsize,
         warps=4,
@@ -110,11 +93,11 @@ def grouped_block(
     Half of that before Hopper, whose tensor cores read operands from shared memory and not from registers.
     """
     rows = max(SMALLEST_TILE, power_of_two(rows))
-    outputs = 256 if shared_memory >= HOPPER_SHARED_MEMORY else 128
+    outputs = 256 if shared_memory >= HOPPER_SHARED_MEMORY and itemsize < 4 else 128
     return _with_stages(
         rows=rows,
         out=min(outputs // matrices, max(SMALLEST_TILE, power_of_two(out))),
-        contracted=min(128 // itemsize, max(SMALLEST_TILE, power_of_two(contracted))),
+        contracted=min(_step(rows, 128 // itemsize, itemsize), max(SMALLEST_TILE, power_of_two(contracted))),
         matrices=matrices,
         itemsize=itemsize,
         warps=8 if rows == 128 else 4,
@@ -139,6 +122,103 @@ def down_splits(programs: int, steps: int) -> int:
     while programs * splits < ENOUGH_PROGRAMS and splits < 8 and steps >= 8 * splits:
         splits *= 2
     return splits
+
+
+def project_block(tokens: int, outputs: int, contracted: int, itemsize: int, shared_memory: int) -> ProductBlock:
+    """All rows in one tile, and narrow blocks of outputs where there would be less than two for each multiprocessor.
+
+    As many stages as leave room for all programs that a multiprocessor gets, up to four, at a time.
+    """
+    out = WARP_GROUP_ROWS
+    while out > SMALLEST_TILE and outputs // out < ENOUGH_PROGRAMS // 4:
+        out //= 2
+    rows = max(SMALLEST_TILE, power_of_two(tokens))
+    return _with_stages(
+        rows=rows,
+        out=out if itemsize < 4 else min(out, WARP_GROUP_ROWS // 2),
+        contracted=min(_step(rows, 512 // itemsize, itemsize), max(SMALLEST_TILE, power_of_two(contracted))),
+        matrices=1,
+        itemsize=itemsize,
+        warps=4,
+        most_stages=8,
+        shared_memory=shared_memory // min(4, max(1, -(-outputs // (out * MULTIPROCESSORS)))),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RotateBlock:
+    """Of rotary embeddings. tokens: per program.  half: of a head's width, padded."""
+
+    tokens: int
+    half: int
+    warps: int = 4
+
+
+def rotate_block(tokens: int, width: int) -> RotateBlock:
+    """Tiles of up to 1,024 pairs, 8 for each of 128 threads; one token is one warp's."""
+    half = max(1, power_of_two(width // 2))
+    tokens = min(power_of_two(tokens), max(1, 1024 // half))
+    return RotateBlock(tokens=tokens, half=half, warps=4 if tokens > 1 else 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttendBlock:
+    """Of attention. queries, rows: a program's queries, and those of all heads that share a key/value head, padded.
+
+    keys: of a step, whose keys and values are copied ahead.  width: H, padded.
+    """
+
+    queries: int
+    rows: int
+    keys: int
+    width: int
+    warps: int
+    stages: int
+    itemsize: int
+
+    @property
+    def shared_memory_bytes(self) -> int:
+        """What the queries and the stages take."""
+        return (self.rows + 2 * self.stages * self.keys) * self.width * self.itemsize
+
+
+def attend_block(
+    heads: int, queries: int, width: int, positions: int, itemsize: int, shared_memory: int
+) -> AttendBlock:
+    """Two warp groups with a tile of 128 rows between them; a few rows are one tile, on half the shared memory.
+
+    A step reads 16 KiB of keys and as much of values where a head has 128 numbers of 16 bits, half of that in float32.
+    """
+    padded, width = power_of_two(heads), max(SMALLEST_TILE, power_of_two(width))
+    most = max(padded, 2 * WARP_GROUP_ROWS if shared_memory >= HOPPER_SHARED_MEMORY and itemsize < 4 else 32)
+    queries = min(power_of_two(queries), most // padded)
+    rows = max(SMALLEST_TILE, padded * queries)
+    held = (shared_memory if rows > SMALLEST_TILE else shared_memory // 2) // (width * itemsize) - rows
+    keys = max(SMALLEST_TILE, min(WARP_GROUP_ROWS if itemsize < 4 else SMALLEST_TILE, power_of_two(positions)))
+    while keys > SMALLEST_TILE and 2 * keys > held:
+        keys //= 2
+    return AttendBlock(
+        queries=queries,
+        rows=rows,
+        keys=keys,
+        width=width,
+        warps=8 if rows >= 2 * WARP_GROUP_ROWS else 4,
+        stages=max(1, min(4, held // (2 * keys))),
+        itemsize=itemsize,
+    )
+
+
+def key_splits(programs: int, blocks: int) -> int:
+    """Among how many programs to divide the keys of one sequence and head: two on each multiprocessor, if they last."""
+    splits = 1
+    while programs * splits < ENOUGH_PROGRAMS // 4 and 2 * splits <= blocks:
+        splits *= 2
+    return splits
+
+
+def _step(rows: int, most: int, itemsize: int) -> int:
+    """Inputs of a step. Threads hold the operands of a float32 product, which no tensor core computes, in registers."""
+    return most if itemsize < 4 else min(most, max(SMALLEST_TILE, 1024 // rows))
 
 
 def _with_stages(

@@ -4,17 +4,21 @@ Few tokens (decode) take the kernels that read every chosen weight once; more to
 blocks for a grouped product, which may be another package's (tokamax).
 """
 
-from typing import Literal
+from typing import Any, Literal
 
+import jax
+import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from moejax.families.config import RouterPolicy
 from moejax.ops.expert import Expert
 from moejax.ops.routing import Routing
 from moejax.ops.triton.block_layout import block_layout
 from moejax.ops.triton.kernels import KERNELS, Kernels, KernelsName, kernels
+from moejax.ops.xla import project as xla_project
 from moejax.runtime.platform import Device, current_device
+from moejax.weights.storage import Stored
 
 ProductsName = Literal["triton", "tokamax"]
 # What they are on a CPU, in tests: there these backends are refused when a model is loaded.
@@ -22,7 +26,7 @@ _INTERPRETED: dict[ProductsName, KernelsName] = {"triton": "interpret", "tokamax
 
 
 def pallas(experts: Expert, x: Float[Array, "T D"], routing: Routing) -> Float[Array, "T D"]:
-    """Weighted sum of the chosen experts' results for every token; float32 result.
+    """Weighted sum of the chosen experts' results for every token, in float32 and then in the dtype of x.
 
     Raises:
         NotImplementedError: on a GPU that the kernels do not support, naming it.
@@ -54,12 +58,52 @@ def _weighted_sum(
     rows = implementation.permute(x, layout.places, block * layout.block_experts.shape[0])
     hidden = implementation.grouped_gate_up(rows, gate, up, layout.block_experts)
     results = implementation.grouped_matmul(hidden, down, layout.block_experts)
-    return implementation.combine(results[None], layout.places, routing.weights)
+    return implementation.combine(results[None], layout.places, routing.weights, x.dtype)
 
 
 def pallas_route(logits: Float[Array, "T E"], valid: Bool[Array, " T"], policy: RouterPolicy) -> Routing:
     """`reference.route` as a kernel, without a sort; its result carries ranks and counts."""
     return _implementation("triton").route(logits, valid, policy)
+
+
+def pallas_route_here(
+    logits: Float[Array, "T E"],
+    valid: Bool[Array, " T"],
+    policy: RouterPolicy,
+    table: Int[Array, "3 P"],
+    first: Int[Array, ""] | None,
+    places: int,
+) -> tuple[Int[Array, "T A"], Routing]:
+    """`reference.route_here` as a kernel; its routing carries ranks and counts where every expert has one place."""
+    return _implementation("triton").route_here(logits, valid, policy, table, first, places)
+
+
+def pallas_project(
+    x: Float[Array, "*rows I"], *weights: Stored, dtype: jax.typing.DTypeLike = jnp.float32
+) -> tuple[Float[Array, "*rows O"], ...]:
+    """`reference.project`: few rows in one kernel, more in XLA."""
+    implementation = _implementation("triton")
+    rows = x.reshape(-1, x.shape[-1])
+    if not 0 < rows.shape[0] <= implementation.most_tokens:
+        return xla_project.project(x, *weights, dtype=dtype)
+    results = implementation.project(rows, *(w.numbers() for w in weights), dtype=dtype)
+    return tuple(y.reshape(*x.shape[:-1], -1) for y in results)
+
+
+def pallas_rotate(*args: Any) -> tuple[Array, Array, Array]:
+    """`xla.rotate.rotate_into_cache` as a kernel."""
+    return _implementation("triton").rotate(*args)
+
+
+def pallas_attend(
+    q: Float[Array, "B K G T H"],
+    k: Float[Array, "B K S H"],
+    v: Float[Array, "B K S H"],
+    starts: Int[Array, " B"],
+    window: int | None,
+) -> Float[Array, "B K G T H"]:
+    """`reference.attend` as kernels, in the dtype of q."""
+    return _implementation("triton").attend(q, k, v, starts, window)
 
 
 def cannot(device: Device, name: ProductsName = "triton") -> str | None:

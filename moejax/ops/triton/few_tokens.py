@@ -1,7 +1,8 @@
 """Experts for few tokens (decode): every chosen expert's weights are read once, nothing else of them.
 
-Two forms. One token: matrices times a vector, on the ordinary cores, straight from memory into registers. More: the
-weights are one side of a tensor core's tile and all tokens the other, which costs nothing while the weights arrive.
+The weights are one side of a tensor core's tile and all tokens the other, which costs nothing while the weights arrive:
+copied ahead through shared memory, more bytes are on their way than if they went straight to registers, also for one
+token, whose second product sums its experts besides.
 """
 
 import jax.numpy as jnp
@@ -9,14 +10,9 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jaxtyping import Float, Int
 
-from moejax.ops.triton.blocks import (
-    down_splits,
-    few_tokens_block,
-    one_token_down_block,
-    one_token_gate_up_block,
-)
+from moejax.ops.triton.blocks import down_splits, few_tokens_block, project_block
 from moejax.ops.triton.launch import Out, both, dot, launch, load, silu, store, within
-from moejax.ops.triton.permute import combine
+from moejax.ops.triton.permute import combine_in_order
 from moejax.runtime.platform import shared_memory_bytes
 
 MOST_TOKENS = 64  # a tile of more tokens would need more registers and shared memory than it can have
@@ -32,69 +28,23 @@ def expert_ffn(
     *,
     interpret: bool = False,
 ) -> Float[Array, "T D"]:
-    """`reference.expert_ffn` in two launches for one token and three for more.
+    """`reference.expert_ffn`, rounded to the dtype of x, in two launches for one token and three for more.
 
     Raises:
         NotImplementedError: for more than `MOST_TOKENS` tokens.
     """
     tokens = x.shape[0]
     if tokens == 0:
-        return jnp.zeros(x.shape, jnp.float32)
+        return x
     if tokens > MOST_TOKENS:
         raise NotImplementedError(
             f"expert_ffn takes at most {MOST_TOKENS} tokens, got {tokens}; use grouped_gate_up and grouped_matmul"
         )
-    if tokens == 1:
-        hidden = _one_token_gate_up(gate, up, x, experts, interpret)
-        return _one_token_down(down, hidden, experts, weights, interpret)
     hidden = _gate_up(gate, up, x, experts, interpret)
+    if tokens == 1:
+        return _one_token_down(down, hidden, experts, weights, interpret)
     parts = _down(down, hidden, experts, interpret)
-    rows = jnp.arange(experts.size, dtype=jnp.int32).reshape(experts.shape)
-    places = jnp.where(experts < gate.shape[0], rows, experts.size)
-    return combine(parts, places, weights, interpret=interpret)
-
-
-def _one_token_gate_up(gate: Array, up: Array, x: Array, experts: Array, interpret: bool) -> Array:
-    """silu(gate x) * up x of each chosen expert: [A, F]. Programs: blocks of F x chosen experts."""
-    (num_experts, f, d), a = gate.shape, experts.shape[1]
-    block = one_token_gate_up_block(d, x.dtype.itemsize)
-    tile = (block.out, block.contracted)
-
-    def gate_up(x_ref, experts_ref, gate_ref, up_ref, hidden_ref):
-        place = pl.program_id(1)
-        expert = experts_ref[0, place]
-        outs = pl.program_id(0) * block.out + jnp.arange(block.out)
-        out_mask = within(outs, f, block.out)
-
-        def step(i, sums):
-            inputs = i * block.contracted + jnp.arange(block.contracted)
-            mask = both(out_mask, within(inputs, d, block.contracted), tile)
-            # The vector is read as a tile of equal rows: it is in the first-level cache, and a tile that has the layout
-            # of the weights needs no exchange between threads.
-            columns = jnp.broadcast_to(inputs[None, :], tile)
-            vector = load(x_ref, (0, columns), mask).astype(jnp.float32)
-            index = (expert, outs[:, None], inputs[None, :])
-            return (
-                sums[0] + load(gate_ref, index, mask, once=True).astype(jnp.float32) * vector,
-                sums[1] + load(up_ref, index, mask, once=True).astype(jnp.float32) * vector,
-            )
-
-        zeros = jnp.zeros(tile, jnp.float32)
-        steps = (expert < num_experts).astype(jnp.int32) * pl.cdiv(d, block.contracted)
-        gate_sums, up_sums = lax.fori_loop(0, steps, step, (zeros, zeros))
-        hidden = silu(gate_sums.sum(axis=1)) * up_sums.sum(axis=1)
-        store(hidden_ref, (place, outs), hidden.astype(hidden_ref.dtype), out_mask)
-
-    (hidden,) = launch(
-        gate_up,
-        "one_token_gate_up",
-        (pl.cdiv(f, block.out), a),
-        (Out((a, f), x.dtype),),
-        (x, experts, gate, up),
-        warps=block.warps,
-        interpret=interpret,
-    )
-    return hidden
+    return combine_in_order(parts, experts, gate.shape[0], weights, x.dtype, interpret=interpret)
 
 
 def _one_token_down(down: Array, hidden: Array, experts: Array, weights: Array, interpret: bool) -> Array:
@@ -103,36 +53,40 @@ def _one_token_down(down: Array, hidden: Array, experts: Array, weights: Array, 
     A program reads its rows of all A experts one after the other, so nothing is left to sum afterwards.
     """
     (num_experts, d, f), a = down.shape, experts.shape[1]
-    block = one_token_down_block(f, hidden.dtype.itemsize)
-    tile = (block.out, block.contracted)
+    block = project_block(1, d, f, hidden.dtype.itemsize, shared_memory_bytes())
 
     def weighted_down(hidden_ref, experts_ref, weights_ref, down_ref, y_ref):
         outs = pl.program_id(0) * block.out + jnp.arange(block.out)
         out_mask = within(outs, d, block.out)
+        row = jnp.arange(block.rows)  # a tile for the tensor cores, of which one row is there
         total = jnp.zeros((block.out,), jnp.float32)
         for place in range(a):
             expert = experts_ref[0, place]
 
             def step(i, sums, place=place, expert=expert):
                 inputs = i * block.contracted + jnp.arange(block.contracted)
-                mask = both(out_mask, within(inputs, f, block.contracted), tile)
-                columns = jnp.broadcast_to(inputs[None, :], tile)
-                vector = load(hidden_ref, (place, columns), mask).astype(jnp.float32)
-                index = (expert, outs[:, None], inputs[None, :])
-                return sums + load(down_ref, index, mask, once=True).astype(jnp.float32) * vector
+                in_mask = within(inputs, f, block.contracted)
+                these = load(
+                    hidden_ref,
+                    (place + row[:, None], inputs[None, :]),
+                    both(row < 1, in_mask, (block.rows, block.contracted)),
+                )
+                mask = both(out_mask, in_mask, (block.out, block.contracted))
+                return sums + dot(load(down_ref, (expert, outs[:, None], inputs[None, :]), mask, once=True), these)
 
             steps = (expert < num_experts).astype(jnp.int32) * pl.cdiv(f, block.contracted)
-            sums = lax.fori_loop(0, steps, step, jnp.zeros(tile, jnp.float32))
+            sums = lax.fori_loop(0, steps, step, jnp.zeros((block.out, block.rows), jnp.float32))
             total += weights_ref[0, place] * sums.sum(axis=1)
-        store(y_ref, (0, outs), total, out_mask)
+        store(y_ref, (0, outs), total.astype(y_ref.dtype), out_mask)
 
     (y,) = launch(
         weighted_down,
         "one_token_down",
         (pl.cdiv(d, block.out),),
-        (Out((1, d), jnp.float32),),
+        (Out((1, d), hidden.dtype),),
         (hidden, experts, weights, down),
         warps=block.warps,
+        stages=block.stages,
         interpret=interpret,
     )
     return y

@@ -13,8 +13,9 @@ from jax import Array
 
 from moejax.ops import reference as operations
 from moejax.ops.routing import Routing
-from moejax.ops.triton import few_tokens, grouped, grouped_tokamax, permute, reference, route
+from moejax.ops.triton import attend, few_tokens, grouped, grouped_tokamax, permute, project, reference, rotate, route
 from moejax.ops.triton.blocks import grouped_rows
+from moejax.ops.xla.rotate import rotate_into_cache
 from moejax.runtime.platform import Device, current_device
 
 KernelsName = Literal["triton", "tokamax", "interpret", "interpret_tokamax", "reference"]
@@ -28,11 +29,15 @@ class Kernels:
     """One implementation of every kernel; signatures and results are those of `reference`.
 
     cannot: why it does not run on a device, or None.
-    most_tokens: up to how many tokens `expert_ffn` takes; more are sorted for the grouped products.
+    most_tokens: up to how many tokens `expert_ffn` and `project` take; more are sorted for the grouped products.
     block_rows: rows of a block of the grouped products, from the mean number of rows per expert.
     """
 
     route: Callable[..., Routing]
+    route_here: Callable[..., tuple[Array, Routing]]
+    project: Callable[..., tuple[Array, ...]]
+    rotate: Callable[..., tuple[Array, Array, Array]]
+    attend: Callable[..., Array]
     rank_rows: Callable[..., tuple[Array, Array]]
     permute: Callable[..., Array]
     combine: Callable[..., Array]
@@ -67,6 +72,10 @@ def _always(device: Device) -> None:
 
 _TRITON = Kernels(
     route=route.route,
+    route_here=route.route_here,
+    project=project.project,
+    rotate=rotate.rotate_into_cache,
+    attend=attend.attend,
     rank_rows=route.rank_rows,
     permute=permute.permute,
     combine=permute.combine,
@@ -79,6 +88,10 @@ _TRITON = Kernels(
 # The Triton kernels, step by step in XLA on any device: exact and very slow, for tests.
 _INTERPRETED = Kernels(
     route=functools.partial(route.route, interpret=True),
+    route_here=functools.partial(route.route_here, interpret=True),
+    project=functools.partial(project.project, interpret=True),
+    rotate=functools.partial(rotate.rotate_into_cache, interpret=True),
+    attend=functools.partial(attend.attend, interpret=True),
     rank_rows=functools.partial(route.rank_rows, interpret=True),
     permute=functools.partial(permute.permute, interpret=True),
     combine=functools.partial(permute.combine, interpret=True),
@@ -103,6 +116,10 @@ KERNELS: dict[KernelsName, Kernels] = {
     "triton": _TRITON,
     "reference": Kernels(
         route=reference.route,
+        route_here=reference.route_here,
+        project=operations.project,
+        rotate=rotate_into_cache,
+        attend=operations.attend,
         rank_rows=reference.rank_rows,
         permute=reference.permute,
         combine=reference.combine,

@@ -6,7 +6,8 @@ not lower; arrays have a power-of-two size; float32 products are TF32 unless the
 Interpretation wants `pl.program_id` outside of conditions, and check_vma=False of a `jax.shard_map` around it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -32,11 +33,15 @@ def launch(
     *,
     warps: int,
     stages: int = 1,
+    in_place: Mapping[int, int] = MappingProxyType({}),
     interpret: bool,
 ) -> tuple[Array, ...]:
     """Runs `kernel(*operand references, *output references)` once per point of the grid.
 
     References are to whole arrays in device memory; a kernel computes its own addresses.
+
+    Args:
+        in_place: operands, by number, that outputs are made of: what is not written stays as it was.
     """
     whole = pl.BlockSpec(memory_space=pl.ANY)
     varying = _varying(operands)
@@ -47,6 +52,7 @@ def launch(
         out_shape=tuple(jax.ShapeDtypeStruct(out.shape, out.dtype, manual_axis_type=varying) for out in outputs),
         in_specs=[whole] * len(operands),
         out_specs=(whole,) * len(outputs),
+        input_output_aliases=dict(in_place),
         compiler_params=pallas_triton.CompilerParams(num_warps=warps, num_stages=stages),
         interpret=interpret,
     )(*operands)

@@ -1,5 +1,9 @@
 """Rows into expert-sorted places and back: `reference.permute` and `reference.combine`."""
 
+from collections.abc import Callable
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.experimental import pallas as pl
@@ -41,35 +45,74 @@ def permute(
 
 
 def combine(
-    rows: Float[Array, "S P X"], places: Int[Array, "T A"], weights: Float[Array, "T A"], *, interpret: bool = False
+    rows: Float[Array, "S P X"],
+    places: Int[Array, "T A"],
+    weights: Float[Array, "T A"],
+    dtype: jax.typing.DTypeLike = jnp.float32,
+    *,
+    interpret: bool = False,
 ) -> Float[Array, "T X"]:
     """`reference.combine`: parts of a row first, then the rows of a token. Programs: tokens x pieces of a row."""
-    (parts, num_places, width), (t, a) = rows.shape, places.shape
+
+    def find(places_ref: Any, token: Array, choice: int) -> tuple[Array, Array]:
+        place = places_ref[token, choice]
+        return place, place < rows.shape[1]
+
+    return _combine(rows, places, weights, dtype, find, interpret)
+
+
+def combine_in_order(
+    rows: Float[Array, "S R X"],
+    experts: Int[Array, "T A"],
+    num_experts: int,
+    weights: Float[Array, "T A"],
+    dtype: jax.typing.DTypeLike = jnp.float32,
+    *,
+    interpret: bool = False,
+) -> Float[Array, "T X"]:
+    """`combine` of rows that lie in the order of (token, choice); a row of expert `num_experts`, none, counts as 0."""
+
+    def find(experts_ref: Any, token: Array, choice: int) -> tuple[Array, Array]:
+        return token * experts.shape[1] + choice, experts_ref[token, choice] < num_experts
+
+    return _combine(rows, experts, weights, dtype, find, interpret)
+
+
+def _combine(
+    rows: Array,
+    ids: Array,
+    weights: Array,
+    dtype: jax.typing.DTypeLike,
+    find: Callable[[Any, Array, int], tuple[Array, Array]],
+    interpret: bool,
+) -> Array:
+    """find: (ids, token, choice) -> the place of that row, and whether it has one."""
+    (parts, num_places, width), (t, a) = rows.shape, ids.shape
     block = row_block(width)
     if t == 0 or num_places == 0:
-        return jnp.zeros((t, width), jnp.float32)
+        return jnp.zeros((t, width), dtype)
 
-    def weighted_sum(rows_ref, places_ref, weights_ref, y_ref):
+    def weighted_sum(rows_ref, ids_ref, weights_ref, y_ref):
         token = pl.program_id(0)
         columns = pl.program_id(1) * block.width + jnp.arange(block.width)
         mask = within(columns, width, block.width)
         total = jnp.zeros((block.width,), jnp.float32)
         for choice in range(a):
-            place = places_ref[token, choice]
-            named = jnp.broadcast_to(place < num_places, (block.width,))
+            place, there = find(ids_ref, token, choice)
+            named = jnp.broadcast_to(there, (block.width,))
             read = named if mask is None else named & mask
             row = jnp.zeros((block.width,), jnp.float32)
             for part in range(parts):
                 row += load(rows_ref, (part, place, columns), read).astype(jnp.float32)
             total += weights_ref[token, choice] * row
-        store(y_ref, (token, columns), total, mask)
+        store(y_ref, (token, columns), total.astype(y_ref.dtype), mask)
 
     (y,) = launch(
         weighted_sum,
         "combine",
         (t, pl.cdiv(width, block.width)),
-        (Out((t, width), jnp.float32),),
-        (rows, places, weights),
+        (Out((t, width), dtype),),
+        (rows, ids, weights),
         warps=block.warps,
         interpret=interpret,
     )

@@ -21,6 +21,22 @@ def route(logits: Float[Array, "T E"], valid: Bool[Array, " T"], policy: RouterP
     return routed._replace(ranks=ranks, counts=counts)
 
 
+def route_here(
+    logits: Float[Array, "T E"],
+    valid: Bool[Array, " T"],
+    policy: RouterPolicy,
+    table: Int[Array, "3 P"],
+    first: Int[Array, ""] | None,
+    places: int,
+) -> tuple[Int[Array, "T A"], Routing]:
+    """`ops.reference.route_here`, with ranks and counts of this device's rows where every expert has one place."""
+    experts, here = reference.route_here(logits, valid, policy, table, first, places)
+    if table.shape[1] != logits.shape[1]:
+        return experts, here
+    ranks, counts = rank_rows(here.experts, places)
+    return experts, here._replace(ranks=ranks, counts=counts)
+
+
 def rank_rows(experts: Int[Array, "T A"], num_experts: int) -> tuple[Int[Array, "T A"], Int[Array, " E"]]:
     """Each row's rank among the rows of its expert, in token order, and how many rows each expert has.
 
@@ -42,14 +58,17 @@ def permute(x: Float[Array, "T X"], places: Int[Array, "T A"], num_places: int) 
 
 
 def combine(
-    rows: Float[Array, "S P X"], places: Int[Array, "T A"], weights: Float[Array, "T A"]
+    rows: Float[Array, "S P X"],
+    places: Int[Array, "T A"],
+    weights: Float[Array, "T A"],
+    dtype: jax.typing.DTypeLike = jnp.float32,
 ) -> Float[Array, "T X"]:
-    """Each token's weighted sum of its A rows, every row a sum of S parts; float32. A place of P counts as 0.
+    """Each token's weighted sum of its A rows, every row a sum of S parts, rounded once. A place of P counts as 0.
 
     The order of the sum is fixed: the same arguments give the same bits.
     """
     parts = rows.at[:, places].get(mode="fill", fill_value=0).astype(jnp.float32)  # S T A X
-    return jnp.sum(parts.sum(axis=0) * weights[..., None], axis=1)
+    return jnp.sum(parts.sum(axis=0) * weights[..., None], axis=1).astype(dtype)
 
 
 def grouped_matmul(

@@ -4,12 +4,15 @@ One program takes a block of tokens; ranks come from a running sum down its one-
 blocks, a second launch adds what earlier blocks counted. Both launches fix the order of every sum.
 """
 
+from functools import partial
+
 import jax.numpy as jnp
 from jax import Array
 from jax.experimental import pallas as pl
 from jaxtyping import Bool, Float, Int
 
 from moejax.families.config import RouterPolicy
+from moejax.ops import reference as operations
 from moejax.ops.routing import Routing
 from moejax.ops.triton.blocks import RouteBlock, route_block
 from moejax.ops.triton.launch import Out, launch, load, store, within
@@ -19,18 +22,40 @@ def route(
     logits: Float[Array, "T E"], valid: Bool[Array, " T"], policy: RouterPolicy, *, interpret: bool = False
 ) -> Routing:
     """`reference.route` in one launch for few tokens, two for many."""
+    e = logits.shape[1]
+    return _route(logits, valid, policy, jnp.arange(e, dtype=jnp.int32), jnp.int32(0), e, interpret)[1]
+
+
+def route_here(
+    logits: Float[Array, "T E"],
+    valid: Bool[Array, " T"],
+    policy: RouterPolicy,
+    table: Int[Array, "3 P"],
+    first: Int[Array, ""] | None,
+    places: int,
+    *,
+    interpret: bool = False,
+) -> tuple[Int[Array, "T A"], Routing]:
+    """`reference.route_here`, as `route`; where experts have several places, places are found in XLA."""
+    if table.shape[1] != logits.shape[1]:
+        return operations.route_here(
+            logits, valid, policy, table, first, places, route=partial(route, interpret=interpret)
+        )
+    return _route(logits, valid, policy, table[0], jnp.int32(0) if first is None else first, places, interpret)
+
+
+def _route(
+    logits: Array, valid: Array, policy: RouterPolicy, held: Array, first: Array, places: int, interpret: bool
+) -> tuple[Array, Routing]:
+    """The experts chosen, and the routing to the `places` places from `first` on of those that hold the experts."""
     (t, e), a = logits.shape, policy.experts_per_token
     if t == 0:
-        return Routing(
-            jnp.zeros((0, a), jnp.int32),
-            jnp.zeros((0, a), jnp.float32),
-            jnp.zeros((0, a), jnp.int32),
-            jnp.zeros((e,), jnp.int32),
-        )
+        ids = jnp.zeros((0, a), jnp.int32)
+        return ids, Routing(ids, jnp.zeros((0, a), jnp.float32), ids, jnp.zeros((places,), jnp.int32))
     block = route_block(t, e)
     blocks = pl.cdiv(t, block.tokens)
 
-    def top_k(logits_ref, valid_ref, experts_ref, weights_ref, ranks_ref, counts_ref):
+    def top_k(logits_ref, valid_ref, held_ref, first_ref, experts_ref, ids_ref, weights_ref, ranks_ref, counts_ref):
         tokens = pl.program_id(0) * block.tokens + jnp.arange(block.tokens)
         columns = jnp.arange(block.experts)
         shape = (block.tokens, block.experts)
@@ -55,23 +80,31 @@ def route(
             chosen.append(jnp.where(keep, choice, e))
             best.append(weight)
             norm += weight
+        held, shift, ids = load(held_ref, (columns,), within(columns, e, block.experts), other=-1), first_ref[0], []
         for place in range(a):
+            holds = jnp.where(chosen[place][:, None] == held[None, :], columns[None, :], 0)
+            at = holds.sum(axis=1) - shift
+            here = keep & (at >= 0) & (at < places)
+            ids.append(jnp.where(here, at, places))
             weight = best[place] / norm if policy.renormalise else best[place]
-            weight = jnp.where(keep, weight if policy.scale == 1 else weight * policy.scale, 0.0)
-            store(experts_ref, (tokens, jnp.full_like(tokens, place)), chosen[place], tokens < t)
-            store(weights_ref, (tokens, jnp.full_like(tokens, place)), weight, tokens < t)
-        _write_ranks(ranks_ref, counts_ref, tokens, chosen, block, t, e)
+            weight = jnp.where(here, weight if policy.scale == 1 else weight * policy.scale, 0.0)
+            index = (tokens, jnp.full_like(tokens, place))
+            store(experts_ref, index, chosen[place], tokens < t)
+            store(ids_ref, index, ids[place], tokens < t)
+            store(weights_ref, index, weight, tokens < t)
+        _write_ranks(ranks_ref, counts_ref, tokens, ids, block, t, places)
 
-    experts, weights, ranks, counts = launch(
+    ints = Out((t, a), jnp.int32)
+    experts, ids, weights, ranks, counts = launch(
         top_k,
         "route",
         (blocks,),
-        (Out((t, a), jnp.int32), Out((t, a), jnp.float32), Out((t, a), jnp.int32), Out((blocks, e), jnp.int32)),
-        (logits, valid),
+        (ints, ints, Out((t, a), jnp.float32), ints, Out((blocks, places), jnp.int32)),
+        (logits, valid, held, first.reshape(1)),
         warps=block.warps,
         interpret=interpret,
     )
-    return Routing(experts, weights, *_add_earlier_blocks(experts, ranks, counts, block, interpret))
+    return experts, Routing(ids, weights, *_add_earlier_blocks(ids, ranks, counts, block, interpret))
 
 
 def rank_rows(

@@ -9,6 +9,8 @@ from hypothesis.extra.numpy import arrays
 
 from moejax.ops.routing import Routing
 from moejax.ops.triton.blocks import route_block
+from moejax.ops.triton.kernels import KERNELS
+from moejax.weights.placement import PhysicalExperts
 from tests.moejax.moe.oracle import route_loop
 from tests.moejax.ops.triton.cases import FLOAT32_ATOL, REFERENCE, interpreted, routings, top
 
@@ -89,6 +91,37 @@ def test_bfloat16_logits(t: int, e: int, a: int) -> None:
         interpreted("route", top(a))(logits, np.ones(t, bool)),
         REFERENCE.route(logits, jnp.ones(t, bool), top(a)),
     )
+
+
+@pytest.mark.parametrize(("first", "places"), [(None, 8), (0, 4), (4, 4), (6, 2)])
+@pytest.mark.parametrize("tokens", [3, 300])
+def test_places_of_one_device(tokens: int, first: int | None, places: int) -> None:
+    """The experts that were chosen, and where those are that this device holds, with their ranks and counts."""
+    random = np.random.default_rng(tokens)
+    logits, valid = random.standard_normal((tokens, 8)).astype(np.float32), random.random(tokens) < 0.8
+    table = PhysicalExperts(8, (tuple(random.permutation(8).tolist()),)).tables()[0]
+    args = (logits, jnp.asarray(valid), top(2), jnp.asarray(table), None if first is None else jnp.int32(first), places)
+    experts, here = KERNELS["interpret"].route_here(*args)
+    expected_experts, expected = REFERENCE.route_here(*args)
+    np.testing.assert_array_equal(experts, expected_experts)
+    check(here, expected)
+
+
+def test_places_of_replicas_are_the_reference_s() -> None:
+    table = jnp.asarray(PhysicalExperts(4, ((0, 1, 2, 3, 1, 4),)).tables()[0])
+    args = (
+        np.random.default_rng(0).standard_normal((9, 4)).astype(np.float32),
+        jnp.ones(9, bool),
+        top(2),
+        table,
+        None,
+        6,
+    )
+    experts, here = KERNELS["interpret"].route_here(*args)
+    expected_experts, expected = REFERENCE.route_here(*args)
+    np.testing.assert_array_equal(experts, expected_experts)
+    np.testing.assert_array_equal(here.experts, expected.experts)
+    assert here.ranks is None and 4 in np.asarray(here.experts)
 
 
 def test_no_tokens() -> None:

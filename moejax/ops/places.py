@@ -1,4 +1,4 @@
-"""From experts to the places that hold them, by tables that a program is given when it runs."""
+"""From experts to the places that hold them, by tables that a program is given when it runs, and to one device's."""
 
 import jax.numpy as jnp
 from jax import Array
@@ -31,3 +31,13 @@ def place(routing: Routing, table: Int[Array, "3 P"], num_experts: int) -> Routi
         return Routing(ids, routing.weights)
     counts = jnp.sum(jnp.where(held[:, None] == jnp.arange(num_experts)[None, :], routing.counts[None, :], 0), axis=1)
     return Routing(ids, routing.weights, routing.ranks, counts)
+
+
+def local(placed: Routing, first: Int[Array, "..."] | int, places: int) -> Routing:
+    """The same with numbers that count the `places` places from `first` on from 0.
+
+    What is in another place gets number `places` and weight 0: routed to no expert here.
+    """
+    ids = placed.experts - first
+    here = (ids >= 0) & (ids < places)
+    return Routing(jnp.where(here, ids, places), jnp.where(here, placed.weights, 0.0))
