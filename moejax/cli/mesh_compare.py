@@ -119,9 +119,12 @@ def _draw(flags: CompareFlags, plan: ComparisonInputs, rows: list[MeshRow]) -> N
 
     fits = any(row.fits for row in rows)
     work, chosen = rows[0].workload, "a recorded load" if plan.skew is None else plan.skew
-    title = console.printable(
-        f"{flags.model} on {flags.devices} x {plan.hardware.title}, {work.dtype}, {plan.software}\n"
-        f"prompts of {work.input_len:,} tokens, {work.context:,} in the cache, experts: {chosen}"
+    title = "\n".join(
+        console.printable(line)
+        for line in (
+            f"{flags.model} on {flags.devices} x {plan.hardware.title}, {work.dtype}, {plan.software}",
+            f"prompts of {work.input_len:,} tokens, {work.context:,} in the cache, experts: {chosen}",
+        )
     )
     for path, draw in ((flags.plot, plots.draw), (flags.pareto, pareto_plot.draw)):
         if path is not None and fits:

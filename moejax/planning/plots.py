@@ -63,7 +63,7 @@ def draw(rows: Sequence[MeshRow], plan: ComparisonInputs, title: str, path: Path
     batch = max(row.workload.batch_size for row in usable)
     bars = [row for row in usable if row.workload.batch_size == batch]
     curves = chosen_curves([row for row in usable if row.built], plan)
-    crossovers = batch_crossovers(curves)
+    crossovers = leading(curves, batch_crossovers(curves))
     notes = 0.3 + 0.16 * max(1, len(crossovers))  # inches of text below the curves
     height = max(6.0 + notes, 2.2 + 0.3 * min(len(bars), MOST_BARS))
     figure = Figure(figsize=(15, height), layout="constrained")
@@ -145,26 +145,40 @@ def _draw_curves(axes: Any, curves: Sequence[ThroughputCurve], crossovers: Seque
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.yaxis.set_major_formatter(lambda value, _: units.number(value))
     axes.set_ylabel("tokens/s, all sequences")
-    axes.set_title("tokens per second against batch size; circles: one split overtakes another", fontsize=10)
+    axes.set_title("tokens per second against batch size; circles: another split takes the lead", fontsize=10)
     _batches(axes)
     _mark(axes, [(one.batch, one.tokens_per_second) for one in crossovers])
 
 
-def _draw_shares(axes: Any, curves: Sequence[ThroughputCurve], crossovers: Sequence[Crossover]) -> None:
-    """Each curve as a share of the fastest at each batch size, where lines that lie close come apart."""
+def leading(curves: Sequence[ThroughputCurve], crossovers: Sequence[Crossover]) -> list[Crossover]:
+    """Those between splits of which none is slower than 95% of the fastest: the others change no decision."""
+    return [one for one in crossovers if one.tokens_per_second >= 0.95 * _fastest_at(curves, one)]
+
+
+def _fastest_at(curves: Sequence[ThroughputCurve], one: Crossover) -> float:
+    """Tokens per second of the fastest at the batch size of a crossover, on straight lines between logarithms."""
+    fastest = _fastest(curves)
+    low, high = math.log(fastest[one.below]), math.log(fastest[one.above])
+    along = math.log(one.batch / one.below) / math.log(one.above / one.below)
+    return math.exp(low + along * (high - low))
+
+
+def _fastest(curves: Sequence[ThroughputCurve]) -> dict[int, float]:
+    """Tokens per second of the fastest at each batch size."""
     longest = max((one.batches for one in curves), key=len)
-    fastest = {
+    return {
         batch: max(one.tokens_per_second[place] for one in curves if len(one.batches) > place)
         for place, batch in enumerate(longest)
     }
+
+
+def _draw_shares(axes: Any, curves: Sequence[ThroughputCurve], crossovers: Sequence[Crossover]) -> None:
+    """Each curve as a share of the fastest at each batch size, where lines that lie close come apart."""
+    fastest = _fastest(curves)
     for one, colour, style in zip(curves, COLOURS, STYLES, strict=False):
         share = [100 * speed / fastest[b] for b, speed in zip(one.batches, one.tokens_per_second, strict=True)]
         axes.plot(one.batches, share, style, color=colour, marker=".", linewidth=1.6)
-    places = []
-    for one in crossovers:
-        low, high = math.log(fastest[one.below]), math.log(fastest[one.above])
-        along = math.log(one.batch / one.below) / math.log(one.above / one.below)
-        places.append((one.batch, 100 * one.tokens_per_second / math.exp(low + along * (high - low))))
+    places = [(one.batch, 100 * one.tokens_per_second / _fastest_at(curves, one)) for one in crossovers]
     axes.set_ylabel("% of the fastest")
     axes.set_ylim(bottom=0 if len(curves) == 1 else None, top=105)
     axes.set_xlabel("batch size (sequences)")
@@ -211,7 +225,7 @@ def _batches(axes: Any) -> None:
 def crossover_text(crossovers: Sequence[Crossover]) -> str:
     """A line for each, numbered as in the picture; "no crossover" where there is none."""
     if not crossovers:
-        return "no crossover: the order of these splits is the same at every batch size"
+        return "no crossover: one of these splits leads at every batch size"
     return "\n".join(
         f"{count}: {one.later} overtakes {one.earlier} between {one.below:,} and {one.above:,}"
         for count, one in enumerate(crossovers, 1)
