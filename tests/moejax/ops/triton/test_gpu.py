@@ -12,8 +12,9 @@ import pytest
 
 from moejax.ops.expert import Expert
 from moejax.ops.table import BACKENDS
-from moejax.ops.triton.experts import pallas_route
+from moejax.ops.triton.experts import pallas_attend, pallas_rotate, pallas_route
 from moejax.ops.triton.kernels import KERNELS
+from moejax.ops.xla.rotate import rotate_into_cache
 from moejax.runtime.platform import current_device
 from tests.moejax.moe.oracle import Layer, moe_loop, route_loop
 from tests.moejax.ops.triton.cases import top
@@ -98,3 +99,67 @@ def test_route_and_ranks(t: int, e: int, a: int, rng: np.random.Generator) -> No
     ranks, counts = jax.jit(lambda experts: KERNELS["triton"].rank_rows(experts, e))(got.experts)
     np.testing.assert_array_equal(ranks, expected.ranks)
     np.testing.assert_array_equal(counts, expected.counts)
+
+
+@pytest.mark.parametrize("window", [None, 300])
+@pytest.mark.parametrize("queries", [1, 7, 600])
+@pytest.mark.parametrize(("kv", "group", "width"), [(8, 4, 128), (1, 3, 80), (2, 1, 64)])
+@pytest.mark.parametrize("dtype", ATOL)
+def test_attention_equals_float64(
+    dtype: str, kv: int, group: int, width: int, queries: int, window: int | None, rng: np.random.Generator
+) -> None:
+    """One query in parts and several in blocks, with NaN in what no query sees."""
+    batch, slots = 3, 2048
+    q, k, v = (
+        rng.standard_normal(shape)
+        for shape in ((batch, kv, group, queries, width), (batch, kv, slots, width), (batch, kv, slots, width))
+    )
+    q, k, v = (np.asarray(jnp.asarray(a, dtype), np.float64) for a in (q, k, v))
+    starts = rng.integers(0, slots - queries + 1, batch)
+    positions = starts[:, None] + np.arange(queries)
+    distance = positions[:, :, None] - np.arange(slots)
+    seen = (distance >= 0) & (distance < (window or slots))
+    scores = np.where(seen[:, None, None], np.einsum("bkgth,bksh->bkgts", q, k) / width**0.5, -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    expected = np.einsum("bkgts,bksh->bkgth", weights / weights.sum(-1, keepdims=True), v)
+    poisoned = [np.where(seen.any(1)[:, None, :, None], a, np.nan) for a in (k, v)]
+    poison_free_memory()
+    ours = jax.jit(lambda *args: pallas_attend(*args, window))(
+        *(jnp.asarray(a, dtype) for a in (q, *poisoned)), jnp.asarray(starts, jnp.int32)
+    )
+    np.testing.assert_allclose(np.asarray(ours, np.float64), expected, rtol=0, atol=ATOL[dtype])
+
+
+@pytest.mark.parametrize("tokens", [1, 5, 130])
+@pytest.mark.parametrize("dtype", ATOL)
+def test_rotated_into_the_cache_as_in_xla(dtype: str, tokens: int, rng: np.random.Generator) -> None:
+    batch, heads, kv, width, slots = 3, 6, 2, 80, 256
+    shapes = [(batch, tokens, n, width) for n in (heads, kv, kv)] + [(batch, tokens, width // 2)] * 2
+    arrays = [jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes]
+    kept = "uint16" if dtype == "bfloat16" else dtype
+    caches = [jnp.asarray(rng.integers(0, 2**15, (batch, kv, slots, width)), kept) for _ in range(2)]
+    starts = jnp.asarray(rng.integers(0, slots - tokens + 1, batch), jnp.int32)
+    ours, theirs = (
+        jax.jit(lambda *args, rotate=rotate: rotate(*args, dtype))(*arrays, starts, *caches)
+        for rotate in (pallas_rotate, rotate_into_cache)
+    )
+    for one, other in zip(ours, theirs, strict=True):
+        if one.dtype == jnp.uint16:  # a last bit may be another's: XLA may multiply and add in one step
+            one, other = (jax.lax.bitcast_convert_type(a, jnp.bfloat16) for a in (one, other))
+        np.testing.assert_allclose(np.asarray(one, np.float64), np.asarray(other, np.float64), rtol=0.01, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("rows", "inputs", "outputs"), [(1, 4096, (6144,)), (8, 4096, (4096, 1024, 1024)), (64, 200, (60,))]
+)
+@pytest.mark.parametrize("dtype", ATOL)
+def test_products_of_few_rows_equal_float64(
+    dtype: str, rows: int, inputs: int, outputs: tuple[int, ...], rng: np.random.Generator
+) -> None:
+    x = jnp.asarray(rng.standard_normal((rows, inputs)), dtype)
+    weights = [jnp.asarray(rng.standard_normal((size, inputs)) * inputs**-0.5, dtype) for size in outputs]
+    poison_free_memory()
+    results = jax.jit(lambda x, *weights: KERNELS["triton"].project(x, *weights))(x, *weights)
+    for weight, ours in zip(weights, results, strict=True):
+        expected = np.asarray(x, np.float64) @ np.asarray(weight, np.float64).T
+        np.testing.assert_allclose(np.asarray(ours, np.float64), expected, rtol=0, atol=2e-5)
