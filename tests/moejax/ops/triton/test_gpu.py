@@ -123,7 +123,7 @@ def test_attention_equals_float64(
     scores = np.where(seen[:, None, None], np.einsum("bkgth,bksh->bkgts", q, k) / width**0.5, -np.inf)
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     expected = np.einsum("bkgts,bksh->bkgth", weights / weights.sum(-1, keepdims=True), v)
-    poisoned = [np.where(seen.any(1)[:, None, :, None], a, np.nan) for a in (k, v)]
+    poisoned = [np.where(np.any(seen, axis=1)[:, None, :, None], a, np.nan) for a in (k, v)]
     poison_free_memory()
     ours = jax.jit(partial(pallas_attend, window=window))(
         *(jnp.asarray(a, dtype) for a in (q, *poisoned)), jnp.asarray(starts, jnp.int32)
