@@ -192,6 +192,7 @@ def load(
     seed: int = 0,
     devices: Sequence[Any] | None = None,
     revision: str | None = None,
+    micro_batches: int = 1,
 ) -> Model:
     """Loads a model onto the devices of a mesh; every device reads its own part of the weights.
 
@@ -215,6 +216,8 @@ def load(
         devices: to take the mesh's devices from, in this order; None is all that JAX has, beginning with the one that
             `jax.default_device` names.
         revision: the branch, tag or commit of a model on Hugging Face.
+        micro_batches: into how many a device's rows of a prefill, or of a large batch, are divided, so that what one
+            exchanges overlaps what the next computes; 1 to 8. For a mesh of several devices.
 
     Raises:
         ValueError: for a source, option or checkpoint that cannot be used, a model that cannot be split over the mesh
@@ -234,7 +237,7 @@ def load(
     split = _chosen_split(mesh, dispatch, config, resolved_dtype, limit, available)
     # Before anything is built of a size that config.json says: whether the weights are there, and room for them.
     plan = None if checkpoint is None else checkpoint.plan(logical_tensors(weights_of(config)))
-    parallel = make_parallel(config, split.mesh.build(available), split.dispatch)
+    parallel = make_parallel(config, split.mesh.build(available), split.dispatch, micro_batches=micro_batches)
     check_fits(config, parallel, resolved_dtype)
     _log(logging.INFO, split.remark)
     structure = make_structure(config, backend, resolved_dtype, parallel)
@@ -244,6 +247,7 @@ def load(
             "dtype": resolved_dtype,
             "mesh": split.mesh,
             "dispatch": split.dispatch,
+            "micro_batches": micro_batches,
             "expert backend": backend,
             "max_seq_len": limit,
             "seed of random weights": seed,

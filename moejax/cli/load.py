@@ -25,7 +25,7 @@ def load_model(
     if timed:
         _check_real(split.mesh)
     if not quiet:
-        if split.remark:
+        if split.remark and split.mesh.size <= jax.device_count():
             console.remark(split.remark)
         if mesh.mesh is not None and split.mesh.size < jax.device_count():
             console.remark(
@@ -44,6 +44,7 @@ def load_split(facts: SourceFacts, split: Split, flags: ModelFlags, *, max_seq_l
         max_seq_len=max_seq_len,
         expert_backend=flags.expert_backend,
         seed=flags.seed,
+        micro_batches=flags.micro_batches,
     )
 
 

@@ -281,6 +281,15 @@ class WeightFlags:
 class ModelFlags(WeightFlags):
     """How a model is loaded and compiled."""
 
+    micro_batches: Annotated[
+        int,
+        whole(
+            "--micro-batches",
+            panel=DEVICES,
+            help="Pieces of a prefill, or of a large batch, on a mesh, so that what one exchanges overlaps what the "
+            "next computes; 1 to 8.",
+        ),
+    ] = 1
     no_compile_cache: Annotated[
         bool, option("--no-compile-cache", panel=MODEL, help="Do not keep compiled programs for the next run.")
     ] = False

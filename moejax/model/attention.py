@@ -87,8 +87,13 @@ class Attention(nnx.Module):
         q = q.reshape(b, keys.shape[1], -1, t, self.head_dim)  # B K G T H
         y = self.ops.attend(q, keys, values, starts, self.window)
         y = y.transpose(0, 3, 1, 2, 4).reshape(b, t, -1).astype(x.dtype)
-        (y,) = self.ops.project(y, w.o, dtype=x.dtype)
-        return lax.psum(y, self.parallel.axes("q_heads")), cache
+
+        def output(heads: Float[Array, "rows NH"]) -> Float[Array, "rows D"]:
+            (projected,) = self.ops.project(heads, w.o, dtype=x.dtype)
+            return lax.psum(projected, self.parallel.axes("q_heads"))
+
+        y = self.parallel.in_micro_batches(output, y.reshape(b * t, -1))
+        return y.reshape(x.shape), cache
 
     def _used(self, held: Float[Array, "Bl Kl S H"], queries: int) -> Float[Array, "Bl Ku S H"]:
         """The key/value heads that a device's `queries` query heads use, of those that it holds, each for as many.

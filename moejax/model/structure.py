@@ -118,14 +118,16 @@ class Structure:
         return jax.make_array_from_callback(tables.shape, whole, lambda index: tables[index], dtype=tables.dtype)
 
 
-def make_parallel(config: ModelConfig, mesh: Mesh | AbstractMesh, dispatch: str) -> Parallel:
+def make_parallel(config: ModelConfig, mesh: Mesh | AbstractMesh, dispatch: str, *, micro_batches: int = 1) -> Parallel:
     """How a model of this configuration runs on a mesh whose axes are those of `sharding.MESH_AXES`.
 
     Raises:
-        ValueError: when the model cannot be split over it, or for an unknown dispatch.
+        ValueError: when the model cannot be split over it, for an unknown dispatch, or for less than one micro-batch.
     """
     name = dispatch_name(dispatch)
-    return Parallel(mesh, make_rules(config, MeshConfig(**dict(mesh.shape)), name), name)
+    if isinstance(micro_batches, bool) or not isinstance(micro_batches, int) or not 1 <= micro_batches <= 8:
+        raise ValueError(f"micro_batches must be a whole number from 1 to 8, got {micro_batches!r}")
+    return Parallel(mesh, make_rules(config, MeshConfig(**dict(mesh.shape)), name), name, micro_batches)
 
 
 def mesh_devices(mesh: Mesh | AbstractMesh) -> list[Any]:

@@ -9,19 +9,27 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax import Array
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from moejax._sharding import LogicalAxis, MeshAxes, Rules, partition_spec
 from moejax.moe.split import DispatchName
 
+FEWEST_ROWS = 64  # of a micro-batch
+
 
 @dataclass(frozen=True)
 class Parallel:
-    """How a model runs on a mesh. Without devices (an AbstractMesh) it can be traced and lowered, not run."""
+    """How a model runs on a mesh. Without devices (an AbstractMesh) it can be traced and lowered, not run.
+
+    micro_batches: into how many a device's rows are divided, see `in_micro_batches`.
+    """
 
     mesh: Mesh | AbstractMesh
     rules: Rules
     dispatch: DispatchName
+    micro_batches: int = 1
 
     def axes(self, logical: LogicalAxis) -> MeshAxes:
         """Mesh axes that `logical` is split over, for collectives inside `map`; () where it is whole."""
@@ -57,6 +65,17 @@ class Parallel:
         every constant of a loop annotated, in code that knows nothing of meshes.
         """
         return jax.shard_map(body, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+    def in_micro_batches(self, body: Callable[..., Any], *rows: Array) -> Any:
+        """`body(*rows)`, piece by piece and together again, so that what one piece exchanges between devices is under
+        way while the next is computed. Rows that would not make pieces of `FEWEST_ROWS` stay together, for each piece
+        reads all weights that it needs.
+        """
+        pieces = min(self.micro_batches, rows[0].shape[0] // FEWEST_ROWS)
+        if pieces < 2:
+            return body(*rows)
+        results = [body(*piece) for piece in zip(*(jnp.array_split(one, pieces) for one in rows), strict=True)]
+        return jax.tree.map(lambda *parts: jnp.concatenate(parts), *results)
 
     def map_sequences(self, body: Callable[..., Any], *args: Any) -> Any:
         """`body(*args)` on each device's sequences: these are every array's first axis, and it is otherwise whole."""
