@@ -25,6 +25,7 @@ from typing import Any
 
 from moejax._sharding import MeshConfig
 from moejax.families.table import named_config
+from moejax.moe.split import dispatch_name, make_rules
 from moejax.weights.dtypes import resolve_dtype
 from scripts.compiling import baseline, report
 from scripts.compiling.cases import PROGRAM_NAMES, Case, ProgramName, case_of
@@ -68,6 +69,8 @@ def show(options: argparse.Namespace) -> int:
 def check(options: argparse.Namespace) -> int:
     """Compiles the cases of the baseline, of the targets that were named or all, and compares or writes."""
     chosen = [case for case in baseline.checked_cases() if not options.target or case.target in options.target]
+    if not chosen:
+        raise ValueError(f"the baseline is of {', '.join(TARGETS)}, got --target {','.join(options.target)}")
     there = options.baseline.exists() or not options.update
     before = baseline.read_baseline(options.baseline) if there else {}
     worse, better, now = list[str](), list[str](), dict[Case, dict[str, Any]]()
@@ -98,6 +101,8 @@ def cases_of(options: argparse.Namespace) -> Iterator[Case]:
     layers = config.num_layers if options.layers is None else options.layers
     if not 1 <= layers <= config.num_layers:
         raise ValueError(f"--layers is from 1 to the {config.num_layers} of {options.model}, got {layers}")
+    if not 1 <= options.input_len <= options.max_seq_len:
+        raise ValueError(f"--input-len is from 1 to --max-seq-len {options.max_seq_len}, got {options.input_len}")
     batches: dict[ProgramName, list[int]] = {
         "decode": options.batch_size,
         "prefill": numbers(FED),
@@ -119,9 +124,7 @@ def cases_of(options: argparse.Namespace) -> Iterator[Case]:
         positions=options.max_seq_len,
     )
     widths = {"prefill": options.input_len, "serve-feed": 128}
-    parts = MeshConfig.parse(options.mesh).data * (
-        MeshConfig.parse(options.mesh).expert if options.dispatch != "replicated" else 1
-    )
+    parts = make_rules(config, MeshConfig.parse(options.mesh), dispatch_name(options.dispatch)).parts("batch")
     for name in options.target:
         for program in options.program:
             sizes = {-(-batch // parts) * parts for batch in batches[program]}  # what divides over the mesh

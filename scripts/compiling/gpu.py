@@ -15,7 +15,9 @@ from scripts.compiling.launches import count, instruction_scopes, read_thunks, s
 from scripts.compiling.programs import lower_case
 from scripts.compiling.targets import Gpu, target_config
 
-THUNKS, METADATA = "thunk_sequence_after_thunk_passes.txt", "thunk_metadata.txt"
+# The first one is there where passes over thunks changed something: where they formed a command buffer.
+THUNKS = ("thunk_sequence_after_thunk_passes.txt", "thunk_sequence.txt")
+METADATA = "thunk_metadata.txt"
 
 
 class GpuCompiler:
@@ -38,7 +40,7 @@ class GpuCompiler:
         compiled_at = time.perf_counter()
         hlo = compiled.as_text()
         assert hlo is not None, "XLA:GPU shows every program"
-        program, names = read_thunks(self._dumped(THUNKS)), thunk_names(self._dumped(METADATA))
+        program, names = read_thunks(dumped(self._folder, *THUNKS)), thunk_names(dumped(self._folder, METADATA))
         ours = triton_calls(hlo)
         of_name = instruction_scopes(hlo)
         scopes = {number: of_name.get(name, "") for number, name in names.items()}
@@ -62,6 +64,16 @@ class GpuCompiler:
         }
         return found | {"seconds": {name: round(number, 1) for name, number in seconds.items()}}
 
-    def _dumped(self, kind: str) -> str:
-        (file,) = self._folder.glob(f"*.{kind}")
-        return file.read_text()
+
+def dumped(folder: Path, *kinds: str) -> str:
+    """What XLA dumped of a program, of the first of `kinds` that there is.
+
+    Raises:
+        ValueError: where there is none, or of several programs.
+    """
+    for kind in kinds:
+        if found := list(folder.glob(f"*.{kind}")):
+            if len(found) > 1:
+                raise ValueError(f"expected one program in {folder}, got {', '.join(file.name for file in found)}")
+            return found[0].read_text()
+    raise ValueError(f"XLA dumped no {' or '.join(kinds)}: is another --xla_dump_to in XLA_FLAGS?")

@@ -89,10 +89,10 @@ def _layer(case: Case, structure: Structure) -> jax.stages.Lowered:
     graphdef, declared = split(MoE(config, weights, ops, parallel, places=places, dtype=jnp.dtype(case.dtype)))
     prefix = f"layers.{layer}.moe."
     shapes = {path.removeprefix(prefix): one for path, one in structure.shapes().items() if path.startswith(prefix)}
-    own = parallel.sharding("batch")
+    own, whole = parallel.sharding("batch"), parallel.sharding()
     x = jax.ShapeDtypeStruct((case.batch, 1, config.embed_dim), jnp.dtype(case.dtype), sharding=own)
-    valid = jax.ShapeDtypeStruct((case.batch, 1), jnp.bool_, sharding=own)
-    table = jax.ShapeDtypeStruct((3, places), jnp.int32, sharding=parallel.sharding())
+    valid = jax.ShapeDtypeStruct((case.batch, 1), jnp.bool_, sharding=whole)  # as what is one per slot is
+    table = jax.ShapeDtypeStruct((3, places), jnp.int32, sharding=whole)
 
     def moe(params: Any, *args: Any) -> Any:
         with jax.named_scope("moe"):

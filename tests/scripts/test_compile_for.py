@@ -54,7 +54,10 @@ def test_without_the_extra_it_says_what_to_install(
         ([], ["--target", "h200"]),
         (["--target", "h200", "--layers", "33"], ["--layers", 1, 32, "mixtral-8x7b", 33]),
         (["--target", "h200", "--model", "no"], ["'no'"]),
+        (["--target", "h200", "-p", "8192"], ["--input-len", 1, 4096, 8192]),
+        (["--target", "h200", "--dispatch", "no"], ["'no'", "replicated"]),
         (["--check", "--baseline", "no.json"], ["no.json", "--update"]),
+        (["--check", "--target", "v5e:2x4"], ["h200", "v5e:2x4"]),
     ],
 )
 def test_what_is_wrong_is_one_line(
