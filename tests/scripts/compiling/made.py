@@ -20,10 +20,16 @@ PTX = ".visible .entry {name}(\n"
 
 
 def facts(
-    folder: Path, *, case: Case = CASE, thunks: str = "", code: str = recorded.COPIES, ptxas: str = recorded.PTXAS
+    folder: Path,
+    *,
+    case: Case = CASE,
+    thunks: str = "",
+    grid: str = "[28, 8, 1]",
+    code: str = recorded.COPIES,
+    ptxas: str = recorded.PTXAS,
 ) -> dict[str, Any]:
-    """The facts of `case`; thunks: what its step has besides.  code, ptxas: of its kernel."""
-    step = step_of(read_thunks(recorded.THUNKS + thunks))
+    """The facts of `case`; thunks: what its step has besides.  grid, code, ptxas: of its kernel."""
+    step = step_of(read_thunks(recorded.THUNKS.replace("[28, 8, 1]", grid) + thunks))
     files = []
     for name in {one.launch.kernel for one in step.walk() if one.launch}:
         files.append(folder / f"{name}.ptx")
