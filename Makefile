@@ -17,11 +17,11 @@ PYTHON ?= $(shell $(FIND_PYTHON))
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
-.PHONY: help demo test bench bench-docs figures docs lint format types check clean distclean
+.PHONY: help demo test compile-check bench bench-docs figures docs lint format types check clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' $(firstword $(MAKEFILE_LIST)) | while read -r name text; do \
-	  printf '  make %-10s %s\n' "$$name" "$$text"; done
+	  printf '  make %-13s %s\n' "$$name" "$$text"; done
 
 # What JAX runs on: cpu, cuda (an NVIDIA driver from 525 on), cuda13 (from 580 on) or tpu.
 DEVICE ?= cpu
@@ -32,6 +32,12 @@ demo: $(VENV)/.installed$(EXTRA:%=-%) ## install, then decode a prompt with the 
 
 test: $(VENV)/.installed-test ## install the test extra, then run the whole suite (PYTEST_ARGS="...")
 	@$(BIN)/python -m pytest -n $(PYTEST_WORKERS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+
+# In an environment of its own: JAX looks for a driver wherever its CUDA plugin is installed.
+COMPILE_VENV := .venv-compile
+compile-check: ## compile for GPUs that are not here, compare with docs/compiled_baseline.json (no GPU needed)
+	@$(MAKE) --no-print-directory VENV=$(COMPILE_VENV) $(COMPILE_VENV)/.installed-compile
+	@$(COMPILE_VENV)/bin/python -m scripts.compile_for --check
 
 # Interleaved rounds beside the other systems, both sizes; then what a step reads, and what strategies send. The commands
 # of docs/benchmarks.md are in scripts/bench_suite.py, which makes a report of each one's --json and one page of them all.
@@ -64,10 +70,10 @@ check: lint types test ## lint, types and test
 
 clean: ## remove caches and build outputs, keep .venv
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
-	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -exec rm -rf {} +
+	find . -path './.venv*' -prune -o -type d -name __pycache__ -exec rm -rf {} +
 
-distclean: clean ## remove .venv too
-	rm -rf $(VENV)
+distclean: clean ## remove .venv and .venv-compile too
+	rm -rf $(VENV) $(COMPILE_VENV)
 
 # A stamp is written only when its installation has finished, so an interrupted one is taken up again by the next make.
 # pip is left verbose and reduced to the packages it is fetching: silent it looks dead for a minute. Its errors, on

@@ -26,7 +26,7 @@ RENAMED = {"README.md": FIRST, "CONTRIBUTING.md": "contributing.md", "CHANGELOG.
 MENU = {
     "Use": ("install", "decoding", "jax", "parallelism", "processes", "conversion", "serving"),
     "Plan": ("targets", "performance-model", "expert-load", "mesh-checks", "json", "predictions", "intra_vs_inter"),
-    "Speed": ("benchmarks", "performance", "native", "kernels"),
+    "Speed": ("benchmarks", "performance", "native", "kernels", "accelerators"),
     "Project": ("contributing", "decisions", "changelog"),
 }
 PARTS = ("benchmarks_intro.md", "benchmarks_published.md")  # of docs/benchmarks.md, no pages of their own

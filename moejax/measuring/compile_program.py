@@ -11,24 +11,19 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from moejax._sharding import LogicalAxis, MeshConfig
+from moejax._sharding import MeshConfig
 from moejax._sharding.collectives import compiled_collectives
-from moejax.decoding import steps
 from moejax.decoding.shapes import FeedShape
-from moejax.decoding.state import DecodeState, Features, empty_state
+from moejax.decoding.state import Features
 from moejax.families.config import ModelConfig
-from moejax.families.kv_cache import CACHE_AXES
-from moejax.measuring.compiled import DTYPE, Job, PhaseName, ProgramFacts
-from moejax.model.cache import KVCache
-from moejax.model.structure import PLACEMENT, make_parallel, make_structure
-from moejax.moe.parallel import Parallel
+from moejax.measuring.compiled import DTYPE, Job, ProgramFacts
+from moejax.measuring.shaped_programs import Program, decode_step, feed, lower
+from moejax.model.structure import PLACEMENT, Structure, make_parallel, make_structure
 from moejax.weights.layouts import Separate
 
 # The machine code is never run, so none of the time goes into optimising it: a quarter of the default's is left. The
@@ -58,26 +53,12 @@ def main() -> None:
             raise
 
 
-class Program(NamedTuple):
-    """A function and the shapes and places of its arguments: weights first, then `others`, which hold `cache`.
-
-    unread: those of `others` that it does not read; jit leaves them out of the program.
-    """
-
-    function: Callable[..., Any]
-    weights: dict[str, Any]
-    others: tuple[Any, ...]
-    cache: KVCache
-    donated: tuple[int, ...]
-    unread: tuple[Any, ...] = ()
-
-
 def compile_job(config: ModelConfig, job: Job, *, quick: bool = True) -> ProgramFacts:
     """What XLA makes of one program; `quick` leaves machine code as it is first written."""
     mesh = MeshConfig.parse(job.mesh).build()
     shallow = dataclasses.replace(config, num_layers=job.layers)
-    program = _PHASES[job.phase](shallow, make_parallel(shallow, mesh, job.dispatch), job)
-    lowered = jax.jit(program.function, donate_argnums=program.donated).lower(program.weights, *program.others)
+    program = _program(make_structure(shallow, "auto", DTYPE, make_parallel(shallow, mesh, job.dispatch)), job)
+    lowered = lower(program)
     compiled = lowered.compile(compiler_options=QUICK) if quick else lowered.compile()
     text, memory = compiled.as_text(), compiled.memory_analysis()
     assert text is not None and memory is not None, "XLA:CPU shows and analyses every program"
@@ -97,71 +78,11 @@ def compile_job(config: ModelConfig, job: Job, *, quick: bool = True) -> Program
     )
 
 
-def decode_step(config: ModelConfig, parallel: Parallel, job: Job) -> Program:
-    """The loop that generates a greedy token for each sequence per turn, as `decoding.slots` calls it."""
-    structure = make_structure(config, "auto", DTYPE, parallel)
-    state = _abstract_state(config, parallel, job)
-    count = _whole((), jnp.int32, parallel)
-    return Program(
-        function=lambda params, *args: steps.generate(structure.merged(params), FEATURES, *args),
-        weights=structure.shapes(),
-        others=(state, _whole((job.sequences,), jnp.bool_, parallel), count, count),
-        cache=state.cache,
-        donated=(1,),
-    )
-
-
-def prefill(config: ModelConfig, parallel: Parallel, job: Job) -> Program:
-    """The feeding of a part of each prompt of a whole batch, as `decoding.slots` calls it."""
-    structure = make_structure(config, "auto", DTYPE, parallel)
-    state = _abstract_state(config, parallel, job)
+def _program(structure: Structure, job: Job) -> Program:
+    if job.phase == "decode":
+        return decode_step(structure, FEATURES, job.sequences, job.positions)
     shape = FeedShape(job.sequences, job.width, job.positions, job.sequences, in_place=True)
-    tokens: Any = _whole((job.sequences, job.width), jnp.int32, parallel)
-    numbers: Any = _whole((job.sequences,), jnp.int32, parallel)
-    in_prompt: Any = _whole((job.sequences, 0), jnp.bool_, parallel)
-    feed = steps.Feed(
-        tokens=tokens,
-        next_tokens=tokens,
-        starts=numbers,
-        lengths=numbers,
-        sources=numbers,
-        fed=numbers,
-        slots=numbers,
-        in_prompt=in_prompt,
-        sampling=state.sampling,
-    )
-    return Program(
-        function=lambda params, *args: steps.extend(structure.merged(params), FEATURES, shape, *args),
-        weights=structure.shapes(),
-        others=(state, feed),
-        cache=state.cache,
-        donated=(1,),
-        # What only log-probabilities of prompts need, and prompts that are not fed in place.
-        unread=(feed.next_tokens, feed.sources),
-    )
-
-
-def _abstract_state(config: ModelConfig, parallel: Parallel, job: Job) -> DecodeState:
-    """The shapes of the state of a batch, where they live."""
-    state = jax.eval_shape(lambda: empty_state(config, FEATURES, job.sequences, job.positions, DTYPE, parallel))
-    cache = _placed(state.cache, parallel, *CACHE_AXES)
-    return dataclasses.replace(_placed(dataclasses.replace(state, cache=()), parallel), cache=cache)
-
-
-_PHASES: dict[PhaseName, Callable[[ModelConfig, Parallel, Job], Program]] = {
-    "decode": decode_step,
-    "prefill": prefill,
-}
-
-
-def _placed(tree: Any, parallel: Parallel, *logical: LogicalAxis | None) -> Any:
-    """The same shapes, living where arrays with these logical axes do; without any, whole on every device."""
-    sharding = parallel.sharding(*logical)
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
-
-
-def _whole(shape: tuple[int, ...], dtype: jax.typing.DTypeLike, parallel: Parallel) -> jax.ShapeDtypeStruct:
-    return _placed(jax.ShapeDtypeStruct(shape, dtype), parallel)
+    return feed(structure, FEATURES, shape, job.sequences, job.positions)
 
 
 def _number_bytes(value: Any) -> int:

@@ -1,0 +1,71 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scripts.compiling.baseline import PATH, checked_cases, compare, read_baseline, write_baseline
+from scripts.compiling.targets import TARGETS
+from tests.messages import refuses, says
+from tests.scripts.compiling import recorded
+from tests.scripts.compiling.made import CASE, facts
+
+
+def test_nothing_is_worse_than_itself(tmp_path: Path) -> None:
+    found = compare(facts(tmp_path), facts(tmp_path))
+    assert (found.worse, found.better) == ((), ())
+
+
+PLANTED: dict[str, tuple[dict[str, Any], tuple[Any, ...]]] = {
+    "a spill": ({"ptxas": recorded.SPILLS}, ("few_tokens_gate_up spilled", 0, 40)),
+    "a loop driven by the host": ({"thunks": recorded.HOST_LOOP}, ("launches.host_loops", 0, 1)),
+    "a dropped asynchronous copy": ({"code": recorded.DROPPED}, ("few_tokens_gate_up asynchronous", 2, 1)),
+}
+
+
+@pytest.mark.parametrize(("planted", "said"), PLANTED.values(), ids=PLANTED)
+def test_what_is_planted_is_worse_and_its_end_is_better(
+    planted: dict[str, Any], said: tuple[Any, ...], tmp_path: Path
+) -> None:
+    good, bad = facts(tmp_path), facts(tmp_path, **planted)
+    (line,) = (line for line in compare(good, bad).worse if said[0] in line)
+    says(line, "h200 decode mixtral-8x7b", *said)
+    assert any(said[0] in line for line in compare(bad, good).better)
+    assert not any(said[0] in line for line in compare(bad, good).worse)
+
+
+def test_collectives_that_the_closed_forms_do_not_have_are_worse(tmp_path: Path) -> None:
+    bad = facts(tmp_path)
+    bad["collectives"]["unpredicted"] = ["1 x all-gather over expert of 8 int32 in moe"]
+    (line,) = compare(facts(tmp_path), bad).worse
+    says(line, "unpredicted", "1 x all-gather over expert of 8 int32 in moe")
+
+
+def test_a_kernel_in_another_scope_a_new_one_and_no_case_at_all(tmp_path: Path) -> None:
+    old, new = facts(tmp_path), facts(tmp_path)
+    new["kernels"]["other"] = new["kernels"].pop("few_tokens_gate_up")
+    new["launches"]["by_scope"]["moe"] = 2
+    found = compare(old, new)
+    says(found.worse[0], "kernels in moe", 1, 2)
+    says(found.worse[1], "other", "not in the baseline", "--update")
+    says(found.better[0], "few_tokens_gate_up", "gone")
+    (line,) = compare(None, new).worse
+    says(line, "h200 decode", "not in the baseline", "--update")
+
+
+def test_a_baseline_is_read_as_it_was_written(tmp_path: Path) -> None:
+    path, found = tmp_path / "baseline.json", json.loads(json.dumps(facts(tmp_path)))
+    write_baseline(path, [found])
+    assert read_baseline(path) == {CASE: {name: part for name, part in found.items() if name != "seconds"}}
+    raw = json.loads(path.read_text())
+    path.write_text(json.dumps(raw | {"wheels": raw["wheels"] | {"jax": "0.0.1"}}))
+    with refuses(ValueError, "jax 0.0.1", "--update"):
+        read_baseline(path)
+    with refuses(ValueError, "no.json", "--update"):
+        read_baseline(tmp_path / "no.json")
+
+
+def test_the_committed_baseline_has_every_case_of_every_target() -> None:
+    there = read_baseline(Path(__file__).parents[3] / PATH)
+    assert list(there) == checked_cases()
+    assert {case.target for case in there} == set(TARGETS)
