@@ -71,6 +71,7 @@ def mesh_compare() -> Schema:
     hardware = dataclass_schema(Hardware, {}, software=mapping(TEXT), collectives=array(TEXT))
     found = thing(
         model=said(either(TEXT, NULL), "as it was named"),
+        micro_batches=WHOLE,
         hardware=hardware,
         software=thing(name=TEXT, basis={"enum": ["measured", "fitted", "calibrated", "roofline"]}),
         routing=said(thing(skew=either(TEXT, NULL), expert_load=either(TEXT, NULL)), "how tokens choose experts"),

@@ -47,6 +47,7 @@ def run(flags: CompareFlags) -> bool:
         efficiency=flags.efficiency,
         ttft=flags.ttft,
         tpot=flags.tpot,
+        micro_batches=flags.micro_batches,
     )
     plan = make_plan(
         *(flags.model, hardware, flags.expert_load, flags.usable_fraction, flags.software, flags.skew, flags.efficiency)
@@ -65,6 +66,7 @@ def run(flags: CompareFlags) -> bool:
             "hardware": plan.hardware.name,
             "software": plan.software,
             "times": check_times(flags.times),
+            "micro_batches": str(flags.micro_batches),
             "skew": plan.skew,
             "expert_load": flags.expert_load,
         }
@@ -75,6 +77,7 @@ def run(flags: CompareFlags) -> bool:
             plan.hardware,
             fits_with,
             model=flags.model,
+            micro_batches=flags.micro_batches,
             checkpoint=served_checkpoint(flags.model),
             software=plan.software,
             times=check_times(flags.times),

@@ -154,6 +154,14 @@ class CompareFlags:
             help=f"all, auto (what decode would take), {', '.join(DISPATCHES)}.",
         ),
     ] = "all"
+    micro_batches: Annotated[
+        int,
+        whole(
+            "--micro-batches",
+            panel=SPLITS,
+            help="As decode and serve take it: pieces of a prefill or a large batch whose exchange overlaps.",
+        ),
+    ] = 1
     usable_fraction: Annotated[
         float,
         real(

@@ -16,7 +16,7 @@ from moejax.families.table import weights_of
 from moejax.model.gradients import refuse_gradients
 from moejax.model.model import Transformer
 from moejax.moe.parallel import Parallel
-from moejax.moe.split import dispatch_name, make_rules
+from moejax.moe.split import dispatch_name, make_rules, micro_batch_count
 from moejax.ops.table import BACKENDS, BackendName, backend_name, make_ops, resolve_backend
 from moejax.runtime.ambient import in_settled
 from moejax.weights.counts import num_places, weight_placements
@@ -125,9 +125,8 @@ def make_parallel(config: ModelConfig, mesh: Mesh | AbstractMesh, dispatch: str,
         ValueError: when the model cannot be split over it, for an unknown dispatch, or for less than one micro-batch.
     """
     name = dispatch_name(dispatch)
-    if isinstance(micro_batches, bool) or not isinstance(micro_batches, int) or not 1 <= micro_batches <= 8:
-        raise ValueError(f"micro_batches must be a whole number from 1 to 8, got {micro_batches!r}")
-    return Parallel(mesh, make_rules(config, MeshConfig(**dict(mesh.shape)), name), name, micro_batches)
+    rules = make_rules(config, MeshConfig(**dict(mesh.shape)), name)
+    return Parallel(mesh, rules, name, micro_batch_count(micro_batches))
 
 
 def mesh_devices(mesh: Mesh | AbstractMesh) -> list[Any]:

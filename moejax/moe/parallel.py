@@ -14,9 +14,7 @@ from jax import Array
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from moejax._sharding import LogicalAxis, MeshAxes, Rules, partition_spec
-from moejax.moe.split import DispatchName
-
-FEWEST_ROWS = 64  # of a micro-batch
+from moejax.moe.split import FEWEST_ROWS, DispatchName
 
 
 @dataclass(frozen=True)

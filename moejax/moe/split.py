@@ -16,6 +16,7 @@ from moejax.families.config import ModelConfig
 from moejax.weights.counts import num_places
 
 DispatchName = Literal["replicated", "gather", "all_to_all"]
+FEWEST_ROWS, MOST_MICRO_BATCHES = 64, 8  # of a micro-batch on a device; of a call
 ONE_FOR_ALL: DispatchName = "replicated"  # what dispatches that are alike are called, where experts are not apart
 
 
@@ -165,6 +166,17 @@ def resolve_split(config: ModelConfig, mesh: MeshConfig | str | None, dispatch: 
     remarks = [f"dispatch {name} on mesh {shape}: {reason}"] if reason and shape.size > 1 else []
     remarks += [padding] if (padding := padding_remark(config, shape)) else []
     return Split(mesh=shape, dispatch=name, remark="; ".join(remarks) or None)
+
+
+def micro_batch_count(count: object) -> int:
+    """`count`, as a number of micro-batches.
+
+    Raises:
+        ValueError: for what is none.
+    """
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MOST_MICRO_BATCHES:
+        raise ValueError(f"micro_batches must be a whole number from 1 to {MOST_MICRO_BATCHES}, got {count!r}")
+    return count
 
 
 def padding_remark(config: ModelConfig, mesh: MeshConfig) -> str | None:

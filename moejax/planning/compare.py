@@ -6,7 +6,7 @@ from numbers import Real
 from pathlib import Path
 
 from moejax.families.config import ModelConfig
-from moejax.moe.split import Split, make_rules
+from moejax.moe.split import Split, make_rules, micro_batch_count
 from moejax.planning.costs import Setting, predict_decode, predict_prefill
 from moejax.planning.efficiency import check_efficiency, with_efficiency
 from moejax.planning.expert_load import ExpertLoad
@@ -46,6 +46,7 @@ class ComparisonInputs:
     skew: str | None = UNIFORM
     software: SoftwareName = "moejax"
     times: MeasuredTimes | None = None
+    micro_batches: int = 1
     usable: float = USABLE
 
     @property
@@ -72,6 +73,7 @@ def compare_meshes(
     skew: str = UNIFORM,
     times: str = "fitted",
     efficiency: float | str | None = None,
+    micro_batches: int = 1,
 ) -> list[MeshRow]:
     """Predicts every split of a model over `devices` devices, the best first for each batch size.
 
@@ -100,6 +102,7 @@ def compare_meshes(
             they have a shape; `Phase.measured` says for which parts.
         efficiency: share of the hardware's bandwidth and matrix rate that a roofline takes as reached: 0.6; "0.8,0.5",
             of each; or a preset of `moejax.planning.efficiency`, "vllm-a100". None is what the hardware file says.
+        micro_batches: of a prefill and of a large batch, as `moejax.load` takes them.
 
     Returns:
         For each number of devices from the fewest, and for each batch size in turn: the splits that can be used, then
@@ -113,6 +116,7 @@ def compare_meshes(
     plan = make_plan(model, hardware, expert_load, usable_fraction, software, skew, efficiency)
     goal, name = check_objective(objective), _checked_dtype(plan, model, dtype)
     check_efficiency(plan.hardware, plan.software, name, check_times(times), efficiency)
+    plan = replace(plan, micro_batches=micro_batch_count(micro_batches))
     if times == "measured":
         plan = replace(plan, times=MeasuredTimes.of(plan.hardware, plan.software, name, plan.routing))
     workloads = _workloads(plan.config, batch_size, input_len, context, name)
@@ -230,6 +234,7 @@ def _setting(plan: ComparisonInputs, split: Split, *, ragged: bool = False) -> S
         routing=plan.routing,
         software=plan.software,
         times=plan.times,
+        micro_batches=plan.micro_batches,
         ragged=ragged,
     )
 

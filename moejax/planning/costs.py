@@ -14,7 +14,7 @@ from moejax._sharding.collectives import Collective
 from moejax._sharding.collectives.collective import ITEM_SIZES
 from moejax.families.config import ModelConfig
 from moejax.moe.split import DISPATCHES, DispatchName
-from moejax.planning import coefficients
+from moejax.planning import coefficients, overlap
 from moejax.planning.calls import ProgramCall, decode_call, prefill_calls
 from moejax.planning.communication import Tokens, choice_collectives, forward_collectives
 from moejax.planning.footprint import cache_bytes, device_weights
@@ -34,7 +34,7 @@ class Setting:
 
     software: whose kernels and collectives, as measured on this hardware; "ideal" is a roofline, and so is what was not
         measured.
-    times: measured tables, where they were asked for.
+    times: measured tables, where they were asked for.  micro_batches: see `moejax.load`.
     ragged: whether tokens travel to their experts' devices only, which no dispatch does yet.
     """
 
@@ -45,6 +45,7 @@ class Setting:
     routing: RoutingModel
     software: str = "ideal"
     times: MeasuredTimes | None = None
+    micro_batches: int = 1
     ragged: bool = False
 
 
@@ -66,17 +67,15 @@ class PartWork(NamedTuple):
     operation: Operation
     rows: float
 
+    def times(self, count: int) -> "PartWork":
+        return self._replace(bytes=count * self.bytes, flops=count * self.flops)
+
 
 def predict_decode(setting: Setting, workload: Workload) -> Phase:
-    """One step of the decode loop.
-
-    Attention of moejax on an accelerator reads every position of a cache that has a power of two of them; its kernels
-    on a CPU and other software read what is filled.
-    """
+    """One step of the decode loop, whose attention reads what is filled of the cache."""
     call = decode_call(workload, setting.rules)
-    if setting.software not in ("moejax", "ideal") or "cpu" in setting.hardware.kinds:
-        call = replace(call, positions=workload.context, visited=workload.context)
-    return predict_call(setting, call, workload.dtype)
+    filled = replace(call, positions=workload.context, visited=workload.context)
+    return predict_call(setting, filled, workload.dtype)
 
 
 def predict_prefill(setting: Setting, workload: Workload) -> Phase:
@@ -90,22 +89,30 @@ def predict_prefill(setting: Setting, workload: Workload) -> Phase:
 def predict_call(setting: Setting, call: ProgramCall, dtype: str) -> Phase:
     """One call of a compiled program, as its busiest device has it."""
     config, rules, hardware = setting.config, setting.rules, setting.hardware
-    tokens = call.group_tokens(rules)
-    parts = rules.parts("experts")
-    read = setting.routing.experts_read(parts, tokens)
-    rows = setting.routing.busiest_rows(parts, tokens)
-    work = _work(setting, call, dtype, read, rows)
-    kernels = hardware.kernels(setting.software, dtype)
-    spent = (
-        _calibrated(setting, call, dtype, work, read)
-        if kernels is None
-        else _measured(setting, call, dtype, work, kernels)
-    )
-    spent = {name: Spent(*map(float, part)) for name, part in spent.items()}
-    measured = {} if setting.times is None else _from_tables(setting, setting.times, call)
-    spent |= {name: spent[name].scaled_to(found.seconds) for name, found in measured.items()}
+    tokens, parts = call.group_tokens(rules), rules.parts("experts")
+    read, rows = setting.routing.experts_read(parts, tokens), setting.routing.busiest_rows(parts, tokens)
+    work, spent, measured = _work_and_seconds(setting, call, dtype)
     collectives = call_collectives(setting, call, dtype)
+    if (pieces := overlap.pieces(call, rules, setting.micro_batches)) > 1:
+        piece = overlap.piece(call, pieces)
+        of_piece, spent_on_piece, _ = _work_and_seconds(setting, piece, dtype)
+        work |= {"experts": of_piece["experts"].times(pieces)}
+        spent |= {"experts": spent_on_piece["experts"].times(pieces)}
+        collectives = overlap.divided(collectives, pieces)
     latency, bandwidth = exchange_seconds(collectives, rules.mesh, hardware, setting.software)
+    if pieces > 1:
+        output = spent["attention"].seconds * overlap.output_share(config)
+        seconds = {"attention": output, "moe": spent["experts"].seconds}
+        exchanged = {
+            scope: sum(
+                exchange_seconds(
+                    [one for one in collectives if one.scope == scope], rules.mesh, hardware, setting.software
+                )
+            )
+            for scope in seconds
+        }
+        latency, bandwidth = overlap.exposed(latency, bandwidth, overlap.hidden(exchanged, seconds, pieces))
+    kernels = hardware.kernels(setting.software, dtype)
     return Phase(
         weight_bytes=sum(part.bytes for name, part in work.items() if name != "cache"),
         expert_bytes=work["experts"].bytes,
@@ -128,6 +135,25 @@ def predict_call(setting: Setting, call: ProgramCall, dtype: str) -> Phase:
             + ([kernels.beyond(expert_shape(setting))] if kernels and "experts" not in measured else [1.0])
         ),
     )
+
+
+def _work_and_seconds(
+    setting: Setting, call: ProgramCall, dtype: str
+) -> tuple[dict[PartName, PartWork], dict[PartName, Spent], dict[PartName, Looked]]:
+    """What each part of a call takes, its seconds, and which of these are those of measured tables."""
+    tokens, parts = call.group_tokens(setting.rules), setting.rules.parts("experts")
+    read = setting.routing.experts_read(parts, tokens)
+    work = _work(setting, call, dtype, read, setting.routing.busiest_rows(parts, tokens))
+    kernels = setting.hardware.kernels(setting.software, dtype)
+    found = (
+        _calibrated(setting, call, dtype, work, read)
+        if kernels is None
+        else _measured(setting, call, dtype, work, kernels)
+    )
+    spent: dict[PartName, Spent] = {name: Spent(*map(float, part)) for name, part in found.items()}
+    measured = {} if setting.times is None else _from_tables(setting, setting.times, call)
+    spent |= {name: spent[name].scaled_to(table.seconds) for name, table in measured.items()}
+    return work, spent, measured
 
 
 def _work(setting: Setting, call: ProgramCall, dtype: str, read: float, rows: float) -> dict[PartName, PartWork]:

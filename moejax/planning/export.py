@@ -28,6 +28,7 @@ def comparison_json(
     fits_with: Sequence[str] = (),
     *,
     model: str | None = None,
+    micro_batches: int = 1,
     checkpoint: str = PLACEHOLDER,
     software: SoftwareName = "moejax",
     times: Times = "fitted",
@@ -38,13 +39,15 @@ def comparison_json(
 
     Args:
         fits_with: flags of which each makes a model fit that does not.
-        model: what was compared, as it was named.  checkpoint: what the commands serve.
+        model: what was compared, as it was named.  micro_batches: that rows were predicted with.
+        checkpoint: what the commands serve.
         software: whose kernels the times are of.  times: whether measured tables were looked up.
         skew: how tokens choose experts; None where it is as `expert_load` recorded.
     """
     by_batch = {batch: [row for row in rows if row.batch_size == batch] for batch in _batches(rows)}
     return {
         "model": model,
+        "micro_batches": micro_batches,
         "hardware": _hardware_json(hardware),
         "software": {"name": software, "basis": basis(hardware, software, rows[0].workload.dtype, times)},
         "routing": {"skew": skew, "expert_load": expert_load},

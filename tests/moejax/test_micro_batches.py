@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 
 import moejax
-from moejax.moe.parallel import FEWEST_ROWS
-from moejax.moe.split import DISPATCHES
+from moejax.moe.split import DISPATCHES, FEWEST_ROWS
 from tests.messages import refuses
 
 MESH = {"replicated": "expert=2,tensor=2", "gather": "expert=4,tensor=2", "all_to_all": "data=2,expert=4"}

@@ -6,13 +6,11 @@ import numpy as np
 import pytest
 
 from moejax import MeshRow, compare_meshes
-from moejax.planning.calls import cache_positions
 from moejax.planning.export import comparison_json
 from moejax.planning.hardware_file import load_hardware, shipped_hardware
 from moejax.planning.loads import Balanced, PowerLaw
 from moejax.planning.routing import RoutingModel
 from moejax.planning.software import SOFTWARE, basis, basis_said
-from moejax.planning.workload import Workload
 from tests.messages import refuses, says
 
 MEASURED = ("a100-80gb", "b200", "h100-sxm", "h200", "l40s", "rtx-pro-6000")
@@ -65,12 +63,11 @@ def test_wrong_software_is_refused() -> None:
         compare_meshes("demo", 1, "h200", software="vllm", dtype="float32")
 
 
-def test_others_read_what_is_filled_of_a_cache_and_moejax_its_bucket() -> None:
-    read = [step("h200", software, context=1030).decode for software in ("vllm", "moejax")]
-    assert read[0] and read[1]
-    assert read[0].kv_bytes == pytest.approx(
-        read[1].kv_bytes * 1030 / cache_positions(Workload(batch_size=32, context=1030))
-    )
+def test_attention_reads_what_is_filled_of_a_cache() -> None:
+    full, filled = (step("h200", software, context=1030).decode for software in ("vllm", "moejax"))
+    longer = step("h200", "moejax", context=2060).decode
+    assert full and filled and longer
+    assert full.kv_bytes == filled.kv_bytes == pytest.approx(longer.kv_bytes / 2)
 
 
 def test_json_names_the_software() -> None:
