@@ -7,6 +7,7 @@ from typing import Any
 
 from jax.experimental import topologies
 
+from moejax.runtime.compiler_options import compiler_options
 from moejax.runtime.platform import Device
 from scripts.compiling.cases import LOOPS, Case
 from scripts.compiling.facts import collective_facts, memory_facts
@@ -36,7 +37,7 @@ class GpuCompiler:
         began = time.perf_counter()
         lowered, structure = lower_case(case, self._device, self._devices)
         between = time.perf_counter()
-        compiled = lowered.compile()
+        compiled = lowered.compile(compiler_options=compiler_options(self._devices[: case.devices]))
         compiled_at = time.perf_counter()
         hlo = compiled.as_text()
         assert hlo is not None, "XLA:GPU shows every program"
