@@ -92,7 +92,7 @@ class Attention(nnx.Module):
             (projected,) = self.ops.project(heads, w.o, dtype=x.dtype)
             return lax.psum(projected, self.parallel.axes("q_heads"))
 
-        y = self.parallel.in_micro_batches(output, y.reshape(b * t, -1))
+        y = self.parallel.in_micro_batches(output, (y.reshape(b * t, -1), 0))
         return y.reshape(x.shape), cache
 
     def _used(self, held: Float[Array, "Bl Kl S H"], queries: int) -> Float[Array, "Bl Ku S H"]:

@@ -18,16 +18,19 @@ from moejax.weights.weight import Weight
 
 
 class RMSNorm(nnx.Module):
-    """x / rms(x) * scale, in float32 (Zhang and Sennrich, arXiv:1910.07467)."""
+    """x / rms(x) * scale, in float32 (Zhang and Sennrich, arXiv:1910.07467), of the residual sum."""
 
     def __init__(self, scale: Weight, eps: float, parallel: Parallel, ops: Ops, *, dtype: jax.typing.DTypeLike) -> None:
         self.eps, self.parallel, self.ops = eps, parallel, ops
         self.scale = param(scale, parallel.rules, dtype=dtype)
 
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        rows = self.parallel.spec("batch")
-        normed = self.parallel.map(partial(self.ops.norm, eps=self.eps), (rows, self.parallel.spec()), rows)
-        return normed(x, value(self.scale).numbers())
+    def __call__(
+        self, x: Float[Array, "B T D"], added: Float[Array, "B T D"] | None
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"]]:
+        """x + added (None: x), and its norm."""
+        rows, whole = self.parallel.spec("batch"), self.parallel.spec()
+        both = self.parallel.map(partial(self.ops.add_norm, eps=self.eps), (rows, rows, whole), (rows, rows))
+        return both(x, added, value(self.scale).numbers())
 
 
 class Embedding(nnx.Module):

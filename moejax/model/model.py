@@ -64,14 +64,14 @@ class Transformer(nnx.Module):
         tables = iter(value(self.placement))
         with jax.named_scope("embed"):
             x = self.embed.encode(tokens)
-        layer_caches, routed = [], []
+        layer_caches, routed, added = [], [], None
         for layer, layer_cache in zip(self.layers, cache, strict=True):
             table = next(tables) if layer.moe is not None else None
-            x, layer_cache, went = layer(x, angles, starts, valid, layer_cache, table)
+            x, added, layer_cache, went = layer(x, added, angles, starts, valid, layer_cache, table)
             layer_caches.append(layer_cache)
             routed += [] if went is None else [went]
         experts, rows = jnp.stack([r.experts for r in routed], axis=2), jnp.stack([r.rows for r in routed], axis=1)
-        return self.final_norm(x), tuple(layer_caches), Routed(experts, rows)
+        return self.final_norm(x, added)[1], tuple(layer_caches), Routed(experts, rows)
 
     def logits(self, hidden: Float[Array, "*rows D"]) -> Float[Array, "*rows V"]:
         """Next-token logits of normed hidden states, float32."""
@@ -80,7 +80,10 @@ class Transformer(nnx.Module):
 
 
 class Layer(nnx.Module):
-    """x + attention(norm(x)), then x + moe(norm(x)), or in a dense layer x + mlp(norm(x))."""
+    """x + attention(norm(x)), then x + moe(norm(x)), or in a dense layer x + mlp(norm(x)).
+
+    The last of these sums is left to the next norm, which it is computed with.
+    """
 
     def __init__(
         self,
@@ -108,19 +111,23 @@ class Layer(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "B T D"],
+        added: Float[Array, "B T D"] | None,
         angles: Rotation,
         starts: Array,
         valid: Array,
         cache: LayerCache,
         table: Int[Array, "3 P"] | None,
-    ) -> tuple[Float[Array, "B T D"], LayerCache, Routed | None]:
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"], LayerCache, Routed | None]:
+        """Of x + added: two arrays that add up to the result, the cache with the new tokens, and where tokens went."""
         with jax.named_scope("attention"):
-            attended, cache = self.attention(self.attention_norm(x), angles, starts, cache)
-        x = x + attended
+            x, normed = self.attention_norm(x, added)
+            attended, cache = self.attention(normed, angles, starts, cache)
         if self.mlp is not None:
             with jax.named_scope("mlp"):
-                return x + self.mlp(self.moe_norm(x)), cache, None
+                x, normed = self.moe_norm(x, attended)
+                return x, self.mlp(normed), cache, None
         assert self.moe is not None and table is not None, "a layer has experts where it has no network without"
         with jax.named_scope("moe"):
-            mixed, routed = self.moe(self.moe_norm(x), valid, table)
-        return x + mixed, cache, routed
+            x, normed = self.moe_norm(x, attended)
+            mixed, routed = self.moe(normed, valid, table)
+        return x, mixed, cache, routed

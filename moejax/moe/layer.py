@@ -95,15 +95,15 @@ class MoE(nnx.Module):
                 compute=compute,
             )
 
-            def some(tokens: Array, valid_of_peers: Array) -> tuple[Array, Array, Array]:
-                result: Dispatched = dispatch(tokens, valid_of_peers.T.reshape(-1), group)
+            def some(tokens: Array, valid: Array) -> tuple[Array, Array, Array]:
+                result: Dispatched = dispatch(tokens, valid.reshape(-1), group)
                 # A shared expert would be added here: the parts of all that the layer computes are reduced together.
                 return lax.psum(result.partial.astype(x.dtype), unreduced), result.experts, result.rows[None]
 
             b, t, d = x.shape
-            # The group's tokens lie in the order of its devices: rows of this device, columns of all that have others.
-            valid_of_peers = valid.reshape(-1, b * t).T
-            y, chosen, rows = parallel.in_micro_batches(some, x.reshape(b * t, d), valid_of_peers)
+            # The group's tokens lie in the order of the devices that have them.
+            by_device = valid.reshape(-1, b * t)
+            y, chosen, rows = parallel.in_micro_batches(some, (x.reshape(b * t, d), 0), (by_device, 1))
             return y.reshape(x.shape), chosen.reshape(b, t, -1), rows.sum(axis=0, keepdims=True)
 
         rows, router, experts = parallel.spec("batch"), value(self.router), self.experts.values()

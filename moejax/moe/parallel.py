@@ -64,15 +64,20 @@ class Parallel:
         """
         return jax.shard_map(body, mesh=self.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
-    def in_micro_batches(self, body: Callable[..., Any], *rows: Array) -> Any:
-        """`body(*rows)`, piece by piece and together again, so that what one piece exchanges between devices is under
+    def in_micro_batches(self, body: Callable[..., Any], *arrays: tuple[Array, int]) -> Any:
+        """`body(*arrays)`, piece by piece and together again, so that what one piece exchanges between devices is under
         way while the next is computed. Rows that would not make pieces of `FEWEST_ROWS` stay together, for each piece
         reads all weights that it needs.
+
+        Args:
+            arrays: each with its axis of rows. Of what `body` returns it is the first.
         """
-        pieces = min(self.micro_batches, rows[0].shape[0] // FEWEST_ROWS)
+        (first, axis), whole = arrays[0], [array for array, _ in arrays]
+        pieces = min(self.micro_batches, first.shape[axis] // FEWEST_ROWS)
         if pieces < 2:
-            return body(*rows)
-        results = [body(*piece) for piece in zip(*(jnp.array_split(one, pieces) for one in rows), strict=True)]
+            return body(*whole)
+        divided = (jnp.array_split(array, pieces, axis=axis) for array, axis in arrays)
+        results = [body(*piece) for piece in zip(*divided, strict=True)]
         return jax.tree.map(lambda *parts: jnp.concatenate(parts), *results)
 
     def map_sequences(self, body: Callable[..., Any], *args: Any) -> Any:

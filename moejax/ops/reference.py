@@ -41,6 +41,19 @@ def norm(x: Float[Array, "*rows D"], scale: Float[Array, " D"], eps: float) -> F
     return (x32 * inverse_rms * scale.astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
 
 
+def add_norm(
+    x: Float[Array, "*rows D"],
+    added: Float[Array, "*rows D"] | None,
+    scale: Float[Array, " D"],
+    eps: float,
+    *,
+    norm: Callable[..., Array] = norm,
+) -> tuple[Float[Array, "*rows D"], Float[Array, "*rows D"]]:
+    """x + added, in their dtype, and its norm; None adds nothing.  norm: how that is computed."""
+    total = x if added is None else x + added
+    return total, norm(total, scale, eps=eps)
+
+
 def rotate(
     x: Float[Array, "B T N H"], cos: Float[Array, "B T H/2"], sin: Float[Array, "B T H/2"]
 ) -> Float[Array, "B T N H"]:

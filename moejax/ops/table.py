@@ -38,13 +38,18 @@ from moejax.weights.storage import Plain, Stored
 
 _logger = logging.getLogger(__name__)
 
-Operation = Literal["project", "norm", "rotate", "attend", "route", "route_here", "zeros"]
+Operation = Literal["project", "norm", "add_norm", "rotate", "attend", "route", "route_here", "zeros"]
 ImplementationName = Literal["xla", "native", "triton", "tokamax"]
 BackendName = Literal["dense", "blocked", "native", "ragged", "pallas", "tokamax"]
 
 OPS: Mapping[Operation, Mapping[ImplementationName, Callable[..., Any]]] = {
     "project": {"xla": xla_project.project, "native": model_ops.project, "triton": triton.pallas_project},
     "norm": {"xla": reference.norm, "native": model_ops.norm},
+    "add_norm": {
+        "xla": reference.add_norm,
+        "native": functools.partial(reference.add_norm, norm=model_ops.norm),
+        "triton": triton.pallas_add_norm,
+    },
     "rotate": {"xla": rotate_into_cache, "native": native.rotate_into_cache, "triton": triton.pallas_rotate},
     "attend": {"xla": xla_attend.attend, "native": native.attend, "triton": triton.pallas_attend},
     "route": {"xla": reference.route, "native": native.route, "triton": triton.pallas_route},
@@ -106,7 +111,7 @@ class Ops:
     """One implementation of every operation.
 
     project: (x [*rows, I], weights [O_i, I], ..., dtype=float32) -> x w^T for each weight [*rows, O_i].
-    norm: (x [*rows, D], scale [D], eps) -> x / rms(x) * scale, in the dtype of x.
+    norm: (x [*rows, D], scale [D], eps) -> x / rms(x) * scale, in the dtype of x.  add_norm: see `reference.add_norm`.
     rotate: see `xla.rotate.rotate_into_cache`.  attend: see `reference.attend`; float32, or the dtype of the queries.
     route: (logits [T, E], valid [T], policy) -> Routing.  route_here: see `reference.route_here`.
     zeros: (shapes and dtypes, ...) -> an array of zeros each: an empty cache.
@@ -117,6 +122,7 @@ class Ops:
 
     project: Callable[..., tuple[Array, ...]]
     norm: Callable[..., Float[Array, "*rows D"]]
+    add_norm: Callable[..., tuple[Float[Array, "*rows D"], Float[Array, "*rows D"]]]
     rotate: Callable[..., tuple[Array, Array, Array]]
     attend: Callable[..., Float[Array, "B K G T H"]]
     route: Callable[[Float[Array, "T E"], Bool[Array, " T"], RouterPolicy], Routing]

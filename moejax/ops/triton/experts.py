@@ -90,6 +90,15 @@ def pallas_project(
     return tuple(y.reshape(*x.shape[:-1], -1) for y in results)
 
 
+def pallas_add_norm(
+    x: Float[Array, "*rows D"], added: Float[Array, "*rows D"] | None, scale: Float[Array, " D"], eps: float
+) -> tuple[Float[Array, "*rows D"], Float[Array, "*rows D"]]:
+    """`reference.add_norm` as a kernel."""
+    rows = [None if one is None else one.reshape(-1, x.shape[-1]) for one in (x, added)]
+    total, normed = _implementation("triton").add_norm(*rows, scale, eps=eps)
+    return total.reshape(x.shape), normed.reshape(x.shape)
+
+
 def pallas_rotate(*args: Any) -> tuple[Array, Array, Array]:
     """`xla.rotate.rotate_into_cache` as a kernel."""
     return _implementation("triton").rotate(*args)

@@ -13,7 +13,18 @@ from jax import Array
 
 from moejax.ops import reference as operations
 from moejax.ops.routing import Routing
-from moejax.ops.triton import attend, few_tokens, grouped, grouped_tokamax, permute, project, reference, rotate, route
+from moejax.ops.triton import (
+    attend,
+    few_tokens,
+    grouped,
+    grouped_tokamax,
+    norm,
+    permute,
+    project,
+    reference,
+    rotate,
+    route,
+)
 from moejax.ops.triton.blocks import grouped_rows
 from moejax.ops.xla.rotate import rotate_into_cache
 from moejax.runtime.platform import Device, current_device
@@ -36,6 +47,7 @@ class Kernels:
     route: Callable[..., Routing]
     route_here: Callable[..., tuple[Array, Routing]]
     project: Callable[..., tuple[Array, ...]]
+    add_norm: Callable[..., tuple[Array, Array]]
     rotate: Callable[..., tuple[Array, Array, Array]]
     attend: Callable[..., Array]
     rank_rows: Callable[..., tuple[Array, Array]]
@@ -74,6 +86,7 @@ _TRITON = Kernels(
     route=route.route,
     route_here=route.route_here,
     project=project.project,
+    add_norm=norm.add_norm,
     rotate=rotate.rotate_into_cache,
     attend=attend.attend,
     rank_rows=route.rank_rows,
@@ -90,6 +103,7 @@ _INTERPRETED = Kernels(
     route=functools.partial(route.route, interpret=True),
     route_here=functools.partial(route.route_here, interpret=True),
     project=functools.partial(project.project, interpret=True),
+    add_norm=functools.partial(norm.add_norm, interpret=True),
     rotate=functools.partial(rotate.rotate_into_cache, interpret=True),
     attend=functools.partial(attend.attend, interpret=True),
     rank_rows=functools.partial(route.rank_rows, interpret=True),
@@ -118,6 +132,7 @@ KERNELS: dict[KernelsName, Kernels] = {
         route=reference.route,
         route_here=reference.route_here,
         project=operations.project,
+        add_norm=operations.add_norm,
         rotate=rotate_into_cache,
         attend=operations.attend,
         rank_rows=reference.rank_rows,

@@ -52,12 +52,12 @@ def project(
                     both(row_mask, column_mask, (block.rows, block.contracted)),
                 )
                 mask = both(out_mask, column_mask, (block.out, block.contracted))
-                return sums + dot(load(weight_ref, (outs[:, None], columns[None, :]), mask, once=True), these)
+                return sums + dot(these, load(weight_ref, (outs[:, None], columns[None, :]), mask, once=True))
 
-            sums = jnp.zeros((block.out, block.rows), jnp.float32)
+            sums = jnp.zeros((block.rows, block.out), jnp.float32)
             sums = lax.fori_loop(0, pl.cdiv(inputs, block.contracted), step, sums)
-            mask = both(out_mask, row_mask, (block.out, block.rows))
-            store(y_ref, (rows[None, :], outs[:, None]), sums.astype(y_ref.dtype), mask)
+            mask = both(row_mask, out_mask, (block.rows, block.out))
+            store(y_ref, (rows[:, None], outs[None, :]), sums.astype(y_ref.dtype), mask)
 
         for place, (first, last) in enumerate(pairwise(firsts)):
             weight_ref, y_ref, size = refs[place], refs[len(sizes) + place], sizes[place]

@@ -78,7 +78,12 @@ def test_rms_norm_equals_its_formula(eps: float) -> None:
     norm = norm_with(jnp.asarray(scale), eps)
     x64 = x.astype(np.float64)
     expected = x64 / np.sqrt((x64**2).mean(axis=-1, keepdims=True) + eps) * scale
-    np.testing.assert_allclose(norm(jnp.asarray(x)), expected, rtol=FLOAT32_RTOL, atol=0)
+    same, normed = norm(jnp.asarray(x), None)
+    np.testing.assert_array_equal(same, x)
+    np.testing.assert_allclose(normed, expected, rtol=FLOAT32_RTOL, atol=0)
+    total, normed = norm(jnp.asarray(x / 2), jnp.asarray(x / 2))
+    np.testing.assert_array_equal(total, x)
+    np.testing.assert_allclose(normed, expected, rtol=FLOAT32_RTOL, atol=0)
 
 
 def test_rms_norm_of_bfloat16_rounds_once() -> None:
@@ -87,7 +92,7 @@ def test_rms_norm_of_bfloat16_rounds_once() -> None:
     x = jnp.asarray(normal(1, 4, 64) * 100, jnp.bfloat16)
     x64, scale = np.asarray(x).astype(np.float64), np.asarray(given).astype(np.float64)
     exact = x64 / np.sqrt((x64**2).mean(axis=-1, keepdims=True) + 1e-5) * scale
-    got = norm_with(given, 1e-5)(x)
+    got = norm_with(given, 1e-5)(x, None)[1]
     assert got.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.asarray(got).astype(np.float64), exact, rtol=2**-8, atol=0)  # half a unit of 8 bits
 

@@ -11,6 +11,7 @@ from moejax.ops import reference
 from moejax.ops.triton.attend import attend, attend_pages
 from moejax.ops.triton.blocks import HOPPER_SHARED_MEMORY, attend_block, key_splits
 from moejax.ops.triton.few_tokens import MOST_TOKENS
+from moejax.ops.triton.norm import add_norm
 from moejax.ops.triton.project import project
 from moejax.ops.triton.rotate import rotate_into_cache
 from moejax.ops.xla.rotate import rotate_into_cache as rotate_in_xla
@@ -127,6 +128,18 @@ def test_rotated_into_the_cache_bit_for_bit(b: int, t: int, n: int, kv: int, h: 
     results = jax.jit(functools.partial(rotate_into_cache, dtype=dtype, interpret=True))(*args)
     for ours, theirs in zip(results, jax.jit(functools.partial(rotate_in_xla, dtype=dtype))(*args), strict=True):
         np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("rows", "width"), [(1, 40), (5, 1024), (0, 8)])
+def test_the_sum_and_its_norm(rows: int, width: int, dtype: str) -> None:
+    x, added, scale = (normal(*shape, dtype=dtype) for shape in ((rows, width), (rows, width), (width,)))
+    for summand in (added, None):
+        ours = jax.jit(functools.partial(add_norm, eps=1e-5, interpret=True))(x, summand, scale)
+        theirs = jax.jit(functools.partial(reference.add_norm, eps=1e-5))(x, summand, scale)
+        np.testing.assert_array_equal(ours[0], theirs[0])
+        atol = FLOAT32_ATOL if dtype == "float32" else 0.04  # one rounding to 8 bits of numbers up to about 4
+        np.testing.assert_allclose(np.asarray(ours[1], np.float32), np.asarray(theirs[1], np.float32), atol=atol)
 
 
 @pytest.mark.parametrize(

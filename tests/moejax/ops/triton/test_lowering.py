@@ -33,7 +33,8 @@ FEW_TOKENS = ["route", "few_tokens_gate_up", "few_tokens_down", "combine"]
 # Two launches of the router where tokens fill several of its blocks.
 MANY_TOKENS = ["route", "add_earlier_blocks", "permute", "grouped_gate_up", "grouped_matmul", "combine"]
 
-ATTENTION = ["project", "rotate_into_cache", "attend_part", "add_parts", "project"]  # of one query; more: "attend"
+# Of one query; several take "attend". Each norm is computed with the sum before it.
+ATTENTION = ["add_norm", "project", "rotate_into_cache", "attend_part", "add_parts", "project", "add_norm"]
 
 # What XLA makes of routing and of `ragged_dot`, and other ways to move weights about.
 FORBIDDEN = (
@@ -189,7 +190,11 @@ def test_whole_decode_step(batch: int, names: list[str], device: Device) -> None
         ids(),
         device=device,
     )
-    assert [kernel.name for kernel in lowered.kernels] == [*[*ATTENTION, "project", *names] * LAYERS, "project"]
+    assert [kernel.name for kernel in lowered.kernels] == [
+        *[*ATTENTION, "project", *names] * LAYERS,
+        "add_norm",
+        "project",
+    ]
     # The loop hands the weights on; nothing else makes an array of their size.
     assert all(size < E * F * D for name, size in lowered.result_sizes() if name != "stablehlo.while")
 
@@ -205,5 +210,8 @@ def test_whole_prefill(device: Device) -> None:
     lowered = lower(
         lambda p, *args: structure.merged(p)(*args), shapes, ids(2, 2048), ids(2), ids(2), cache, device=device
     )
-    assert [kernel.name for kernel in lowered.kernels] == ["rotate_into_cache", "attend", *MANY_TOKENS] * LAYERS
+    assert [kernel.name for kernel in lowered.kernels] == [
+        *["add_norm", "rotate_into_cache", "attend", "add_norm", *MANY_TOKENS] * LAYERS,
+        "add_norm",
+    ]
     assert lowered.count("stablehlo.while") == 0  # a loop that the host would drive
