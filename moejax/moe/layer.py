@@ -104,7 +104,11 @@ class MoE(nnx.Module):
             # The group's tokens lie in the order of the devices that have them.
             by_device = valid.reshape(-1, b * t)
             y, chosen, rows = parallel.in_micro_batches(some, (x.reshape(b * t, d), 0), (by_device, 1))
-            return y.reshape(x.shape), chosen.reshape(b, t, -1), rows.sum(axis=0, keepdims=True)
+            return (
+                y.reshape(x.shape),
+                chosen.reshape(b, t, -1),
+                rows if len(rows) == 1 else rows.sum(axis=0, keepdims=True),
+            )
 
         rows, router, experts = parallel.spec("batch"), value(self.router), self.experts.values()
         in_specs = (
