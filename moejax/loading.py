@@ -202,9 +202,9 @@ def load(
             the cache there or downloaded, or "random:NAME" for random weights of a named configuration or of a
             config.json. A folder that is open already (`open_checkpoint`) is not opened again.
         mesh: devices along the axes data, expert and tensor, as in "expert=4,tensor=2", a dict or a `MeshConfig`; None
-            is one device. Of a `jax.sharding.Mesh` with axes of these names its devices are taken. "auto" is the split
-            over all devices that `compare_meshes` ranks first; it logs which, and why. A `Split` names the dispatch as
-            well.
+            is one device. "dp", "ep" and "tp" are the same axes. Of a `jax.sharding.Mesh` its devices are taken. "auto"
+            is the split over all devices that `compare_meshes` ranks first; it logs which, and why. A `Split` names the
+            dispatch as well.
         dtype: "bfloat16", "float16" or "float32" (also "bf16", "fp16", "f32"), or "auto" for the checkpoint's own; or
             what JAX and numpy call them (`jnp.bfloat16`).
         max_seq_len: most tokens of prompt and output together; None is the model's own limit. It is a limit, nothing

@@ -69,9 +69,13 @@ def mesh_compare() -> Schema:
         wins_below_link_bandwidth=said(either(NUMBER, NULL, {"const": "any"}), "bytes per second each way"),
     )
     hardware = dataclass_schema(Hardware, {}, software=mapping(TEXT), collectives=array(TEXT))
+    texts = ("model", "hardware", "software", "times", "objective", "dispatch", "dtype")
+    optional = dict.fromkeys(("skew", "expert_load", "efficiency"), either(TEXT, NULL))
+    asked = dict.fromkeys(texts, TEXT) | optional | dict.fromkeys(("input_len", "context", "micro_batches"), WHOLE)
     found = thing(
-        model=said(either(TEXT, NULL), "as it was named"),
+        model=TEXT,
         micro_batches=WHOLE,
+        asked=said(thing(**asked, usable_fraction=NUMBER), "by which one saved result is told from another"),
         hardware=hardware,
         software=thing(name=TEXT, basis={"enum": ["measured", "fitted", "calibrated", "roofline"]}),
         routing=said(thing(skew=either(TEXT, NULL), expert_load=either(TEXT, NULL)), "how tokens choose experts"),

@@ -56,10 +56,9 @@ class MeshConfig:
         sizes: dict[str, int] = {}
         for part in text.split(","):
             axis, equals, size = (word.strip() for word in part.partition("="))
-            axis = _SHORT.get(axis, axis)
             if not equals or not re.fullmatch(r"[0-9]+", size):
                 raise ValueError(f'mesh must be written like "data=1,expert=4,tensor=2", got {text!r}')
-            _check_axis(axis, f"mesh {text!r}")
+            axis = _axis(axis, f"mesh {text!r}")
             if axis in sizes:
                 raise ValueError(f"mesh {text!r} names the axis {axis!r} twice")
             if len(size.lstrip("0")) > len(str(MAX_WRITTEN)):  # before int(), which refuses thousands of digits
@@ -120,7 +119,7 @@ class MeshConfig:
 
 
 def mesh_config(mesh: "MeshConfig | str | Mapping[str, int] | Mesh | AbstractMesh | None") -> MeshConfig:
-    """A mesh from any of the forms in which it can be given; None is one device. Axes as `MeshConfig.parse` reads them.
+    """A mesh from any of the forms in which it can be given; None is one device. `dp`, `ep` and `tp` are axes, too.
 
     Of a `jax.sharding.Mesh` these are its sizes: `devices_of_mesh` has its devices.
 
@@ -135,14 +134,12 @@ def mesh_config(mesh: "MeshConfig | str | Mapping[str, int] | Mesh | AbstractMes
         return mesh
     sizes: Any = getattr(mesh, "shape", mesh) if hasattr(mesh, "axis_names") else mesh
     if isinstance(sizes, Mapping):
-        named: dict[str, int] = {}
-        for given, size in sizes.items():
-            axis = _SHORT.get(given) or given
-            _check_axis(axis, f"mesh {dict(sizes)}")
-            if axis in named:
-                raise ValueError(f"mesh {dict(sizes)} names the axis {axis!r} twice")
-            named[axis] = size
-        return MeshConfig(**named)
+        where = f"mesh {dict(sizes)}"
+        named = [(_axis(axis, where), size) for axis, size in sizes.items()]
+        for axis in MESH_AXES:
+            if sum(name == axis for name, _ in named) > 1:
+                raise ValueError(f"{where} names the axis {axis!r} twice")
+        return MeshConfig(**dict(named))
     raise ValueError(
         'mesh must be a MeshConfig, a string like "expert=4,tensor=2", a dict, a jax.sharding.Mesh or None, '
         f"got {mesh!r}"
@@ -159,15 +156,19 @@ def devices_of_mesh(mesh: Any) -> list[Any] | None:
     if devices is None or not hasattr(mesh, "axis_names"):
         return None
     mesh_config(mesh)
-    order = sorted(range(devices.ndim), key=lambda place: MESH_AXES.index(mesh.axis_names[place]))
+    names = [_SHORT.get(name, name) for name in mesh.axis_names]
+    order = sorted(range(devices.ndim), key=lambda place: MESH_AXES.index(names[place]))
     return list(devices.transpose(order).flat)
 
 
-def _check_axis(axis: object, where: str) -> None:
-    if axis not in MESH_AXES:
-        near = get_close_matches(str(axis), MESH_AXES, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{where}: unknown axis {axis!r}, the axes are {', '.join(MESH_AXES)}{hint}")
+def _axis(name: object, where: str) -> MeshAxis:
+    """The axis that is called so. Raises ValueError where none is."""
+    for axis in MESH_AXES:
+        if name == axis or (isinstance(name, str) and _SHORT.get(name) == axis):
+            return axis
+    near = get_close_matches(str(name), MESH_AXES, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"{where}: unknown axis {name!r}, the axes are {', '.join(MESH_AXES)}{hint}")
 
 
 def mesh_shapes(devices: int) -> Iterator[MeshConfig]:

@@ -108,7 +108,7 @@ def compare(
     from moejax.moe.split import resolve_split
     from moejax.weights.dtypes import resolve_dtype
 
-    facts = read_facts(source.source(), None)
+    facts = read_facts(source.source(quiet=quiet), None)
     works = works_of(facts, work)
     check_amount("--num-prompts", asked.num_prompts, flags.RAGGED[1])
     present, absent = installed(asked_peers(asked.peers))

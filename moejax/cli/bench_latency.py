@@ -35,7 +35,7 @@ def latency(
     """Time every combination of batch size, prompt length and output length. Real devices only."""
     from moejax.cli.facts import read_facts
 
-    facts = read_facts(source.source(), None)
+    facts = read_facts(source.source(quiet=quiet), None)
     works = works_of(facts, work)
     startup.prepare_jax(compile_cache=not model.no_compile_cache, quiet=quiet)
     from moejax.bench.latency import check_rounds, measure_latency

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from moejax.cli.options import option, whole
+from moejax.cli.sources import Revision, pinned
 from moejax.families.table import RANDOM, named_configs
 
 WORK, MODEL, OUTPUT = "What is timed", "Model", "Results"
@@ -63,7 +64,11 @@ class SourceFlags:
 
     checkpoint: Annotated[
         str | None,
-        typer.Argument(metavar="CHECKPOINT", help="A checkpoint folder, demo, or random:NAME.", show_default=False),
+        typer.Argument(
+            metavar="CHECKPOINT",
+            help="A checkpoint folder, demo, the id of a model on Hugging Face, or random:NAME.",
+            show_default=False,
+        ),
     ] = None
     random: Annotated[
         str | None,
@@ -75,16 +80,19 @@ class SourceFlags:
         ),
     ] = None
 
-    def source(self) -> str:
-        """What `moejax.load` takes.
+    revision: Revision = None
+
+    def source(self, *, quiet: bool = False) -> str:
+        """What `moejax.load` takes. A download shows its progress, unless `quiet`.
 
         Raises:
-            ValueError: for a checkpoint and random weights, or neither.
+            ValueError: for a checkpoint and random weights, or neither, and for a revision of anything but a model on
+                Hugging Face.
         """
         if self.random is None and self.checkpoint is not None:
-            return self.checkpoint
+            return pinned(self.checkpoint, self.revision, quiet=quiet)
         if self.random is not None and self.checkpoint is None:
-            return f"{RANDOM}{self.random}"
+            return pinned(f"{RANDOM}{self.random}", self.revision, quiet=quiet)
         raise ValueError(
             f"give a CHECKPOINT or --random MODEL, got {'both' if self.checkpoint else 'neither'}; MODEL is one of "
             f"{', '.join(named_configs())}, or the path of a config.json"

@@ -35,7 +35,7 @@ def throughput(
     from moejax.bench.works import ragged_requests
     from moejax.cli.facts import read_facts
 
-    facts = read_facts(source.source(), None)
+    facts = read_facts(source.source(quiet=quiet), None)
     check_length(facts, input_len[1] + output_len[1])
     requests = ragged_requests(num_prompts, input_len, output_len, facts.config.vocab_size)
     startup.prepare_jax(compile_cache=not model.no_compile_cache, quiet=quiet)

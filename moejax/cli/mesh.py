@@ -9,7 +9,7 @@ from moejax.cli import console, options
 from moejax.cli.groups import grouped
 from moejax.cli.help import SETTINGS, Command, examples
 from moejax.cli.mesh_calibrate import CALIBRATE_EXAMPLES, calibrate
-from moejax.cli.mesh_flags import OUTPUT, WORK, CompareFlags, Context, Dtype, Model
+from moejax.cli.mesh_flags import OUTPUT, WORK, CompareFlags, Context, Dtype, ModelFlags
 from moejax.cli.options import option, whole
 from moejax.moe.split import DISPATCHES
 
@@ -28,7 +28,8 @@ SHOW_EXAMPLES = (
 )
 
 MeshText = Annotated[
-    str, option("--mesh", metavar="MESH", help="Devices along each axis, as in data=1,expert=4,tensor=2.")
+    str,
+    option("--mesh", metavar="MESH", help="Devices along each axis, as in data=1,expert=4,tensor=2; or dp, ep, tp."),
 ]
 OneDispatch = Annotated[str, option("--dispatch", metavar="NAME", help=f"auto, {', '.join(DISPATCHES)}.")]
 WantedDevices = Annotated[int | None, whole("--devices", help="Check that the mesh has so many.")]
@@ -39,7 +40,7 @@ mesh_app = typer.Typer(name="mesh", rich_markup_mode=None, context_settings=SETT
 
 
 @grouped
-def compare(flags: CompareFlags, debug: options.Debug = False) -> int:
+def compare(model: ModelFlags, flags: CompareFlags, debug: options.Debug = False) -> int:
     """Rank every data x expert x tensor split of a model over so many devices, and say why.
 
     Needs no devices: times are predicted from the model's sizes and the figures of a hardware file.
@@ -47,11 +48,12 @@ def compare(flags: CompareFlags, debug: options.Debug = False) -> int:
     """
     from moejax.cli.mesh_compare import run  # here, so that --help starts quickly
 
-    return 0 if run(flags) else NONE_WILL_DO
+    return 0 if run(model.source(quiet=flags.quiet), flags) else NONE_WILL_DO
 
 
+@grouped
 def show(
-    model: Model,
+    model: ModelFlags,
     mesh: MeshText,
     devices: WantedDevices = None,
     dispatch: OneDispatch = "auto",
@@ -70,7 +72,7 @@ def show(
             "--mesh auto is for the devices that a command runs on, and mesh show runs on none; name a mesh, as in "
             "--mesh expert=4,tensor=2 (moejax mesh compare ranks them)"
         )
-    found = placed(model, mesh, dispatch, dtype=dtype, batch_size=batch_size, context=context)
+    found = placed(model.source(), mesh, dispatch, dtype=dtype, batch_size=batch_size, context=context)
     if devices is not None and found.split.mesh.size != devices:
         raise ValueError(
             f"mesh {found.split.mesh} has {found.split.mesh.size} devices, not --devices {devices}; change one of them"

@@ -7,7 +7,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from moejax.planning.rows import NOT_BUILT, MeshRow
+from moejax.planning.rows import MeshRow
 
 WIDE, NARROW = 2, 1  # characters between two columns
 ON_THE_LEFT = ("mesh", "dispatch", "bar", "misses", "best")
@@ -63,6 +63,4 @@ def meshes(rows: Sequence[MeshRow]) -> Column:
 
 def dispatch(row: MeshRow) -> str:
     """Nothing where all dispatches are alike."""
-    if not row.built:
-        return NOT_BUILT
-    return row.split.dispatch if row.names_dispatch else ""
+    return row.dispatch if row.names_dispatch else ""

@@ -12,13 +12,14 @@ from moejax.planning.export import comparison_json
 from moejax.planning.export_csv import comparison_csv
 from moejax.planning.hardware_file import load_hardware
 from moejax.planning.objectives import check_objective
+from moejax.planning.question import Question
 from moejax.planning.rows import MeshRow
 from moejax.planning.serve_command import served_checkpoint
 from moejax.planning.software import check_times
 
 
-def run(flags: CompareFlags) -> bool:
-    """Compares, and prints a table, JSON or CSV; whether any split fits and meets the targets.
+def run(model: str, flags: CompareFlags) -> bool:
+    """Compares splits of `model`, and prints a table, JSON or CSV; whether any split fits and meets the targets.
 
     Raises:
         ValueError: for any flag that cannot be used, before anything is printed.
@@ -30,7 +31,7 @@ def run(flags: CompareFlags) -> bool:
             check_plot(path, flag)
     hardware = load_hardware(flags.hardware)
     rows = compare_meshes(
-        flags.model,
+        model,
         flags.counts,
         hardware,
         batch_size=batch_sizes(flags.batch_size),
@@ -50,8 +51,9 @@ def run(flags: CompareFlags) -> bool:
         micro_batches=flags.micro_batches,
     )
     plan = make_plan(
-        *(flags.model, hardware, flags.expert_load, flags.usable_fraction, flags.software, flags.skew, flags.efficiency)
+        *(model, hardware, flags.expert_load, flags.usable_fraction, flags.software, flags.skew, flags.efficiency)
     )
+    question = _question(model, flags, plan)
     fits = any(row.fits for row in rows)
     fits_with = [] if fits else what_fits(plan, max(flags.counts), flags.dispatch, rows)
     if flags.measure:
@@ -59,76 +61,55 @@ def run(flags: CompareFlags) -> bool:
     if flags.compile:
         rows = mesh_checks.compiled(plan, rows, quiet=flags.quiet)
     if flags.measure:
-        rows = mesh_checks.measured(flags.model, plan, rows, quiet=flags.quiet)
+        rows = mesh_checks.measured(model, plan, rows, quiet=flags.quiet)
     if flags.printed_as == "csv":
-        setting = {
-            "model": flags.model,
-            "hardware": plan.hardware.name,
-            "software": plan.software,
-            "times": check_times(flags.times),
-            "micro_batches": str(flags.micro_batches),
-            "skew": plan.skew,
-            "expert_load": flags.expert_load,
-        }
-        console.write(comparison_csv(rows, setting))
+        console.write(comparison_csv(rows, question))
     elif flags.printed_as == "json":
-        found = comparison_json(
-            rows,
-            plan.hardware,
-            fits_with,
-            model=flags.model,
-            micro_batches=flags.micro_batches,
-            checkpoint=served_checkpoint(flags.model),
-            software=plan.software,
-            times=check_times(flags.times),
-            skew=plan.skew,
-            expert_load=flags.expert_load,
-        )
+        found = comparison_json(rows, question, fits_with, checkpoint=served_checkpoint(model))
         console.write(f"{json.dumps(found, ensure_ascii=False)}\n")
     else:
-        _show(flags, plan, rows, fits_with)
-    _draw(flags, plan, rows)
+        _show(flags, question, rows, fits_with)
+        if flags.compile or flags.measure:
+            console.write_rendered(*mesh_checks.check_tables(plan, rows))
+    _draw(flags, question, plan, rows)
     return fits and (not rows[0].targets or any(row.meets_targets for row in rows))
 
 
-def _show(flags: CompareFlags, plan: ComparisonInputs, rows: list[MeshRow], fits_with: list[str]) -> None:
+def _question(model: str, flags: CompareFlags, plan: ComparisonInputs) -> Question:
+    """What was asked, by the names of the tables."""
+    return Question(
+        model=model,
+        hardware=plan.hardware,
+        software=plan.software,
+        times=check_times(flags.times),
+        skew=plan.skew,
+        expert_load=flags.expert_load,
+        efficiency=flags.efficiency,
+        objective=check_objective(flags.objective),
+        dispatch=flags.dispatch,
+        usable_fraction=flags.usable_fraction,
+        micro_batches=flags.micro_batches,
+    )
+
+
+def _show(flags: CompareFlags, question: Question, rows: list[MeshRow], fits_with: list[str]) -> None:
     from moejax.cli.mesh_sweep import sweep_tables
     from moejax.cli.mesh_tables import Asked, compare_tables
 
     several = len(set(flags.counts)) > 1
     tables, devices = (sweep_tables, flags.devices) if several else (compare_tables, f"{flags.counts[0]:,}")
-    asked = Asked(
-        model=flags.model,
-        devices=devices,
-        hardware=plan.hardware,
-        software=plan.software,
-        times=check_times(flags.times),
-        skew=plan.skew,
-        usable_fraction=flags.usable_fraction,
-        objective=check_objective(flags.objective),
-        fits_with=fits_with,
-        width=console.width(),
-    )
+    asked = Asked(question=question, devices=devices, fits_with=fits_with, width=console.width())
     console.write_rendered(*tables(rows, asked))
-    if flags.compile or flags.measure:
-        console.write_rendered(*mesh_checks.check_tables(plan, rows))
 
 
-def _draw(flags: CompareFlags, plan: ComparisonInputs, rows: list[MeshRow]) -> None:
+def _draw(flags: CompareFlags, question: Question, plan: ComparisonInputs, rows: list[MeshRow]) -> None:
     """The pictures that were asked for, as far as there is anything to draw."""
     if flags.plot is None and flags.pareto is None:
         return
     from moejax.planning import pareto_plot, plots
 
     fits = any(row.fits for row in rows)
-    work, chosen = rows[0].workload, "a recorded load" if plan.skew is None else plan.skew
-    title = "\n".join(
-        console.printable(line)
-        for line in (
-            f"{flags.model} on {flags.devices} x {plan.hardware.title}, {work.dtype}, {plan.software}",
-            f"prompts of {work.input_len:,} tokens, {work.context:,} in the cache, experts: {chosen}",
-        )
-    )
+    title = "\n".join(map(console.printable, question.title(rows[0], flags.devices).split("\n")))
     for path, draw in ((flags.plot, plots.draw), (flags.pareto, pareto_plot.draw)):
         if path is not None and fits:
             draw(rows, plan, title, Path(path))

@@ -3,8 +3,11 @@
 from dataclasses import dataclass
 from typing import Annotated
 
+import typer
+
 from moejax.cli.mesh_values import device_numbers, duration
 from moejax.cli.options import option, real, whole
+from moejax.cli.sources import Revision, pinned
 from moejax.families.table import named_configs
 from moejax.moe.split import DISPATCHES
 from moejax.planning.efficiency import PRESETS
@@ -15,15 +18,10 @@ WORK, TARGETS, SPLITS, PROOF, OUTPUT = "Workload", "Targets", "Splits", "Checks"
 FORMATS = ("table", "json", "csv")
 MOST_LINES = 16  # that one tells apart in a picture
 
-Model = Annotated[
-    str,
-    option(
-        "--model",
-        metavar="MODEL",
-        help=f"A named configuration ({', '.join(named_configs())}), the path of a config.json, demo, a "
-        "checkpoint, or the id of a model on Hugging Face, of which only config.json is needed.",
-    ),
-]
+_MODEL = (
+    f"A named configuration ({', '.join(named_configs())}), the path of a config.json, demo, a checkpoint, or the id "
+    "of a model on Hugging Face, of which only config.json is needed."
+)
 Context = Annotated[
     int | None,
     whole(
@@ -44,14 +42,39 @@ Dtype = Annotated[
 
 
 @dataclass(frozen=True, kw_only=True)
+class ModelFlags:
+    """The model whose sizes a command goes by."""
+
+    model: Annotated[str | None, option("--model", metavar="MODEL", help=_MODEL, show_default=False)] = None
+    argument: Annotated[
+        str | None, typer.Argument(metavar="MODEL", help="The same without the flag.", show_default=False)
+    ] = None
+    revision: Revision = None
+
+    def source(self, *, quiet: bool = False) -> str:
+        """What names the model, at its revision.
+
+        Raises:
+            ValueError: for no model, or two, and for a revision of anything but a model on Hugging Face.
+        """
+        if self.model is not None and self.argument is not None:
+            raise ValueError(f"give one model, got {self.argument} and --model {self.model}")
+        asked = self.argument if self.model is None else self.model
+        if asked is None:
+            raise ValueError(
+                "no model was given; name one with --model MODEL: mixtral-8x7b, demo, the path of a checkpoint"
+            )
+        return pinned(asked, self.revision, quiet=quiet)
+
+
+@dataclass(frozen=True, kw_only=True)
 class CompareFlags:
-    """What is compared, how it is checked and where it goes.
+    """How the model is compared, how it is checked and where it goes.
 
     Raises:
         ValueError: for an unknown format, or two; for more numbers of devices than a flag is for.
     """
 
-    model: Model
     devices: Annotated[
         str,
         option("--devices", metavar="N[-M][,N...]", help="How many devices; several to find the fewest that do."),
@@ -116,9 +139,9 @@ class CompareFlags:
             "--efficiency",
             panel=WORK,
             metavar="SHARE",
-            help="Of the device's bandwidth and matrix rate, that a roofline takes as reached: 0.6, one of each as in "
-            f"0.8,0.5, or what was published: {', '.join(PRESETS)}. For --software ideal, and devices without "
-            "measured terms.",
+            help="Of the device's bandwidth and matrix rate, that a roofline takes as reached: 0.6 or 60%, one of "
+            f"each as in 0.8,0.5, or what was published: {', '.join(PRESETS)}. For --software ideal, and devices "
+            "without measured terms.",
         ),
     ] = None
     objective: Annotated[
@@ -183,7 +206,7 @@ class CompareFlags:
             "--plot",
             panel=OUTPUT,
             metavar="FILE",
-            help="Draw the steps' parts, and tokens/s against batch size, as .png, .svg or .pdf.",
+            help="Draw the steps' parts, and tokens/s against batch size, into a .png, .svg or .pdf file.",
         ),
     ] = None
     pareto: Annotated[
@@ -193,7 +216,7 @@ class CompareFlags:
             panel=OUTPUT,
             metavar="FILE",
             help="Draw tokens/s per user against tokens/s per device, the best of each number of devices or kind of "
-            "split, as .png, .svg or .pdf.",
+            "split, into a .png, .svg or .pdf file.",
         ),
     ] = None
     compile: Annotated[
@@ -211,10 +234,10 @@ class CompareFlags:
     quiet: Annotated[bool, option("--quiet", panel=OUTPUT, help="No progress and no remarks on stderr.")] = False
 
     def __post_init__(self) -> None:
-        if self.format not in (None, *FORMATS):
+        if self.format is not None and self.format.lower() not in FORMATS:
             raise ValueError(f"--format must be {', '.join(FORMATS[:-1])} or {FORMATS[-1]}, got {self.format!r}")
         asked = {f"--{name}": name for name in ("json", "csv") if getattr(self, name)}
-        asked |= {f"--format {self.format}": self.format} if self.format else {}
+        asked |= {f"--format {self.format}": self.format.lower()} if self.format else {}
         if len(set(asked.values())) > 1:
             raise ValueError(f"a comparison is printed in one format, got {' and '.join(asked)}; give one of them")
         for name in ("plot", "compile", "measure"):
@@ -235,4 +258,4 @@ class CompareFlags:
     @property
     def printed_as(self) -> str:
         """One of FORMATS."""
-        return "json" if self.json else "csv" if self.csv else self.format or "table"
+        return "json" if self.json else "csv" if self.csv else (self.format or "table").lower()

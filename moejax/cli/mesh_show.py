@@ -25,16 +25,22 @@ from moejax.weights.dtypes import resolve_dtype
 
 @dataclass(frozen=True, kw_only=True)
 class Placed:
-    """Where every array is, of how many sequences the cache is, and of how many with padding."""
+    """Where every array is, of how many sequences and tokens of each the cache is, and of how many with padding."""
 
+    model: str
     split: Split
+    dtype: str
     batch_size: int
+    context: int
     sequences: int
     params: list[Placement]
     cache: list[Placement]
 
     def as_json(self) -> dict[str, Any]:
         return {
+            "model": self.model,
+            "dtype": self.dtype,
+            "context": self.context,
             "mesh": dict(self.split.mesh.shape),
             "dispatch": self.split.dispatch,
             "batch_size": self.batch_size,
@@ -60,6 +66,9 @@ def placed(model: str, mesh: str, dispatch: str, *, dtype: str, batch_size: int,
     rules = make_rules(config, split.mesh, split.dispatch)
     sequences = batch_bucket(workload.batch_size, rules.parts("batch"))
     return Placed(
+        model=model,
+        dtype=name,
+        context=cached,
         split=split,
         batch_size=batch_size,
         sequences=sequences,

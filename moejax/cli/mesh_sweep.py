@@ -9,7 +9,7 @@ from rich.text import Text
 
 from moejax.cli.mesh_answers import count_lines, miss_word, without
 from moejax.cli.mesh_columns import NARROW, WIDE, Column, dispatch, drawn, meshes, room, spared
-from moejax.cli.mesh_tables import Asked, beyond_measured, setting
+from moejax.cli.mesh_tables import Asked, beyond_measured, guess_words, setting
 from moejax.cli.mesh_words import batch_note, definitions, missing, said
 from moejax.planning.rows import MeshRow
 from moejax.planning.serve_command import served_checkpoint
@@ -23,13 +23,14 @@ def sweep_tables(rows: Sequence[MeshRow], asked: Asked) -> Iterator[RenderableTy
     """The parts to print, in order: the setting; for each batch size its table and answers; those over all batch sizes;
     what the words mean.
     """
-    objective, width = asked.objective, asked.width
+    objective, width = asked.question.objective, asked.width
     yield from setting(rows[0], asked)
     if not any(row.fits for row in rows):
         yield Padding(missing(rows, asked.fits_with), (1, 0, 0, 0))
+        yield definitions(guess_words(rows, asked.question))
         return
     yield from beyond_measured([row for row in rows if row.fits])
-    checkpoint = served_checkpoint(asked.model)
+    checkpoint = served_checkpoint(asked.question.model)
     batches = list(dict.fromkeys(row.batch_size for row in rows))
     for batch in batches:
         chosen = [row for row in rows if row.batch_size == batch]
@@ -40,7 +41,7 @@ def sweep_tables(rows: Sequence[MeshRow], asked: Asked) -> Iterator[RenderableTy
     if len(batches) > 1:
         yield Padding(Text("of these batch sizes", style="bold"), (1, 0, 0, 0))
         yield said(count_lines(rows, checkpoint, width))
-    yield Padding(definitions(_words(rows[0], objective)), (1, 0, 0, 0))
+    yield Padding(definitions([*_words(rows[0], objective), *guess_words(rows, asked.question)]), (1, 0, 0, 0))
 
 
 def _table(firsts: Sequence[MeshRow], rows: Sequence[MeshRow], width: int) -> Table:

@@ -13,12 +13,12 @@ from moejax.cli.console import printable
 from moejax.cli.mesh_answers import count_lines, miss_word
 from moejax.cli.mesh_columns import NARROW, WIDE, Column, dispatch, drawn, meshes, room, spared
 from moejax.cli.mesh_words import batch_note, crossover_table, definitions, impossible, missing, said, verdicts
-from moejax.planning.hardware import Hardware
 from moejax.planning.objectives import OBJECTIVES
+from moejax.planning.question import Question
 from moejax.planning.rows import NOT_BUILT, MeshRow, Phase
 from moejax.planning.serve_command import served_checkpoint
-from moejax.planning.skew import UNIFORM, skew_said
-from moejax.planning.software import SoftwareName, Times, basis_said
+from moejax.planning.skew import UNIFORM
+from moejax.planning.software import basis_said
 from moejax.planning.units import BYTES, SECONDS, Unit, amount, common_unit, number
 from moejax.runtime.buckets import MAX_SEQUENCES, MAX_SERVED_SEQUENCES
 
@@ -50,19 +50,12 @@ class Units(NamedTuple):
 class Asked:
     """What rows were asked for with, and where they are shown.
 
-    devices: as they were asked for.  skew: None where a load was recorded.
-    fits_with: flags of which each makes a model fit that does not.
+    devices: as they were asked for.  fits_with: flags of which each makes a model fit that does not.
     width: columns of the terminal.
     """
 
-    model: str
+    question: Question
     devices: str
-    hardware: Hardware
-    software: SoftwareName
-    times: Times = "fitted"
-    skew: str | None = UNIFORM
-    usable_fraction: float
-    objective: str
     fits_with: Sequence[str]
     width: int
 
@@ -71,9 +64,9 @@ def compare_tables(rows: Sequence[MeshRow], asked: Asked) -> Iterator[Renderable
     """The parts to print, in order: the setting; for each batch size its table, refusals and winners; what the words
     mean.
     """
-    hardware, objective, width = asked.hardware, asked.objective, asked.width
+    question, objective, width = asked.question, asked.question.objective, asked.width
     yield from setting(rows[0], asked)
-    checkpoint = served_checkpoint(asked.model)
+    checkpoint = served_checkpoint(question.model)
     usable = [row for row in rows if row.fits]
     if not usable:
         fewest = min(row.workload.batch_size for row in rows)
@@ -82,6 +75,7 @@ def compare_tables(rows: Sequence[MeshRow], asked: Asked) -> Iterator[Renderable
             Padding(verdicts(rows, objective, checkpoint, width), (1, 0, 0, 0)),
             *impossible(rows),
             missing(rows, asked.fits_with),
+            definitions(guess_words(rows, question)),
         )
         return
     yield from beyond_measured(usable)
@@ -100,23 +94,28 @@ def compare_tables(rows: Sequence[MeshRow], asked: Asked) -> Iterator[Renderable
         yield said(count_lines(rows, checkpoint, width))
     yield from (Padding(table, (1, 0, 0, 0)) for table in impossible(rows))
     words = _words(usable, objective)
-    if asked.software in hardware.software and asked.software != "moejax":
-        title = hardware.software[asked.software].title
+    if question.software in question.hardware.software and question.software != "moejax":
+        title = question.hardware.software[question.software].title
         words.append(("splits", Text(f"moejax's, by kernels of {title}; which of them it runs itself is not checked")))
-    yield Padding(definitions(words), (1, 0, 0, 0))
-    yield from crossover_table(rows, hardware)
+    yield Padding(definitions([*words, *guess_words(rows, question)]), (1, 0, 0, 0))
+    yield from crossover_table(rows, question.hardware)
 
 
 def setting(row: MeshRow, asked: Asked) -> Iterator[Text]:
     """What was compared, of which `row` is one."""
-    work = row.workload
-    yield Text(printable(f"{asked.model} on {asked.devices} x {asked.hardware.title}"), style="bold")
-    memory = f"{amount(row.usable_bytes, BYTES)} of {amount(asked.hardware.memory_bytes, BYTES)} usable each"
+    work, question = row.workload, asked.question
+    yield Text(printable(f"{question.model} on {asked.devices} x {question.hardware.title}"), style="bold")
+    memory = f"{amount(row.usable_bytes, BYTES)} of {amount(question.hardware.memory_bytes, BYTES)} usable each"
     lengths = f"prompts of {work.input_len:,} tokens, {work.context:,} in the cache"
-    yield Text(f"{memory} ({asked.usable_fraction:g}), {work.dtype}, {lengths}")
-    yield Text(basis_said(asked.hardware, asked.software, work.dtype, asked.times))
-    if chosen := "experts: as often as was recorded" if asked.skew is None else skew_said(asked.skew):
-        yield Text(chosen)
+    yield Text(f"{memory} ({question.usable_fraction:g}), {work.dtype}, {lengths}")
+    yield Text(basis_said(question.hardware, question.software, work.dtype, question.times))
+    if question.skew != UNIFORM:
+        yield Text(printable(question.choosing_said))
+
+
+def guess_words(rows: Sequence[MeshRow], question: Question) -> list[tuple[str, Text]]:
+    """The figures that nobody measured, in the hardware file's words."""
+    return [("guess", Text(printable(said))) for said in question.guesses(rows)]
 
 
 def beyond_measured(rows: Sequence[MeshRow]) -> Iterator[Text]:

@@ -309,8 +309,8 @@ class MeshFlags:
             "--mesh",
             panel=DEVICES,
             metavar="MESH",
-            help="How many devices along each axis, as in data=1,expert=4,tensor=2, or auto, what `moejax mesh "
-            "compare` ranks first. One device by default.",
+            help="How many devices along each axis, as in data=1,expert=4,tensor=2 (or dp, ep, tp), or auto, "
+            "what `moejax mesh compare` ranks first. One device by default.",
             show_default=False,
         ),
     ] = None
@@ -320,10 +320,14 @@ class MeshFlags:
         check_dispatch(self.dispatch, mesh=self.mesh is not None)
 
     def split(self, facts: "SourceFacts", dtype: str, *, batch_size: int, max_seq_len: int | None = None) -> "Split":
-        """The split asked for; "auto" is the best for `batch_size` sequences on the devices here. Starts JAX."""
+        """The split asked for; "auto" is the best for `batch_size` sequences on the devices here. Starts JAX.
+
+        Raises:
+            ValueError: for a mesh that cannot be, or that is larger than the devices here.
+        """
         from moejax.planning.auto import asked_split  # here, so that --help starts quickly
 
-        return asked_split(
+        split = asked_split(
             facts.config,
             self.mesh,
             self.dispatch,
@@ -332,3 +336,5 @@ class MeshFlags:
             max_seq_len=facts.max_seq_len if max_seq_len is None else max_seq_len,
             batch_size=batch_size,
         )
+        split.mesh.build()  # before anything is said of the split
+        return split

@@ -6,9 +6,10 @@ from typing import Any
 
 from moejax.families.config import ModelConfig
 from moejax.moe.split import Split, dispatch_name, resolve_split
-from moejax.planning.compare import USABLE, compare_meshes
+from moejax.planning.compare import compare_meshes
 from moejax.planning.hardware import Hardware
 from moejax.planning.hardware_file import load_hardware, shipped_hardware
+from moejax.planning.question import USABLE
 from moejax.planning.ranking import best
 from moejax.planning.reasons import reason
 from moejax.planning.rows import MeshRow

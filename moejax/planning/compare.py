@@ -1,6 +1,6 @@
 """Every split of a model over so many devices of one kind, predicted and ranked. Imports no JAX."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
 from pathlib import Path
@@ -16,12 +16,13 @@ from moejax.planning.hardware_file import load_hardware
 from moejax.planning.measured_times import MeasuredTimes
 from moejax.planning.models import expert_shares, model_config, stored_dtype
 from moejax.planning.objectives import check_objective
+from moejax.planning.question import USABLE
 from moejax.planning.ranking import ranked
 from moejax.planning.reasons import with_reasons
 from moejax.planning.routing import RoutingModel
 from moejax.planning.rows import NOT_BUILT, MeshRow
 from moejax.planning.skew import UNIFORM, skewed_routing
-from moejax.planning.software import SOFTWARE, SoftwareName, check_software, check_times
+from moejax.planning.software import SoftwareName, check_software, check_times, software_name
 from moejax.planning.splits import EVERY_DISPATCH, splits
 from moejax.planning.sweep import device_counts
 from moejax.planning.targets import Targets
@@ -29,8 +30,6 @@ from moejax.planning.units import BYTES, amount
 from moejax.planning.workload import Workload, default_lengths, whole
 from moejax.runtime.buckets import MAX_SERVED_SEQUENCES
 from moejax.weights.dtypes import resolve_dtype
-
-USABLE = 0.9  # of a device's memory; the rest is the driver's, the compiler's and fragmentation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,51 +83,54 @@ def compare_meshes(
         batch_size: sequences that are decoded at a time; one, or several to compare for.
         input_len: tokens of each prompt.  context: of each sequence in the cache during the decode step. 512 and
             2,048 by default, or what the model has positions for.
-        dtype: of weights, activations and cache; "auto" is a checkpoint's own.
-        objective: what decides the order: "latency" (seconds of a decode step), "throughput" (tokens per second of the
-            largest batch that fits, and that a server decodes at a time), "ttft" (seconds of the prefill) or "memory"
-            (bytes on a device).
+        dtype: of weights, activations and cache; "auto" is a checkpoint's own.  usable_fraction: of a device's memory.
+        objective: what decides the order: "latency" (of a decode step), "throughput" (of the largest batch that fits
+            and that a server decodes at a time), "ttft" (seconds of the prefill) or "memory" (bytes on a device).
         dispatch: one of the dispatches, "auto" for the one that `moejax.load` would take, or "all".
         expert_load: how often each expert was chosen, as `moejax decode --save-expert-load` records it.
-        usable_fraction: of a device's memory, that the model may take.
         ttft, tpot: targets in seconds: until the whole batch has its first token, and of a decode step. Rows that meet
-            those given come first, by `objective`, then the others, the nearest first; `MeshRow.meets_targets` and
-            `MeshRow.misses` say which, and by how much.
+            those given come first, by `objective`, then the others, the nearest first (`MeshRow.misses`).
         software: whose kernels and collectives: "moejax", "vllm", "trtllm", "sglang", or "ideal" for a roofline.
-        skew: how evenly tokens choose: "uniform", each expert being as likely as the others; "balanced", as many rows
-            for each; "power-law:1.01", as benchmarks of layers have it; "zipf:1.0" or "dirichlet:0.5", by shares of
-            experts that docs/performance-model.md#loads defines. Not with `expert_load`.
-        times: "fitted", by the terms of the hardware file, or "measured", by the tables of the extra `silicon` where
-            they have a shape; `Phase.measured` says for which parts.
-        efficiency: share of the hardware's bandwidth and matrix rate that a roofline takes as reached: 0.6; "0.8,0.5",
-            of each; or a preset of `moejax.planning.efficiency`, "vllm-a100". None is what the hardware file says.
-        micro_batches: of a prefill and of a large batch, as `moejax.load` takes them.
+        skew: how evenly tokens choose: "uniform", "balanced", "power-law:1.01", "zipf:1.0" or "dirichlet:0.5", as
+            docs/performance-model.md#loads defines them. Not with `expert_load`.
+        times: "fitted", by the hardware file's terms, or "measured", by tables of the extra `silicon` where they can.
+        efficiency: share of the bandwidth and matrix rate that a roofline reaches: 0.6 or "60%"; "0.8,0.5", of each; or
+            a preset's name. None is what the hardware file says.  micro_batches: as `moejax.load` takes them.
 
     Returns:
-        For each number of devices from the fewest, and for each batch size in turn: the splits that can be used, then
-        those that cannot, with the reason, then what an exchange that is not built could bring. A row's `best_for` says
-        for which objectives it is the best, and why.
+        For each number of devices from the fewest, and each batch size in turn: the splits that can be used, those that
+        cannot, with the reason, and what an exchange that is not built could bring. `MeshRow.best_for` says why.
 
     Raises:
-        ValueError: for anything unknown or out of range, for a dtype in which the devices do not compute, and for an
-            efficiency where seconds are no roofline's.
+        ValueError: for anything unknown, out of range, or that these devices or these times do not have.
     """
     plan = make_plan(model, hardware, expert_load, usable_fraction, software, skew, efficiency)
     goal, name = check_objective(objective), _checked_dtype(plan, model, dtype)
     check_efficiency(plan.hardware, plan.software, name, check_times(times), efficiency)
     plan = replace(plan, micro_batches=micro_batch_count(micro_batches))
-    if times == "measured":
+    if check_times(times) == "measured":
         plan = replace(plan, times=MeasuredTimes.of(plan.hardware, plan.software, name, plan.routing))
     workloads = _workloads(plan.config, batch_size, input_len, context, name)
-    targets, peak = Targets(ttft=ttft, tpot=tpot), _Peaks(plan)
-    rows: list[MeshRow] = []
-    for count in device_counts(devices):
+    return list(_rows(plan, device_counts(devices), workloads, dispatch, goal, Targets(ttft=ttft, tpot=tpot)))
+
+
+def _rows(
+    plan: ComparisonInputs,
+    counts: Iterable[int],
+    workloads: Sequence[Workload],
+    dispatch: str,
+    objective: str,
+    targets: Targets,
+) -> Iterator[MeshRow]:
+    """The rows of each number of devices and each workload in turn, ranked, with reasons."""
+    peak = _Peaks(plan)
+    for count in counts:
         found = list(splits(plan.config, count, dispatch))
         for workload in workloads:
-            one = [peak.filled(predict_split(plan, split, workload, why)) for split, why in found]
-            one = [replace(row, targets=targets) for row in one]
-            rows += with_reasons(ranked(one, goal)) + _not_built(plan, one, dispatch)
-    return rows
+            rows = [peak.filled(predict_split(plan, split, workload, why)) for split, why in found]
+            rows = [replace(row, targets=targets) for row in rows]
+            yield from with_reasons(ranked(rows, objective))
+            yield from _not_built(plan, rows, dispatch)
 
 
 def _checked_dtype(plan: ComparisonInputs, model: str | Path | ModelConfig, dtype: str) -> str:
@@ -171,20 +173,17 @@ def make_plan(
         raise ValueError(f"usable_fraction must be above 0 and at most 1, got {usable_fraction!r}")
     config = model if isinstance(model, ModelConfig) else model_config(model)
     kind = with_efficiency(hardware if isinstance(hardware, Hardware) else load_hardware(hardware), efficiency)
-    routing = skewed_routing(config, skew)
+    routing, skew = skewed_routing(config, skew), skew.lower()
     if expert_load is not None:
         if skew != UNIFORM:
             raise ValueError(f"skew={skew} and an expert load both say how tokens choose; give one of them")
         routing = replace(routing, shares=expert_shares(expert_load, config))
-    software = software.lower() if isinstance(software, str) else software
-    if software not in SOFTWARE:
-        check_software(kind, software, "bfloat16")  # refuses it by name
     return ComparisonInputs(
         config=config,
         hardware=kind,
         routing=routing,
         skew=skew if expert_load is None else None,
-        software=software,  # type: ignore[arg-type]  # one of SOFTWARE
+        software=software_name(software),
         usable=float(usable_fraction),
     )
 

@@ -49,33 +49,32 @@ PRESETS: Mapping[PresetName, Preset] = {
         source="https://github.com/vllm-project/vllm/pull/2542",
     ),
 }
-_NUMBER = r"([0-9]{0,3}\.?[0-9]{1,9}%?)"
+_NUMBER = r"([0-9]{0,3}\.?[0-9]{1,9})(%?)"
 
 
 def parse_efficiency(value: object) -> Efficiency:
-    """The shares that 0.6, "0.6", "60%", "0.8,0.5" (of bandwidth, of the matrix rate) or a preset's name stands for.
+    """The shares that 0.6, "0.6", "60%", "0.8,0.5" (of bandwidth, of the matrix rate) or the name of a preset stands
+    for, in any case.
 
     Raises:
         ValueError: for anything else.
     """
-    if isinstance(value, str) and value in PRESETS:
-        return PRESETS[value].efficiency  # type: ignore[index]  # one of its names
-    found = re.fullmatch(rf"{_NUMBER}(?:,{_NUMBER})?", str(value)) if not isinstance(value, bool) else None
-    if found is None:
-        near = get_close_matches(str(value), PRESETS, n=1)
+    if isinstance(value, str) and value.lower() in PRESETS:
+        return PRESETS[value.lower()].efficiency  # type: ignore[index]  # one of its names
+    found = [re.fullmatch(_NUMBER, word) for word in str(value).split(",")] if not isinstance(value, bool) else []
+    shares = [float(one[1]) / (100 if one[2] else 1) for one in found if one]
+    if len(shares) != len(found) or len(shares) not in (1, 2):
+        near = get_close_matches(str(value).lower(), PRESETS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(
-            f"efficiency must be a share as in 0.6, one of bandwidth and one of the matrix rate as in 0.8,0.5, or one "
-            f"of {', '.join(PRESETS)}, got {value!r:.80}{hint}"
+            f"efficiency must be a share as in 0.6 or 60%, one of bandwidth and one of the matrix rate as in 0.8,0.5, "
+            f"or one of {', '.join(PRESETS)}, got {value!r:.80}{hint}"
         )
     try:
-        return Efficiency(bandwidth=_share(found[1]), matrix_rate=_share(found[2] or found[1]))
+        return Efficiency(bandwidth=shares[0], matrix_rate=shares[-1])
     except ValueError as error:
-        raise ValueError(f"efficiency={value}: {error}") from error
-
-
-def _share(text: str) -> float:
-    return float(text[:-1]) / 100 if text.endswith("%") else float(text)
+        percent = f"; {max(shares):g} of a hundred is {max(shares):g}%" if 1 < max(shares) <= 100 else ""
+        raise ValueError(f"efficiency={value}: {error}{percent}") from error
 
 
 def with_efficiency(hardware: Hardware, value: float | str | None) -> Hardware:

@@ -14,43 +14,36 @@ from moejax.planning.checks import CompiledCheck, Measured
 from moejax.planning.crossovers import gather_crossovers
 from moejax.planning.hardware import Hardware
 from moejax.planning.objectives import OBJECTIVES
+from moejax.planning.question import Question
 from moejax.planning.ranking import best
-from moejax.planning.rows import NOT_BUILT, MeshRow, Phase
+from moejax.planning.rows import MeshRow, Phase
 from moejax.planning.serve_command import PLACEHOLDER, serve_command
-from moejax.planning.skew import UNIFORM
-from moejax.planning.software import SoftwareName, Times, basis
+from moejax.planning.software import basis
 from moejax.planning.sweep import SweepAnswer, answer
 
 
 def comparison_json(
     rows: Sequence[MeshRow],
-    hardware: Hardware,
+    question: Question,
     fits_with: Sequence[str] = (),
     *,
-    model: str | None = None,
-    micro_batches: int = 1,
     checkpoint: str = PLACEHOLDER,
-    software: SoftwareName = "moejax",
-    times: Times = "fitted",
-    skew: str | None = UNIFORM,
-    expert_load: str | None = None,
 ) -> dict[str, Any]:
-    """Everything that a comparison found: sizes in bytes, times in seconds.
+    """Everything that a comparison was asked with and found: sizes in bytes, times in seconds.
 
     Args:
         fits_with: flags of which each makes a model fit that does not.
-        model: what was compared, as it was named.  micro_batches: that rows were predicted with.
         checkpoint: what the commands serve.
-        software: whose kernels the times are of.  times: whether measured tables were looked up.
-        skew: how tokens choose experts; None where it is as `expert_load` recorded.
     """
     by_batch = {batch: [row for row in rows if row.batch_size == batch] for batch in _batches(rows)}
+    hardware, software, work = question.hardware, question.software, rows[0].workload
     return {
-        "model": model,
-        "micro_batches": micro_batches,
+        "model": question.model,
+        "micro_batches": question.micro_batches,
+        "asked": question.values | {"input_len": work.input_len, "context": work.context, "dtype": work.dtype},
         "hardware": _hardware_json(hardware),
-        "software": {"name": software, "basis": basis(hardware, software, rows[0].workload.dtype, times)},
-        "routing": {"skew": skew, "expert_load": expert_load},
+        "software": {"name": software, "basis": basis(hardware, software, work.dtype, question.times)},
+        "routing": {"skew": question.skew, "expert_load": question.expert_load},
         "rows": [row_json(row) for row in rows],
         "winners": {str(batch): winners(some) for batch, some in by_batch.items()},
         "targets": asdict(rows[0].targets),
@@ -111,7 +104,7 @@ def row_json(row: MeshRow) -> dict[str, Any]:
     mesh = row.split.mesh
     return {
         "mesh": dict(mesh.shape),
-        "dispatch": row.split.dispatch if row.built else NOT_BUILT,
+        "dispatch": row.dispatch,
         "label": row.label,
         "devices": row.devices,
         "batch_size": row.batch_size,

@@ -3,10 +3,10 @@
 import csv
 import io
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
-from moejax.planning.rows import NOT_BUILT, MeshRow, Phase
+from moejax.planning.question import Question
+from moejax.planning.rows import MeshRow, Phase
 
 Cell = Callable[[MeshRow], Any]
 
@@ -29,7 +29,7 @@ COLUMNS: Mapping[str, Cell] = {
     "data": lambda row: row.split.mesh.data,
     "expert": lambda row: row.split.mesh.expert,
     "tensor": lambda row: row.split.mesh.tensor,
-    "dispatch": lambda row: row.split.dispatch if row.built else NOT_BUILT,
+    "dispatch": lambda row: row.dispatch,
     "batch_size": lambda row: row.batch_size,
     "input_len [tokens]": lambda row: row.workload.input_len,
     "context [tokens]": lambda row: row.workload.context,
@@ -58,21 +58,23 @@ COLUMNS: Mapping[str, Cell] = {
     "speed_per_device [tokens/s]": lambda row: row.tokens_per_second_per_device or None,
     "largest_batch": lambda row: row.largest_batch,
     "peak_speed [tokens/s]": lambda row: row.peak_tokens_per_second or None,
+    "ttft_target [s]": lambda row: row.targets.ttft,
+    "tpot_target [s]": lambda row: row.targets.tpot,
 }
+# Behind them, the same in every line: fields of `Question`, so that lines of several files can be put together.
+ASKED = ("model", "hardware", "software", "times", "micro_batches", "skew", "expert_load", "efficiency", "objective")
+ASKED += ("usable_fraction",)
 
 
-def comparison_csv(rows: Sequence[MeshRow], setting: Mapping[str, str | None] = MappingProxyType({})) -> str:
+def comparison_csv(rows: Sequence[MeshRow], question: Question) -> str:
     """A header, and a line for each row in the order of the table; numbers as JSON has them, empty what does not exist.
 
     As RFC 4180 has it, but for lines that end as files here do.
-
-    Args:
-        setting: what all rows have in common, in columns after the others, so that a line is complete without its file.
     """
-    text = io.StringIO()
+    text, asked = io.StringIO(), [question.values[name] for name in ASKED]
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*COLUMNS, *setting])
-    writer.writerows([*(cell(row) for cell in COLUMNS.values()), *setting.values()] for row in rows)
+    writer.writerow([*COLUMNS, *ASKED])
+    writer.writerows([*(cell(row) for cell in COLUMNS.values()), *asked] for row in rows)
     return text.getvalue()
 
 

@@ -10,6 +10,8 @@ from moejax.planning.kernels import DeviceRates, Software, SoftwareKernels, curv
 DTYPES = ("bfloat16", "float16", "float32")  # that a model can be computed in
 PRODUCT_DTYPES = (*DTYPES, "float8_e4m3fn")  # that a device's products may be measured in
 
+GUESSED = ("assumed", "guess", "estimate")  # how the source of such a figure begins
+
 Operation = Literal["project", "experts", "attend_step", "attend_prompt"]
 OPERATIONS: tuple[Operation, ...] = get_args(Operation)
 Curve = Mapping[int, float]  # FLOP per second by the number of rows that share what is read
@@ -85,6 +87,11 @@ class Hardware:
     software: Mapping[str, Software] = field(default_factory=dict)
     collectives: Mapping[str, Mapping[CollectiveKind, Mapping[int, Curve]]] = field(default_factory=dict)
     sources: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def guesses(self) -> dict[str, str]:
+        """Those of `sources` that say of a figure that nobody measured or published it."""
+        return {key: text for key, text in self.sources.items() if text.lower().startswith(GUESSED)}
 
     def speed(self, dtype: str, operation: Operation, rows: float) -> float:
         """FLOP per second of an operation: as measured, straight lines between logarithms, else the share of the matrix

@@ -6,7 +6,7 @@ Those that come with moejax are in the folder `devices` beside this one; a user'
 import math
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -39,7 +39,7 @@ def shipped_hardware() -> tuple[str, ...]:
 
 
 def load_hardware(name: str | Path) -> Hardware:
-    """The hardware called `name`, or that of the TOML file whose path it is.
+    """The hardware called `name`, in any case, or that of the TOML file whose path it is.
 
     Raises:
         ValueError: for an unknown name, listing the known ones, and for a file with a missing or impossible figure.
@@ -49,12 +49,25 @@ def load_hardware(name: str | Path) -> Hardware:
         return _read(SHIPPED / f"{str(name).lower()}.toml")
     if str(name).endswith(".toml"):
         return _read(Path(name))
-    asked = str(name).lower().replace(" ", "-").removeprefix("nvidia-")
-    near = [one for one in known if asked and one.startswith(asked[:4])] or get_close_matches(asked, known, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    near = _near(str(name), known)
+    hint = f"; did you mean {', '.join(map(repr, near))}?" if near else ""
     raise ValueError(
         f"unknown hardware {str(name)!r}: the known names are {', '.join(known)}, or the path of a .toml file{hint}"
     )
+
+
+def _near(asked: str, known: Sequence[str]) -> list[str]:
+    """The names that may be meant: of the same chip, however it is spelled and of whatever form; else those alike."""
+    word = _bare(asked).removeprefix("nvidia").removeprefix("tesla")
+    same = [
+        name for name in known if word and (_bare(name).startswith(word) or word.startswith(name.partition("-")[0]))
+    ]
+    return same or get_close_matches(asked.lower(), known, n=3)
+
+
+def _bare(name: str) -> str:
+    """Its letters and digits: "RTX PRO 6000" and "rtx-pro-6000" are the same."""
+    return "".join(letter for letter in name.lower() if letter.isalnum())
 
 
 def _read(path: Path) -> Hardware:

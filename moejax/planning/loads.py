@@ -12,6 +12,7 @@ from jaxtyping import Int
 
 SAMPLES = 64  # of a power law; a mean over them is within 4% for 8 experts
 LARGEST_SHARE = 0.8  # of the tokens, that the power law reaches up to, before it is scaled to the rows there are
+LARGEST_POWER = 10.0
 FEW = (0.01, 2.0)  # what it spans where there are fewer rows than experts
 
 
@@ -38,8 +39,10 @@ class PowerLaw:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 < self.alpha <= 10:
-            raise ValueError(f"a power law's exponent must be above 0 and at most 10, got {self.alpha!r}")
+        if not 0 < self.alpha <= LARGEST_POWER:
+            raise ValueError(
+                f"a power law's exponent must be above 0 and at most {LARGEST_POWER:g}, got {self.alpha!r}"
+            )
 
     def rows(self, tokens: int, experts_per_token: int, num_experts: int) -> Int[np.ndarray, "samples E"]:
         """Rows of each expert in samples, no expert with more rows than there are tokens."""

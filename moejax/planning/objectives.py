@@ -27,14 +27,14 @@ class Objective:
 
 
 def check_objective(name: str) -> str:
-    """Returns the name of an objective.
+    """Returns the name of an objective, which may be given in any case.
 
     Raises:
         ValueError: for an unknown one, listing the known.
     """
-    if name in OBJECTIVES:
-        return name
-    near = get_close_matches(str(name), OBJECTIVES, n=1)
+    if str(name).lower() in OBJECTIVES:
+        return str(name).lower()
+    near = get_close_matches(str(name).lower(), OBJECTIVES, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ValueError(f"unknown objective {name!r}: the known ones are {', '.join(OBJECTIVES)}{hint}")
 

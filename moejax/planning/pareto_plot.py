@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from moejax.planning import units
+from moejax.planning.apart import DPI, Marks, set_apart
 from moejax.planning.compare import ComparisonInputs
 from moejax.planning.pareto import Frontier, frontier, frontiers
 from moejax.planning.plots import COLOURS
@@ -37,7 +38,7 @@ def draw(rows: Sequence[MeshRow], plan: ComparisonInputs, title: str, path: Path
     for line, colour in zip(lines, _colours(len(lines)), strict=True):
         _draw_frontier(axes, line, colour)
     _scales(axes, drawn)
-    _number(axes, frontier(drawn))
+    marks = _number(axes, frontier(drawn))
     if targets.tpot:
         axes.axvline(1 / targets.tpot, color="0.35", linestyle="--", linewidth=1, label=f"TPOT {_time(targets.tpot)}")
     best = answer(drawn).most
@@ -45,10 +46,10 @@ def draw(rows: Sequence[MeshRow], plan: ComparisonInputs, title: str, path: Path
         at = (best.tokens_per_second_per_request, best.tokens_per_second_per_device)
         axes.plot(*at, "*", markersize=15, color=STAR, markerfacecolor="none", label="best within the targets")
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=9, frameon=False)
-    work = rows[0].workload
-    figure.suptitle(f"{title}; prompts of {work.input_len:,} tokens, {work.context:,} in the cache", fontsize=11)
+    figure.suptitle(title, fontsize=11)
     axes.set_title(_said(targets, best), fontsize=9)
-    figure.savefig(path, dpi=110)
+    set_apart(figure, marks)
+    figure.savefig(path, dpi=DPI)
 
 
 def _draw_frontier(axes: Any, line: Frontier, colour: Any) -> None:
@@ -81,16 +82,19 @@ def _scales(axes: Any, rows: Sequence[MeshRow]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _number(axes: Any, rows: Sequence[MeshRow]) -> None:
+def _number(axes: Any, rows: Sequence[MeshRow]) -> Marks:
     """The batch size beside the points that no other is better than, as far as there is room."""
     to_fraction = axes.transScale + axes.transLimits
-    last = None
-    for row in rows:
-        place = (row.tokens_per_second_per_request, row.tokens_per_second_per_device)
-        at = to_fraction.transform(place)
+    points = [(row.tokens_per_second_per_request, row.tokens_per_second_per_device) for row in rows]
+    texts, last = [], None
+    for row, point in zip(rows, points, strict=True):
+        at = to_fraction.transform(point)
         if last is None or max(abs(at - last)) > APART:
-            axes.annotate(f"{row.batch_size:,}", place, xytext=(4, 4), textcoords="offset points", fontsize=7)
+            texts.append(
+                axes.annotate(f"{row.batch_size:,}", point, xytext=(4, 4), textcoords="offset points", fontsize=7)
+            )
             last = at
+    return Marks(axes=axes, texts=texts, points=points)
 
 
 def _colours(count: int) -> list[Any]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from moejax.planning import units
+from moejax.planning.apart import DPI, Marks, set_apart
 from moejax.planning.compare import ComparisonInputs
 from moejax.planning.crossovers import Crossover, ThroughputCurve, batch_crossovers, curve
 from moejax.planning.ranking import best
@@ -72,14 +73,15 @@ def draw(rows: Sequence[MeshRow], plan: ComparisonInputs, title: str, path: Path
     figure.suptitle(title, fontsize=12)
     _draw_bars(left.subplots(), bars, batch)
     speed, share, text = right.subplots(3, 1, height_ratios=(height - notes, height - notes, 2 * notes))
-    _draw_curves(speed, curves, crossovers)
-    _draw_shares(share, curves, crossovers)
+    numbers = [_draw_curves(speed, curves, crossovers), _draw_shares(share, curves, crossovers)]
     right.legend(
         handles=speed.get_lines()[: len(curves)], loc="outside upper center", ncols=2, fontsize=8, frameon=False
     )
     text.axis("off")
     text.text(0, 1, crossover_text(crossovers), transform=text.transAxes, va="top", fontsize=8)
-    figure.savefig(path, dpi=110)
+    for marks in numbers:
+        set_apart(figure, marks)
+    figure.savefig(path, dpi=DPI)
 
 
 def chosen_curves(rows: Sequence[MeshRow], plan: ComparisonInputs) -> list[ThroughputCurve]:
@@ -135,7 +137,7 @@ def _draw_bars(axes: Any, every: Sequence[MeshRow], batch: int) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _draw_curves(axes: Any, curves: Sequence[ThroughputCurve], crossovers: Sequence[Crossover]) -> None:
+def _draw_curves(axes: Any, curves: Sequence[ThroughputCurve], crossovers: Sequence[Crossover]) -> Marks:
     from matplotlib.ticker import LogLocator, NullFormatter
 
     for one, colour, style in zip(curves, COLOURS, STYLES, strict=False):
@@ -147,7 +149,7 @@ def _draw_curves(axes: Any, curves: Sequence[ThroughputCurve], crossovers: Seque
     axes.set_ylabel("tokens/s, all sequences")
     axes.set_title("tokens per second against batch size; circles: another split takes the lead", fontsize=10)
     _batches(axes)
-    _mark(axes, [(one.batch, one.tokens_per_second) for one in crossovers])
+    return _mark(axes, [(one.batch, one.tokens_per_second) for one in crossovers])
 
 
 def leading(curves: Sequence[ThroughputCurve], crossovers: Sequence[Crossover]) -> list[Crossover]:
@@ -172,7 +174,7 @@ def _fastest(curves: Sequence[ThroughputCurve]) -> dict[int, float]:
     }
 
 
-def _draw_shares(axes: Any, curves: Sequence[ThroughputCurve], crossovers: Sequence[Crossover]) -> None:
+def _draw_shares(axes: Any, curves: Sequence[ThroughputCurve], crossovers: Sequence[Crossover]) -> Marks:
     """Each curve as a share of the fastest at each batch size, where lines that lie close come apart."""
     fastest = _fastest(curves)
     for one, colour, style in zip(curves, COLOURS, STYLES, strict=False):
@@ -183,22 +185,24 @@ def _draw_shares(axes: Any, curves: Sequence[ThroughputCurve], crossovers: Seque
     axes.set_ylim(bottom=0 if len(curves) == 1 else None, top=105)
     axes.set_xlabel("batch size (sequences)")
     _batches(axes)
-    _mark(axes, places)
+    return _mark(axes, places)
 
 
-def _mark(axes: Any, places: Sequence[tuple[float, float]]) -> None:
-    """A circle at each place, and its number; circles that lie on each other share their numbers' place."""
+def _mark(axes: Any, places: Sequence[tuple[float, float]]) -> Marks:
+    """A circle at each place, and its number; circles that lie on each other share one text."""
     for place in places:
         axes.plot(*place, "o", markersize=8, markerfacecolor="none", markeredgecolor="black")
-    for count, numbers in enumerate(_close_together(axes, places), 1):
-        above = count % 2  # neighbours are numbered above and below in turn
+    texts = [
         axes.annotate(
             ", ".join(str(number + 1) for number in numbers),
             places[numbers[0]],
-            xytext=(4, 5 if above else -12),
+            xytext=(4, 5),
             textcoords="offset points",
             fontsize=8,
         )
+        for numbers in _close_together(axes, places)
+    ]
+    return Marks(axes=axes, texts=texts, points=places)
 
 
 def _close_together(axes: Any, places: Sequence[tuple[float, float]]) -> list[list[int]]:

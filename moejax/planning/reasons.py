@@ -4,10 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from moejax.planning.objectives import OBJECTIVES
-from moejax.planning.ranking import best, busy, score
+from moejax.planning.ranking import SAME, best, busy, equally_good, score
 from moejax.planning.rows import MeshRow
-
-SAME = 0.01  # relative difference below which two splits count as equally good
 
 
 def with_reasons(rows: Sequence[MeshRow]) -> list[MeshRow]:
@@ -22,20 +20,23 @@ def with_reasons(rows: Sequence[MeshRow]) -> list[MeshRow]:
 
 
 def reason(row: MeshRow, rows: Iterable[MeshRow], objective: str) -> str:
-    """What `row` has over the next best of `rows` that can be used, by `objective`: a sentence whose subject it is."""
+    """What `row` has over the next best of `rows` that can be used, by `objective`: a sentence whose subject it is.
+
+    `row` is the best, or the simplest of those that are equally good, which are then named first.
+    """
     others = [other for other in rows if other.fits and other.built and other.split != row.split]
     if not others:
         return "is the only split that fits"
     others = busy(others)
     mine = score(row, objective)
-    ties = [other for other in others if abs(score(other, objective) - mine) <= SAME * abs(mine)]
-    behind = [other for other in others if other not in ties]
-    equal = f"equally good: {_listed(ties)}" if ties else ""
+    ties = [other for other in equally_good([row, *others], objective) if other is not row]
+    equal = f"is the simplest of equally good splits (within {SAME:.0%}), beside {_listed(ties)}" if ties else ""
+    behind = [other for other in others if score(other, objective) - mine > SAME * abs(mine)]
     if not behind:
-        return f"is as good as {_listed(ties)}"
+        return equal
     other = min(behind, key=lambda other: score(other, objective))
     next_best = f"the next, {other.label}, {OBJECTIVES[objective].behind(mine, score(other, objective))}"
-    return "; ".join(filter(None, (OBJECTIVES[objective].saving(row, other), next_best, equal)))
+    return "; ".join(filter(None, (equal, OBJECTIVES[objective].saving(row, other), next_best)))
 
 
 def _listed(rows: list[MeshRow]) -> str:

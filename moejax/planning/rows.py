@@ -10,7 +10,7 @@ from moejax.planning.targets import Targets
 from moejax.planning.units import BYTES, SECONDS, amount, number
 from moejax.planning.workload import Workload
 
-NOT_BUILT = "not built"  # an exchange that no dispatch has, in the place of a dispatch's name
+NOT_BUILT = "not built"  # the dispatch of a row that only shows what could be
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,10 +156,13 @@ class MeshRow:
     def label(self) -> str:
         """The axes that split something, and the dispatch where experts are apart: "expert=4,tensor=2 gather"."""
         mesh = ",".join(f"{axis}={size}" for axis, size in self.split.mesh.shape.items() if size > 1) or "one device"
-        if not self.built:
-            return f"{mesh} {NOT_BUILT}"
         named = self.names_dispatch and self.footprint is not None
-        return f"{mesh} {self.split.dispatch}" if named else mesh
+        return f"{mesh} {self.dispatch}" if named else mesh
+
+    @property
+    def dispatch(self) -> str:
+        """The name of its dispatch, or that it has none yet."""
+        return self.split.dispatch if self.built else NOT_BUILT
 
     @property
     def names_dispatch(self) -> bool:

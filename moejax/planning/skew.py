@@ -2,22 +2,31 @@
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from moejax.families.config import ModelConfig
-from moejax.planning.loads import Balanced, PowerLaw
-from moejax.planning.popularity import Dirichlet, Zipf
+from moejax.planning.loads import LARGEST_POWER, Balanced, PowerLaw
+from moejax.planning.popularity import CONCENTRATIONS, LARGEST_EXPONENT, Dirichlet, Zipf
 from moejax.planning.routing import RoutingModel
 
 UNIFORM = "uniform"
 Skew = Balanced | PowerLaw | Zipf | Dirichlet
-_NUMBER = r"(-?[0-9]{1,9}(?:\.[0-9]{1,9})?)"
+_NUMBER = re.compile(r"-?[0-9]{1,9}(?:\.[0-9]{1,9})?(?:e[+-]?[0-9]{1,3})?")
 
-# By name: what it makes of the number behind its colon, and one as an example.
-NUMBERED: Mapping[str, tuple[Callable[[float], Skew], str]] = {
-    "power-law": (PowerLaw, "1.01"),
-    "zipf": (Zipf, "1.0"),
-    "dirichlet": (Dirichlet, "0.5"),
+
+@dataclass(frozen=True, kw_only=True)
+class Law:
+    """A skew with a number behind its colon: what it makes of one, which it takes, and one as an example."""
+
+    make: Callable[[float], Skew]
+    takes: str
+    example: str
+
+
+LAWS: Mapping[str, Law] = {
+    "power-law": Law(make=PowerLaw, takes=f"above 0 and at most {LARGEST_POWER:g}", example="1.01"),
+    "zipf": Law(make=Zipf, takes=f"above 0 and at most {LARGEST_EXPONENT:g}", example="1.0"),
+    "dirichlet": Law(make=Dirichlet, takes="between {:g} and {:g}".format(*CONCENTRATIONS), example="0.5"),
 }
 SAID: Mapping[type, str] = {
     Balanced: "as many rows for every expert",
@@ -28,24 +37,28 @@ SAID: Mapping[type, str] = {
 
 
 def parse_skew(text: object) -> Skew | None:
-    """What "uniform", "balanced", "power-law:1.01", "zipf:1.0" or "dirichlet:0.5" names; None is tokens that choose
-    evenly.
+    """What "uniform", "balanced", "power-law:1.01", "zipf:1.0" or "dirichlet:0.5" names, in any case; None is tokens
+    that choose evenly.
 
     Raises:
-        ValueError: for anything else.
+        ValueError: for anything else, with the numbers that a law takes.
     """
-    text = text.lower() if isinstance(text, str) else text
-    for name, (make, _) in NUMBERED.items():
-        if found := re.fullmatch(rf"{name}:{_NUMBER}", str(text)):
-            try:
-                return make(float(found[1]))
-            except ValueError as error:
-                raise ValueError(f"skew {text!r}: {error}") from error
-    if text == "balanced":
+    name, colon, number = str(text).lower().partition(":")
+    if name in LAWS:
+        law = LAWS[name]
+        if not _NUMBER.fullmatch(number):
+            raise ValueError(
+                f"skew must be {name} and a number {law.takes}, as in {name}:{law.example}, got {text!r:.80}"
+            )
+        try:
+            return law.make(float(number))
+        except ValueError as error:
+            raise ValueError(f"skew={text}: {error}") from error
+    if name == "balanced" and not colon:
         return Balanced()
-    if text != UNIFORM:
-        known = ", ".join(f"{name}:{example}" for name, (_, example) in NUMBERED.items())
-        raise ValueError(f"skew must be uniform, balanced, or a law and a number as in {known}, got {text!r}")
+    if name != UNIFORM or colon:
+        known = ", ".join(f"{name}:{law.example}" for name, law in LAWS.items())
+        raise ValueError(f"skew must be uniform, balanced, or a law and a number as in {known}, got {text!r:.80}")
     return None
 
 

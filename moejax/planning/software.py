@@ -13,19 +13,30 @@ TIMES: tuple[Times, ...] = get_args(Times)
 Basis = Literal["measured", "fitted", "calibrated", "roofline"]
 
 
-def check_software(hardware: Hardware, name: object, dtype: str) -> SoftwareName:
-    """`name`, where it can be predicted on this hardware; moejax always can, by a roofline where nothing was measured.
+def software_name(asked: object) -> SoftwareName:
+    """The name as the table has it, whatever the case in which it was asked for.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    for name in SOFTWARE:
+        if isinstance(asked, str) and asked.lower() == name:
+            return name
+    near = get_close_matches(str(asked).lower().replace("tensorrt-llm", "trtllm"), SOFTWARE, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"unknown software {asked!r}: it is one of {', '.join(SOFTWARE)}{hint}")
+
+
+def check_software(hardware: Hardware, asked: object, dtype: str) -> SoftwareName:
+    """The name, where it can be predicted on this hardware; moejax always can, by a roofline where nothing was
+    measured.
 
     Raises:
         ValueError: for an unknown name, and for software that was not measured on the hardware in the dtype.
     """
-    name = name.lower() if isinstance(name, str) else name
-    if not isinstance(name, str) or name not in SOFTWARE:
-        near = get_close_matches(str(name).lower().replace("tensorrt-llm", "trtllm"), SOFTWARE, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown software {name!r}: it is one of {', '.join(SOFTWARE)}{hint}")
+    name = software_name(asked)
     if name in ("moejax", "ideal") or hardware.kernels(name, dtype) is not None:
-        return name  # type: ignore[return-value]
+        return name
     here = [one for one in hardware.software if hardware.kernels(one, dtype) is not None]
     measured = [one for one in shipped_hardware() if load_hardware(one).kernels(name, dtype) is not None]
     where = f"{name} was on {', '.join(measured)}" if measured else f"{name} was on no device that comes with moejax"
@@ -71,8 +82,9 @@ def _reached(hardware: Hardware) -> str:
     return f"at {shares.bandwidth:.3g} of the device's bandwidth and {shares.matrix_rate:.3g} of its matrix rate"
 
 
-def check_times(name: str) -> Times:
-    """Raises ValueError where `name` is none of them."""
-    if name not in TIMES:
-        raise ValueError(f"times must be {' or '.join(TIMES)}, got {name!r}")
-    return name  # type: ignore[return-value]
+def check_times(asked: str) -> Times:
+    """The name as the table has it. Raises ValueError where `asked` is none of them in any case."""
+    for name in TIMES:
+        if str(asked).lower() == name:
+            return name
+    raise ValueError(f"times must be {' or '.join(TIMES)}, got {asked!r}")

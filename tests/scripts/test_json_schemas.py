@@ -18,6 +18,7 @@ from moejax.planning.checks import ComparedCall, CompiledCheck, Measured
 from moejax.planning.expert_load import DEMO_LOAD
 from moejax.planning.export import comparison_json
 from moejax.planning.hardware_file import load_hardware
+from moejax.planning.question import Question
 from scripts.bench_page import read_reports
 from scripts.bench_report import DOCS
 from scripts.json_schemas import DIALECT, FOLDER, SCHEMAS, text
@@ -57,7 +58,7 @@ def comparisons() -> Iterator[Any]:
     """Of splits that fit and that do not, with targets and without, checked and measured."""
     hardware = load_hardware("h100-sxm")
     rows = compare_meshes("mixtral-8x7b", [2, 3], hardware, batch_size=[1, 8], ttft=0.05, tpot=1e-9)
-    yield comparison_json(rows, hardware, ["--dtype float16"])
+    yield comparison_json(rows, Question(model="mixtral-8x7b", hardware=hardware), ["--dtype float16"])
     single = load_hardware("cpu")
     one = compare_meshes("demo", 1, single, batch_size=1, dtype="float32", skew="zipf:1.0")
     kind = Collective(kind="all-reduce", axes=("tensor",), elements=8, dtype="float32", in_loop=True, scope="moe")
@@ -81,8 +82,10 @@ def comparisons() -> Iterator[Any]:
         reduced=True,
     )
     checked = [replace(row, compiled=check, measured=found) for row in one]
-    yield comparison_json(checked, single, software="ideal", skew="zipf:1.0")
-    yield comparison_json(compare_meshes("mixtral-8x7b", 1, hardware, batch_size=1), hardware)  # nothing fits
+    yield comparison_json(checked, Question(model="demo", hardware=single, software="ideal", skew="zipf:1.0"))
+    yield comparison_json(
+        compare_meshes("mixtral-8x7b", 1, hardware, batch_size=1), Question(model="mixtral-8x7b", hardware=hardware)
+    )  # nothing fits
 
 
 def test_comparisons_are_as_the_schema_says() -> None:

@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import AxisType
 
 from moejax._sharding import MESH_AXES, MeshConfig, mesh_config, mesh_shapes
+from moejax._sharding.mesh import devices_of_mesh
 from tests.messages import refuses
 
 
@@ -79,8 +80,22 @@ def test_every_form_in_which_a_mesh_is_given() -> None:
     assert mesh_config(None) == MeshConfig(data=1, expert=1, tensor=1)
     assert mesh_config("expert=2") == mesh_config(MeshConfig(expert=2)) == MeshConfig(expert=2)
     assert mesh_config({"tensor": 2, "expert": 4}) == MeshConfig(expert=4, tensor=2)
+    assert mesh_config({"tp": 2, "ep": 4}) == mesh_config("tp=2,ep=4") == MeshConfig(expert=4, tensor=2)
+    assert mesh_config({"dp": 2, "tensor": 2}) == mesh_config("dp=2,tensor=2") == MeshConfig(data=2, tensor=2)
+    assert mesh_config(jax.make_mesh((2, 4), ("tp", "ep"))) == MeshConfig(expert=4, tensor=2)
     assert mesh_config(jax.make_mesh((2, 4), ("tensor", "expert"))) == MeshConfig(expert=4, tensor=2)
     assert mesh_config(MeshConfig(data=2).abstract()) == MeshConfig(data=2)
+
+
+def test_devices_of_a_mesh_whose_axes_are_called_otherwise() -> None:
+    ours, theirs = (jax.make_mesh((2, 4), names) for names in (("tensor", "expert"), ("tp", "ep")))
+    assert devices_of_mesh(theirs) == devices_of_mesh(ours) != list(ours.devices.flat)
+
+
+@pytest.mark.parametrize("names", [{"tp": 2, "tensor": 2}, {"data": 1, "dp": 1}])
+def test_one_axis_by_two_names(names: dict[str, int]) -> None:
+    with refuses(ValueError, "mesh", "'tensor'" if "tp" in names else "'data'", "twice"):
+        mesh_config(names)
 
 
 @pytest.mark.parametrize("of_jax", [False, True])

@@ -113,6 +113,16 @@ def test_every_flag_reaches_the_library(
     assert source.folder == tiny_folder and (given, prompts, sampling) == (settings | {"mesh": split}, [[1, 2]], params)
 
 
+@pytest.mark.parametrize("command", ["decode", "latency", "throughput"])
+def test_a_mesh_that_cannot_be_is_told_alone(call: Call, tiny: Tiny, tiny_folder: Path, command: str) -> None:
+    """Without the choice of its dispatch, which nobody needs then."""
+    given = ("decode", tiny_folder, "--token-ids", "1 2") if command == "decode" else ("bench", command, tiny_folder)
+    lengths = () if command == "decode" else ("-p", "2", "-n", "2")
+    outcome = call(*given, *lengths, "--mesh", "data=8,expert=2", *F32)
+    assert (outcome.status, outcome.out) == (2, "")
+    error_line(outcome.err, "data=8,expert=2,tensor=1", "16 devices", "8 cpu devices")
+
+
 def test_json_is_the_whole_result(call: Call, tiny: Tiny, tiny_folder: Path) -> None:
     flags = "-n 5 --temperature 0.9 --seed 7 --n 2 --logprobs 2 --prompt-logprobs 1 --return-routed-experts --json"
     prompts = ["--prompt", PROMPT, "--token-ids", "[9, 8,7]"]

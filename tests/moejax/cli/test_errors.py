@@ -61,8 +61,15 @@ MISTAKES: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
     (("mesh", "show", "--model", "demo", "--model", "x", "--mesh", "expert=2"), ("--model", "'demo'", "'x'")),
     (("bench", "latency", "demo", "--dtype", "f32", "--dtype=bf16"), ("--dtype", "'f32'", "'bf16'")),
     # what other commands take without a flag
-    (("mesh", "show", "demo"), ("(demo)", "--model", "--mesh data=1,expert=4,tensor=2", "moejax mesh show --help")),
-    (("mesh", "compare", "demo"), ("(demo)", "--model", "moejax mesh compare --help")),
+    (("mesh", "show", "demo"), ("--mesh MESH", "moejax mesh show --help")),
+    (("mesh", "show", "demo", "tensor=2", "--mesh", "tensor=2"), ("(tensor=2)", "--mesh data=1,expert=4,tensor=2")),
+    (("mesh", "compare", "demo"), ("--devices", "moejax mesh compare --help")),
+    (("mesh", "compare", "--devices", "2", "--hardware", "cpu"), ("no model", "--model MODEL", "demo")),
+    (("mesh", "show", "demo", "--model", "186m", "--mesh", "tensor=2"), ("one model", "demo", "--model 186m")),
+    (("mesh", "show", "demo", "--mesh", "tensor=2", "--revision", "v1"), ("--revision v1", "demo")),
+    (("bench", "latency", "demo", "--revision", "v1"), ("--revision v1", "demo")),
+    (("bench", "throughput", "--random", "186m", "--revision", "v1"), ("--revision v1", "random:186m")),
+    (("bench", "compare", "demo", "--revision", "v1"), ("--revision v1", "demo")),
     (("mesh", "show", "--model", "demo", "--mesh", "demo"), ("--mesh", "data=1,expert=4,tensor=2", "got 'demo'")),
     # values of the wrong kind, or out of range
     (("decode", "demo", *P, "--temperature", "hot"), ("--temperature", "got 'hot'")),

@@ -13,6 +13,7 @@ from moejax.cli import console
 from moejax.families.kv_cache import cache_elements_per_token
 from moejax.families.table import named_configs, parameters_of
 from moejax.moe.split import DISPATCHES
+from moejax.planning.ranking import SAME
 from tests.messages import error_line, says
 from tests.moejax.cli.conftest import Call
 
@@ -191,7 +192,10 @@ def test_the_column_that_ranks_is_shown_and_marked(call: Call, objective: str, h
     assert heading in out and out.count("*") == 2  # there, and where it is explained
     rows = [row for row in lines_of(out) if "built" not in row]
     values = [float(row[place].replace(",", "")) for row in rows]
-    assert values == sorted(values, reverse=objective == "throughput") and len(set(values)) > 5
+    ordered = sorted(values, reverse=objective == "throughput")
+    alike = sum(abs(value - ordered[0]) <= SAME * ordered[0] for value in values)  # of these the simplest is first
+    assert values[alike:] == ordered[alike:] and sorted(values[:alike]) == sorted(ordered[:alike])
+    assert len(set(values)) > 5 and alike < 5
 
 
 def test_numbers_are_of_the_split_that_ranks_first(call: Call) -> None:

@@ -211,6 +211,17 @@ def test_commands_take_an_id_and_a_revision(hub: Hub, call: Call, tmp_path: Path
     assert Path(shown["folder"]).name == COMMIT
     error_line(call("info", NAME, "--revision", "v7").err, NAME, "v7")
     error_line(call("info", "demo", "--revision", "v7").err, "--revision v7", "demo")
+    for command in (("bench", "latency", NAME), ("bench", "throughput", NAME), ("bench", "compare", NAME)):
+        error_line(call(*command, "--revision", "v7").err, NAME, "v7")
+    asked = ("mesh", "compare", NAME, "--devices", "1", "--hardware", "cpu", "-b", "1", "--input-len", "4")
+    asked = (*asked, "--context", "8", "--json")
+    for revision in ("main", COMMIT):
+        found = json.loads(call(*asked, "--revision", revision).out)
+        assert found["asked"]["model"] == f"hf://{NAME}@{revision}" and found["rows"]
+    shown = json.loads(call("mesh", "show", "--model", NAME, "--mesh", "tensor=1", "--revision", COMMIT, "--json").out)
+    assert shown["arrays"]
+    for command in (asked, ("mesh", "show", NAME, "--mesh", "tensor=1")):
+        error_line(call(*command, "--revision", "v7").err, NAME, "v7")
     assert OLD not in {path for _, path in hub.requests}
 
 

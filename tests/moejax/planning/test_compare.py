@@ -18,7 +18,8 @@ from moejax.planning.export import comparison_json, winners
 from moejax.planning.hardware_file import load_hardware
 from moejax.planning.links import link_of
 from moejax.planning.objectives import OBJECTIVES
-from moejax.planning.ranking import best, score
+from moejax.planning.question import Question
+from moejax.planning.ranking import SAME, best, busy, equally_good, score
 from moejax.planning.reasons import reason
 from moejax.planning.workload import Workload
 from moejax.runtime.buckets import MAX_SERVED_SEQUENCES
@@ -47,7 +48,9 @@ def test_rows_are_in_the_order_of_the_objective(objective: str) -> None:
     for batch in (2, 16):
         chosen = [row for row in rows if row.workload.batch_size == batch]
         places = [(bool(row.idle_copies), score(row, objective)) for row in chosen if row.fits]
-        assert places == sorted(places) and len(places) > 10
+        alike = len(equally_good(busy(chosen), objective))  # of these the simplest is first
+        assert places[alike:] == sorted(places)[alike:] and sorted(places[:alike]) == sorted(places)[:alike]
+        assert len(places) > 10
         assert [row.fits for row in chosen] == sorted((row.fits for row in chosen), reverse=True)
         assert best(chosen, objective) == chosen[0]
 
@@ -110,7 +113,8 @@ def test_rows_say_what_they_are_best_for() -> None:
         chosen = [row for row in rows if row.workload.batch_size == batch]
         for objective in OBJECTIVES:
             (row,) = (row for row in chosen if objective in row.best_for)
-            assert row.built and score(row, objective) == min(score(one, objective) for one in chosen if one.built)
+            least = min(score(one, objective) for one in chosen if one.built)
+            assert row.built and score(row, objective) <= least + SAME * abs(least)
             assert row.best_for[objective] == reason(row, chosen, objective)
             assert winners(chosen)[objective] == {
                 "split": row.label,
@@ -141,7 +145,7 @@ def test_a_row_is_shown_in_a_line() -> None:
     rows = compare_meshes(CONFIG, 4, "h100-sxm", batch_size=1, software="ideal")
     assert repr(rows[0]) == (
         "<MeshRow tensor=4, batch 1; 2.35 ms a step, 425 tokens/s, 8.45 ms to the first, 23.5 GB per device; best for "
-        "latency, ttft, memory>"
+        "latency, throughput, ttft, memory>"
     )
     assert max(len(repr(row)) for row in rows) < 160 and len(repr(rows[0].decode)) < 600
     assert any("16.8 GB over>" in repr(row) for row in rows) and any("not built" in repr(row) for row in rows)
@@ -191,13 +195,16 @@ def test_devices_of_several_nodes_use_the_network() -> None:
         link_of(("expert",), mesh, dataclasses.replace(hardware, network=None))
 
 
+QUESTION = Question(model="mixtral-8x7b", hardware=load_hardware("h100-sxm"))
+
+
 def test_json_has_every_row_and_nothing_infinite() -> None:
     rows = compare_meshes(CONFIG, 11, "h100-sxm", batch_size=[1, 4], dispatch="gather")
-    found = comparison_json(rows, load_hardware("h100-sxm"))
+    found = comparison_json(rows, QUESTION)
     read = json.loads(json.dumps(found, allow_nan=False))
     assert len(read["rows"]) == len(rows) and read["winners"] == {"1": {}, "4": {}}
     rows = compare_meshes(CONFIG, 4, "h100-sxm", batch_size=8)
-    one = comparison_json(rows, load_hardware("h100-sxm"))["rows"][0]
+    one = comparison_json(rows, QUESTION)["rows"][0]
     kinds = Counter(entry["kind"] for entry in one["decode"]["collectives"])
     assert kinds["all-reduce"] >= 2 and one["decode"]["collectives"][1]["count"] == 32
 

@@ -34,10 +34,14 @@ def test_shares_by_number_or_name() -> None:
         == Efficiency(bandwidth=0.6, matrix_rate=0.6)
     )
     assert parse_efficiency("0.8,0.5") == Efficiency(bandwidth=0.8, matrix_rate=0.5)
-    assert parse_efficiency("80%,50%") == Efficiency(bandwidth=0.8, matrix_rate=0.5)
+    assert parse_efficiency("60%") == parse_efficiency("0.6") and parse_efficiency("100%") == Efficiency()
+    assert parse_efficiency("80%,0.5") == parse_efficiency("80%,50%") == Efficiency(bandwidth=0.8, matrix_rate=0.5)
     assert parse_efficiency(1) == Efficiency()
+    assert parse_efficiency("VLLM-A100") == PRESETS["vllm-a100"].efficiency
+    with refuses(ValueError, "efficiency", "got 60.0", "60%"):
+        parse_efficiency("60")
     assert parse_efficiency("vllm-a100") == PRESETS["vllm-a100"].efficiency
-    for wrong in (0, 1.01, "0.5,1.5", "160%", "%", "", "half", True, None, "0.5,0.5,0.5", float("nan")):
+    for wrong in (0, 1.01, "101%", "0%", "%", "60%%", "0.5,1.5", "", "half", True, None, "0.5,0.5,0.5", float("nan")):
         with refuses(ValueError, "efficiency"):
             parse_efficiency(wrong)
 

@@ -171,10 +171,25 @@ def test_a_missing_or_impossible_figure_is_named(tmp_path: Path, old: str, new: 
 def test_unknown_names_list_the_known_ones() -> None:
     with refuses(ValueError, "'h100'", ", ".join(shipped_hardware()), "'h100-sxm'"):
         load_hardware("h100")
-    assert load_hardware("H100-SXM") == load_hardware("h100-sxm")
+    for asked, meant in (
+        *(("H100", "h100-sxm"), ("h100-pcie", "h100-sxm"), ("NVIDIA H200", "h200"), ("H200-SXM", "h200")),
+        *(("L40-S", "l40s"), ("l40", "l40s"), ("NVIDIA L40S", "l40s"), ("l40s-pcie", "l40s"), ("A100", "a100-80gb")),
+        *(("RTX PRO 6000", "rtx-pro-6000"), ("Tesla V100", "v100-32gb"), ("gb200", "b200")),
+    ):
+        with refuses(ValueError, f"{asked!r}", "did you mean", f"{meant!r}"):
+            load_hardware(asked)
+    for asked in ("", "   ", "???"):
+        with pytest.raises(ValueError) as caught:
+            load_hardware(asked)
+        assert "did you mean" not in str(caught.value)
     with refuses(ValueError, "no such file", "a100-80gb"):
         load_hardware("nowhere.toml")
     assert {path.suffix for path in SHIPPED.iterdir()} == {".toml"}
+
+
+@pytest.mark.parametrize("name", shipped_hardware())
+def test_a_name_is_known_in_any_case(name: str) -> None:
+    assert load_hardware(name.upper()) == load_hardware(name.title()) == load_hardware(name)
 
 
 def test_a_byte_order_mark_is_read_over(tmp_path: Path) -> None:

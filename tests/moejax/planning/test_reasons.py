@@ -2,6 +2,7 @@
 
 import io
 import re
+from dataclasses import replace
 from typing import cast
 
 import pytest
@@ -13,6 +14,8 @@ from moejax.moe.split import DISPATCHES
 from moejax.planning.export import winners
 from moejax.planning.hardware_file import load_hardware
 from moejax.planning.objectives import OBJECTIVES, Objective
+from moejax.planning.question import Question
+from moejax.planning.ranking import SAME, best, first, ranked
 from moejax.planning.reasons import reason
 from moejax.planning.rows import MeshRow
 from moejax.planning.units import BYTES, SECONDS
@@ -38,6 +41,7 @@ SAVINGS = (
 BEHIND = rf"(?:(?:takes|needs) (?:{NUMBER}% (?:longer|more)|{NUMBER} times as (?:long|much))|decodes {NUMBER}% fewer)"
 NAMES = rf"[a-z=,\d]+(?: (?:device|{'|'.join(DISPATCHES)}))?"
 LIST = rf"{NAMES}(?:(?:, {NAMES})? and (?:{NAMES}|\d+ more))?"
+SIMPLEST = rf"is the simplest of equally good splits \(within 1%\), beside {LIST}"
 GRID = [
     (model, devices, hardware)
     for model in ("mixtral-8x7b", "mixtral-8x22b", "186m", "demo")
@@ -52,9 +56,9 @@ def test_every_reason_is_a_sentence_and_its_numbers_differ(model: str, devices: 
     fitting = {row.workload.batch_size for row in rows if row.fits}
     assert len(said) == len(OBJECTIVES) * len(fitting)
     for text in said:
-        if text == "is the only split that fits" or re.fullmatch(rf"is as good as {LIST}", text):
+        if text == "is the only split that fits" or re.fullmatch(SIMPLEST, text):
             continue
-        saving, behind, *equal = text.split("; ")
+        *equal, saving, behind = text.split("; ")
         (found,) = filter(None, (re.fullmatch(pattern, saving) for pattern in SAVINGS))
         mine, its = (float(found[name].replace(",", "")) for name in ("mine", "its"))
         named = found.groupdict()
@@ -62,7 +66,9 @@ def test_every_reason_is_a_sentence_and_its_numbers_differ(model: str, devices: 
             mine, its = mine * SCALES[named["own"]], its * SCALES[named["unit"]]
         assert mine < its, text
         assert re.fullmatch(rf"the next, {NAMES}, {BEHIND}", behind), text
-        assert not equal or re.fullmatch(rf"equally good: {LIST}", equal[0]), text
+        assert len(equal) < 2 and (not equal or re.fullmatch(SIMPLEST, equal[0])), text
+        lead = re.search(r"(?<!\d)(0\.\d)% (?:longer|more|fewer)", behind)
+        assert not lead or float(lead[1]) >= 100 * SAME, text  # less is as good
 
 
 def test_a_reason_names_what_is_saved_the_next_and_those_that_are_as_good() -> None:
@@ -70,9 +76,27 @@ def test_a_reason_names_what_is_saved_the_next_and_those_that_are_as_good() -> N
     by_label = {row.label: row for row in rows}
     pair = [by_label["tensor=4"], by_label["expert=4 replicated"]]
     says(reason(pair[0], pair, "latency"), "0.50 instead of 1.14", "expert=4 replicated")
-    says(reason(pair[0], pair, "memory"), "as good as expert=4 replicated")
+    says(reason(pair[0], pair, "memory"), "simplest", "1%", "expert=4 replicated")
     says(reason(pair[0], pair[:1], "ttft"), "only")
-    says(reason(pair[0], rows, "ttft"), "equally good", "expert=2,tensor=2 replicated", "expert=4 replicated")
+    says(reason(pair[0], rows, "ttft"), "simplest", "1%", "expert=2,tensor=2 replicated", "expert=4 replicated")
+
+
+def test_within_the_tolerance_the_simplest_is_first_whatever_leads_by_less() -> None:
+    rows = compare_meshes("mixtral-8x7b", 4, "h200", batch_size=1, software="ideal")
+    by_label = {row.label: row for row in rows}
+
+    def stepping(label: str, seconds: float) -> MeshRow:
+        step = by_label[label].decode
+        assert step
+        return replace(by_label[label], decode=replace(step, overhead_seconds=seconds - step.seconds))
+
+    for lead, equal in ((0.0, True), (0.002, True), (0.0099, True), (0.0101, False), (0.02, False)):
+        pair = [stepping("expert=2,tensor=2 replicated", 1.0), stepping("tensor=4", 1.0 + lead)]
+        winner = "tensor=4" if equal else "expert=2,tensor=2 replicated"
+        for chosen in (best(pair, "latency"), first(pair, "latency"), ranked(pair, "latency")[0]):
+            assert chosen and chosen.label == winner
+            said = reason(chosen, pair, "latency")
+            assert ("simplest" in said) == equal and ("the next" in said) != equal
 
 
 def test_weights_that_are_read_again_are_a_reason() -> None:
@@ -104,15 +128,7 @@ def test_an_objective_is_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
     assert f"{exchanged(fitting[0]):.3g}" in fitting[0].best_for["wire"]
     assert winners(rows)["wire"]["split"] == fitting[0].label
     console = Console(width=120, file=io.StringIO())
-    asked = Asked(
-        model="mixtral-8x7b",
-        devices="8",
-        hardware=load_hardware("h100-sxm"),
-        software="moejax",
-        usable_fraction=0.9,
-        objective="wire",
-        fits_with=(),
-        width=120,
-    )
+    question = Question(model="mixtral-8x7b", hardware=load_hardware("h100-sxm"), objective="wire")
+    asked = Asked(question=question, devices="8", fits_with=(), width=120)
     console.print(*compare_tables(rows, asked))
     assert "best wire:" in cast(io.StringIO, console.file).getvalue()

@@ -9,6 +9,7 @@ from moejax.planning.export import comparison_json
 from moejax.planning.hardware_file import load_hardware
 from moejax.planning.loads import Balanced, PowerLaw
 from moejax.planning.popularity import Dirichlet, Zipf
+from moejax.planning.question import Question
 from moejax.planning.skew import parse_skew, skew_said
 from tests.messages import refuses, says
 
@@ -21,9 +22,20 @@ def test_skews_by_name() -> None:
     with refuses(ValueError, "zipf:-1", "above 0", "10"):
         parse_skew("zipf:-1")
     wrong = ("power-law", "power-law:", "power_law:1", "even", "power-law:x", "power-law:-1", "power-law:nan")
-    for name in (*wrong, "zipf", "zipf:0", "zipf:-1", "zipf:1e3", "zipf:99", "dirichlet", "dirichlet:0"):
+    for name in (*wrong, "uniform:1", "balanced:2"):
         with refuses(ValueError, "skew"):
             parse_skew(name)
+    assert parse_skew("Zipf:1") == Zipf(1.0) and parse_skew("UNIFORM") is None
+
+
+@pytest.mark.parametrize("number", ["", "-1", "0", "-0.5", "1e9", "99999", "x", "nan", "1,5"])
+@pytest.mark.parametrize(
+    ("law", "ends"), [("zipf", ("0", "10")), ("power-law", ("0", "10")), ("dirichlet", ("0.05", "1000"))]
+)
+def test_a_number_out_of_range_is_told_the_range(law: str, ends: tuple[str, str], number: str) -> None:
+    for text in (f"{law}:{number}", law):
+        with refuses(ValueError, "skew", *ends):
+            parse_skew(text)
     assert not math.isnan(PowerLaw(10).rows(10, 2, 8).sum())
 
 
@@ -59,11 +71,9 @@ def test_a_law_makes_expert_slower_than_tensor_in_both_phases() -> None:
 def test_json_says_which() -> None:
     hardware = load_hardware("h200")
     rows = compare_meshes("demo", 2, hardware, batch_size=1, skew="zipf:1.0")
-    assert comparison_json(rows, hardware, skew="zipf:1.0")["routing"] == {"skew": "zipf:1.0", "expert_load": None}
-    assert comparison_json(rows, hardware, skew=None, expert_load="a.json")["routing"] == {
-        "skew": None,
-        "expert_load": "a.json",
-    }
+    for skew, expert_load in (("zipf:1.0", None), (None, "a.json")):
+        asked = Question(model="demo", hardware=hardware, skew=skew, expert_load=expert_load)
+        assert comparison_json(rows, asked)["routing"] == {"skew": skew, "expert_load": expert_load}
 
 
 def test_a_law_and_a_recorded_load_are_one_too_many() -> None:

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from moejax import MeshRow, compare_meshes
+from moejax.planning.compare import make_plan
 from moejax.planning.export import comparison_json
 from moejax.planning.hardware_file import load_hardware, shipped_hardware
 from moejax.planning.loads import Balanced, PowerLaw
+from moejax.planning.question import Question
 from moejax.planning.routing import RoutingModel
 from moejax.planning.software import SOFTWARE, basis, basis_said
 from tests.messages import refuses, says
@@ -54,6 +56,14 @@ def test_hardware_without_measured_terms_is_a_roofline_and_says_so() -> None:
     assert basis(calibrated, "moejax", "float32") == "calibrated"
 
 
+def test_names_are_known_in_any_case() -> None:
+    given = {"software": "VLLM", "objective": "TTFT", "times": "Fitted", "skew": "Zipf:1.0", "batch_size": 1}
+    plain = {name: value.lower() if isinstance(value, str) else value for name, value in given.items()}
+    assert compare_meshes("demo", 2, "H200", **given) == compare_meshes("demo", 2, "h200", **plain)  # type: ignore[arg-type]
+    plan = make_plan("demo", "H200", software="VLLM", skew="Zipf:1.0")
+    assert (plan.hardware.name, plan.software, plan.skew) == ("h200", "vllm", "zipf:1.0")
+
+
 def test_wrong_software_is_refused() -> None:
     with refuses(ValueError, "'vlm'", *SOFTWARE, "'vllm'"):
         compare_meshes("demo", 1, "h200", software="vlm")
@@ -73,7 +83,7 @@ def test_attention_reads_what_is_filled_of_a_cache() -> None:
 def test_json_names_the_software() -> None:
     hardware = load_hardware("h200")
     rows = compare_meshes("demo", 1, hardware, batch_size=1, software="vllm")
-    found = comparison_json(rows, hardware, software="vllm")
+    found = comparison_json(rows, Question(model="demo", hardware=hardware, software="vllm"))
     assert found["software"] == {"name": "vllm", "basis": "fitted"}
     assert found["hardware"]["software"]["vllm"].startswith("vLLM ") and "nccl" in found["hardware"]["collectives"]
 

@@ -17,6 +17,7 @@ from moejax.planning.compare import make_plan
 from moejax.planning.export import comparison_json
 from moejax.planning.hardware_file import load_hardware
 from moejax.planning.pareto import frontier, frontiers, kind
+from moejax.planning.question import Question
 from moejax.planning.serve_command import serve_command, served_checkpoint
 from moejax.planning.sweep import MOST_COUNTS, answer, counts_without, device_counts, first_of_each_count
 from tests.messages import refuses
@@ -134,8 +135,12 @@ def test_numbers_that_leave_copies_idle_are_told_apart() -> None:
         assert not any(row.idle_copies for row in line.rows)
 
 
+def asked_on(hardware: str) -> Question:
+    return Question(model="mixtral-8x7b", hardware=load_hardware(hardware))
+
+
 def test_json_has_the_answers(swept: list[MeshRow]) -> None:
-    found = comparison_json(swept, load_hardware("h100-sxm"), checkpoint="weights of mine")
+    found = comparison_json(swept, asked_on("h100-sxm"), checkpoint="weights of mine")
     assert found["targets"] == {"ttft": 0.2, "tpot": 0.01} and found["meets_targets"] is True
     assert {one["devices"] for one in found["rows"]} == set(COUNTS)
     for one, row in zip(found["rows"], swept, strict=True):
@@ -148,7 +153,7 @@ def test_json_has_the_answers(swept: list[MeshRow]) -> None:
     words = serve_command(fewest, "weights of mine")
     assert shlex.split(found["answers"]["32"]["fewest"]["command"]) == words
     assert found["winners"]["32"]["latency"]["devices"] == 8
-    plain = comparison_json(compare_meshes("mixtral-8x7b", 4, "h200", batch_size=1), load_hardware("h200"))
+    plain = comparison_json(compare_meshes("mixtral-8x7b", 4, "h200", batch_size=1), asked_on("h200"))
     assert plain["targets"] == {"ttft": None, "tpot": None} and plain["meets_targets"] is None
     assert plain["rows"][0]["misses"] is None
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from moejax import MeshRow, compare_meshes
-from moejax.planning.ranking import best, first, score
+from moejax.planning.ranking import SAME, best, equally_good, first, score
 from moejax.planning.targets import Targets
 from tests.messages import refuses, says
 
@@ -56,8 +56,9 @@ def test_rows_that_meet_come_first_and_the_others_by_how_far_they_are(plain: lis
     assert 1 < len(meeting) < len(found) - 1 and not usable[0].ttft_seconds <= ttft
     assert found[: len(meeting)] == meeting
     scores = [score(row, "latency") for row in meeting]
-    assert scores == sorted(scores)
-    speeds = [row.tokens_per_second_per_device for row in meeting]
+    alike = len(equally_good(meeting, "latency"))  # of these the simplest is first
+    assert max(scores[:alike]) <= (1 + SAME) * min(scores) and scores[alike:] == sorted(scores[alike:])
+    speeds = [row.tokens_per_second_per_device for row in meeting[alike:]]
     assert speeds == sorted(speeds, reverse=True)
     far = [row.times_target for row in found[len(meeting) :]]
     assert far == sorted(far) and far[0] > 1
