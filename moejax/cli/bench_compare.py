@@ -64,7 +64,8 @@ class ComparisonFlags:
             "--mesh",
             panel=options.DEVICES,
             metavar="MESH",
-            help="Also moejax on this mesh, repeatable; all: one each of intra-expert, inter-expert and hybrid. Timed "
+            help="Also moejax on this mesh (expert=4,tensor=2 or ep=4,tp=2), repeatable; all: one each of "
+            "intra-expert, inter-expert and hybrid. Timed "
             "on real devices, only counted on simulated ones.",
             show_default=False,
         ),

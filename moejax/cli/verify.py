@@ -32,7 +32,9 @@ class ComparedFlags:
     mesh: Annotated[
         list[str] | None,
         option(
-            "--mesh", metavar="MESH", help="Compare this mesh (expert=4,tensor=2, or auto) with one device, repeatable."
+            "--mesh",
+            metavar="MESH",
+            help="Compare this mesh (expert=4,tensor=2 or ep=4,tp=2, or auto) with one device, repeatable.",
         ),
     ] = None
     all_meshes: Annotated[
