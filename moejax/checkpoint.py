@@ -32,6 +32,7 @@ from moejax.families.settling import check_count, not_derived, settle_head
 from moejax.families.table import RANDOM, family_of, from_hf, from_params
 from moejax.hub.failures import HubError
 from moejax.hub.names import hub_model
+from moejax.runtime.paths import user_path
 from moejax.text.token_files import GENERATION
 from moejax.text.tokenizer import Tokenizer
 from moejax.weights.weight import LogicalTensor
@@ -233,7 +234,7 @@ def _find_folder(source: str | Path, revision: str | None) -> Path:
             if str(source) != wanted.repo:
                 raise
             raise HubError(f"there is no folder {source} here, and {error}") from error
-    folder = DEMO_FOLDER if str(source) == "demo" else Path(source).expanduser()
+    folder = DEMO_FOLDER if str(source) == "demo" else user_path(source, "source")
     if folder.is_dir():
         return folder
     if folder.is_file():

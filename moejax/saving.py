@@ -32,6 +32,7 @@ from moejax._convert.tensor_info import Index
 from moejax.conversion import DEFAULT_SHARD_SIZE, links_out, parse_size, side_bytes, side_files
 from moejax.families.table import family_of, weights_of
 from moejax.loading import Model
+from moejax.runtime.paths import user_path
 from moejax.weights.weight import LogicalTensor, logical_tensors
 
 _logger = logging.getLogger(__name__)
@@ -93,26 +94,12 @@ def _new_folder(folder: str | Path) -> Path:
     Raises:
         ValueError: for anything else.
     """
-    if not isinstance(folder, str | os.PathLike):
-        raise ValueError(f"save takes the name of a new folder, got {folder!r:.80}")
-    try:
-        target = Path(folder).expanduser()
-        there = _is_there(target)
-    except (OSError, RuntimeError, ValueError) as error:  # below a file, too long, no such user, a null byte
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise ValueError(f"{str(folder)!r:.200} cannot be a folder ({reason}); give the name of a new one") from error
-    if there or target.name in ("", ".."):
+    target = user_path(folder, "folder")
+    if os.path.lexists(target) or target.name in ("", ".."):
         raise ValueError(f"{target} is there already; give the name of a new folder")
+    if file := next((path for path in target.parents if path.exists() and not path.is_dir()), None):
+        raise ValueError(f"{target} cannot be a folder, since {file} is a file; give the name of a new folder")
     return target
-
-
-def _is_there(path: Path) -> bool:
-    """Raises OSError or ValueError for what can never be there."""
-    try:
-        path.lstat()
-    except FileNotFoundError:
-        return False
-    return True
 
 
 def _name(unfinished: Path, target: Path) -> None:

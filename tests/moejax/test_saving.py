@@ -100,18 +100,19 @@ def test_no_folder_above_is_left_either(tiny: Tiny, tmp_path: Path, format: Any)
 
 
 @pytest.mark.parametrize(
-    ("name", "fact"), [("/dev/null/x", "'/dev/null/x'"), ("n" * 300, "long"), ("a\0b", "null"), ("~no-such/x", "home")]
+    ("name", "fact"),
+    [("/dev/null/x", "/dev/null is a file"), ("n" * 300, "long"), ("a\0b", "null"), ("~no-such/x", "home")],
 )
 def test_what_cannot_be_a_folder(tiny: Tiny, tmp_path: Path, name: str, fact: str) -> None:
     target = name if name.startswith(("/", "~")) else tmp_path / name
-    with refuses(ValueError, fact, "new one"):
+    with refuses(ValueError, fact):
         moejax.save(tiny.model, target)
     assert not any(tmp_path.iterdir())
 
 
 def test_what_is_no_folder_and_no_model(tiny: Tiny, tmp_path: Path) -> None:
     for wrong in (None, 5):
-        with refuses(ValueError, "new folder", wrong):
+        with refuses(ValueError, "folder", wrong):
             moejax.save(tiny.model, wrong)  # pyright: ignore[reportArgumentType]
     with refuses(ValueError, "moejax.load", "'demo'"):
         moejax.save("demo", tmp_path / "x")  # pyright: ignore[reportArgumentType]
