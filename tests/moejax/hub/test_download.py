@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from collections import namedtuple
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 from huggingface_hub import constants
@@ -212,6 +214,43 @@ def test_commands_take_an_id_and_a_revision(hub: Hub, call: Call, tmp_path: Path
     error_line(call("info", NAME, "--revision", "v7").err, NAME, "v7")
     error_line(call("info", "demo", "--revision", "v7").err, "--revision v7", "demo")
     assert OLD not in {path for _, path in hub.requests}
+
+
+@pytest.mark.parametrize("revision", [COMMIT, "v7"])
+def test_verify_takes_a_revision(hub: Hub, call: Call, revision: str) -> None:  # noqa: F811
+    done = call("verify", SHARDED, "--mesh", "expert=2", "--revision", revision, "--quiet", "--json")
+    assert {path.split("/")[4] for method, path in hub.requests if "/resolve/" in path} <= {revision}
+    if revision == COMMIT:
+        assert (done.status, done.err) == (0, "") and json.loads(done.out)
+        assert set(hub.sent) >= set(SHARDS)
+    else:
+        error_line(done.err, SHARDED, revision)
+        assert (done.status, hub.sent) == (2, [])
+
+
+@pytest.mark.parametrize("revision", [COMMIT, "v7"])
+def test_serve_takes_a_revision(hub: Hub, tmp_path: Path, revision: str) -> None:
+    settings = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+    flags = ("--port", "0", "--max-batch", "1", "--max-seq-len", "64", "--revision", revision, "--baseline", "none")
+    command = [sys.executable, "-m", "moejax", "serve", NAME, *flags]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | settings) as process:
+        assert process.stderr is not None
+        try:
+            for line in process.stderr:
+                if "ready: open" in line or line.startswith("error:"):
+                    break
+            else:
+                pytest.fail("it said nothing of an end")
+            if revision == COMMIT:
+                (url,) = re.findall(r"ready: open (\S+)/", line)
+                assert [one["id"] for one in httpx.get(f"{url}/v1/models").json()["data"]] == ["whole"]
+                assert NEEDED <= set(hub.sent)
+            else:
+                error_line(line, NAME, revision)
+                assert hub.sent == []
+        finally:
+            process.kill()
+    assert {path.split("/")[4] for _, path in hub.requests if "/resolve/" in path} <= {revision}
 
 
 def test_a_command_of_its_own_reads_the_settings_of_huggingface_hub(hub: Hub, tmp_path: Path) -> None:
