@@ -298,7 +298,7 @@ def serve(
         server.serve(
             app, served, listening, server_settings, say, lambda busy: step(loading.progress() if busy else "")
         )
-    if served.alive:  # still loading, which nothing interrupts: a compilation would not survive Python's own end
+    if served.alive:  # loading or compiling, which nothing interrupts: a compilation would not survive Python's own end
         os._exit(0)
 
 
