@@ -17,6 +17,7 @@ from huggingface_hub import constants
 
 import moejax
 from moejax.checkpoint import DEMO_FOLDER, open_checkpoint
+from moejax.hub.failures import HubError
 from tests.convert.checkpoint_files import SINGLE, write_sharded
 from tests.messages import error_line, refuses
 from tests.moejax.cli.conftest import Call, call  # noqa: F401
@@ -183,6 +184,32 @@ def test_a_copy_in_the_cache_that_lacks_a_weight_is_completed(hub: Hub) -> None:
     hub.requests.clear()
     assert (open_checkpoint(NAME).folder / SINGLE).read_bytes() == hub.models[NAME][SINGLE]
     assert hub.sent == [SINGLE]
+
+
+@pytest.mark.parametrize("api", [b"<!DOCTYPE html><html>log in</html>", b"5", b'{"sha": 5, "siblings": [{}]}'])
+def test_a_server_that_is_no_hub_is_told(hub: Hub, api: bytes) -> None:
+    hub.api = api
+    with refuses(HubError, NAME, hub.address, "hub", "HF_ENDPOINT"):
+        open_checkpoint(NAME)
+    hub.api = None
+    assert open_checkpoint(NAME).folder.name == COMMIT
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", SINGLE])
+def test_a_damaged_file_in_the_cache_is_told_with_the_command_that_replaces_it(
+    hub: Hub, tmp_path: Path, name: str
+) -> None:
+    hub.damaged[name] = b"<!DOCTYPE html><html>log in</html>"
+    with refuses(ValueError, name, f"hf download {NAME} {name} --revision {COMMIT} --force-download"):
+        _ = open_checkpoint(NAME).tokenizer
+    hub.damaged.clear()
+    with pytest.raises(ValueError) as caught:  # nothing asks the hub for what is there
+        _ = open_checkpoint(NAME).tokenizer
+    command = str(caught.value).partition("again: ")[2].split()
+    settings = {"HF_ENDPOINT": hub.address, "HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+    subprocess.run(command, capture_output=True, env=os.environ | settings, check=True)
+    opened = open_checkpoint(NAME)
+    assert opened.tokenizer is not None and (opened.folder / name).read_bytes() == hub.models[NAME][name]
 
 
 def test_a_disk_that_is_too_small_is_told_first(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
