@@ -252,11 +252,13 @@ def _check_finished(
 ) -> Report:
     """Compares a finished conversion with what is asked for, and its arrays with its manifest."""
     folder = conversion.target.folder
-    same = manifest.format == conversion.target.format and manifest.options == conversion.options
-    if not same or manifest.source_files != hashes.of(conversion.source_files):
+    differs = _differing(manifest.format, manifest.options, conversion)
+    if not differs and (files := sorted(manifest.source_files.items() ^ hashes.of(conversion.source_files).items())):
+        differs = f"of another source, as {files[0][0]} tells"
+    if differs:
         raise CheckpointError(
-            f"{folder} holds a finished conversion of another source, or with other options; give another folder, or "
-            "--restart to convert into this one anew"
+            f"{folder} holds a finished conversion {differs}; give another folder, or --restart to convert into this "
+            "one anew"
         )
     journal = Journal(path=folder / WORK, header=_header(conversion))
     arrays = {array.target for item in conversion.items for array in item.arrays}
@@ -313,11 +315,10 @@ def _header(conversion: Conversion) -> Header:
 def _check_same(conversion: Conversion, journal: Journal, hashes: SourceHashes) -> None:
     """Refuses to continue a conversion of something else. Every source file that was read from is hashed again."""
     folder, begun, asked = conversion.target.folder, journal.header, _header(conversion)
-    if (begun.target_format, begun.options) != (asked.target_format, asked.options):
+    if differs := _differing(begun.target_format, begun.options, conversion):
         command = how_to_continue(folder, begun)
         raise CheckpointError(
-            f"{folder} is an unfinished conversion with other options; continue with: {command}, or begin anew with "
-            "--restart"
+            f"{folder} is an unfinished conversion {differs}; continue with: {command}, or begin anew with --restart"
         )
     changed = sorted(begun.source_files.items() ^ asked.source_files.items())
     if not changed:
@@ -327,6 +328,18 @@ def _check_same(conversion: Conversion, journal: Journal, hashes: SourceHashes) 
             f"{folder} is an unfinished conversion of {begun.source}, and the source has changed since "
             f"({changed[0][0]}); begin anew with --restart"
         )
+
+
+def _differing(format: Format, options: Mapping[str, str], asked: Conversion) -> str:
+    """How a conversion that is there is another than `asked`, as words behind "a conversion"; "" where it is not."""
+    if format != asked.target.format:
+        return f"to {format}, and this one is to {asked.target.format}"
+    for name in sorted(options.keys() | asked.options.keys()):
+        then, now = options.get(name), asked.options.get(name)
+        if then != now:
+            words = [f"without {name}" if value is None else f"with {name} {value}" for value in (then, now)]
+            return f"{words[0]}, and this one is {words[1]}"
+    return ""
 
 
 def how_to_continue(folder: Path, header: Header) -> str:

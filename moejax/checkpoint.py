@@ -30,8 +30,9 @@ from moejax.families.hf_config import quantisation, read_config_json
 from moejax.families.mistral_release import PARAMS, RENAMED, STEM, is_release
 from moejax.families.settling import check_count, not_derived, settle_head
 from moejax.families.table import RANDOM, family_of, from_hf, from_params
-from moejax.hub.failures import HubError
+from moejax.hub.failures import HubError, telling_how_to_download_again
 from moejax.hub.names import hub_model
+from moejax.runtime.paths import user_path
 from moejax.text.token_files import GENERATION
 from moejax.text.tokenizer import Tokenizer
 from moejax.weights.weight import LogicalTensor
@@ -83,6 +84,7 @@ class Checkpoint:
         return dataclasses.replace(planned, ignored={**planned.ignored, **self.not_derived})
 
     @cached_property
+    @telling_how_to_download_again()
     def tokenizer(self) -> Tokenizer | None:
         """Read when it is first asked for; None where the folder has none.
 
@@ -148,6 +150,7 @@ def _about_index(tensors: "Tensors") -> tuple[str, ...]:
     return (f"{index.parent}: {single} is read, as transformers does; what {index.name} names beside it is not",)
 
 
+@telling_how_to_download_again()
 def open_checkpoint(source: str | Path, revision: str | None = None) -> Checkpoint:
     """Opens the folder that `source` names and reads its side files.
 
@@ -233,7 +236,7 @@ def _find_folder(source: str | Path, revision: str | None) -> Path:
             if str(source) != wanted.repo:
                 raise
             raise HubError(f"there is no folder {source} here, and {error}") from error
-    folder = DEMO_FOLDER if str(source) == "demo" else Path(source).expanduser()
+    folder = DEMO_FOLDER if str(source) == "demo" else user_path(source, "source")
     if folder.is_dir():
         return folder
     if folder.is_file():

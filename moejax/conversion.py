@@ -30,6 +30,7 @@ from moejax.checkpoint import Checkpoint, open_checkpoint
 from moejax.families.hf_config import read_config_json
 from moejax.families.table import family_of, weights_of
 from moejax.measuring.logits import Comparison, compare_checkpoints
+from moejax.runtime.paths import user_path
 from moejax.weights.dtypes import resolve_dtype
 from moejax.weights.weight import logical_tensors
 
@@ -101,7 +102,7 @@ def convert(
     shard_bytes = None if shard_size is None else parse_size(shard_size)
     checkpoint = open_checkpoint(source, revision)
     carried = changed_sides(checkpoint.folder, "it was carried as it is now")
-    conversion = plan_conversion(checkpoint, Path(target).expanduser(), dtype=wanted, shard_bytes=shard_bytes)
+    conversion = plan_conversion(checkpoint, user_path(target, "target"), dtype=wanted, shard_bytes=shard_bytes)
     report = run(
         conversion,
         restart=restart,

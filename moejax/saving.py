@@ -1,9 +1,11 @@
 """From a model on its devices to a folder: Hugging Face's safetensors, or a converted one."""
 
+import errno
 import json
 import logging
+import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,13 +25,14 @@ from moejax._convert import (
     TensorInfo,
     run,
 )
-from moejax._convert.durable import move, remove
+from moejax._convert.durable import move, remove, writing
 from moejax._convert.manifest import FORMATS, Format
 from moejax._convert.reading import ByteCounter, all_finite
 from moejax._convert.tensor_info import Index
 from moejax.conversion import DEFAULT_SHARD_SIZE, links_out, parse_size, side_bytes, side_files
 from moejax.families.table import family_of, weights_of
 from moejax.loading import Model
+from moejax.runtime.paths import user_path
 from moejax.weights.weight import LogicalTensor, logical_tensors
 
 _logger = logging.getLogger(__name__)
@@ -60,26 +63,68 @@ def save(
         The folder.
 
     Raises:
-        ValueError: when the folder is there, the one that the model came from is not any more, a weight holds NaN or
-            infinity, the disk has no room, or one of several processes saves. Nothing is left behind then.
+        ValueError: when the folder is there or cannot be made, the one that the model came from is not any more, a
+            weight holds NaN or infinity, the disk has no room, or one of several processes saves. Nothing is left
+            behind then, no folder above it either.
     """
     if format not in FORMATS:
         raise ValueError(f"format must be {' or '.join(FORMATS)}, got {format!r}")
     if jax.process_count() > 1:
         raise ValueError(f"save is for one process, and this is one of {jax.process_count()}: load the model in one")
-    target = Path(folder).expanduser()
-    if target.exists() or target.is_symlink():
-        raise ValueError(f"{target} is there already; give the name of a new folder")
-    unfinished = target.parent / f".{target.name}-{uuid.uuid4().hex}"
+    if not isinstance(model, Model):
+        raise ValueError(f"save takes a model that moejax.load gave, got {model!r:.80}")
+    target = _new_folder(folder)
+    above = [path for path in target.absolute().parents if not path.exists()]
+    unfinished = target.parent / f".moejax-saving-{uuid.uuid4().hex}"
     conversion = _conversion(model, unfinished, format, parse_size(shard_size))
     try:
         run(conversion, check=verify, workers=1)
-        move(unfinished, target)
+        _name(unfinished, target)
     except CheckpointError as error:
         raise CheckpointError(str(error).replace(str(unfinished), str(target))) from error
     finally:
         remove(unfinished)
+        _remove_empty(above)
     return target
+
+
+def _new_folder(folder: str | Path) -> Path:
+    """The path of a folder that is not there, and may be.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    target = user_path(folder, "folder")
+    if os.path.lexists(target) or target.name in ("", ".."):
+        raise ValueError(f"{target} is there already; give the name of a new folder")
+    if file := next((path for path in target.parents if path.exists() and not path.is_dir()), None):
+        raise ValueError(f"{target} cannot be a folder, since {file} is a file; give the name of a new folder")
+    return target
+
+
+def _name(unfinished: Path, target: Path) -> None:
+    """Gives a finished folder its name, which another save may have taken meanwhile.
+
+    Raises:
+        ValueError: then.
+    """
+    with writing(target):
+        try:
+            move(unfinished, target)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
+            raise ValueError(f"{target} was made meanwhile; give the name of a new folder") from error
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    """Removes folders that hold nothing, the deepest first."""
+    for folder in folders:
+        try:
+            folder.rmdir()
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST):
+                raise
 
 
 def _conversion(model: Model, folder: Path, format: Format, shard_bytes: int) -> Conversion:

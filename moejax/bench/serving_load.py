@@ -1,8 +1,9 @@
 """Load against a running server: ragged prompts, sent at a rate or so many at a time."""
 
+import http.client
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -10,10 +11,11 @@ from urllib.parse import SplitResult
 
 import numpy as np
 
-from moejax.bench.serving_request import Outcome, complete, split_url
+from moejax.bench.serving_request import Outcome, Refused, complete, get_json, split_url
 from moejax.bench.works import check_amount
 
 FIRST_ID = 10  # token ids below it tend to be special ones
+POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +100,40 @@ def plan(load: Load) -> list[Planned]:
         body = {"model": load.model, "prompt": prompt, "max_tokens": output, "temperature": load.temperature}
         planned.append(Planned(at=float(at), body=body | ({"ignore_eos": True} if load.ignore_eos else {})))
     return planned
+
+
+def await_programs(load: Load, on_wait: Callable[[str], None]) -> str | None:
+    """Waits until a moejax server has compiled all its programs, which would take their time from what is measured.
+
+    on_wait: told how far it is. Other servers say nothing of programs, and are not waited for.
+
+    Returns:
+        A warning where no program was added for `load.timeout` seconds, as while a server has others to answer.
+    """
+    latest, since = -1, time.monotonic()
+    while (found := _programs(load)) is not None and found[0] < found[1]:
+        ready, of = found
+        if ready != latest:
+            latest, since = ready, time.monotonic()
+        elif time.monotonic() - since > load.timeout:
+            return (
+                f"{load.base_url} has compiled {ready} of its {of} programs, and no other for {load.timeout:g} s: the "
+                "times have compiling in them"
+            )
+        on_wait(f"waiting for {load.base_url}, which has compiled {ready} of {of} programs")
+        time.sleep(POLL_SECONDS)
+    return None
+
+
+def _programs(load: Load) -> tuple[int, int] | None:
+    """How many programs the server has, and how many there will be; None where it does not say."""
+    try:
+        said = get_json(load.url, "/health", load.headers, timeout=min(10.0, load.timeout))
+    except (Refused, OSError, http.client.HTTPException):  # what is wrong with it, requests are told
+        return None
+    programs = said.get("programs") if isinstance(said, dict) else None
+    found = (programs.get("ready"), programs.get("of")) if isinstance(programs, dict) else (None, None)
+    return (found[0], found[1]) if isinstance(found[0], int) and isinstance(found[1], int) else None
 
 
 def run(load: Load, requests: list[Planned]) -> tuple[list[Outcome], float]:

@@ -10,8 +10,41 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from moejax.bulk.lines import Line, Survey, read_lines
+
 _BEGINNINGS = (b'{"custom_id": "', b'{"id": "batch_req_')  # of the lines: what is half-written begins as one of them
 SYNC_SECONDS = 1.0  # how much of the work a crash of the machine may cost
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a file of answers is to: the lines of `source`, found by `survey`, asked of a model with flags.
+
+    model: its short name.  flags: what lines that say nothing else get, as a digest.
+    """
+
+    source: Path
+    survey: Survey
+    model: str
+    flags: str
+
+    def stamp(self, custom_id: str) -> dict[str, str]:
+        """What an answer carries, so that a later run can tell whether it would ask for the same."""
+        return {"line": self.survey.digests[custom_id], "model": self.model, "flags": self.flags}
+
+    def lines(self) -> Iterator[Line]:
+        """Reads the lines again.
+
+        Raises:
+            ValueError: at one that is not as it was surveyed.
+        """
+        for line in read_lines(self.source):
+            if self.survey.digests.get(line.custom_id) != line.digest:
+                raise ValueError(
+                    f"{self.source}: line {line.number} was edited while this run was under way; run the same command "
+                    "again"
+                )
+            yield line
 
 
 @dataclass(kw_only=True)
@@ -21,6 +54,7 @@ class Answers:
     done: custom_ids of the answers in it.  failed: how many of them are errors.
     """
 
+    asked: Asked
     stream: BinaryIO
     done: set[str] = field(default_factory=set)
     failed: int = 0
@@ -28,7 +62,7 @@ class Answers:
 
     def write(self, answer: Mapping[str, Any]) -> None:
         """Appends a line. It is on its way to the disk when this returns, and there a second later."""
-        self.stream.write(_written(answer))
+        self.stream.write(_written({**answer, "asked": self.asked.stamp(answer["custom_id"])}))
         self.stream.flush()
         self.note(answer)
         if time.monotonic() - self._synced >= SYNC_SECONDS:
@@ -45,7 +79,7 @@ class Answers:
         self._synced = time.monotonic()
 
 
-def check_target(path: Path, asked: Mapping[str, int], source: Path) -> None:
+def check_target(path: Path, asked: Asked) -> None:
     """What `opened` would raise, told before a model is loaded; nothing is made or changed.
 
     Raises:
@@ -54,13 +88,13 @@ def check_target(path: Path, asked: Mapping[str, int], source: Path) -> None:
     if path.exists():
         if not path.is_file():
             raise ValueError(f"{path} is {'a folder' if path.is_dir() else 'no regular file'}; give another --output")
-        if path.samefile(source):
+        if path.samefile(asked.source):
             raise ValueError(
-                f"{path} is the input, {source}, which answers would be written into; give another --output"
+                f"{path} is the input, {asked.source}, which answers would be written into; give another --output"
             )
         with path.open("r+b") as stream:  # as it will be written: who may only read is told so
             _lock(stream, path)
-            _read_answers(stream, path, asked, source)
+            _read_answers(stream, path, asked)
     elif not path.parent.is_dir():
         raise ValueError(f"{path}: there is no folder {path.parent}; make it first")
     elif not os.access(path.parent, os.W_OK | os.X_OK):
@@ -70,22 +104,22 @@ def check_target(path: Path, asked: Mapping[str, int], source: Path) -> None:
 
 
 @contextmanager
-def opened(path: Path, asked: Mapping[str, int], source: Path) -> Iterator[Answers]:
+def opened(path: Path, asked: Asked) -> Iterator[Answers]:
     """The file of answers at `path`, made where there is none; a half-written last line is taken off it.
 
-    asked: the custom_ids of `source`, which the answers have to be to.
+    asked: what the answers have to be to.
 
     Raises:
-        ValueError: where the file holds something else or is `source`, or another run writes to it.
+        ValueError: where the file holds something else or is the input, or another run writes to it.
         OSError: where it cannot be written.
     """
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise ValueError(f"{path} is no regular file, which a later run could go on behind; give another --output")
-    if path.exists() and path.samefile(source):
+    if path.exists() and path.samefile(asked.source):
         raise ValueError(f"{path} is the input as well; give another --output")
     with path.open("a+b") as stream:
         _lock(stream, path)
-        answers, whole = _read_answers(stream, path, asked, source)
+        answers, whole = _read_answers(stream, path, asked)
         stream.truncate(whole)
         try:
             yield answers
@@ -100,9 +134,10 @@ def _lock(stream: BinaryIO, path: Path) -> None:
         raise ValueError(f"{path} is being written by another run; give another --output") from error
 
 
-def _read_answers(stream: BinaryIO, path: Path, asked: Mapping[str, int], source: Path) -> tuple[Answers, int]:
+def _read_answers(stream: BinaryIO, path: Path, asked: Asked) -> tuple[Answers, int]:
     """The answers that are in the file, and the bytes up to the end of its last whole line."""
-    answers = Answers(stream=stream)
+    answers = Answers(asked=asked, stream=stream)
+    outdated: dict[str, str] = {}  # by the custom_id: what of the question is another now
     stream.seek(0)
     whole = 0
     for number, raw in enumerate(stream, start=1):
@@ -112,13 +147,36 @@ def _read_answers(stream: BinaryIO, path: Path, asked: Mapping[str, int], source
         answer = _parsed(raw) if raw.endswith(b"\n") else None
         if answer is None:
             raise ValueError(f"{path}: line {number} is no answer of a run like this; give another --output")
-        if answer["custom_id"] not in asked:
+        if (name := answer["custom_id"]) not in asked.survey.numbers:
             raise ValueError(
-                f"{path}: line {number} answers {answer['custom_id']!r:.80}, which is not in {source}; "
-                "give another --output"
+                f"{path}: line {number} answers {name!r:.80}, which is not in {asked.source}; give another --output"
             )
+        if name in answers.done:
+            raise ValueError(f"{path}: line {number} is a second answer to {name!r:.80}; delete one of the two")
+        if why := _outdated(answer.get("asked"), asked, name):
+            outdated[name] = f"line {number} answers {name!r:.80}, {why}"
         answers.note(answer)
+    if outdated:
+        others = f" ({len(outdated) - 1:,} more are like it)" if len(outdated) > 1 else ""
+        raise ValueError(
+            f"{path}: {next(iter(outdated.values()))}{others}; delete such lines there to have them answered anew, or "
+            "give another --output"
+        )
     return answers, whole
+
+
+def _outdated(stamp: object, asked: Asked, custom_id: str) -> str | None:
+    """Why an answer with this stamp is not one to what is asked now; None where it is."""
+    if not isinstance(stamp, dict):
+        return "and does not say what was asked"
+    now, number = asked.stamp(custom_id), asked.survey.numbers[custom_id]
+    differs = next((part for part in now if stamp.get(part) != now[part]), None)
+    reasons = {
+        "line": f"but line {number} of {asked.source} was edited since",
+        "model": f"but by the model {stamp.get('model')!r:.80}, and this run has {asked.model!r:.80}",
+        "flags": "but sampling flags, --chat or --system were others",
+    }
+    return reasons.get(differs) if differs else None
 
 
 def is_error(answer: Mapping[str, Any]) -> bool:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from moejax.bulk.answers import Answers
@@ -16,7 +16,6 @@ WINDOW = 1024  # lines that the engine has at a time: it decodes 64 sequences to
 
 def answer_lines(
     model: Model,
-    lines: Iterator[Line],
     answers: Answers,
     form: PlainForm,
     *,
@@ -27,7 +26,7 @@ def answer_lines(
 
     names: what bodies of OpenAI's form may call the model.  on_step: told how many tokens were generated since.
     """
-    pending = (line for line in lines if line.custom_id not in answers.done)
+    pending = (line for line in answers.asked.lines() if line.custom_id not in answers.done)
     while window := list(itertools.islice(pending, WINDOW)):
         _answer_window(model, window, answers, form, names, on_step)
 

@@ -65,8 +65,12 @@ def serve(
     if flags.model is None:  # asked for last: a wrong flag is told without a server
         load = dataclasses.replace(load, model=_model_of(load))
     requests = serving_load.plan(load)
-    with console.progress(f"sending {flags.num_prompts} requests", quiet=quiet):
+    with console.progress(f"sending {flags.num_prompts} requests", quiet=quiet) as step:
+        warning = serving_load.await_programs(load, step)
+        step(f"sending {flags.num_prompts} requests")
         outcomes, duration = serving_load.run(load, requests)
+    if warning and not quiet:
+        console.warn(warning)
     summary = serving_report.summarize(load, outcomes, duration)
     if json:
         console.write(f"{json_format.dumps(summary, allow_nan=False)}\n")

@@ -13,6 +13,7 @@ from moejax.decoding.sampling_params import SamplingParams
 from moejax.runtime.buckets import MAX_SEQUENCES
 
 if TYPE_CHECKING:
+    from moejax.cli.facts import SourceFacts
     from moejax.cli.output import Printed
     from moejax.loading import Model
 
@@ -78,22 +79,15 @@ def decode(
     params = sampling.params()
     model.check(checkpoint)
     given, checkpoint = checkpoint, pinned(checkpoint, revision, quiet=quiet)
-    found = None
-    if bulk.given:
-        others = dict(prompt=bool(prompts.prompt), token_ids=bool(prompts.token_ids), json=json, stream=bool(stream))
-        found = bulk.survey(
-            params, **others, save_expert_load=save_expert_load is not None, num_processes=processes.several
-        )
+    unfit = dict(json=json, save_expert_load=save_expert_load is not None, num_processes=processes.several)
+    asked = bulk.survey(params, prompts, short_name(given), stream=bool(stream), **unfit) if bulk.given else None
     talks, piped = prompts.chat and not prompts.count and not bulk.given, None
     if talks:
-        others = dict(json=json, no_stream=stream is False, save_expert_load=save_expert_load is not None)
-        conversation.check_flags(params, **others, num_processes=processes.several)
+        conversation.check_flags(params, no_stream=stream is False, **unfit)
         piped = conversation.piped_lines()
     live = _is_live(stream, prompts.count, params, json=json)
     startup.enter(processes, debug=debug)
     from moejax.cli.facts import read_facts  # here and below, so that --help starts quickly
-    from moejax.cli.prompts import encode, encode_prompts
-    from moejax.decoding.requests import make_requests
     from moejax.planning.auto import check_split
     from moejax.planning.expert_load import check_new_file
 
@@ -101,37 +95,55 @@ def decode(
         check_new_file(Path(save_expert_load))
     facts = read_facts(checkpoint, max_seq_len)
     check_split(facts.config, mesh.mesh, mesh.dispatch)
-    if talks:
-        encoded = [encode(facts, "any", chat=True, system=prompts.system)]  # only to tell what no message gets around
-    else:
-        encoded = [] if found else encode_prompts(facts, prompts)
-    if encoded:
-        make_requests(facts, encoded, params, {})  # only to tell mistakes before the weights are read
+    encoded = [] if asked else _encoded(facts, prompts, params, talks=talks)
     began = time.perf_counter()
     with console.progress("starting JAX", quiet=quiet):
         startup.prepare_jax(devices, processes, compile_cache=not model.no_compile_cache, quiet=quiet)
-    from moejax.cli import output
     from moejax.cli.load import load_model
 
-    loaded = load_model(facts, mesh, model, batch_size=MAX_SEQUENCES if found else len(encoded) * params.n, quiet=quiet)
-    if found:
-        return bulk.run(loaded, found, prompts, params, [short_name(given), given], quiet=quiet)
+    loaded = load_model(facts, mesh, model, batch_size=MAX_SEQUENCES if asked else len(encoded) * params.n, quiet=quiet)
+    if asked:
+        return bulk.run(loaded, asked, prompts, params, [short_name(given), given], quiet=quiet)
     if talks:
         talk = conversation.Talk(model=loaded, params=params, system=prompts.system, quiet=quiet)
         return conversation.converse(talk, piped)
     load_seconds = time.perf_counter() - began
-    if live:
-        printed = output.stream(loaded, encoded[0], params, quiet=quiet)
-    else:
-        printed = output.decode_all(loaded, encoded, params, json=json, quiet=quiet)
+    printed = _answered(loaded, encoded, params, live=live, json=json, quiet=quiet)
     if not quiet:
-        console.remark(printed.done)
-        console.remark(f"{printed.speed} | load {load_seconds:.1f} s")
-        if printed.memory:
-            console.remark(printed.memory)
+        _tell(printed, load_seconds)
     if save_expert_load is not None:
         _save_expert_load(Path(save_expert_load), checkpoint, loaded, printed, quiet=quiet)
     return 0
+
+
+def _encoded(
+    facts: "SourceFacts", prompts: options.PromptFlags, params: SamplingParams, *, talks: bool
+) -> list[list[int]]:
+    """The prompts' tokens, of a conversation those of any; mistakes in them are told before the weights are read."""
+    from moejax.cli.prompts import encode, encode_prompts
+    from moejax.decoding.requests import make_requests
+
+    encoded = [encode(facts, "any", chat=True, system=prompts.system)] if talks else encode_prompts(facts, prompts)
+    make_requests(facts, encoded, params, {})
+    return encoded
+
+
+def _answered(
+    model: "Model", encoded: list[list[int]], params: SamplingParams, *, live: bool, json: bool, quiet: bool
+) -> "Printed":
+    from moejax.cli import output
+
+    if live:
+        return output.stream(model, encoded[0], params, quiet=quiet)
+    return output.decode_all(model, encoded, params, json=json, quiet=quiet)
+
+
+def _tell(printed: "Printed", load_seconds: float) -> None:
+    """How it went, on stderr."""
+    console.remark(printed.done)
+    console.remark(f"{printed.speed} | load {load_seconds:.1f} s")
+    if printed.memory:
+        console.remark(printed.memory)
 
 
 def _save_expert_load(path: Path, checkpoint: str, model: "Model", printed: "Printed", *, quiet: bool) -> None:

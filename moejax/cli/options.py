@@ -45,6 +45,11 @@ def number(value: Any) -> float:
 def unescaped(value: str) -> str:
     r"""Text in which \n, \t, \r, \\, \xHH and \uHHHH stand for characters that are awkward to type in a shell."""
 
+    if not value:
+        raise typer.BadParameter(
+            "is empty, and would end every text at once; give a character or more, or leave it out"
+        )
+
     def character(found: re.Match[str]) -> str:
         code = found[1]
         if code[1:]:

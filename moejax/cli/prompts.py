@@ -3,12 +3,15 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from moejax.cli import console
 from moejax.cli.options import PromptFlags
 from moejax.decoding.requests import ModelFacts
+from moejax.runtime.paths import user_path
 
 _STDIN = ("-", "@-")
+MOST_BYTES = 64_000_000  # of one prompt
 
 
 def encode_prompts(facts: ModelFacts, flags: PromptFlags) -> list[list[int]]:
@@ -78,7 +81,8 @@ def _text_of(value: str) -> str:
 
 def _read_file(path: Path) -> str:
     try:
-        data = path.expanduser().read_bytes()
+        with user_path(path, "the file of --prompt").open("rb") as stream:
+            data = _read(stream, f"--prompt @{path}")
     except OSError as error:
         raise ValueError(
             f"--prompt @{path}: {error.strerror or error}; a prompt that itself begins with @ is written with @@"
@@ -88,10 +92,18 @@ def _read_file(path: Path) -> str:
     return text
 
 
+def _read(stream: BinaryIO, what: str) -> bytes:
+    """All of it. Raises ValueError for more than any context holds, without reading on: a device has no end."""
+    data = stream.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES:
+        raise ValueError(f"{what} holds more than {MOST_BYTES:,} bytes, and no context is as long; give a part of it")
+    return data
+
+
 def _read_stdin() -> str:
     if sys.stdin.isatty():
         console.remark("reading the prompt from the terminal, end it with Ctrl-D on a line of its own")
-    text = decoded(sys.stdin.buffer.read(), "standard input")
+    text = decoded(_read(sys.stdin.buffer, "--prompt -"), "standard input")
     if not text:
         raise ValueError("--prompt - reads standard input, which is empty; pipe the prompt's text into it")
     return text

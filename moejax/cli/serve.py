@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from moejax.cli import console, options, startup
@@ -11,6 +10,7 @@ from moejax.cli.groups import grouped
 from moejax.cli.options import option, real, whole
 from moejax.cli.sources import Revision, pinned, short_name
 from moejax.families.table import RANDOM
+from moejax.runtime.paths import user_path
 
 if TYPE_CHECKING:
     from moejax import Model
@@ -225,7 +225,7 @@ def _template(path: str | None, checkpoint: str) -> str | None:
     from moejax.text.chat import render_chat
 
     try:
-        text = Path(path).expanduser().read_text(encoding="utf-8")
+        text = user_path(path, "--chat-template").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise ValueError(f"--chat-template {path}: {reason}; give a file with a Jinja template") from error
@@ -298,7 +298,7 @@ def serve(
         server.serve(
             app, served, listening, server_settings, say, lambda busy: step(loading.progress() if busy else "")
         )
-    if served.alive:  # still loading, which nothing interrupts: a compilation would not survive Python's own end
+    if served.alive:  # loading or compiling, which nothing interrupts: a compilation would not survive Python's own end
         os._exit(0)
 
 

@@ -1,10 +1,17 @@
 """What a request to Hugging Face ended with, in one line that says what to do."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from moejax._convert import CheckpointError
+from moejax._convert.files import AGAIN
 from moejax.hub.names import HubModel
+
+# What huggingface_hub raises, of its own or of json, for answers that are no hub's: a page to log in to a network, say.
+_NO_HUB = (ValueError, TypeError, AttributeError, LookupError)
+_CACHED = re.compile(r"/models--(?P<org>[\w.-]+?)--(?P<name>[\w.-]+)/snapshots/(?P<commit>[\w]+)/(?P<file>[\w./-]+\w)")
 
 
 class HubError(ValueError):
@@ -15,7 +22,7 @@ class HubError(ValueError):
 def explained(wanted: HubModel, doing: str) -> Iterator[None]:
     """Raises HubError for what huggingface_hub and the system raise in the block. `doing`: "looking for", and the like.
 
-    A program error is left as it is.
+    What other errors tell of is an answer that is no hub's: nothing but huggingface_hub runs there.
     """
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
@@ -27,6 +34,29 @@ def explained(wanted: HubModel, doing: str) -> Iterator[None]:
         raise HubError(f"{wanted.repo} cannot be the id of a model on Hugging Face: {_first_line(error)}") from error
     except (network_error, OSError) as error:
         raise HubError(_explain(wanted, doing, error)) from error
+    except _NO_HUB as error:
+        from huggingface_hub import constants
+
+        raise HubError(
+            f"{doing} {wanted} failed: {constants.ENDPOINT} answers otherwise than a hub ({type(error).__name__}: "
+            f"{_first_line(error)}); check HF_ENDPOINT, and whether the network wants a login, and run it again"
+        ) from error
+
+
+@contextmanager
+def telling_how_to_download_again() -> Iterator[None]:
+    """Where a CheckpointError says to download a file of the Hugging Face cache again, it says by which command.
+
+    What is there is used without asking the hub, so running the same thing again would find the same file.
+    """
+    try:
+        yield
+    except CheckpointError as error:
+        message = str(error)
+        if not message.endswith(AGAIN) or (found := _CACHED.search(message)) is None:
+            raise
+        command = f"hf download {found['org']}/{found['name']} {found['file']} --revision {found['commit']}"
+        raise CheckpointError(f"{message}: {command} --force-download") from error
 
 
 def _explain(wanted: HubModel, doing: str, error: Exception) -> str:

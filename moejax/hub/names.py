@@ -45,7 +45,7 @@ def hub_model(source: str | Path, revision: str | None = None) -> HubModel | Non
 
 
 def _named(source: str | Path) -> HubModel | None:
-    if isinstance(source, Path):
+    if not isinstance(source, str):
         return None
     if source.startswith(SCHEME):
         repo, at, revision = source.removeprefix(SCHEME).rstrip("/").partition("@")
@@ -78,7 +78,7 @@ def _is_id(name: str) -> bool:
     return len(name) <= _MOST and _ID.fullmatch(name) is not None
 
 
-def _revision(name: str) -> str:
-    if not _REVISION.fullmatch(name) or ".." in name:
+def _revision(name: object) -> str:
+    if not isinstance(name, str) or not _REVISION.fullmatch(name) or ".." in name:
         raise ValueError(f"revision must be a branch, a tag or a commit, got {name!r:.80}")
     return name

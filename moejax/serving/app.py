@@ -15,7 +15,7 @@ import moejax
 from moejax.serving.baseline_api import router as baseline_router
 from moejax.serving.baseline_process import BaselineProcess
 from moejax.serving.documents import complete_document, documented
-from moejax.serving.engine import REFUSALS, Engine
+from moejax.serving.engine import REFUSALS, STOP_SECONDS, Engine
 from moejax.serving.errors import ApiError, json_response
 from moejax.serving.failures import FAILURES, error_of
 from moejax.serving.guard import Guard, HostGuard
@@ -38,7 +38,7 @@ def create_app(engine: Engine, settings: AppSettings) -> FastAPI:
         engine.start()
         yield
         await baseline.close()
-        engine.stop()
+        engine.stop(STOP_SECONDS)
 
     # Without FastAPI's pages of documentation, which load their scripts from elsewhere.
     app = FastAPI(title="moejax", version=moejax.__version__, lifespan=lifespan, docs_url=None, redoc_url=None)

@@ -25,6 +25,7 @@ from moejax.serving.settings import EngineSettings
 from moejax.serving.shapes import Program, kv_cache_bytes, make_shapes
 
 Status = Literal["loading", "ready", "draining", "dead", "stopped"]
+STOP_SECONDS = 2.0  # that a server waits for the thread: far longer than a call of a program takes
 FIRST_PROGRAMS = 2  # of all: with them a short prompt is fed and continued
 
 REFUSALS: dict[Status, str] = {
@@ -146,15 +147,18 @@ class Engine:
                 self._give_up_queue(EngineError(REFUSALS["draining"]))
             self._changed.notify_all()
 
-    def stop(self) -> None:
-        """Gives up all jobs and ends the thread; returns when it has ended, or at once while the model is loading."""
+    def stop(self, seconds: float | None = None) -> None:
+        """Gives up all jobs and ends the thread; returns when it has ended, or at once while the model is loading.
+
+        seconds: after which it returns at the latest. Nothing interrupts a compilation, and `alive` is then true.
+        """
         with self._changed:
             was_loading = self._running is None
             if self.status != "dead":
                 self.status = "stopped"
             self._changed.notify_all()
         if not was_loading:
-            self._thread.join()
+            self._thread.join(seconds)
 
     @property
     def alive(self) -> bool:

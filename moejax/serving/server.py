@@ -13,7 +13,7 @@ from fastapi import FastAPI
 
 from moejax.serving.client_log import log_nothing, log_to
 from moejax.serving.connection import ConnectionRules, connections
-from moejax.serving.engine import Engine
+from moejax.serving.engine import STOP_SECONDS, Engine
 from moejax.serving.settings import ServerSettings
 
 TICKS = 10  # of uvicorn's in a second
@@ -166,7 +166,7 @@ def serve(
         signal.signal(number, lambda *_: None)
     log_to(say, requests=settings.log_requests)
     Server(app, engine, settings, say, on_loading).run(sockets=[listening])
-    engine.stop()  # again, for uvicorn leaves out the end of the application after a second Ctrl-C
+    engine.stop(STOP_SECONDS)  # again, for uvicorn leaves out the end of the application after a second Ctrl-C
     if engine.error is not None and not engine.was_ready:
         raise engine.error
     finished, given_up = engine.metrics.ended()

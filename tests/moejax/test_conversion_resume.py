@@ -145,12 +145,23 @@ def test_a_source_that_changes_meanwhile_is_found(hf: Path, tmp_path: Path) -> N
         moejax.load(tmp_path / "target")
 
 
+def test_what_is_there_and_was_made_otherwise_is_told_by_what_differs(hf: Path, tmp_path: Path) -> None:
+    orbax, back = tmp_path / "orbax", tmp_path / "back"
+    moejax.convert(hf, orbax)
+    says(refusal(hf, orbax, dtype="float32"), orbax, "without --dtype", "with --dtype float32", "--restart")
+    moejax.convert(orbax, back, shard_size="5MB")
+    says(refusal(orbax, back), back, "with --shard-size 5000000", "with --shard-size 5000000000", "--restart")
+    says(refusal(hf, back), back, "to safetensors", "to orbax", "--restart")
+    other = write_hf(tmp_path / "other", CONFIG, weights_of(CONFIG, seed=1), files=2)
+    says(refusal(other, orbax), orbax, "source", "model-00001-of-00002.safetensors", "--restart")
+
+
 def test_other_options_are_refused(hf: Path, tmp_path: Path) -> None:
     target = unfinished(hf, tmp_path / "target")
     message = refusal(hf, target, dtype="bfloat16")
-    says(message, "options", f"moejax convert {hf} {target}")
+    says(message, "without --dtype", "with --dtype bfloat16", f"moejax convert {hf} {target}")
     moejax.convert(hf, target)
-    says(refusal(hf, target, dtype="bf16"), "finished", "another source")
+    says(refusal(hf, target, dtype="bf16"), "finished", "with --dtype bfloat16")
     assert moejax.convert(hf, target, dtype="bf16", restart=True).converted == 7
 
 

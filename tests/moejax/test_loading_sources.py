@@ -42,6 +42,16 @@ def test_a_folder_that_is_not_there(source: str) -> None:
     says(message_of(source), source, "'demo'", "'random:NAME'")
 
 
+@pytest.mark.parametrize("source", [None, 5, b"demo", ["demo"], "a\0b", "~no-such-user/x"], ids=repr)
+def test_what_names_nothing(source: Any) -> None:
+    says(message_of(source), "source", repr(source))
+
+
+def test_a_revision_that_is_no_name() -> None:
+    with refuses(ValueError, "revision", 5):
+        moejax.load("org/name", revision=5)  # pyright: ignore[reportArgumentType]
+
+
 def test_a_file_instead_of_its_folder(tmp_path: Path, tensors: Tensors) -> None:
     file = write(tmp_path, tensors) / SINGLE
     says(message_of(file), file, "config.json")

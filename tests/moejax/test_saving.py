@@ -89,6 +89,51 @@ def test_what_fails_leaves_nothing(tiny: Tiny, tmp_path: Path, monkeypatch: pyte
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("format", ["safetensors", "orbax"])
+def test_no_folder_above_is_left_either(tiny: Tiny, tmp_path: Path, format: Any) -> None:
+    broken = tiny.model.with_params({"layers.1.attention.q": np.full((32, 32), np.inf, np.float32)})
+    (tmp_path / "mine").mkdir()
+    for name in ("new/newer/saved", "mine/new/saved"):
+        with refuses(CheckpointError, "layers.1.attention.q"):
+            moejax.save(broken, tmp_path / name, format=format)
+    assert [path.name for path in tmp_path.rglob("*")] == ["mine"]
+
+
+@pytest.mark.parametrize(
+    ("name", "fact"),
+    [("/dev/null/x", "/dev/null is a file"), ("n" * 300, "long"), ("a\0b", "null"), ("~no-such/x", "home")],
+)
+def test_what_cannot_be_a_folder(tiny: Tiny, tmp_path: Path, name: str, fact: str) -> None:
+    target = name if name.startswith(("/", "~")) else tmp_path / name
+    with refuses(ValueError, fact):
+        moejax.save(tiny.model, target)
+    assert not any(tmp_path.iterdir())
+
+
+def test_what_is_no_folder_and_no_model(tiny: Tiny, tmp_path: Path) -> None:
+    for wrong in (None, 5):
+        with refuses(ValueError, "folder", wrong):
+            moejax.save(tiny.model, wrong)  # pyright: ignore[reportArgumentType]
+    with refuses(ValueError, "moejax.load", "'demo'"):
+        moejax.save("demo", tmp_path / "x")  # pyright: ignore[reportArgumentType]
+
+
+def test_of_two_saves_at_once_one_is_refused(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "new" / "saved"
+    run = saving.run
+
+    def meanwhile(*args: Any, **named: Any) -> Any:
+        monkeypatch.undo()
+        moejax.save(tiny.model, target)
+        return run(*args, **named)
+
+    monkeypatch.setattr(saving, "run", meanwhile)
+    with refuses(ValueError, target, "meanwhile", "new folder"):
+        moejax.save(tiny.model, target, format="orbax")
+    assert (target / "model.safetensors").exists() and not (target / "weights").exists()
+    assert list(target.parent.iterdir()) == [target]
+
+
 def test_its_own_folder_is_gone(tmp_path: Path) -> None:
     model = load_tiny(tmp_path / "one").model
     (tmp_path / "one").rename(tmp_path / "two")

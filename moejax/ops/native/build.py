@@ -178,7 +178,7 @@ def _compile(command: list[str], library: Path) -> None:
     units = [path for path in _sources() if path.suffix == ".cc"]
     _logger.warning("compiling the CPU kernels, once for this machine and compiler: some 15 s, %d parts", len(units))
     part = library.with_suffix(f".{secrets.token_hex(8)}.part")
-    with tempfile.TemporaryDirectory(prefix="moejax-") as scratch, ThreadPoolExecutor(_cores()) as threads:
+    with _scratch() as scratch, ThreadPoolExecutor(_cores()) as threads:
         objects = {path: Path(scratch) / f"{path.stem}.o" for path in units}
         include = ["-isystem", jax.ffi.include_dir()]
         compiling = {
@@ -197,6 +197,21 @@ def _compile(command: list[str], library: Path) -> None:
         finally:
             threads.shutdown(cancel_futures=True)
             part.unlink(missing_ok=True)
+
+
+def _scratch() -> tempfile.TemporaryDirectory[str]:
+    """A folder for the compiler's files.
+
+    Raises:
+        NativeError: where none can be made.
+    """
+    try:
+        return tempfile.TemporaryDirectory(prefix="moejax-")
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        raise NativeError(
+            f"needs a folder for the compiler's files ({where}{error.strerror}): set TMPDIR to one that can be written"
+        ) from error
 
 
 def _make(command: list[str], made: Path, kept: Path) -> None:

@@ -4,7 +4,7 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,13 +16,17 @@ Say = Callable[[str], None]  # writes one line of the stream
 
 @dataclass
 class Stub:
-    """Where it listens, what it was asked, and the most requests that it had at a time."""
+    """Where it listens, what it was asked, and the most requests that it had at a time.
+
+    health: how often /health was asked for.
+    """
 
     base_url: str = ""
     bodies: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     arrivals: list[float] = field(default_factory=list)
     most: int = 0
+    health: int = 0
     _now: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -70,15 +74,24 @@ class Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def serving(answer: Callable[[dict[str, Any], Say], None], *, status: int = 200, text: str = "") -> Iterator[Stub]:
-    """A server on a free port of the loopback; with another `status` it answers `text` to every completion."""
+def serving(
+    answer: Callable[[dict[str, Any], Say], None], *, status: int = 200, text: str = "", health: Sequence[str] = ()
+) -> Iterator[Stub]:
+    """A server on a free port of the loopback; with another `status` it answers `text` to every completion.
+
+    health: what GET /health answers, one after the other, the last of them for ever; nothing is 404.
+    """
+    told = list(health)
     stub = Stub()
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
-            self._whole(200, json.dumps({"data": [{"id": "stub"}]}))
+            if self.path != "/health":
+                return self._whole(200, json.dumps({"data": [{"id": "stub"}]}))
+            stub.health += 1
+            self._whole(200 if told else 404, (told.pop(0) if len(told) > 1 else told[0]) if told else "")
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

@@ -5,6 +5,7 @@ import shlex
 
 import pytest
 
+from moejax.bench import serving_load
 from moejax.cli.bench_serve import EXAMPLES
 from tests.messages import error_line, says
 from tests.moejax.bench.stub_server import serving, steady
@@ -41,6 +42,32 @@ def test_failed_requests_are_shown_and_decide_the_exit_code(call: Call) -> None:
     assert outcome.status == 1
     says(outcome.out, "0 requests", "3 failed")
     error_line(outcome.err, "3 x HTTP 429", "queue is full")
+
+
+def programs(ready: object, of: object) -> str:
+    return json.dumps({"status": "ready", "programs": {"ready": ready, "of": of}})
+
+
+def test_a_server_that_compiles_is_waited_for(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving_load, "POLL_SECONDS", 0)
+    with serving(steady(0.0, 0.0), health=[programs(2, 4), programs(2, 4), programs(3, 4), programs(4, 4)]) as stub:
+        outcome = call("bench", "serve", "--base-url", stub.base_url, *FEW)
+    assert (outcome.status, outcome.err, stub.health, len(stub.bodies)) == (0, "", 4, 3)
+
+
+def test_a_server_that_does_not_go_on_compiling_is_told(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving_load, "POLL_SECONDS", 0)
+    with serving(steady(0.0, 0.0), health=[programs(2, 4), programs(3, 4)]) as stub:
+        outcome = call("bench", "serve", "--base-url", stub.base_url, "--timeout", "0.05", *FEW)
+    assert (outcome.status, len(stub.bodies)) == (0, 3)
+    says(outcome.err, "warning", stub.base_url, "3 of its 4 programs", "0.05 s")
+
+
+@pytest.mark.parametrize("said", ["", "[]", "no JSON", '{"programs": [1, 2]}', programs("2", 4), programs(2, None)])
+def test_a_server_that_says_nothing_of_programs_is_not_waited_for(call: Call, said: str) -> None:
+    with serving(steady(0.0, 0.0), health=[said]) as stub:
+        outcome = call("bench", "serve", "--base-url", stub.base_url, *FEW)
+    assert (outcome.status, outcome.err, stub.health, len(stub.bodies)) == (0, "", 1, 3)
 
 
 def test_without_a_server_the_error_says_how_to_start_one(call: Call) -> None:

@@ -109,16 +109,75 @@ def test_what_cannot_be_answered_is_told_in_its_line_and_the_run_goes_on(
 
 def test_a_second_run_goes_on_behind_what_is_there(call: Call, tiny: Tiny, tiny_folder: Path, tmp_path: Path) -> None:
     files = Files(tmp_path, PLAIN, {"custom_id": "b", **PLAIN}, {"custom_id": "c", "prompt": []})
-    kept = json.dumps({"custom_id": "b", "outputs": "kept", "error": None})
-    files.output.write_text(f'{kept}\n{{"custom_id": "line-1", "outp')
+    assert call("decode", tiny_folder, *files.flags).status == 1
+    lines = {json.loads(line)["custom_id"]: line for line in files.output.read_text().splitlines()}
+    kept = lines["b"].replace('"error": null', '"error":  null')
+    files.output.write_text(f"{kept}\n{lines['c']}\n{lines['line-1'][:40]}")
     done = call("decode", tiny_folder, *files.flags)
     assert done.status == 1
-    says(done.err, "2 lines answered", "1 were there before", "1 of 3 lines failed")
+    says(done.err, "1 lines answered", "2 were there before", "1 of 3 lines failed", "1 of them", "delete")
     assert files.output.read_text().startswith(f"{kept}\n")
     assert files.answers["line-1"]["outputs"][0]["token_ids"]
     before = files.output.read_bytes()
     assert call("decode", tiny_folder, *files.flags).status == 1  # an error stays one
     assert files.output.read_bytes() == before
+    files.output.write_text(before.decode().replace(f"{lines['c']}\n", ""))
+    done = call("decode", tiny_folder, *files.flags)  # and is tried again where its line was deleted
+    says(done.err, "1 lines answered", "1 of 3 lines failed")
+    assert "of them" not in done.err and len(files.answers) == 3
+
+
+def test_answers_to_another_question_are_refused_by_name(call: Call, tiny_folder: Path, tmp_path: Path) -> None:
+    files = Files(tmp_path, {"custom_id": "a", **PLAIN}, openai("b", prompt="x"), PLAIN, {"prompt": []})
+    assert call("decode", tiny_folder, *files.flags).status == 1
+    written, asked = files.output.read_bytes(), files.input.read_text()
+
+    def refused(checkpoint: str | Path = tiny_folder) -> str:
+        done = call("decode", checkpoint, *files.flags)
+        assert done.status == 2 and files.output.read_bytes() == written
+        return done.err
+
+    files.input.write_text(asked.replace('"prompt": "x"', '"prompt": "y"'))
+    error_line(refused(), files.output, "'b'", "line 2", files.input, "delete", "--output")
+    files.input.write_text(asked.replace('"prompt": []', '"prompt": [5]'))
+    error_line(refused(), files.output, "'line-4'", "line 4")
+    files.input.write_text(asked.replace('"max_tokens": 4', '"max_tokens": 5'))
+    error_line(refused(), "edited", "1 more")
+    files.input.write_text(asked)
+    error_line(refused(TOO_LARGE), "model", f"'{tiny_folder.name}'", f"'{TOO_LARGE}'", "3 more")
+    assert call("decode", tiny_folder, *files.flags).status == 1
+
+
+def test_an_input_that_is_edited_meanwhile_ends_the_run(
+    call: Call, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = Files(tmp_path, PLAIN)
+    answer_lines = run.answer_lines
+
+    def edited(*args: Any, **named: Any) -> None:
+        with files.input.open("a") as stream:
+            stream.write('{"prompt": "new"}\n')
+        answer_lines(*args, **named)
+
+    monkeypatch.setattr(run, "answer_lines", edited)
+    error_line(call("decode", tiny_folder, *files.flags, "--quiet").err, files.input, "line 2", "again")
+    monkeypatch.undo()
+    assert call("decode", tiny_folder, *files.flags).status == 0
+    assert set(files.answers) == {"line-1", "line-2"}
+
+
+def test_answers_under_other_flags_are_refused(call: Call, tiny_folder: Path, tmp_path: Path) -> None:
+    files = Files(tmp_path, PLAIN)
+    assert call("decode", tiny_folder, *files.flags, "--temperature", "1", "--seed", "1").status == 0
+    for more in ([], ["--temperature", "1", "--seed", "2"], ["--temperature", "1", "--seed", "1", "--chat"]):
+        error_line(call("decode", tiny_folder, *files.flags, *more).err, files.output, "'line-1'", "sampling flags")
+    done = call("decode", tiny_folder, *files.flags, "--seed", "1", "--temperature", "1.0")
+    assert done.status == 0 and len(files.answers) == 1
+    files.output.write_bytes(2 * files.output.read_bytes())
+    again = call("decode", tiny_folder, *files.flags, "--temperature", "1", "--seed", "1")
+    error_line(again.err, "line 2", "second", "'line-1'")
+    files.output.write_text('{"custom_id": "line-1", "outputs": [], "error": null}\n')
+    error_line(call("decode", tiny_folder, *files.flags).err, "'line-1'", "does not say")
 
 
 def test_lines_that_have_no_room_together_are_decoded_in_parts(

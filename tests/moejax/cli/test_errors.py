@@ -4,16 +4,17 @@ import io
 import json
 import re
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
-from moejax.cli import startup
+from moejax.cli import prompts, startup
 from moejax.cli.errors import describe, with_flags
 from moejax.cli.foreign_flags import NOT_HERE, OURS, SERVING_NOT_HERE, SERVING_OURS
 from moejax.cli.prompts import read_prompts
 from moejax.decoding.failures import NonFiniteLogitsError
-from tests.messages import error_line, says
+from tests.messages import error_line, refuses, says
 from tests.moejax.cli.conftest import Call
 from tests.moejax.decoding.tiny_checkpoint import Tiny
 
@@ -293,9 +294,25 @@ def test_a_prompt_may_be_in_a_file(text: str, tmp_path: Path, monkeypatch: pytes
     assert read_prompts([text.format(file=tmp_path / "notes")], []) == [expected]
 
 
+def test_an_empty_stop_is_told_by_its_flag(call: Call) -> None:
+    error_line(call("decode", "demo", "--prompt", "x", "--stop", "").err, "--stop", "empty")
+
+
+def test_a_file_without_an_end_is_not_read_to_it(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prompts, "MOST_BYTES", 1000)
+    error_line(call("decode", "demo", "--prompt", "@/dev/zero").err, "--prompt @/dev/zero", "1,000 bytes")
+    for given, refused in (b"x" * 1000, False), (b"x" * 1001, True):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(given)))
+        with refuses(ValueError, "--prompt -", "1,000 bytes") if refused else nullcontext():
+            assert read_prompts(["-"], []) == [given.decode()]
+
+
 def test_files_that_are_no_prompt(call: Call, tmp_path: Path) -> None:
     (tmp_path / "empty").write_text("\n")
     (tmp_path / "latin").write_bytes(b"\xe9")
-    for name, facts in (("none", ("No such file", "@@")), ("empty", ("empty",)), ("latin", ("UTF-8", "0xe9"))):
+    (tmp_path / "folder").mkdir()
+    cases = {"none": ("No such file", "@@"), "empty": ("empty",), "latin": ("UTF-8", "0xe9"), "folder": ("directory",)}
+    for name, facts in cases.items():
         error_line(call("decode", "demo", "--prompt", f"@{tmp_path / name}").err, tmp_path / name, *facts)
+    error_line(call("decode", "demo", "--prompt", "@~no-such-user/x").err, "--prompt", "'~no-such-user/x'", "home")
     error_line(call("decode", "demo", "--prompt", "-", "--prompt", "@-").err, "standard input", "once")

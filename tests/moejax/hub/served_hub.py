@@ -28,12 +28,16 @@ class Hub:
 
     models: files by name, of each model; files of the revision v1 begin with "v1/".
     gated: models whose files are for those who have TOKEN.
+    api: what all of its API answers, where it is no hub.
+    damaged: file -> what is sent for it, under the ETag of what it should be.
     cuts: file -> how many bytes of it are sent before the connection breaks, each used once.
     requests: method and path of each, in their order; ranges: of those that asked for a part of a file.
     """
 
     models: dict[str, Mapping[str, bytes]] = field(default_factory=dict)
     gated: set[str] = field(default_factory=set)
+    api: bytes | None = None
+    damaged: dict[str, bytes] = field(default_factory=dict)
     cuts: dict[str, list[int]] = field(default_factory=dict)
     requests: list[tuple[str, str]] = field(default_factory=list)
     ranges: list[str] = field(default_factory=list)
@@ -98,6 +102,8 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(address.path)
         self.asked.requests.append((self.command, path))
         parts = path.strip("/").split("/")
+        if parts[0] == "api" and self.asked.api is not None:
+            return self._answer(200, self.asked.api)
         if parts[:2] == ["api", "models"]:
             repo, what = "/".join(parts[2:4]), (*parts[4:], "revision", "main")
             return self._api(repo, what[0], what[1])
@@ -126,7 +132,8 @@ class _Handler(BaseHTTPRequestHandler):
         known = {"X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
         if raw is None:
             return self._answer(404, b"", {"X-Error-Code": "EntryNotFound", **known})
-        known |= {"ETag": f'"{_etag(raw)}"', "X-Linked-Size": str(len(raw))}
+        etag, raw = _etag(raw), self.asked.damaged.get(name, raw)
+        known |= {"ETag": f'"{etag}"', "X-Linked-Size": str(len(raw))}
         begin = 0
         if asked := self.headers.get("Range"):
             self.asked.ranges.append(asked)

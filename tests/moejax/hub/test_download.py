@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,12 +10,14 @@ from collections import namedtuple
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 from huggingface_hub import constants
 
 import moejax
 from moejax.checkpoint import DEMO_FOLDER, open_checkpoint
+from moejax.hub.failures import HubError
 from tests.convert.checkpoint_files import SINGLE, write_sharded
 from tests.messages import error_line, refuses
 from tests.moejax.cli.conftest import Call, call  # noqa: F401
@@ -183,6 +186,32 @@ def test_a_copy_in_the_cache_that_lacks_a_weight_is_completed(hub: Hub) -> None:
     assert hub.sent == [SINGLE]
 
 
+@pytest.mark.parametrize("api", [b"<!DOCTYPE html><html>log in</html>", b"5", b'{"sha": 5, "siblings": [{}]}'])
+def test_a_server_that_is_no_hub_is_told(hub: Hub, api: bytes) -> None:
+    hub.api = api
+    with refuses(HubError, NAME, hub.address, "hub", "HF_ENDPOINT"):
+        open_checkpoint(NAME)
+    hub.api = None
+    assert open_checkpoint(NAME).folder.name == COMMIT
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", SINGLE])
+def test_a_damaged_file_in_the_cache_is_told_with_the_command_that_replaces_it(
+    hub: Hub, tmp_path: Path, name: str
+) -> None:
+    hub.damaged[name] = b"<!DOCTYPE html><html>log in</html>"
+    with refuses(ValueError, name, f"hf download {NAME} {name} --revision {COMMIT} --force-download"):
+        _ = open_checkpoint(NAME).tokenizer
+    hub.damaged.clear()
+    with pytest.raises(ValueError) as caught:  # nothing asks the hub for what is there
+        _ = open_checkpoint(NAME).tokenizer
+    command = str(caught.value).partition("again: ")[2].split()
+    settings = {"HF_ENDPOINT": hub.address, "HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+    subprocess.run(command, capture_output=True, env=os.environ | settings, check=True)
+    opened = open_checkpoint(NAME)
+    assert opened.tokenizer is not None and (opened.folder / name).read_bytes() == hub.models[NAME][name]
+
+
 def test_a_disk_that_is_too_small_is_told_first(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 0, 5_000_000))
@@ -223,6 +252,43 @@ def test_commands_take_an_id_and_a_revision(hub: Hub, call: Call, tmp_path: Path
     for command in (asked, ("mesh", "show", NAME, "--mesh", "tensor=1")):
         error_line(call(*command, "--revision", "v7").err, NAME, "v7")
     assert OLD not in {path for _, path in hub.requests}
+
+
+@pytest.mark.parametrize("revision", [COMMIT, "v7"])
+def test_verify_takes_a_revision(hub: Hub, call: Call, revision: str) -> None:  # noqa: F811
+    done = call("verify", SHARDED, "--mesh", "expert=2", "--revision", revision, "--quiet", "--json")
+    assert {path.split("/")[4] for method, path in hub.requests if "/resolve/" in path} <= {revision}
+    if revision == COMMIT:
+        assert (done.status, done.err) == (0, "") and json.loads(done.out)
+        assert set(hub.sent) >= set(SHARDS)
+    else:
+        error_line(done.err, SHARDED, revision)
+        assert (done.status, hub.sent) == (2, [])
+
+
+@pytest.mark.parametrize("revision", [COMMIT, "v7"])
+def test_serve_takes_a_revision(hub: Hub, tmp_path: Path, revision: str) -> None:
+    settings = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+    flags = ("--port", "0", "--max-batch", "1", "--max-seq-len", "64", "--revision", revision, "--baseline", "none")
+    command = [sys.executable, "-m", "moejax", "serve", NAME, *flags]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | settings) as process:
+        assert process.stderr is not None
+        try:
+            for line in process.stderr:
+                if "ready: open" in line or line.startswith("error:"):
+                    break
+            else:
+                pytest.fail("it said nothing of an end")
+            if revision == COMMIT:
+                (url,) = re.findall(r"ready: open (\S+)/", line)
+                assert [one["id"] for one in httpx.get(f"{url}/v1/models").json()["data"]] == ["whole"]
+                assert NEEDED <= set(hub.sent)
+            else:
+                error_line(line, NAME, revision)
+                assert hub.sent == []
+        finally:
+            process.kill()
+    assert {path.split("/")[4] for _, path in hub.requests if "/resolve/" in path} <= {revision}
 
 
 def test_a_command_of_its_own_reads_the_settings_of_huggingface_hub(hub: Hub, tmp_path: Path) -> None:

@@ -106,6 +106,7 @@ def running(
             server.should_exit = True
             thread.join(WAIT_SECONDS)
             assert not thread.is_alive(), "the server does not end"
+            engine.stop()
 
 
 def job(model: "moejax.Model", prompt: object, number: int, **params: object) -> ServedRequest:

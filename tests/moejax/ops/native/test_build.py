@@ -204,6 +204,16 @@ def test_other_machines_are_refused(system: str, machine: str, monkeypatch: pyte
     says(str(library.cannot(current_device())), f"{system} on {machine}")
 
 
+def test_without_a_temporary_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for tempdir, fact in ((None, "temporary directory"), (str(folder / "none"), str(folder / "none"))):
+        monkeypatch.setattr("tempfile.tempdir", tempdir)
+        with monkeypatch.context() as patch:
+            if tempdir is None:
+                patch.setattr("tempfile._candidate_tempdir_list", lambda: [str(folder / "none")])
+            with refuses(NativeError, fact, "TMPDIR"):
+                build.built_library()
+
+
 def test_other_devices_are_refused() -> None:
     with tracing_for(A100):
         says(str(library.cannot(current_device())), "CPU", "NVIDIA A100-SXM4-80GB (gpu)")
