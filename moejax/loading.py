@@ -20,7 +20,7 @@ from moejax.families.config import ModelConfig, sequence_limit
 from moejax.families.table import RANDOM, named_config, parameters_of, weights_of
 from moejax.model.cache import KVCache, empty_cache
 from moejax.model.model import Transformer
-from moejax.model.scoring import teacher_forced
+from moejax.model.scoring import check_tokens
 from moejax.model.structure import Structure, make_parallel, make_structure, mesh_devices
 from moejax.model.tensors import read_tensor, replace_tensors, with_tensors
 from moejax.moe.parallel import Parallel
@@ -28,20 +28,17 @@ from moejax.moe.split import Split, dispatch_name, resolve_split
 from moejax.ops.table import prepare_backend
 from moejax.planning.auto import AUTO, auto_split
 from moejax.planning.footprint import weight_bytes
+from moejax.reading import random_params, read_params
 from moejax.runtime.accelerators import tell_unused_accelerator
 from moejax.runtime.agreement import check_same
 from moejax.runtime.ambient import in_settled
-from moejax.runtime.huge_pages import HugePages
+from moejax.runtime.keywords import known_keywords
 from moejax.runtime.program_cache import keep_programs_by_default
 from moejax.runtime.programs import Programs
 from moejax.text.tokenizer import Tokenizer, missing_tokenizer_message
 from moejax.weights.dtypes import resolve_dtype
-from moejax.weights.filling import Empty, filled
-from moejax.weights.layouts import Piece
 from moejax.weights.params import ParamTree
-from moejax.weights.random import random_value
-from moejax.weights.storage import Stored
-from moejax.weights.weight import Weight, logical_tensors
+from moejax.weights.weight import logical_tensors
 
 _logger = logging.getLogger(__name__)
 
@@ -143,7 +140,8 @@ class Model:
         new: name (ours or Hugging Face's) -> floating-point numbers of the weight's shape, to be rounded to the dtype.
 
         Raises:
-            ValueError: for an unknown name, a weight named twice, another shape, or no floating-point numbers.
+            ValueError: for an unknown name, a weight named twice, another shape, no floating-point numbers, or finite
+                ones that are infinite in the dtype.
         """
         return replace(self, params=with_tensors(self.structure, self.params, new))
 
@@ -151,7 +149,8 @@ class Model:
         """`params` (as `Model.params`) with the weights that `new` names, for use inside a traced function.
 
         Raises:
-            ValueError: as `with_params`; and under `jax.grad`, where the backend or the dtype has no gradients.
+            ValueError: as `with_params`, of what is known of arrays that are traced; and under `jax.grad`, where the
+                backend or the dtype has no gradients.
         """
         return replace_tensors(self.structure, params, new)
 
@@ -167,19 +166,35 @@ class Model:
         """A key/value cache of zeros for `batch` sequences of `length` positions, for a forward pass of your own.
 
         The batch has to divide over the devices that share it (`data`; of other dispatches than replicated, `expert`).
+
+        Raises:
+            ValueError: for sizes that are not whole numbers from 1.
         """
+        for name, size in (("batch", batch), ("length", length)):
+            if not isinstance(size, int | np.integer) or isinstance(size, bool) or size < 1:
+                raise ValueError(f"{name} of a cache must be a whole number from 1, got {size!r}")
         return empty_cache(self.config, batch, length, self.dtype, self.parallel)
 
     def forward(
-        self, params: ParamTree, tokens: Int[Array, "B T"], lengths: Int[Array, " B"] | None = None
+        self,
+        params: ParamTree,
+        tokens: Int[Array | np.ndarray, "B T"],
+        lengths: Int[Array | np.ndarray, " B"] | None = None,
     ) -> Float[Array, "B T V"]:
-        """Next-token logits at every position, float32, teacher-forced, for use inside a traced function.
+        """Next-token logits at every position, float32, teacher-forced: inside a traced function a part of it.
 
+        Outside, it is compiled when a shape is new.  params: as `Model.params`.  tokens: at most `max_seq_len` each.
         lengths: how many tokens of each sequence are real; None is all.
+
+        Raises:
+            ValueError: for other params, what are no whole numbers [B, T] and [B], a sequence that is too long, and,
+                where they are not traced, ids and lengths out of range.
         """
-        return teacher_forced(self.merged(params), tokens, lengths)
+        check_tokens(tokens, lengths, self.config, self.max_seq_len)
+        return self.structure.scored(params, tokens, lengths)
 
 
+@known_keywords
 @in_settled
 def load(
     source: str | Path | Checkpoint,
@@ -202,9 +217,9 @@ def load(
             the cache there or downloaded, or "random:NAME" for random weights of a named configuration or of a
             config.json. A folder that is open already (`open_checkpoint`) is not opened again.
         mesh: devices along the axes data, expert and tensor, as in "expert=4,tensor=2", a dict or a `MeshConfig`; None
-            is one device. "dp", "ep" and "tp" are the same axes. Of a `jax.sharding.Mesh` its devices are taken. "auto"
-            is the split over all devices that `compare_meshes` ranks first; it logs which, and why. A `Split` names the
-            dispatch as well.
+            is one device. Of a `jax.sharding.Mesh` with axes of these names its devices are taken. "auto" is the split
+            over all devices that `compare_meshes` ranks first; it logs which, and why. A `Split` names the dispatch as
+            well.
         dtype: "bfloat16", "float16" or "float32" (also "bf16", "fp16", "f32"), or "auto" for the checkpoint's own; or
             what JAX and numpy call them (`jnp.bfloat16`).
         max_seq_len: most tokens of prompt and output together; None is the model's own limit. It is a limit, nothing
@@ -225,26 +240,80 @@ def load(
             given as well, in one line that says what to do. Weights are only read once all else was checked.
     """
     keep_programs_by_default()
+    _check_words(mesh, dispatch, seed)
+    tell_unused_accelerator()
+    available = chosen_devices(devices, mesh)
+    backend = prepare_backend(expert_backend, jax.default_backend())
+    opened = _opened(source, dtype, revision)
+    limit = sequence_limit(max_seq_len, opened.config)
+    split = _split(mesh, dispatch, opened, limit, available)
+    structure, plan = _admitted(opened, split, backend, available, micro_batches)
+    _log(logging.INFO, split.remark)
+    _check_same(opened, split, backend, limit, seed, micro_batches)
+    return _filled(structure, limit, opened, plan, seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Opened:
+    """What is loaded, and in which dtype.  checkpoint: None where weights are random."""
+
+    source: str
+    config: ModelConfig
+    dtype: str
+    checkpoint: Checkpoint | None
+
+
+def _check_words(mesh: Any, dispatch: str, seed: Any) -> None:
+    """What is wrong before anything is opened."""
     if mesh != AUTO and not isinstance(mesh, Split):
         mesh_config(mesh)
     if dispatch != "auto":
         dispatch_name(dispatch)
-    tell_unused_accelerator()
-    available = chosen_devices(devices, mesh)
-    backend = prepare_backend(expert_backend, jax.default_backend())
-    config, resolved_dtype, checkpoint = _opened(source, dtype, revision)
-    limit = sequence_limit(max_seq_len, config)
-    split = _chosen_split(mesh, dispatch, config, resolved_dtype, limit, available)
-    # Before anything is built of a size that config.json says: whether the weights are there, and room for them.
+    if not isinstance(seed, int | np.integer) or isinstance(seed, bool):
+        raise ValueError(f"seed must be a whole number, got {seed!r}")
+
+
+def _opened(source: str | Path | Checkpoint, dtype: str | np.dtype | type, revision: str | None) -> _Opened:
+    """Raises ValueError as `load`."""
+    if revision is not None and (isinstance(source, Checkpoint) or str(source).startswith(RANDOM)):
+        raise ValueError(f"revision={revision} is of a model on Hugging Face that is given by its name")
+    if isinstance(source, str) and source.startswith(RANDOM):
+        config, resolved = named_config(source.removeprefix(RANDOM)), resolve_dtype(dtype, auto="bfloat16")
+        return _Opened(source=source, config=config, dtype=resolved, checkpoint=None)
+    resolve_dtype(dtype, auto="float32")  # a wrong word is refused before the folder is opened
+    checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, revision)
+    resolved = resolve_dtype(dtype, auto=checkpoint.dtype)
+    return _Opened(source=str(checkpoint.folder), config=checkpoint.config, dtype=resolved, checkpoint=checkpoint)
+
+
+def _split(mesh: Any, dispatch: str, opened: _Opened, limit: int, available: Sequence[Any]) -> Split:
+    if isinstance(mesh, Split):
+        return mesh
+    if mesh == AUTO:
+        return auto_split(opened.config, opened.dtype, limit, dispatch, available)
+    return resolve_split(opened.config, mesh_config(mesh), dispatch)
+
+
+def _admitted(
+    opened: _Opened, split: Split, backend: str, available: Sequence[Any], micro_batches: int
+) -> tuple[Structure, TensorPlan | None]:
+    """The model without its numbers, and where each is read from, once it is known that all are there and fit.
+
+    Before anything is built of a size that config.json says.
+    """
+    config, checkpoint = opened.config, opened.checkpoint
     plan = None if checkpoint is None else checkpoint.plan(logical_tensors(weights_of(config)))
     parallel = make_parallel(config, split.mesh.build(available), split.dispatch, micro_batches=micro_batches)
-    check_fits(config, parallel, resolved_dtype)
-    _log(logging.INFO, split.remark)
-    structure = make_structure(config, backend, resolved_dtype, parallel)
+    check_fits(config, parallel, opened.dtype)
+    return make_structure(config, backend, opened.dtype, parallel), plan
+
+
+def _check_same(opened: _Opened, split: Split, backend: str, limit: int, seed: int, micro_batches: int) -> None:
+    """That all processes of this run were given the same."""
     check_same(
         {
-            "model configuration": config,
-            "dtype": resolved_dtype,
+            "model configuration": opened.config,
+            "dtype": opened.dtype,
             "mesh": split.mesh,
             "dispatch": split.dispatch,
             "micro_batches": micro_batches,
@@ -253,8 +322,12 @@ def load(
             "seed of random weights": seed,
         }
     )
+
+
+def _filled(structure: Structure, limit: int, opened: _Opened, plan: TensorPlan | None, seed: int) -> Model:
+    checkpoint = opened.checkpoint
     if checkpoint is None or plan is None:
-        tokenizer, no_tokenizer_reason = None, random_tokenizer_message(str(source))
+        tokenizer, no_tokenizer_reason = None, random_tokenizer_message(opened.source)
         params, ignored = random_params(structure, seed), {}
     else:
         _log(logging.WARNING, *checkpoint.remarks, checkpoint.tokenizer_remark)
@@ -272,39 +345,6 @@ def load(
         programs=Programs(structure.parallel.sharding()),
         folder=None if checkpoint is None else checkpoint.folder,
     )
-
-
-def _chosen_split(
-    mesh: MeshConfig | str | Mapping[str, int] | Mesh | Split | None,
-    dispatch: str,
-    config: ModelConfig,
-    dtype: str,
-    max_seq_len: int,
-    available: Sequence[Any],
-) -> Split:
-    """The split that `load` was asked for, or the one that the comparison of all ranks first."""
-    if isinstance(mesh, Split):
-        return mesh
-    if mesh == AUTO:
-        return auto_split(config, dtype, max_seq_len, dispatch, available)
-    return resolve_split(config, mesh_config(mesh), dispatch)
-
-
-def _opened(
-    source: str | Path | Checkpoint, dtype: str | np.dtype | type, revision: str | None
-) -> tuple[ModelConfig, str, Checkpoint | None]:
-    """What is loaded, and in which dtype; no checkpoint where weights are random.
-
-    Raises:
-        ValueError: as `load`.
-    """
-    if revision is not None and (isinstance(source, Checkpoint) or str(source).startswith(RANDOM)):
-        raise ValueError(f"revision={revision} is of a model on Hugging Face that is given by its name")
-    if isinstance(source, str) and source.startswith(RANDOM):
-        return named_config(source.removeprefix(RANDOM)), resolve_dtype(dtype, auto="bfloat16"), None
-    resolve_dtype(dtype, auto="float32")  # a wrong word is refused before the folder is opened
-    checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source, revision)
-    return checkpoint.config, resolve_dtype(dtype, auto=checkpoint.dtype), checkpoint
 
 
 def _log(level: int, *remarks: str | None) -> None:
@@ -350,41 +390,3 @@ def check_fits(config: ModelConfig, parallel: Parallel, dtype: str) -> None:
             f"{'more devices along expert or tensor' if several else 'a device with more memory, or a mesh of several'}"
             + (", or dtype=bfloat16" if dtype == "float32" else "")
         )
-
-
-def random_params(structure: Structure, seed: int) -> ParamTree:
-    """Random weights, made on the devices one array at a time."""
-    sharding, empty = structure.parallel.sharding, _host_memory()
-    return structure.pack(
-        lambda weight, piece, held, declared: random_value(weight, piece, held, declared, sharding, seed, empty)
-    )
-
-
-def read_params(checkpoint: Checkpoint, plan: TensorPlan, structure: Structure) -> ParamTree:
-    """Reads every parameter onto its devices, one at a time.
-
-    Each part of a parameter that devices of this process hold is read once, and nothing else is.
-
-    Raises:
-        CheckpointError: for a damaged tensor, by name.
-    """
-    sharding, empty = structure.parallel.sharding, _host_memory()
-
-    def make(weight: Weight, piece: Piece, held: Sequence[int], declared: Stored) -> Stored:
-        sources = [plan.sources[tensor.path] for tensor in weight.tensors()]
-
-        def read(entry: int | None, where: tuple[slice, ...], out: np.ndarray) -> None:
-            expert = 0 if entry is None or piece.places is None else held[piece.places[entry]]
-            if expert < len(sources):
-                checkpoint.tensors.read_into(sources[expert], out, where)
-            else:
-                out[...] = 0  # an empty place
-
-        return filled(declared, piece, sharding, empty, read)
-
-    return structure.pack(make)
-
-
-def _host_memory() -> Empty:
-    """What makes host memory for numbers on their way to devices; those of a CPU keep it, so it is in huge pages."""
-    return HugePages().empty if jax.default_backend() == "cpu" else np.empty

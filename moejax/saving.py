@@ -32,6 +32,7 @@ from moejax._convert.tensor_info import Index
 from moejax.conversion import DEFAULT_SHARD_SIZE, links_out, parse_size, side_bytes, side_files
 from moejax.families.table import family_of, weights_of
 from moejax.loading import Model
+from moejax.runtime.keywords import known_keywords
 from moejax.runtime.paths import user_path
 from moejax.weights.weight import LogicalTensor, logical_tensors
 
@@ -40,6 +41,7 @@ _logger = logging.getLogger(__name__)
 _WORDS = {dtype.name: word for word, dtype in FLOAT_DTYPES.items()}
 
 
+@known_keywords
 def save(
     model: Model,
     folder: str | Path,

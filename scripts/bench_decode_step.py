@@ -15,9 +15,9 @@ from moejax._sharding import MeshConfig
 from moejax.decoding import steps
 from moejax.decoding.state import DecodeState, Features, empty_state
 from moejax.families.config import ModelConfig
-from moejax.loading import random_params
 from moejax.model.structure import PLACEMENT, make_parallel, make_structure
 from moejax.moe.parallel import Parallel
+from moejax.reading import random_params
 from moejax.runtime.buckets import STEPS_PER_CALL
 from moejax.runtime.platform import current_device
 from moejax.weights.params import ParamTree

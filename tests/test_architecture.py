@@ -26,7 +26,7 @@ PACKAGES = ("sharding", "convert", "moejax")
 # Inside moejax, from the top down: a folder (or a file beside them) imports from itself and from those below it.
 FLOORS = (
     *("cli", "bulk", "serving", "bench", "saving", "conversion", "measuring", "decoding", "loading", "planning"),
-    *("checkpoint", "hub"),
+    *("reading", "checkpoint", "hub"),
     *("model", "moe", "ops", "families", "weights", "text", "runtime"),
 )
 LINKED = re.compile(r"^moejax\._(sharding|convert)\b")

@@ -31,8 +31,15 @@ def hub_model(source: str | Path, revision: str | None = None) -> HubModel | Non
     """The model on Hugging Face that `source` names; None where it names none, or a folder or file that is here.
 
     Raises:
-        ValueError: for an address or revision that cannot be one, two revisions, and one of what is not there.
+        ValueError: for what is no name, an address or revision that cannot be one, two revisions, and one of what is
+            not there.
     """
+    if not isinstance(source, str | Path):
+        raise ValueError(
+            f"got {source!r:.80} as the source of a model; give 'demo', a folder, or the id of a model on Hugging Face"
+        )
+    if not isinstance(revision, str | None):
+        raise ValueError(f"revision must be a branch, a tag or a commit, got {revision!r:.80}")
     found = _named(source)
     if revision is None:
         return found

@@ -1,7 +1,8 @@
 """A model without its numbers: what there is before weights are read, and all that compiling it needs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from moejax.families.config import ModelConfig
 from moejax.families.table import weights_of
 from moejax.model.gradients import refuse_gradients
 from moejax.model.model import Transformer
+from moejax.model.scoring import teacher_forced
 from moejax.moe.parallel import Parallel
 from moejax.moe.split import dispatch_name, make_rules, micro_batch_count
 from moejax.ops.table import BACKENDS, BackendName, backend_name, make_ops, resolve_backend
@@ -48,20 +50,41 @@ class Structure:
         """The module with `params` in it, for use inside a traced function.
 
         Raises:
-            ValueError: where gradients are taken with respect to them and there are none.
+            ValueError: for other params, and where gradients are taken with respect to them and there are none.
         """
+        self._check_params(params)
         return merge(self.graphdef, self.abstract, self.differentiated(params))
+
+    def scored(self, params: ParamTree, tokens: Array, lengths: Array | None) -> Array:
+        """`teacher_forced` with given parameters: a part of what is being traced, else compiled once for each shape.
+
+        Raises:
+            ValueError: as `merged`.
+        """
+        self._check_params(params)
+        return self._scored(params, tokens, lengths)
+
+    @cached_property
+    def _scored(self) -> Callable[[ParamTree, Array, Array | None], Array]:
+        return jax.jit(lambda params, tokens, lengths: teacher_forced(self.merged(params), tokens, lengths))
+
+    def _check_params(self, params: Any) -> None:
+        if not isinstance(params, Mapping) or not params.keys() >= self.abstract.keys():
+            raise ValueError(
+                f"params must be those of a model, as model.params has them, got a {type(params).__name__}"
+            )
 
     def differentiated(self, tree: Any) -> Any:
         """The same weights; under `jax.grad` an error where this backend or dtype has no gradients."""
-        if not BACKENDS[self.backend].differentiable:
-            able = next(name for name, row in BACKENDS.items() if row.differentiable)
-            return refuse_gradients(
-                tree, f"expert backend {self.backend!r} has no gradients: load the model with expert_backend={able!r}"
-            )
-        if self.dtype != "float32":  # keys and values in 16 bits are kept as bits, through which no gradient passes
-            return refuse_gradients(tree, f"a model in {self.dtype} has no gradients: load it with dtype='float32'")
-        return tree
+        # Keys and values in 16 bits are kept as bits, through which no gradient passes.
+        if BACKENDS[self.backend].differentiable and self.dtype == "float32":
+            return tree
+        able = next(name for name, row in BACKENDS.items() if row.differentiable)
+        return refuse_gradients(
+            tree,
+            f"a model in {self.dtype} with expert backend {self.backend!r} has no gradients: load it with "
+            f"dtype='float32', expert_backend={able!r}",
+        )
 
     def placements(self) -> list[Placement]:
         """Where every parameter lives: its split, bytes per device, and what is repeated."""

@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -40,11 +42,12 @@ def with_tensors(structure: Structure, params: ParamTree, new: Mapping[str, Arra
     """`params` with the tensors that `new` names, each array where it was.
 
     Raises:
-        ValueError: as `checked`.
+        ValueError: as `checked`, and for finite numbers that are infinite in the model's dtype.
     """
     sharding, placed = structure.parallel.sharding, {}
     for path, (tensor, numbers) in checked(new, structure.config).items():
-        placed[path] = jax.device_put(numbers.copy(), sharding(*tensor.weight.axes))  # as above
+        _check_rounded(path, numbers, structure.dtype)
+        placed[path] = jax.device_put(jnp.array(numbers), sharding(*tensor.weight.axes))  # as above
     changed = replace_tensors(structure, params, placed)
     # Compiled programs take arrays only from where they were when the program was made.
     return {
@@ -61,7 +64,7 @@ def replace_tensors(structure: Structure, params: ParamTree, new: Mapping[str, A
     """
     parallel, layout = structure.parallel, make_ops(structure.backend).layout
     found, by_weight = checked(new, structure.config), dict[str, dict[int | None, Array]]()
-    numbers = structure.differentiated({path: array for path, (_, array) in found.items()})
+    numbers = structure.differentiated({path: jnp.asarray(array) for path, (_, array) in found.items()})
     for path, (tensor, _) in found.items():
         by_weight.setdefault(tensor.weight.parameter, {})[tensor.expert] = numbers[path]
 
@@ -84,16 +87,19 @@ def replace_tensors(structure: Structure, params: ParamTree, new: Mapping[str, A
     return params | changed
 
 
-def checked(new: Mapping[str, ArrayLike], config: ModelConfig) -> dict[str, tuple[LogicalTensor, Array]]:
+def checked(new: Any, config: ModelConfig) -> dict[str, tuple[LogicalTensor, Array | np.ndarray]]:
     """Path -> the tensor that a name stands for, and its new numbers.
 
     Raises:
-        ValueError: for an unknown name, a tensor that is named twice, another shape, or no floating-point numbers.
+        ValueError: for no mapping, an unknown name, a tensor that is named twice, another shape, or no floating-point
+            numbers.
     """
-    found: dict[str, tuple[LogicalTensor, Array]] = {}
+    if not isinstance(new, Mapping):
+        raise ValueError(f"new weights must be a mapping, {{name: array}}, got a {type(new).__name__}")
+    found: dict[str, tuple[LogicalTensor, Array | np.ndarray]] = {}
     names: dict[str, str] = {}
     for name, given in new.items():
-        tensor, numbers = find_tensor(name, config), jnp.asarray(given)
+        tensor, numbers = find_tensor(name, config), _as_array(name, given)
         if tensor.path in names:
             raise ValueError(f"{names[tensor.path]!r} and {name!r} are names of the same weight: give one of them")
         if numbers.shape != tensor.weight.shape:
@@ -104,6 +110,23 @@ def checked(new: Mapping[str, ArrayLike], config: ModelConfig) -> dict[str, tupl
             raise ValueError(f"{name!r} must be floating-point numbers, got {numbers.dtype}: convert them first")
         names[tensor.path], found[tensor.path] = name, (tensor, numbers)
     return found
+
+
+def _as_array(name: str, given: Any) -> Array | np.ndarray:
+    try:
+        return given if isinstance(given, jax.Array) else np.asarray(given)
+    except ValueError as error:  # lists of different lengths
+        raise ValueError(f"{name!r} must be an array of numbers, got a {type(given).__name__}: {error}") from error
+
+
+def _check_rounded(name: str, numbers: Array | np.ndarray, dtype: str) -> None:
+    """Raises ValueError for the first number that is finite and, in `dtype`, is not."""
+    finite = jnp.isfinite(numbers) if isinstance(numbers, jax.Array) else jnp.asarray(np.isfinite(numbers))
+    with np.errstate(over="ignore"):
+        lost = jnp.isinf(jnp.asarray(numbers).astype(dtype)) & finite
+    if count := int(lost.sum()):
+        first = numbers[tuple(int(axis[0]) for axis in jnp.nonzero(lost))]
+        raise ValueError(f"{name!r} has {count} numbers that are infinite in {dtype}, the first {first}: scale them")
 
 
 @partial(jax.jit, static_argnames=("axes", "entries", "parallel"))

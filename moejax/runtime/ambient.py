@@ -72,7 +72,8 @@ def _no_mesh() -> AbstractContextManager[None]:
         return jax.set_mesh(jax.sharding.Mesh(np.empty((), object), ()))
     except ValueError as error:  # what it says inside a traced function
         raise ValueError(
-            "moejax compiles what it runs: call it outside of jax.jit, jax.grad, jax.vmap and their kind"
+            "moejax compiles what it runs: call it outside of jax.jit, jax.grad, jax.vmap and their kind, and hand "
+            "what it gives to the traced function as an argument; inside, there are model.forward, merged and replaced"
         ) from error
 
 

@@ -121,11 +121,11 @@ def test_padding_has_no_gradient(model: moejax.Model) -> None:
 @pytest.mark.parametrize(
     ("backend", "dtype", "facts"),
     [
-        ("native", "float32", ["'native'", "expert_backend='dense'"]),
-        ("native", "bfloat16", ["'native'", "expert_backend='dense'"]),
-        ("blocked", "float32", ["'blocked'", "expert_backend='dense'"]),
-        ("ragged", "float32", ["'ragged'", "expert_backend='dense'"]),
-        ("dense", "bfloat16", ["bfloat16", "dtype='float32'"]),
+        ("native", "float32", ["'native'", "dtype='float32'", "expert_backend='dense'"]),
+        ("native", "bfloat16", ["bfloat16", "'native'", "dtype='float32'", "expert_backend='dense'"]),
+        ("blocked", "float32", ["'blocked'", "dtype='float32'", "expert_backend='dense'"]),
+        ("ragged", "float32", ["'ragged'", "dtype='float32'", "expert_backend='dense'"]),
+        ("dense", "bfloat16", ["bfloat16", "dtype='float32'", "expert_backend='dense'"]),
     ],
 )
 def test_where_there_are_no_gradients(folder: Path, backend: str, dtype: str, facts: Any) -> None:

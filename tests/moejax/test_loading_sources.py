@@ -47,11 +47,6 @@ def test_what_names_nothing(source: Any) -> None:
     says(message_of(source), "source", repr(source))
 
 
-def test_a_revision_that_is_no_name() -> None:
-    with refuses(ValueError, "revision", 5):
-        moejax.load("org/name", revision=5)  # pyright: ignore[reportArgumentType]
-
-
 def test_a_file_instead_of_its_folder(tmp_path: Path, tensors: Tensors) -> None:
     file = write(tmp_path, tensors) / SINGLE
     says(message_of(file), file, "config.json")
@@ -117,6 +112,33 @@ def test_a_quantised_folder_is_named_as_what_it_is(
 
 def test_random_weights_of_an_unknown_name() -> None:
     says(message_of("random:mixtral-8x7"), "'mixtral-8x7b'")
+
+
+@pytest.mark.parametrize("source", [None, 5, True, b"demo", ["demo"]])
+def test_a_source_that_is_no_name(source: Any) -> None:
+    for read in (moejax.load, open_checkpoint):
+        with refuses(ValueError, repr(source), "'demo'"):
+            read(source)
+
+
+@pytest.mark.parametrize("source", ["demo", "org/name", "random:mixtral-8x7b"])
+def test_a_revision_that_is_no_name(source: str) -> None:
+    with refuses(ValueError, "revision", 5):
+        moejax.load(source, revision=5)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    ("keyword", "near"), [("backend", "expert_backend"), ("max_model_len", "max_seq_len"), ("quux", "max_seq_len")]
+)
+def test_an_option_that_there_is_not(keyword: str, near: str) -> None:
+    with refuses(ValueError, "load", repr(keyword), near):
+        moejax.load("demo", **{keyword: 1})  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("seed", ["1", 1.5, None, True])
+def test_a_seed_that_is_no_number(seed: Any) -> None:
+    with refuses(ValueError, "seed", repr(seed)):
+        moejax.load("random:mixtral-8x7b", seed=seed)
 
 
 # --- limits ---

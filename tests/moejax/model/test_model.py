@@ -17,12 +17,12 @@ import moejax
 from moejax.decoding import steps
 from moejax.decoding.state import DecodeState, Features, empty_state
 from moejax.families.table import named_config, named_configs, parameters_of
-from moejax.loading import random_params
 from moejax.model.structure import make_structure
 from moejax.ops.expert import Expert
 from moejax.ops.routing import Routing
 from moejax.ops.table import BACKENDS, ExpertBackend
 from moejax.ops.xla.blocked import blocked
+from moejax.reading import random_params
 from moejax.runtime.programs import Programs
 from moejax.weights import random
 from moejax.weights.layouts import Separate

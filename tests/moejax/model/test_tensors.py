@@ -106,14 +106,42 @@ def test_a_tied_head_is_the_embedding(tmp_path: Path) -> None:
         ("xyz", np.ones(3), ["'xyz'", "model.names()"]),
         (GATE, np.ones((32, 24)), [repr(GATE), "got [32, 24]", "expected [24, 32]"]),
         (GATE, np.ones((24, 32), np.int32), [repr(GATE), "int32"]),
+        (GATE, [[1.0], [1.0, 2.0]], [repr(GATE), "list"]),
+        (GATE, np.full((24, 32), 1e39), [repr(GATE), 768, "float32", "1e+39"]),
+        (GATE, np.pad(np.full((1, 1), 1e39), ((3, 20), (5, 26))), [repr(GATE), 1, "float32", "1e+39"]),
     ],
 )
 def test_what_cannot_be_replaced(tiny: Tiny, name: str, array: Any, facts: list[str]) -> None:
     with refuses(ValueError, *facts):
         tiny.model.with_params({name: array})
-    if "got" not in facts[1] and "int32" not in facts[1]:
+    if name != GATE:
         with refuses(ValueError, *facts):
             tiny.model.get(name)
+
+
+def test_what_is_no_mapping_of_names_to_numbers(tiny: Tiny) -> None:
+    for given in ([1], None, tiny.model):
+        with refuses(ValueError, "mapping", type(given).__name__):
+            tiny.model.with_params(given)  # pyright: ignore[reportArgumentType]
+    with refuses(ValueError, "mapping", "list"):
+        tiny.model.replaced(tiny.model.params, [1])  # pyright: ignore[reportArgumentType]
+
+
+def test_numbers_are_held_to_the_dtype_of_the_model(folder: Path, tiny: Tiny) -> None:
+    half = moejax.load(folder / "one", dtype="float16")
+    for numbers in (np.full((24, 32), 70_000.0), jnp.full((24, 32), 70_000.0)):
+        with refuses(ValueError, repr(GATE), "float16", "70000.0"):
+            half.with_params({GATE: numbers})
+        assert np.all(np.asarray(tiny.model.with_params({GATE: numbers}).get(GATE)) == 70_000)
+    for number in (np.inf, np.nan):  # which were no finite numbers before
+        assert not np.isfinite(np.asarray(half.with_params({GATE: np.full((24, 32), number)}).get(GATE))).any()
+
+
+def test_what_is_called_inside_a_traced_function_says_what_to_do(tiny: Tiny) -> None:
+    for inside in (lambda x: tiny.model.get(GATE) + x, lambda x: tiny.model.with_params({GATE: x}).params):
+        with refuses(ValueError, "jax.jit", "argument", "replaced") as caught:
+            jax.jit(inside)(np.ones((24, 32), np.float32))
+        assert "\n" not in str(caught.value)
 
 
 def test_arrays_that_are_donated_are_no_model_s(folder: Path, tiny: Tiny) -> None:

@@ -13,7 +13,6 @@ from jax.sharding import PartitionSpec
 
 from moejax._sharding import MeshConfig
 from moejax.families.config import ModelConfig
-from moejax.loading import random_params
 from moejax.model.cache import empty_cache
 from moejax.model.structure import Structure, make_structure
 from moejax.moe.parallel import Parallel
@@ -24,6 +23,7 @@ from moejax.ops.table import BACKENDS, BackendName, make_ops
 from moejax.ops.triton.experts import pallas, pallas_route
 from moejax.ops.triton.few_tokens import MOST_TOKENS
 from moejax.ops.triton.kernels import KERNELS
+from moejax.reading import random_params
 from moejax.runtime.platform import H100, tracing_for
 from scripts.lowered_kernels import abstract, abstract_mesh, lower
 from tests.moejax.meshes import on_mesh
