@@ -103,12 +103,13 @@ def test_every_flag_reaches_the_library(
     monkeypatch.setattr(moejax, "load", lambda source, **settings: (source, settings), raising=False)
     monkeypatch.setattr(output, "decode_all", lambda *args, **_: reached.update(args=args) or printed)
     load = ("--dtype", "f16", "--expert-backend", "dense", "--max-seq-len", "99", "--dispatch", "gather")
+    load += ("--micro-batches", "3")
     outcome = call("decode", tiny_folder, "--token-ids", "1 2", "--mesh", "expert=2", *load, *flags)
     assert outcome.status == 0, outcome.err
     assert outcome.err.count("data=1,expert=2,tensor=1") == 1
     says(outcome.err, "data=1,expert=2,tensor=1", "2", "8 devices")
     (source, given), prompts, sampling = reached["args"]
-    settings = {"dtype": "f16", "expert_backend": "dense", "max_seq_len": 99, "seed": 0}
+    settings = {"dtype": "f16", "expert_backend": "dense", "max_seq_len": 99, "seed": 0, "micro_batches": 3}
     split = Split(mesh=MeshConfig(expert=2), dispatch="gather", remark=None)
     assert source.folder == tiny_folder and (given, prompts, sampling) == (settings | {"mesh": split}, [[1, 2]], params)
 
