@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jax import Array, lax
 from jax.experimental import pallas as pl
 from jaxtyping import Float, Int
 
@@ -101,9 +101,11 @@ def _combine(
             place, there = find(ids_ref, token, choice)
             named = jnp.broadcast_to(there, (block.width,))
             read = named if mask is None else named & mask
-            row = jnp.zeros((block.width,), jnp.float32)
-            for part in range(parts):
-                row += load(rows_ref, (part, place, columns), read).astype(jnp.float32)
+
+            def add_part(part, row, place=place, read=read):
+                return row + load(rows_ref, (part, place, columns), read).astype(jnp.float32)
+
+            row = lax.fori_loop(0, parts, add_part, jnp.zeros((block.width,), jnp.float32))
             total += weights_ref[token, choice] * row
         store(y_ref, (token, columns), total.astype(y_ref.dtype), mask)
 
