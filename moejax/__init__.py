@@ -11,7 +11,7 @@ Importing this package imports no JAX; the first use of `load` does.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 if TYPE_CHECKING:
     from moejax._convert import CheckpointError as CheckpointError

@@ -29,8 +29,8 @@ from moejax.planning.silicon import ENGINES, SYSTEMS, Frame, SiliconTables
 from scripts import fit_terms
 from scripts.fit_terms import Layers
 
-# Of a decode step of Mixtral 8x7B that XLA compiled for an H200 with jax 0.10.2: 692 kernels in 32 layers at batch 1.
-KERNELS_PER_LAYER = 21.6
+# Of a decode step of Mixtral 8x7B that XLA compiles for an H200 (docs/accelerators.md): a layer's at batch 2 to 64.
+KERNELS_PER_LAYER = 12
 LIBRARY_GROUPS = (2, 4, 8)
 STRAIGHT = 0.03  # by which a curve may be off between the points that are kept
 WITHIN = 0.25

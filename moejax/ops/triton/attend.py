@@ -57,7 +57,7 @@ def attend_pages(
     block = attend_block(g, t, h, size, q.dtype.itemsize, shared_memory_bytes())
     if each > 1 and size % block.keys:
         raise ValueError(f"pages of {size} positions are not read in blocks of {block.keys}; expected a multiple")
-    walk = _Walk(block=block, window=window, heads=g, queries=t, width=h, page=size, pages=each, kv_heads=kv)
+    walk = _KeyWalk(block=block, window=window, heads=g, queries=t, width=h, page=size, pages=each, kv_heads=kv)
     operands = (q, k, v, pages.astype(jnp.int32), starts.astype(jnp.int32))
     splits = key_splits(b * kv, each * pl.cdiv(size, block.keys)) if t == 1 else 1
     if splits == 1:
@@ -74,7 +74,7 @@ class _Sums(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Walk:
+class _KeyWalk:
     """The way of one program over the blocks of keys that its queries see.
 
     block: rows and keys at a time.  heads, queries, width: G, T and H of the queries.  page, pages: S and M.
@@ -156,7 +156,7 @@ class _Walk:
         return lax.fori_loop(begin + part * share, end, step, empty)
 
 
-def _whole(walk: _Walk, operands: tuple[Array, ...], interpret: bool) -> Array:
+def _whole(walk: _KeyWalk, operands: tuple[Array, ...], interpret: bool) -> Array:
     """All of the sum. Programs: blocks of queries x sequences and their key/value heads."""
     q, block = operands[0], walk.block
 
@@ -181,7 +181,7 @@ def _whole(walk: _Walk, operands: tuple[Array, ...], interpret: bool) -> Array:
     return y
 
 
-def _parts(walk: _Walk, parts: int, operands: tuple[Array, ...], interpret: bool) -> tuple[Array, Array, Array]:
+def _parts(walk: _KeyWalk, parts: int, operands: tuple[Array, ...], interpret: bool) -> tuple[Array, Array, Array]:
     """The sums of one query per head over each part of its keys: [B, K, parts, G, H], and twice [B, K, parts, G].
 
     Programs: parts x sequences and their key/value heads.
@@ -211,7 +211,9 @@ def _parts(walk: _Walk, parts: int, operands: tuple[Array, ...], interpret: bool
     return totals, denominators, peaks
 
 
-def _weighted_sum(walk: _Walk, totals: Array, denominators: Array, peaks: Array, dtype: Any, interpret: bool) -> Array:
+def _weighted_sum(
+    walk: _KeyWalk, totals: Array, denominators: Array, peaks: Array, dtype: Any, interpret: bool
+) -> Array:
     """The parts together: [B, K, G, 1, H]. Programs: heads x sequences and their key/value heads."""
     b, kv, parts, g, h = totals.shape
 
