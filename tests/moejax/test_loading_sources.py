@@ -42,8 +42,8 @@ def test_a_folder_that_is_not_there(source: str) -> None:
     says(message_of(source), source, "'demo'", "'random:NAME'")
 
 
-@pytest.mark.parametrize("source", [None, 5, b"demo", ["demo"], "a\0b", "~no-such-user/x"], ids=repr)
-def test_what_names_nothing(source: Any) -> None:
+@pytest.mark.parametrize("source", ["a\0b", "~no-such-user/x"], ids=repr)
+def test_what_names_nothing(source: str) -> None:
     says(message_of(source), "source", repr(source))
 
 
