@@ -116,10 +116,10 @@ def test_compilation_is_in_no_other_time(model: moejax.Model, monkeypatch: pytes
     now, compiling = time.perf_counter, 0.0
     lower = jax.stages.Lowered.compile
 
-    def slow(self: jax.stages.Lowered, *args: object) -> jax.stages.Compiled:
+    def slow(self: jax.stages.Lowered, *args: Any, **settings: Any) -> jax.stages.Compiled:
         nonlocal compiling
         compiling += 1000
-        return lower(self, *args)  # type: ignore[arg-type]
+        return lower(self, *args, **settings)
 
     monkeypatch.setattr(time, "perf_counter", lambda: now() + compiling)
     monkeypatch.setattr(jax.stages.Lowered, "compile", slow)
