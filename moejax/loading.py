@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh
@@ -192,7 +191,7 @@ class Model:
                 where they are not traced, ids and lengths out of range.
         """
         check_tokens(tokens, lengths, self.config, self.max_seq_len)
-        return self.structure.scored(params, jnp.asarray(tokens), None if lengths is None else jnp.asarray(lengths))
+        return self.structure.scored(params, tokens, lengths)
 
 
 @known_keywords

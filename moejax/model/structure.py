@@ -55,7 +55,7 @@ class Structure:
         self._check_params(params)
         return merge(self.graphdef, self.abstract, self.differentiated(params))
 
-    def scored(self, params: ParamTree, tokens: Array, lengths: Array | None) -> Array:
+    def scored(self, params: ParamTree, tokens: Any, lengths: Any) -> Array:
         """`teacher_forced` with given parameters: a part of what is being traced, else compiled once for each shape.
 
         Raises:
