@@ -88,10 +88,7 @@ def check_target(path: Path, asked: Asked) -> None:
     if path.exists():
         if not path.is_file():
             raise ValueError(f"{path} is {'a folder' if path.is_dir() else 'no regular file'}; give another --output")
-        if path.samefile(asked.source):
-            raise ValueError(
-                f"{path} is the input, {asked.source}, which answers would be written into; give another --output"
-            )
+        _refuse_input(path, asked)
         with path.open("r+b") as stream:  # as it will be written: who may only read is told so
             _lock(stream, path)
             _read_answers(stream, path, asked)
@@ -115,8 +112,7 @@ def opened(path: Path, asked: Asked) -> Iterator[Answers]:
     """
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise ValueError(f"{path} is no regular file, which a later run could go on behind; give another --output")
-    if path.exists() and path.samefile(asked.source):
-        raise ValueError(f"{path} is the input as well; give another --output")
+    _refuse_input(path, asked)
     with path.open("a+b") as stream:
         _lock(stream, path)
         answers, whole = _read_answers(stream, path, asked)
@@ -125,6 +121,13 @@ def opened(path: Path, asked: Asked) -> Iterator[Answers]:
             yield answers
         finally:
             answers.sync()
+
+
+def _refuse_input(path: Path, asked: Asked) -> None:
+    if path.exists() and path.samefile(asked.source):
+        raise ValueError(
+            f"{path} is the input, {asked.source}, which answers would be written into; give another --output"
+        )
 
 
 def _lock(stream: BinaryIO, path: Path) -> None:
