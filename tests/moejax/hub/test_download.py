@@ -206,7 +206,9 @@ def test_a_damaged_file_in_the_cache_is_told_with_the_command_that_replaces_it(
     with pytest.raises(ValueError) as caught:  # nothing asks the hub for what is there
         _ = open_checkpoint(NAME).tokenizer
     command = str(caught.value).partition("again: ")[2].split()
-    settings = {"HF_ENDPOINT": hub.address, "HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+    scripts = str(Path(sys.executable).parent)  # where pip puts `hf`, whether the environment is activated or not
+    path = os.pathsep.join([scripts, os.environ["PATH"]])
+    settings = {"PATH": path, "HF_ENDPOINT": hub.address, "HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "0"}
     subprocess.run(command, capture_output=True, env=os.environ | settings, check=True)
     opened = open_checkpoint(NAME)
     assert opened.tokenizer is not None and (opened.folder / name).read_bytes() == hub.models[NAME][name]
