@@ -25,11 +25,11 @@ from moejax.ops.triton.few_tokens import MOST_TOKENS
 from moejax.ops.triton.kernels import KERNELS
 from moejax.reading import random_params
 from moejax.runtime.platform import H100, tracing_for
-from scripts.lowered_kernels import abstract, abstract_mesh, lower
 from tests.moejax.meshes import on_mesh
 from tests.moejax.moe.oracle import plain
 from tests.moejax.ops.runnable import KERNEL_BACKENDS
 from tests.moejax.ops.triton.cases import FLOAT32_ATOL, normal, top
+from tests.moejax.ops.triton.lowering import abstract, abstract_mesh, lower
 
 E, A, D, F = 4, 2, 8, 12
 EXPERTS = Expert(plain(normal(E, F, D)), plain(normal(E, F, D, seed=1)), plain(normal(E, D, F)))

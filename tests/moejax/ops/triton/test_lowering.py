@@ -21,8 +21,8 @@ from moejax.ops.triton.few_tokens import MOST_TOKENS
 from moejax.ops.triton.kernels import KERNELS
 from moejax.ops.triton.launch import Out, launch
 from moejax.runtime.platform import A100, H100, Device, tracing_for
-from scripts.lowered_kernels import abstract, abstract_mesh, lower, lower_alone, lower_moe_layer
 from tests.moejax.ops.triton.cases import top
+from tests.moejax.ops.triton.lowering import abstract, abstract_mesh, lower, lower_alone, lower_moe_layer
 
 CONFIG = named_config("mixtral-8x7b")
 E, F, D, A = CONFIG.num_experts, CONFIG.expert_dim, CONFIG.embed_dim, CONFIG.experts_per_token

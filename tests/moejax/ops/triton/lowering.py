@@ -1,23 +1,11 @@
-"""What the GPU kernels become, without a GPU: lowered for CUDA, and compiled where the package `triton` is installed.
-
-    pip install triton && python scripts/lowered_kernels.py
-
-Prints for each kernel, at the shapes of Mixtral 8x7B and for compute capabilities 9.0 and 8.0: grid, warps and stages;
-and, from triton's own compiler, the shared memory and registers it takes, bytes spilled, and its widest loads and
-products. That compiler is triton's, not the one in XLA: near, not the same. Without triton those columns stay empty.
+"""Programs and their GPU kernels, lowered for CUDA without a GPU.
 
 JAX 0.10 assumes a GPU where there is none; 0.11 asks the mesh of the innermost `shard_map` for its (abstract) device.
 """
 
-import importlib
-import importlib.util
 import math
-import re
-import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -30,7 +18,7 @@ from moejax.families.table import named_config, weights_of
 from moejax.model.structure import make_parallel
 from moejax.moe.layer import MoE
 from moejax.ops.table import make_ops
-from moejax.runtime.platform import A100, H100, Device, tracing_for
+from moejax.runtime.platform import Device, tracing_for
 from moejax.weights.params import merge, split
 from moejax.weights.weight import under
 
@@ -150,75 +138,3 @@ def _kernel(one: Any) -> Kernel:
         stages=number("num_stages"),
         module=module,
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Resources:
-    """What a compiled kernel takes of a multiprocessor, and how its machine code loads and multiplies."""
-
-    shared_memory: int
-    registers: int
-    spilled: int
-    widest: str
-
-
-def resources(kernel: Kernel, device: Device) -> Resources:
-    """Compiles a kernel for a device that need not be there, with the package `triton`."""
-    assert device.capability is not None
-    triton: Any = importlib.import_module("triton")
-    compilers: Any = importlib.import_module("triton.compiler.compiler")
-    target = importlib.import_module("triton.backends.compiler").GPUTarget(
-        "cuda", 10 * device.capability[0] + device.capability[1], 32
-    )
-    backend = compilers.make_backend(target)
-    options = {"num_warps": kernel.warps, "num_stages": kernel.stages}
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder, "kernel.ttir")
-        source.write_text(kernel.module)
-        # triton takes a file of this kind for the result of its first stage: run that stage, as XLA does.
-        ir_module: Any = importlib.import_module("triton._C.libtriton").ir
-        context = ir_module.context()
-        ir_module.load_dialects(context)
-        backend.load_dialects(context)
-        module = ir_module.parse_mlir_module(str(source), context)
-        module.context = context
-        source.write_text(str(backend.make_ttir(module, {}, backend.parse_options(options), target.arch)))
-        compiled = compilers.compile(str(source), target=target, options=options)
-        binary = Path(folder, "kernel.cubin")
-        binary.write_bytes(compiled.asm["cubin"])
-        tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-        usage, code = (
-            subprocess.run([tool, flag, binary], capture_output=True, text=True, check=True).stdout
-            for flag in ("-res-usage", "-sass")
-        )
-    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
-    if found is None:
-        raise RuntimeError(f"no registers in what cuobjdump says: {usage!r}")
-    instructions = ("LDGSTS.E.BYPASS.128", "LDG.E.EF.128", "LDG.E.128", "HGMMA", "HMMA")
-    return Resources(
-        shared_memory=compiled.metadata.shared,
-        registers=int(found[1]),
-        spilled=int(found[2]),
-        widest=" ".join(name for name in instructions if name in code),
-    )
-
-
-def main() -> None:
-    has_triton = importlib.util.find_spec("triton") is not None
-    columns = "tokens kernel capability grid warps stages shared registers spilled instructions".split()
-    print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
-    for tokens in (1, 8, 32, 64, 4096):
-        for device in (H100, A100):
-            for kernel in lower_moe_layer(tokens, device).kernels:
-                print_kernel(tokens, kernel, device, resources(kernel, device) if has_triton else None)
-
-
-def print_kernel(tokens: int, kernel: Kernel, device: Device, taken: Resources | None) -> None:
-    capability = ".".join(map(str, device.capability or ()))
-    cells = [tokens, kernel.name, capability, " x ".join(map(str, kernel.grid)), kernel.warps, kernel.stages]
-    cells += ["", "", "", ""] if taken is None else [taken.shared_memory, taken.registers, taken.spilled, taken.widest]
-    print("| " + " | ".join(map(str, cells)) + " |", flush=True)
-
-
-if __name__ == "__main__":
-    main()
