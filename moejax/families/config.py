@@ -29,6 +29,29 @@ class RouterPolicy:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AttentionPolicy:
+    """How attention turns queries and keys into weights; every implementation of `attend` is given it.
+
+    window: how many positions a query sees, its own and those before it; None: all of them.
+    scale: what the products of queries and keys are multiplied by; None: head_dim^-0.5.
+    soft_cap: scores s become soft_cap tanh(s / soft_cap) (Gemma 2, arXiv:2408.00118, section 2); None: stay s.
+    """
+
+    window: int | None = None
+    scale: float | None = None
+    soft_cap: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("window", "scale", "soft_cap"):
+            if (value := getattr(self, name)) is not None and not value > 0:
+                raise ValueError(f"attention has {name} {value}, expected more than 0, or None")
+
+    def scale_of(self, head_dim: int) -> float:
+        """What products of heads of that width are multiplied by."""
+        return head_dim**-0.5 if self.scale is None else self.scale
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """Sizes and constants of a mixture-of-experts decoder.
 
@@ -73,6 +96,11 @@ class ModelConfig:
         return RouterPolicy(
             experts_per_token=self.experts_per_token, renormalise=self.renormalise, scale=self.router_scale
         )
+
+    @property
+    def attention(self) -> AttentionPolicy:
+        """How its queries attend."""
+        return AttentionPolicy(window=self.sliding_window)
 
     @property
     def moe_layers(self) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
+from moejax.families.config import AttentionPolicy
 from moejax.measuring.measured import typical
 from moejax.model.cache import LayerCache
 from moejax.ops.expert import Expert
@@ -146,7 +147,7 @@ def attend_runs(ops: Ops, dtype: str) -> Iterator[Timed]:
 
     def once(q: Array, cached: tuple[LayerCache, Array]) -> Array:
         cache, starts = cached
-        return ops.attend(q, cache.keys(), cache.values(), starts, None).astype(q.dtype)
+        return ops.attend(q, cache.keys(), cache.values(), starts, AttentionPolicy()).astype(q.dtype)
 
     operations: tuple[tuple[Operation, int, int], ...] = (("attend_step", SLOTS, 1), ("attend_prompt", PROMPT, PROMPT))
     for operation, slots, queries in operations:

@@ -39,7 +39,7 @@ class Attention(nnx.Module):
         *,
         dtype: jax.typing.DTypeLike,
     ) -> None:
-        self.parallel, self.ops, self.window, self.eps = parallel, ops, config.sliding_window, config.norm_eps
+        self.parallel, self.ops, self.policy, self.eps = parallel, ops, config.attention, config.norm_eps
         self.num_heads, self.num_kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
         rules = parallel.rules
         self.q, self.k, self.v, self.o = (
@@ -85,7 +85,7 @@ class Attention(nnx.Module):
         cache = dataclasses.replace(cache, k=new_k, v=new_v)
         keys, values = (self._used(cached, q.shape[1]) for cached in (cache.keys(), cache.values()))
         q = q.reshape(b, keys.shape[1], -1, t, self.head_dim)  # B K G T H
-        y = self.ops.attend(q, keys, values, starts, self.window)
+        y = self.ops.attend(q, keys, values, starts, self.policy)
         y = y.transpose(0, 3, 1, 2, 4).reshape(b, t, -1).astype(x.dtype)
 
         def output(heads: Float[Array, "rows NH"]) -> Float[Array, "rows D"]:

@@ -3,7 +3,6 @@
 Implementations may take weights in another layout and caches as bits; what they compute is this.
 """
 
-import math
 from collections.abc import Callable
 
 import jax
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
-from moejax.families.config import RouterPolicy
+from moejax.families.config import AttentionPolicy, RouterPolicy
 from moejax.ops.places import local, place
 from moejax.ops.routing import Routing
 
@@ -68,19 +67,30 @@ def attend(
     k: Float[Array, "B K S H"],
     v: Float[Array, "B K S H"],
     starts: Int[Array, " B"],
-    window: int | None,
+    policy: AttentionPolicy,
+    sinks: Float[Array, "K G"] | None = None,
 ) -> Float[Array, "B K G T H"]:
     """Softmax attention of T queries per sequence, at positions `starts` and on; float32.
 
-    A query sees the positions up to its own, the last `window` of them. What is in the others does not matter.
+    A query sees the positions up to its own, the last `policy.window` of them. What is in the others does not matter.
+    sinks: a score of each head that takes part in every softmax and has no value (gpt-oss, arXiv:2508.10925).
     """
     scores = jnp.einsum("bkgth,bksh->bkgts", *(a.astype(jnp.float32) for a in (q, k)), precision=PRECISE)
     positions = starts[:, None] + jnp.arange(q.shape[3])[None, :]
     distance = positions[:, :, None] - jnp.arange(k.shape[2])[None, None, :]  # B T S
-    seen = (distance >= 0) & (distance < (window or k.shape[2] + q.shape[3]))
-    scores = jnp.where(seen[:, None, None], scores / math.sqrt(q.shape[-1]), -jnp.inf)
+    seen = (distance >= 0) & (distance < (policy.window or k.shape[2] + q.shape[3]))
+    scores = jnp.where(seen[:, None, None], capped(scores * policy.scale_of(q.shape[-1]), policy), -jnp.inf)
+    if sinks is not None:
+        column = jnp.broadcast_to(sinks.astype(jnp.float32)[None, :, :, None, None], (*scores.shape[:-1], 1))
+        scores = jnp.concatenate([scores, column], axis=-1)
+    weights = jax.nn.softmax(scores, axis=-1)[..., : k.shape[2]]
     values = jnp.where(seen.any(axis=1)[:, None, :, None], v.astype(jnp.float32), 0.0)  # 0 times NaN is NaN
-    return jnp.einsum("bkgts,bksh->bkgth", jax.nn.softmax(scores, axis=-1), values, precision=PRECISE)
+    return jnp.einsum("bkgts,bksh->bkgth", weights, values, precision=PRECISE)
+
+
+def capped(scores: Float[Array, "*scores"], policy: AttentionPolicy) -> Float[Array, "*scores"]:
+    """Scores under the policy's soft cap."""
+    return scores if policy.soft_cap is None else policy.soft_cap * jnp.tanh(scores / policy.soft_cap)
 
 
 def route(logits: Float[Array, "T E"], valid: Bool[Array, " T"], policy: RouterPolicy) -> Routing:

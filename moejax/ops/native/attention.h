@@ -10,13 +10,35 @@
 namespace moejax {
 
 // q and y [B, K, G, T, H], k and v [B, K, S, H]: G query heads for each key/value head. Query t of row b stands at
-// position starts[b] + t and sees the positions up to there, the last `window` of them if that is not 0.
+// position starts[b] + t and sees the positions up to there, the last `window` of them if that is not 0. Scores are the
+// products times `scale`, then soft_cap tanh(score / soft_cap) if that is not 0. sinks: null, or a score [K, G] of each
+// head that counts in its softmax and has no value.
 template <typename T>
 struct AttentionCall {
   int64_t batch, kv_heads, group, queries, positions, width, window;
+  float scale, soft_cap;
   const T *q, *k, *v;
   const int32_t* starts;
+  const float* sinks;
   float* y;
+};
+
+// Scores of one call after their products, in units of 1 / scale, which the exponentials multiply by.
+struct Scores {
+  float scale, soft_cap;
+
+  // What the softmax of a head starts from: the highest score so far, and the sum against it.
+  float peak(const float* sinks, int64_t head) const {
+    return sinks ? sinks[head] / scale : -std::numeric_limits<float>::infinity();
+  }
+  static float total(const float* sinks) { return sinks ? 1.0f : 0.0f; }
+
+  // Products become capped scores.
+  void cap(float* score, int64_t count) const {
+    if (soft_cap == 0.0f) return;
+    const float in = scale / soft_cap, out = soft_cap / scale;
+    for (int64_t i = 0; i < count; i++) score[i] = out * tanh_of(in * score[i]);
+  }
 };
 
 // The positions `begin` to `end` - 1 are what a query sees.
@@ -73,17 +95,20 @@ inline void score_keys(const T* const* q, const T* k, Seen seen, int64_t width, 
   for (; i < seen.end; i++) score_some<T, R, 1>(q, k, i, width, score);
 }
 
-// score[i] becomes e^(scale (score[i] - peak)), for `count` scores and zeros up to the next full vector; their sum.
-inline float exponentials(float* score, int64_t count, float scale) {
+// score[i] becomes e^(scale (score[i] - peak)), for `count` scores and zeros up to the next full vector; their sum, and
+// that of a sink, if there is one.
+inline float exponentials(float* score, int64_t count, const Scores& scores, const float* sinks, int64_t head) {
   const int64_t padded = divide_up(count, kFloats) * kFloats;
   std::fill(score + count, score + padded, -std::numeric_limits<float>::infinity());
-  Floats peaks = load(score);
-  for (int64_t i = kFloats; i < padded; i += kFloats) peaks = maximum(load(score + i), peaks);
+  scores.cap(score, count);
+  const float sink = scores.peak(sinks, head);
+  Floats peaks = broadcast(sink);
+  for (int64_t i = 0; i < padded; i += kFloats) peaks = maximum(load(score + i), peaks);
   const float peak = highest_of(peaks);
-  for (int64_t i = 0; i < padded; i++) score[i] = exp_negative(scale * (score[i] - peak));
+  for (int64_t i = 0; i < padded; i++) score[i] = exp_negative(scores.scale * (score[i] - peak));
   Floats total = zeros();
   for (int64_t i = 0; i < padded; i += kFloats) total = multiply_add(load(score + i), broadcast(1.0f), total);
-  return sum_of(total);
+  return sum_of(total) + (sinks ? exp_negative(scores.scale * (sink - peak)) : 0.0f);
 }
 
 // y[r][h] += sum over i from `begin` to `end` - 1 of weight[r][i] v[i][h], in this order, for R rows.
@@ -135,10 +160,11 @@ inline void add_values(const float* const* weight, const T* v, int64_t begin, in
 
 // One query for each of up to R heads that share the keys k and values v.
 template <typename T, int R = kHeads>
-inline void attend_heads(int64_t heads, const T* const* q, const T* k, const T* v, Seen seen, int64_t width, float scale,
-                         std::vector<float>& scores, float* const* y) {
+inline void attend_heads(const AttentionCall<T>& call, int64_t heads, const T* const* q, const T* k, const T* v, Seen seen,
+                         const float* sinks, std::vector<float>& scores, float* const* y) {
   if constexpr (R > 0) {
-    if (heads != R) return attend_heads<T, R - 1>(heads, q, k, v, seen, width, scale, scores, y);
+    if (heads != R) return attend_heads<T, R - 1>(call, heads, q, k, v, seen, sinks, scores, y);
+    const int64_t width = call.width;
     const int64_t count = seen.end - seen.begin, stride = count + 2 * kFloats;  // room for zeros after the last score
     scores.resize(R * stride);
     float* score[R];
@@ -146,7 +172,7 @@ inline void attend_heads(int64_t heads, const T* const* q, const T* k, const T* 
     for (int r = 0; r < R; r++) score[r] = scores.data() + r * stride - seen.begin;  // of position i at [i]
     score_keys<T, R>(q, k, seen, width, score);
     for (int r = 0; r < R; r++) {
-      total[r] = exponentials(score[r] + seen.begin, count, scale);
+      total[r] = exponentials(score[r] + seen.begin, count, {call.scale, call.soft_cap}, sinks, r);
       std::fill(y[r], y[r] + width, 0.0f);
     }
     add_values<T, R>(score, v, seen.begin, seen.end, width, y);
@@ -159,7 +185,7 @@ inline void attend_heads(int64_t heads, const T* const* q, const T* k, const T* 
 // The query of row b and key/value head `head` (b K + the head), for all of its G query heads: a decode step, which has
 // too few queries to be worth packing keys.
 template <typename T>
-void attend_one(const AttentionCall<T>& call, int64_t head, float scale) {
+void attend_one(const AttentionCall<T>& call, int64_t head) {
   thread_local std::vector<float> scores;
   const int64_t cached = head * call.positions * call.width;
   for (int64_t g = 0; g < call.group; g += kHeads) {
@@ -170,7 +196,8 @@ void attend_one(const AttentionCall<T>& call, int64_t head, float scale) {
       q[r] = call.q + (head * call.group + g + r) * call.width;
       y[r] = call.y + (head * call.group + g + r) * call.width;
     }
-    attend_heads<T>(some, q, call.k + cached, call.v + cached, seen_by(call, head, 0), call.width, scale, scores, y);
+    const float* sinks = call.sinks ? call.sinks + head % call.kv_heads * call.group + g : nullptr;
+    attend_heads<T>(call, some, q, call.k + cached, call.v + cached, seen_by(call, head, 0), sinks, scores, y);
   }
 }
 

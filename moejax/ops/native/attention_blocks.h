@@ -120,7 +120,7 @@ struct BlockBuffers {
 
 // `count` queries from t on, of row b and key/value head `head` (b K + the head), for all of its G query heads.
 template <typename T>
-void attend_block(const AttentionCall<T>& call, int64_t head, int64_t t, int64_t count, float scale) {
+void attend_block(const AttentionCall<T>& call, int64_t head, int64_t t, int64_t count) {
   using M = Multiplied<T>;
   thread_local BlockBuffers<M> buffers;
   const int64_t rows = count * call.group, width = call.width, strips = strips_of(width);
@@ -133,7 +133,9 @@ void attend_block(const AttentionCall<T>& call, int64_t head, int64_t t, int64_t
   buffers.scores.resize(rows * kKeys);
   buffers.sums.assign(strips * rows * kStrip, 0.0f);
   std::vector<const M*> query(rows), weight(rows);
-  std::vector<float> peak(rows, -std::numeric_limits<float>::infinity()), total(rows, 0.0f);
+  const Scores scores{call.scale, call.soft_cap};
+  const float* sinks = call.sinks ? call.sinks + head % call.kv_heads * call.group : nullptr;
+  std::vector<float> peak(rows), total(rows, Scores::total(sinks));
   std::vector<Seen> seen(rows);
   for (int64_t r = 0; r < rows; r++) {
     const int64_t place = ((head * call.group + r % call.group) * call.queries + t + r / call.group) * width;
@@ -141,14 +143,16 @@ void attend_block(const AttentionCall<T>& call, int64_t head, int64_t t, int64_t
     query[r] = buffers.queries.data() + r * width;
     weight[r] = buffers.weights.data() + r * kKeys;
     seen[r] = seen_by(call, head, t + r / call.group);
+    peak[r] = scores.peak(sinks, r % call.group);
   }
   for (int64_t first = seen[0].begin / kKeys * kKeys; first < seen[rows - 1].end; first += kKeys) {
     const int64_t there = std::min(kKeys, call.positions - first), last = std::min(there, seen[rows - 1].end - first);
     pack_keys(k + first * width, last, width, buffers.key_rows, buffers.keys.data());
     pack_values(v + first * width, last, width, buffers.values.data());
     multiply(query.data(), rows, Packed<M>{buffers.keys.data(), kKeys, width}, 0, kKeys, buffers.scores.data(), kKeys);
+    scores.cap(buffers.scores.data(), rows * kKeys);
     for (int64_t r = 0; r < rows; r++) {
-      const float factor = weigh(buffers.scores.data() + r * kKeys, seen[r].begin - first, seen[r].end - first, scale, &peak[r],
+      const float factor = weigh(buffers.scores.data() + r * kKeys, seen[r].begin - first, seen[r].end - first, call.scale, &peak[r],
                                  &total[r], buffers.weights.data() + r * kKeys);
       if (factor == 1.0f) continue;
       for (int64_t s = 0; s < strips; s++) {
@@ -189,11 +193,10 @@ void attend(Pool& pool, const AttentionCall<T>& call) {
   const int64_t each = one ? 1 : std::max<int64_t>(1, kBlockRows / call.group), blocks = divide_up(call.queries, each);
   const int64_t heads = call.batch * call.kv_heads;
   const int64_t bytes = 2 * heads * call.positions * call.width * static_cast<int64_t>(sizeof(T)) * call.queries;
-  const float scale = 1.0f / std::sqrt(static_cast<float>(call.width));
   auto run = [&](size_t, int64_t task) {
-    if (one) return attend_one(call, task, scale);
+    if (one) return attend_one(call, task);
     const int64_t first = task % blocks * each;
-    attend_block(call, task / blocks, first, std::min(each, call.queries - first), scale);
+    attend_block(call, task / blocks, first, std::min(each, call.queries - first));
   };
   in_parallel<1>(pool, threads_for(pool, bytes), {heads * blocks}, run);
 }

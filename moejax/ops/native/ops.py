@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int, Shaped
 
-from moejax.families.config import RouterPolicy
+from moejax.families.config import AttentionPolicy, RouterPolicy
 from moejax.ops.native.library import targets
 from moejax.ops.native.packed import Packed
 from moejax.ops.routing import Routing
@@ -59,17 +59,26 @@ def attend(
     k: Float[Array, "B K S H"],
     v: Float[Array, "B K S H"],
     starts: Int[Array, " B"],
-    window: int | None,
+    policy: AttentionPolicy,
+    sinks: Float[Array, "K G"] | None = None,
 ) -> Float[Array, "B K G T H"]:
     """`reference.attend`: positions that no query sees are not read."""
     _check("attend", q, k, v)
     if k.shape != v.shape or (*k.shape[:2], k.shape[3]) != (*q.shape[:2], q.shape[4]) or starts.shape != q.shape[:1]:
         raise TypeError(f"attend got q {q.shape}, k {k.shape}, v {v.shape} and starts {starts.shape}")
-    if window is not None and window < 1:
-        raise ValueError(f"attend got window {window}, expected at least 1, or None")
+    if sinks is not None and sinks.shape != q.shape[1:3]:
+        raise TypeError(f"attend got sinks {sinks.shape} for q {q.shape}, expected one per head, {q.shape[1:3]}")
     call = jax.ffi.ffi_call(targets()["attend"], jax.ShapeDtypeStruct(q.shape, jnp.float32))
     # A cache holds bits: XLA then hands on the cache and copies nothing.
-    return call(q, *(to_bits(a, a.dtype.name) for a in (k, v)), starts.astype(jnp.int32), window=np.int64(window or 0))
+    return call(
+        q,
+        *(to_bits(a, a.dtype.name) for a in (k, v)),
+        starts.astype(jnp.int32),
+        jnp.zeros((0, 0), jnp.float32) if sinks is None else sinks.astype(jnp.float32),
+        window=np.int64(policy.window or 0),
+        scale=np.float32(policy.scale_of(q.shape[-1])),
+        soft_cap=np.float32(policy.soft_cap or 0.0),
+    )
 
 
 def zeros(*results: jax.ShapeDtypeStruct) -> tuple[Array, ...]:

@@ -7,7 +7,6 @@ launch weights their parts, in order and without atomics (Dao et al., "Flash-Dec
 Keys and values are found through a table of pages: a cache of whole sequences has one page for each.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,6 +16,8 @@ from jax import Array, lax
 from jax.experimental import pallas as pl
 from jaxtyping import Float, Int
 
+from moejax.families.config import AttentionPolicy
+from moejax.ops.reference import capped
 from moejax.ops.triton.blocks import AttendBlock, attend_block, key_splits
 from moejax.ops.triton.launch import Out, both, dot, launch, load, store, within
 from moejax.runtime.platform import shared_memory_bytes
@@ -29,13 +30,14 @@ def attend(
     k: Float[Array, "B K S H"],
     v: Float[Array, "B K S H"],
     starts: Int[Array, " B"],
-    window: int | None,
+    policy: AttentionPolicy,
+    sinks: Float[Array, "K G"] | None = None,
     *,
     interpret: bool = False,
 ) -> Float[Array, "B K G T H"]:
     """`reference.attend`, in the dtype of q: one launch for several queries, at most two for one."""
     pages = jnp.asarray(np.arange(k.shape[0], dtype=np.int32)[:, None])  # a constant, not a kernel that makes it
-    return attend_pages(q, k, v, pages, starts, window, interpret=interpret)
+    return attend_pages(q, k, v, pages, starts, policy, sinks, interpret=interpret)
 
 
 def attend_pages(
@@ -44,7 +46,8 @@ def attend_pages(
     v: Float[Array, "P K S H"],
     pages: Int[Array, "B M"],
     starts: Int[Array, " B"],
-    window: int | None,
+    policy: AttentionPolicy,
+    sinks: Float[Array, "K G"] | None = None,
     *,
     interpret: bool = False,
 ) -> Float[Array, "B K G T H"]:
@@ -57,12 +60,13 @@ def attend_pages(
     block = attend_block(g, t, h, size, q.dtype.itemsize, shared_memory_bytes())
     if each > 1 and size % block.keys:
         raise ValueError(f"pages of {size} positions are not read in blocks of {block.keys}; expected a multiple")
-    walk = _KeyWalk(block=block, window=window, heads=g, queries=t, width=h, page=size, pages=each, kv_heads=kv)
+    walk = _KeyWalk(block=block, policy=policy, heads=g, queries=t, width=h, page=size, pages=each, kv_heads=kv)
     operands = (q, k, v, pages.astype(jnp.int32), starts.astype(jnp.int32))
     splits = key_splits(b * kv, each * pl.cdiv(size, block.keys)) if t == 1 else 1
+    given = () if sinks is None else (sinks.astype(jnp.float32),)
     if splits == 1:
-        return _whole(walk, operands, interpret)
-    return _weighted_sum(walk, *_parts(walk, splits, operands, interpret), q.dtype, interpret)
+        return _whole(walk, (*operands, *given), interpret)
+    return _weighted_sum(walk, (*_parts(walk, splits, operands, interpret), *given), q.dtype, interpret)
 
 
 class _Sums(NamedTuple):
@@ -82,7 +86,7 @@ class _KeyWalk:
     """
 
     block: AttendBlock
-    window: int | None
+    policy: AttentionPolicy
     heads: int
     queries: int
     width: int
@@ -110,8 +114,9 @@ class _KeyWalk:
         """The first position that one of the program's queries sees, and the last."""
         last = start + jnp.minimum(first_query + self.block.queries, self.queries) - 1
         last = jnp.minimum(last, self.page * self.pages - 1)
-        first = 0 * last if self.window is None else jnp.maximum(start + first_query - self.window + 1, 0)
-        return first, last
+        if (window := self.policy.window) is None:
+            return 0 * last, last
+        return jnp.maximum(start + first_query - window + 1, 0), last
 
     def over(
         self, refs: tuple[Any, ...], place: tuple[Array, Array], first_query: Array | int, part: Array, parts: int
@@ -137,9 +142,10 @@ class _KeyWalk:
             read = both((slots >= first) & (slots <= last), column_mask, (block.keys, block.width))
             distance = positions[:, None] - slots[None, :]
             visible = (distance >= 0) & (slots <= last)[None, :]
-            if self.window is not None:
-                visible &= distance < self.window
-            scores = dot(q, load(k_ref, index, read)) / math.sqrt(self.width)
+            if self.policy.window is not None:
+                visible &= distance < self.policy.window
+            scores = dot(q, load(k_ref, index, read)) * self.policy.scale_of(self.width)
+            scores = capped(scores, self.policy)
             scores = jnp.where(visible, scores, _MASKED)
             peak = jnp.maximum(sums.peak, scores.max(axis=1))
             weights, shrink = jnp.exp(scores - peak[:, None]), jnp.exp(sums.peak - peak)
@@ -160,12 +166,16 @@ def _whole(walk: _KeyWalk, operands: tuple[Array, ...], interpret: bool) -> Arra
     """All of the sum. Programs: blocks of queries x sequences and their key/value heads."""
     q, block = operands[0], walk.block
 
-    def attend(q_ref, k_ref, v_ref, pages_ref, starts_ref, y_ref):
+    def attend(q_ref, k_ref, v_ref, pages_ref, starts_ref, *refs):
+        *sinks, y_ref = refs
         place, first_query = walk.sequence_and_head(1), pl.program_id(0) * block.queries
         sums = walk.over((q_ref, k_ref, v_ref, pages_ref, starts_ref), place, first_query, jnp.int32(0), 1)
         (heads, queries, real), (columns, column_mask) = walk.rows(first_query), walk.columns()
         index = (*place, heads[:, None], queries[:, None], columns[None, :])
-        y = sums.total / sums.denominator[:, None]
+        denominator = sums.denominator
+        for sinks_ref in sinks:
+            denominator += jnp.exp(load(sinks_ref, (place[1], heads), real) - sums.peak)
+        y = sums.total / denominator[:, None]
         store(y_ref, index, y.astype(y_ref.dtype), both(real, column_mask, (block.rows, block.width)))
 
     (y,) = launch(
@@ -211,18 +221,20 @@ def _parts(walk: _KeyWalk, parts: int, operands: tuple[Array, ...], interpret: b
     return totals, denominators, peaks
 
 
-def _weighted_sum(
-    walk: _KeyWalk, totals: Array, denominators: Array, peaks: Array, dtype: Any, interpret: bool
-) -> Array:
+def _weighted_sum(walk: _KeyWalk, operands: tuple[Array, ...], dtype: Any, interpret: bool) -> Array:
     """The parts together: [B, K, G, 1, H]. Programs: heads x sequences and their key/value heads."""
-    b, kv, parts, g, h = totals.shape
+    b, kv, parts, g, h = operands[0].shape
 
-    def add_parts(total_ref, denominator_ref, peak_ref, y_ref):
+    def add_parts(total_ref, denominator_ref, peak_ref, *refs):
+        *sinks, y_ref = refs
         place, head = walk.sequence_and_head(1), pl.program_id(0)
         (columns, column_mask), part = walk.columns(), jnp.arange(parts)
         peak = load(peak_ref, (*place, part, head))
-        weight = jnp.exp(peak - peak.max())
+        highest = peak.max()
+        weight = jnp.exp(peak - highest)
         denominator = (weight * load(denominator_ref, (*place, part, head))).sum()
+        for sinks_ref in sinks:
+            denominator += jnp.exp(load(sinks_ref, (place[1], head)) - highest)
         mask = both(None, column_mask, (parts, walk.block.width))
         total = load(total_ref, (*place, part[:, None], head, columns[None, :]), mask)
         y = (weight[:, None] * total).sum(axis=0) / denominator
@@ -233,7 +245,7 @@ def _weighted_sum(
         "add_parts",
         (g, b * kv),
         (Out((b, kv, g, 1, h), dtype),),
-        (totals, denominators, peaks),
+        operands,
         warps=4,
         interpret=interpret,
     )

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from moejax.families.config import RouterPolicy
+from moejax.families.config import AttentionPolicy, RouterPolicy
 from moejax.ops.expert import Expert
 from moejax.ops.routing import Routing
 from moejax.ops.triton.block_layout import block_layout
@@ -109,10 +109,11 @@ def pallas_attend(
     k: Float[Array, "B K S H"],
     v: Float[Array, "B K S H"],
     starts: Int[Array, " B"],
-    window: int | None,
+    policy: AttentionPolicy,
+    sinks: Float[Array, "K G"] | None = None,
 ) -> Float[Array, "B K G T H"]:
     """`reference.attend` as kernels, in the dtype of q."""
-    return _implementation("triton").attend(q, k, v, starts, window)
+    return _implementation("triton").attend(q, k, v, starts, policy, sinks)
 
 
 def cannot(device: Device, name: ProductsName = "triton") -> str | None:

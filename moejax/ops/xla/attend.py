@@ -7,12 +7,14 @@ blocks that the causal mask or the window hides are never visited.
 
 import math
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Float, Int
 
+from moejax.families.config import AttentionPolicy
 from moejax.ops import reference
 from moejax.runtime.platform import smallest_product
 from moejax.weights.storage import precision_of
@@ -27,10 +29,11 @@ def attend(
     k: Float[Array, "B K S H"],
     v: Float[Array, "B K S H"],
     starts: Int[Array, " B"],
-    window: int | None,
+    policy: AttentionPolicy,
+    sinks: Float[Array, "K G"] | None = None,
 ) -> Float[Array, "B K G T H"]:
     """Attention of T queries per row, at positions `starts` and on; float32 result."""
-    return (attend_one if q.shape[3] == 1 else attend_blocks)(q, k, v, starts, window)
+    return (attend_one if q.shape[3] == 1 else attend_blocks)(q, k, v, starts, policy, sinks)
 
 
 def attend_one(
@@ -38,15 +41,20 @@ def attend_one(
     k: Float[Array, "B K S H"],
     v: Float[Array, "B K S H"],
     positions: Int[Array, " B"],
-    window: int | None,
+    policy: AttentionPolicy,
+    sinks: Float[Array, "K G"] | None = None,
 ) -> Float[Array, "B K G 1 H"]:
     """Attention of one query per row at `positions`; float32 result."""
     group = q.shape[2]
     padding = max(0, smallest_product(k.dtype) - group)  # one query head per key/value head is a product of one row
     q_BKGH = jnp.pad(q[:, :, :, 0], ((0, 0), (0, 0), (0, padding), (0, 0)))
-    scores = _product("bkgh,bksh->bkgs", q_BKGH, k) / math.sqrt(q.shape[-1])
-    visible = _visible(positions[:, None], jnp.arange(k.shape[2])[None, :], window)  # B 1 S
-    weights = jax.nn.softmax(jnp.where(visible[:, None], scores, _MASKED), axis=-1).astype(v.dtype)
+    scores = reference.capped(_product("bkgh,bksh->bkgs", q_BKGH, k) * policy.scale_of(q.shape[-1]), policy)
+    visible = _visible(positions[:, None], jnp.arange(k.shape[2])[None, :], policy.window)  # B 1 S
+    scores = jnp.where(visible[:, None], scores, _MASKED)
+    if sinks is not None:
+        column = jnp.pad(sinks.astype(jnp.float32), ((0, 0), (0, padding)))[None, :, :, None]
+        scores = jnp.concatenate([scores, jnp.broadcast_to(column, (*scores.shape[:-1], 1))], axis=-1)
+    weights = jax.nn.softmax(scores, axis=-1)[..., : k.shape[2]].astype(v.dtype)
     y = _product("bkgs,bksh->bkgh", weights, v)
     return y[:, :, :group, None]
 
@@ -57,7 +65,8 @@ def attend_blocks(
     k: Float[Array, "B K S H"],
     v: Float[Array, "B K S H"],
     starts: Int[Array, " B"],
-    window: int | None,
+    policy: AttentionPolicy,
+    sinks: Float[Array, "K G"] | None = None,
 ) -> Float[Array, "B K G T H"]:
     """Attention of T queries per row, at positions `starts` and on; float32 result.
 
@@ -66,7 +75,7 @@ def attend_blocks(
     """
     b, kv, g, t, h = q.shape
     query_block, key_block = math.gcd(t, QUERY_BLOCK), math.gcd(k.shape[2], KEY_BLOCK)
-    scale = 1.0 / math.sqrt(h)
+    scale, window = policy.scale_of(h), policy.window
 
     def one_query_block(block: Array) -> Float[Array, "B K G Q H"]:
         q_block = lax.dynamic_slice_in_dim(q, block * query_block, query_block, axis=3)
@@ -76,7 +85,7 @@ def attend_blocks(
             total, denominator, peak = carry
             k_block = lax.dynamic_slice_in_dim(k, index * key_block, key_block, axis=2)
             v_block = lax.dynamic_slice_in_dim(v, index * key_block, key_block, axis=2)
-            scores = _product("bkgqh,bksh->bkgqs", q_block, k_block) * scale
+            scores = reference.capped(_product("bkgqh,bksh->bkgqs", q_block, k_block) * scale, policy)
             slots = index * key_block + jnp.arange(key_block)
             scores = jnp.where(_visible(positions, slots[None, :], window)[:, None, None], scores, _MASKED)
             new_peak = jnp.maximum(peak, jnp.max(scores, axis=-1, keepdims=True))
@@ -90,7 +99,9 @@ def attend_blocks(
         last = jnp.minimum(positions.max(), k.shape[2] - 1) // key_block
         shape = (b, kv, g, query_block)
         empty = (jnp.zeros((*shape, h)), jnp.zeros((*shape, 1)), jnp.full((*shape, 1), _MASKED))
-        total, denominator, _ = lax.fori_loop(first, last + 1, add_key_block, empty)
+        total, denominator, peak = lax.fori_loop(first, last + 1, add_key_block, empty)
+        if sinks is not None:  # against any peak: where a sink is far above it, its weight is infinite and the result 0
+            denominator += jnp.exp(sinks.astype(jnp.float32)[None, :, :, None, None] - peak)
         return total / denominator
 
     if t == query_block:
@@ -99,14 +110,17 @@ def attend_blocks(
     return jnp.moveaxis(blocks, 0, 3).reshape(q.shape)
 
 
-def _forward(q: Array, k: Array, v: Array, starts: Array, window: int | None) -> tuple[Array, tuple[Array, ...]]:
-    return attend_blocks(q, k, v, starts, window), (q, k, v, starts)
+def _forward(
+    q: Array, k: Array, v: Array, starts: Array, policy: AttentionPolicy, sinks: Array | None
+) -> tuple[Array, tuple[Array | None, ...]]:
+    return attend_blocks(q, k, v, starts, policy, sinks), (q, k, v, sinks, starts)
 
 
-def _backward(window: int | None, saved: tuple[Array, ...], gradient: Array) -> tuple[Array | None, ...]:
+def _backward(policy: AttentionPolicy, saved: tuple[Any, ...], gradient: Array) -> tuple[Array | None, ...]:
     *inputs, starts = saved
-    _, of_inputs = jax.vjp(lambda q, k, v: reference.attend(q, k, v, starts, window), *inputs)
-    return *of_inputs(gradient), None
+    _, of_inputs = jax.vjp(lambda q, k, v, sinks: reference.attend(q, k, v, starts, policy, sinks), *inputs)
+    *of_operands, of_sinks = of_inputs(gradient)
+    return *of_operands, None, of_sinks
 
 
 attend_blocks.defvjp(_forward, _backward)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jax import Array
 
 from moejax.decoding import steps
-from moejax.families.config import ModelConfig
+from moejax.families.config import AttentionPolicy, ModelConfig
 from moejax.families.kv_cache import cache_elements_per_token
 from moejax.model.structure import make_structure
 from moejax.ops.xla import attend
@@ -66,7 +66,7 @@ def test_one_query_at_every_position(groups: int, window: int | None) -> None:
     slots = 9
     q, k, v = random_inputs(slots, 2, groups, 1, slots)
     positions = np.arange(slots, dtype=np.int32)  # row i stands at position i
-    got = jax.jit(partial(attend_one, window=window))(q, k, v, positions)
+    got = jax.jit(partial(attend_one, policy=AttentionPolicy(window=window)))(q, k, v, positions)
     assert got.dtype == jnp.float32
     np.testing.assert_allclose(got, plain_attention(q, k, v, positions, window), rtol=0, atol=FLOAT32_ATOL)
 
@@ -76,7 +76,7 @@ def test_one_bfloat16_query_is_near_plain_attention(groups: int) -> None:
     """Also where one query head has a key/value head to itself, which is computed as two."""
     q, k, v = random_inputs(5, 2, groups, 1, 40, "bfloat16")
     positions = np.array([0, 1, 7, 20, 39], np.int32)
-    got = jax.jit(partial(attend_one, window=16))(q, k, v, positions)
+    got = jax.jit(partial(attend_one, policy=AttentionPolicy(window=16)))(q, k, v, positions)
     assert got.shape == q.shape and got.dtype == jnp.float32
     np.testing.assert_allclose(got, plain_attention(q, k, v, positions, 16), rtol=0, atol=BFLOAT16_ATOL)
 
@@ -89,7 +89,7 @@ def test_one_query_does_not_see_what_is_hidden(window: int | None) -> None:
     if window is not None:
         seen &= np.arange(12) > 6 - window
     k_other, v_other = (jnp.where(jnp.asarray(seen)[None, None, :, None], array, 1e4) for array in (k, v))
-    run = jax.jit(partial(attend_one, window=window))
+    run = jax.jit(partial(attend_one, policy=AttentionPolicy(window=window)))
     np.testing.assert_array_equal(
         run(q, k_other, v_other, np.array([6], np.int32)), run(q, k, v, np.array([6], np.int32))
     )
@@ -115,7 +115,7 @@ def test_blocks_equal_plain_attention(groups: int, t: int, s: int, window: int |
     """Rows start anywhere, so queries and windows end at, before and after the borders of blocks."""
     rows = 6
     q, k, v = random_inputs(rows, 2, groups, t, s)
-    run = jax.jit(partial(attend_blocks, window=window))
+    run = jax.jit(partial(attend_blocks, policy=AttentionPolicy(window=window)))
     room = s - t
     for starts in (
         np.zeros(rows, np.int32),
@@ -144,7 +144,7 @@ _BLOCKS: dict[int | None, jax.stages.Wrapped] = {}
 def _compiled_blocks(window: int | None) -> jax.stages.Wrapped:
     """One function for all examples, so that it compiles once; called with the small blocks set."""
     assert (attend.QUERY_BLOCK, attend.KEY_BLOCK) == (4, 8)
-    return _BLOCKS.setdefault(window, jax.jit(partial(attend_blocks, window=window)))
+    return _BLOCKS.setdefault(window, jax.jit(partial(attend_blocks, policy=AttentionPolicy(window=window))))
 
 
 @pytest.mark.usefixtures("small_blocks")
@@ -154,7 +154,7 @@ def test_running_softmax_keeps_its_accuracy(scale: float) -> None:
     q, k, v = random_inputs(2, 1, 1, 4, 32)
     k = k * jnp.linspace(scale, 1.0, 32)[None, None, :, None]
     starts = np.array([28, 20], np.int32)
-    got = jax.jit(partial(attend_blocks, window=None))(q * 10, k, v, starts)
+    got = jax.jit(partial(attend_blocks, policy=AttentionPolicy(window=None)))(q * 10, k, v, starts)
     # Scores up to 600 in float32 have absolute errors up to 4e-5, which weights of order 1 take over.
     np.testing.assert_allclose(got, plain_attention(q * 10, k, v, starts, None), rtol=0, atol=1e-4)
 
@@ -162,7 +162,7 @@ def test_running_softmax_keeps_its_accuracy(scale: float) -> None:
 def test_bfloat16_is_near_plain_attention() -> None:
     q, k, v = random_inputs(2, 2, 2, 128, 256, "bfloat16")
     starts = np.array([0, 128], np.int32)
-    got = jax.jit(partial(attend_blocks, window=50))(q, k, v, starts)
+    got = jax.jit(partial(attend_blocks, policy=AttentionPolicy(window=50)))(q, k, v, starts)
     np.testing.assert_allclose(got, plain_attention(q, k, v, starts, 50), rtol=0, atol=BFLOAT16_ATOL)
 
 
@@ -171,7 +171,7 @@ def test_blocks_of_the_real_size(window: int | None) -> None:
     """Two query blocks against three key blocks, one row in the middle of a block."""
     q, k, v = random_inputs(2, 1, 2, 256, 384)
     starts = np.array([0, 77], np.int32)
-    got = jax.jit(partial(attend_blocks, window=window))(q, k, v, starts)
+    got = jax.jit(partial(attend_blocks, policy=AttentionPolicy(window=window)))(q, k, v, starts)
     np.testing.assert_allclose(got, plain_attention(q, k, v, starts, window), rtol=0, atol=FLOAT32_ATOL)
 
 
@@ -190,7 +190,9 @@ def test_only_visible_key_blocks_are_visited(starts: list[int], window: int | No
         lowest, highest = min(starts) + block * 4, max(starts) + block * 4 + 3
         first = 0 if window is None else max(0, lowest - window + 1) // 8
         visited += highest // 8 - first + 1
-    counts = count(partial(attend_blocks, window=window), q, k, v, jnp.asarray(starts, jnp.int32))
+    counts = count(
+        partial(attend_blocks, policy=AttentionPolicy(window=window)), q, k, v, jnp.asarray(starts, jnp.int32)
+    )
     assert counts.flops == visited * 2 * (2 * b * kv * g * 4 * 8 * H)
 
 
@@ -200,7 +202,7 @@ def test_key_blocks_that_no_query_sees_may_hold_nan() -> None:
     q, k, v = random_inputs(1, 1, 2, 8, 40)
     starts, window = np.array([17], np.int32), 2
     seen = (np.arange(40) >= 16) & (np.arange(40) < 32)  # whole blocks that hold slots 16 to 24
-    run = jax.jit(partial(attend_blocks, window=window))
+    run = jax.jit(partial(attend_blocks, policy=AttentionPolicy(window=window)))
     k_other, v_other = (jnp.where(jnp.asarray(seen)[None, None, :, None], array, jnp.nan) for array in (k, v))
     np.testing.assert_array_equal(run(q, k_other, v_other, starts), run(q, k, v, starts))
 

@@ -44,9 +44,11 @@ EXPERTS = [(1, 37, 53, 2, 8), (60, 133, 77, 2, 3)]  # tokens, depth, hidden dept
 EVERY_FLOAT16 = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
 TINY = (1e-20, 1e-19)  # whose product float32 has as a denormal number only
 NORMS = [(1, 1), (3, 17), (1400, 203)]
-# Batch, key/value heads, group, queries, positions, width, window: steps and prompts, with tails of every kind.
-ATTENTION = [(2, 2, 5, 1, 40, 7, 0), (1, 1, 4, 1, 150, 64, 9), (2, 2, 3, 70, 150, 20, 0), (2, 2, 3, 70, 150, 33, 60)]
-ATTENTION += [(1, 1, 1, 2, 3, 8, 0), (1, 2, 2, 5, 130, 80, 0)]
+# Batch, key/value heads, group, queries, positions, width, window, soft cap, whether there are sinks: steps and
+# prompts, with tails of every kind.
+ATTENTION = [(2, 2, 5, 1, 40, 7, 0, 0, 0), (1, 1, 4, 1, 150, 64, 9, 0, 0), (2, 2, 3, 70, 150, 20, 0, 0, 0)]
+ATTENTION += [(2, 2, 3, 70, 150, 33, 60, 0, 0), (1, 1, 1, 2, 3, 8, 0, 0, 0), (1, 2, 2, 5, 130, 80, 0, 0, 0)]
+ATTENTION += [(2, 2, 5, 1, 40, 8, 0, 2, 1), (2, 2, 3, 70, 150, 20, 60, 0, 1), (1, 2, 2, 5, 130, 16, 0, 1, 0)]
 LAST = 2  # queries of a prompt's last row that are computed alone, too
 ROTATIONS = [(1, 1, 2, 1, 4, 8), (3, 5, 4, 2, 20, 34), (2, 300, 4, 2, 300, 34)]
 ROUTES = [(1, 1, 1), (40, 8, 2), (5, 64, 6)]
@@ -57,9 +59,10 @@ def product_of(rows: int, outputs: int, inputs: int, dtype: str) -> tuple[np.nda
 
 
 def attention_of(shape: tuple[int, ...], dtype: str) -> dict[str, np.ndarray]:
-    b, k, g, t, s, h, _ = shape
+    b, k, g, t, s, h, _, _, sinks = shape
     operands = {"q": normal((b, k, g, t, h), dtype)}
     operands |= {name: normal((b, k, s, h), dtype, seed) for seed, name in enumerate("kv", 1)}
+    operands |= {"sinks": 2 * normal((k, g))} if sinks else {}
     return operands | {"starts": np.random.default_rng(s).integers(0, s - t + 1, b).astype(np.int32)}
 
 
@@ -141,7 +144,7 @@ def all_cases() -> Iterator[Case]:
             yield case("attend", shape, operands, {"y": "float32"})
             _, k, g, t, *rest = shape
             if t > LAST:
-                part = {name: operand[-1:] for name, operand in operands.items()}
+                part = {name: operand if name == "sinks" else operand[-1:] for name, operand in operands.items()}
                 part |= {"q": part["q"][..., -LAST:, :], "starts": part["starts"] + t - LAST}
                 yield case("attend", (1, k, g, LAST, *rest), part, {"y": "float32"}, f"{named(shape)}.alone")
         for shape in ROTATIONS:

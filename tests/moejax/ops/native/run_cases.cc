@@ -93,15 +93,18 @@ void run_norm(const Case& one, Threads& pool) {
   one.write("y", y);
 }
 
-// Sizes: batch, key/value heads, group, queries, positions, width, window.
+// Sizes: batch, key/value heads, group, queries, positions, width, window, soft cap, whether there are sinks.
 template <typename T>
 void run_attend(const Case& one, Threads& pool) {
   const auto q = one.read<T>("q"), k = one.read<T>("k"), v = one.read<T>("v");
   const auto starts = one.read<int32_t>("starts");
   std::vector<float> y(q.size());
   const auto& n = one.sizes;
-  AttentionCall<T> call{n[0],     n[1],     n[2],     n[3],          n[4],    n[5], n[6],
-                        q.data(), k.data(), v.data(), starts.data(), y.data()};
+  const auto sinks = n[8] ? one.read<float>("sinks") : std::vector<float>();
+  const float scale = 1.0f / std::sqrt(static_cast<float>(n[5]));
+  AttentionCall<T> call{n[0],     n[1],     n[2],     n[3],          n[4],                           n[5],    n[6],
+                        scale,    static_cast<float>(n[7]),          q.data(), k.data(),             v.data(),
+                        starts.data(), n[8] ? sinks.data() : nullptr, y.data()};
   attend(pool, call);
   one.write("y", y);
 }

@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from moejax.families.config import AttentionPolicy
 from moejax.ops import reference
 from moejax.ops.native import build, library, ops
 from moejax.ops.native.build import NativeError, built_library, is_whole
@@ -327,8 +329,10 @@ def test_the_paths_of_older_cpus(dtype: str, level: str, monkeypatch: pytest.Mon
             jnp.asarray(rng.standard_normal(shape), dtype) for shape in ((2, 2, 3, queries, 20), (2, 2, 150, 20))
         )
         arguments = (q, keys, -keys, jnp.asarray([3, 80], jnp.int32))
-        got = jax.jit(lambda *args, window=window: ops.attend(*args, window=window))(*arguments)
-        expected = jax.jit(lambda *args, window=window: reference.attend(*args, window=window))(*arguments)
+        got, expected = (
+            jax.jit(partial(attend, policy=AttentionPolicy(window=window)))(*arguments)
+            for attend in (ops.attend, reference.attend)
+        )
         np.testing.assert_allclose(got, expected, rtol=0, atol=5e-6)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax import Array
 
+from moejax.families.config import AttentionPolicy
 from moejax.ops import reference
 from moejax.ops.expert import Expert
 from moejax.ops.native import ops
@@ -177,12 +178,13 @@ ATTENTION += [(1, 2, 2, 3, 20, h, None) for h in (7, 16, 40, 80)]
 @dtypes
 @pytest.mark.parametrize(("b", "k", "g", "t", "s", "h", "window"), ATTENTION)
 def test_attend(dtype: str, b: int, k: int, g: int, t: int, s: int, h: int, window: int | None) -> None:
+    policy = AttentionPolicy(window=window)
     q, keys, values = (normal(shape, dtype) for shape in ((b, k, g, t, h), (b, k, s, h), (b, k, s, h)))
     starts = jnp.asarray(np.random.default_rng(s).integers(0, s - t + 1, b), jnp.int32)
-    got = attend(q, keys, values, starts, window)
+    got = attend(q, keys, values, starts, policy)
     # Of several queries weights are rounded to bfloat16, by at most 2^-9 of each and so of their sum.
     rounding = 2**-8 * float(jnp.abs(values.astype(jnp.float32)).max()) if dtype == "bfloat16" and t > 1 else 0
-    expected = reference_attend(q, keys, values, starts, window)
+    expected = reference_attend(q, keys, values, starts, policy)
     np.testing.assert_allclose(got, expected, rtol=0, atol=FLOAT32_ATOL + rounding)
 
 
@@ -195,15 +197,15 @@ def test_attend_has_the_same_bits_in_any_batch_and_cache(dtype: str) -> None:
         row //= 2
         used = start + t
         poisoned = [cache.at[row, :, used:].set(jnp.nan) for cache in (keys, values)]
-        together = attend(q[:, :, :, :t], *poisoned, starts, None)
+        together = attend(q[:, :, :, :t], *poisoned, starts, AttentionPolicy())
         one = slice(row, row + 1)
-        alone = attend(q[one, :, :, :t], keys[one, :, :used], values[one, :, :used], starts[one], None)
+        alone = attend(q[one, :, :, :t], keys[one, :, :used], values[one, :, :used], starts[one], AttentionPolicy())
         same_bits(together[one], alone)
 
 
 def test_attend_spreads_nan_to_the_queries_that_see_it() -> None:
     q, keys, values = (normal(shape, "float32") for shape in ((1, 2, 2, 6, 16), (1, 2, 8, 16), (1, 2, 8, 16)))
-    y = attend(q, keys.at[0, 0, 3, 2].set(jnp.nan), values, jnp.zeros(1, jnp.int32), None)
+    y = attend(q, keys.at[0, 0, 3, 2].set(jnp.nan), values, jnp.zeros(1, jnp.int32), AttentionPolicy())
     seen: np.ndarray = np.array(jnp.isnan(y).all(axis=-1))[0]  # K G T
     assert seen[0].tolist() == [[False] * 3 + [True] * 3] * 2 and not seen[1].any()
 
@@ -230,8 +232,8 @@ def test_attend_keeps_what_is_not_finite_from_queries_that_do_not_see_it(
     t, at = 100, 70
     q, keys, values = (normal(shape, dtype) for shape in ((1, 2, 2, t, 16), (1, 2, t, 16), (1, 2, t, 16)))
     starts = jnp.zeros(1, jnp.int32)
-    clean = np.asarray(attend(q, keys, values, starts, window))
-    got = np.asarray(attend(q, keys, values.at[:, :, at, 3].set(bad), starts, window))
+    clean = np.asarray(attend(q, keys, values, starts, AttentionPolicy(window=window)))
+    got = np.asarray(attend(q, keys, values.at[:, :, at, 3].set(bad), starts, AttentionPolicy(window=window)))
     sees = np.arange(t) >= at if window is None else (np.arange(t) >= at) & (np.arange(t) < at + window)
     assert not np.isfinite(got[..., 3])[..., sees].any()
     assert np.isfinite(got[..., ~sees, :]).all()
@@ -248,8 +250,8 @@ def test_attend_weighs_keys_of_minus_infinite_scores_with_nothing(dtype: str, t:
     q = jnp.abs(q) + jnp.asarray(0.1, dtype)
     starts = jnp.full(1, s - t, jnp.int32)
     masked = keys.at[:, :, :hidden].set(-jnp.inf)
-    got = np.asarray(attend(q, masked.at[0, 0, 3].set(jnp.nan) if bad else masked, values, starts, None))
+    got = np.asarray(attend(q, masked.at[0, 0, 3].set(jnp.nan) if bad else masked, values, starts, AttentionPolicy()))
     window = jnp.full(1, s - t - hidden, jnp.int32)
-    wanted = np.asarray(attend(q, keys[:, :, hidden:], values[:, :, hidden:], window, None))
+    wanted = np.asarray(attend(q, keys[:, :, hidden:], values[:, :, hidden:], window, AttentionPolicy()))
     np.testing.assert_allclose(got[:, int(bad) :], wanted[:, int(bad) :], rtol=0, atol=4 * HIDDEN_ATOL[dtype])
     assert np.isnan(got[:, 0]).all() == bad

@@ -182,16 +182,18 @@ def test_norm(dtype: str, run: Run) -> None:
     np.testing.assert_array_equal(run(dtype, "norm.alone", stored=dtype), last)
 
 
-def attended(operands: Arrays, window: int) -> np.ndarray:
-    """Softmax attention in float64 of the positions that each query sees."""
+def attended(operands: Arrays, window: int, soft_cap: int) -> np.ndarray:
+    """Softmax attention in float64 of the positions that each query sees, and of the sinks."""
     q, k, v = (wide(operands[name]) for name in "qkv")
     position = operands["starts"][:, None] + np.arange(q.shape[3])
     distance = position[..., None] - np.arange(k.shape[2])  # B T S
     seen = (distance >= 0) & ((distance < window) | (window == 0))
     score = np.einsum("bkgth,bksh->bkgts", q, k) / q.shape[-1] ** 0.5
-    score = np.where(seen[:, None, None], score, -np.inf)
+    score = np.where(seen[:, None, None], soft_cap * np.tanh(score / soft_cap) if soft_cap else score, -np.inf)
+    sinks = operands.get("sinks", np.full(q.shape[1:3], -np.inf))[None, :, :, None, None]
+    score = np.concatenate([score, np.broadcast_to(sinks, (*score.shape[:-1], 1))], axis=-1)
     weight = np.exp(score - score.max(axis=-1, keepdims=True))
-    return np.einsum("bkgts,bksh->bkgth", weight / weight.sum(axis=-1, keepdims=True), v)
+    return np.einsum("bkgts,bksh->bkgth", (weight / weight.sum(axis=-1, keepdims=True))[..., :-1], v)
 
 
 @dtypes
@@ -201,7 +203,7 @@ def test_attend(dtype: str, run: Run) -> None:
         got = run(dtype, f"attend.{named(shape)}").reshape(operands["q"].shape)
         rounded = dtype == "bfloat16" and run.multiplies_bfloat16 and shape[3] > 1
         atol = ATTENTION_ATOL * run.odd(dtype) + rounded * WEIGHT_RTOL * np.abs(wide(operands["v"])).max()
-        np.testing.assert_allclose(got, attended(operands, shape[-1]), rtol=0, atol=atol, err_msg=named(shape))
+        np.testing.assert_allclose(got, attended(operands, *shape[6:8]), rtol=0, atol=atol, err_msg=named(shape))
         if shape[3] > LAST:
             alone = run(dtype, f"attend.{named(shape)}.alone")
             np.testing.assert_array_equal(got[-1, :, :, -LAST:].ravel().view(np.uint32), alone.view(np.uint32))

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from moejax.families.config import AttentionPolicy
 from moejax.ops import reference
 from moejax.ops.triton.attend import attend, attend_pages
 from moejax.ops.triton.blocks import HOPPER_SHARED_MEMORY, attend_block, key_splits
@@ -30,7 +31,7 @@ SHAPES = {
 
 @functools.cache
 def interpreted(window: int | None):
-    return jax.jit(functools.partial(attend, window=window, interpret=True))
+    return jax.jit(functools.partial(attend, policy=AttentionPolicy(window=window), interpret=True))
 
 
 def inputs(b: int, kv: int, g: int, t: int, h: int, s: int, dtype: str = "float32") -> tuple[jax.Array, ...]:
@@ -53,7 +54,7 @@ def test_attention_is_the_reference_s_and_reads_only_what_is_seen(
     if window is not None:
         seen &= jnp.arange(s)[None, :] > starts[:, None] - window
     poison = [jnp.where(seen[:, None, :, None], a, jnp.nan) for a in (k, v)]
-    expected = reference.attend(q, k, v, starts, window)
+    expected = reference.attend(q, k, v, starts, AttentionPolicy(window=window))
     np.testing.assert_allclose(interpreted(window)(q, *poison, starts), expected, atol=FLOAT32_ATOL)
 
 
@@ -61,7 +62,9 @@ def test_16_bits_stay_and_a_sequence_does_not_depend_on_the_others() -> None:
     q, k, v, starts = inputs(3, 2, 4, 1, 32, 256, "bfloat16")
     y = interpreted(None)(q, k, v, starts)
     assert y.dtype == jnp.bfloat16
-    np.testing.assert_allclose(np.asarray(y, np.float32), reference.attend(q, k, v, starts, None), atol=2e-2)
+    np.testing.assert_allclose(
+        np.asarray(y, np.float32), reference.attend(q, k, v, starts, AttentionPolicy()), atol=2e-2
+    )
     alone = interpreted(None)(q[1:2], k[1:2], v[1:2], starts[1:2])
     np.testing.assert_array_equal(y[1:2], alone)
 
@@ -79,14 +82,14 @@ def test_pages_in_any_order(t: int) -> None:
         everywhere[pages] = pieces
         return jnp.asarray(everywhere)
 
-    y = attend_pages(q, paged(k), paged(v), jnp.asarray(pages), starts, None, interpret=True)
-    np.testing.assert_allclose(y, reference.attend(q, k, v, starts, None), atol=FLOAT32_ATOL)
+    y = attend_pages(q, paged(k), paged(v), jnp.asarray(pages), starts, AttentionPolicy(), interpret=True)
+    np.testing.assert_allclose(y, reference.attend(q, k, v, starts, AttentionPolicy()), atol=FLOAT32_ATOL)
 
 
 def test_pages_that_are_no_whole_blocks_are_refused() -> None:
     q, k, v, starts = inputs(1, 1, 1, 1, 16, 40)
     with pytest.raises(ValueError, match="40 positions"):
-        attend_pages(q, k, v, jnp.zeros((1, 2), jnp.int32), starts, None, interpret=True)
+        attend_pages(q, k, v, jnp.zeros((1, 2), jnp.int32), starts, AttentionPolicy(), interpret=True)
 
 
 @pytest.mark.parametrize("itemsize", [2, 4])

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from moejax.families.config import AttentionPolicy
 from moejax.ops.expert import Expert
 from moejax.ops.table import BACKENDS
 from moejax.ops.triton.experts import pallas_attend, pallas_rotate, pallas_route
@@ -125,7 +126,7 @@ def test_attention_equals_float64(
     expected = np.einsum("bkgts,bksh->bkgth", weights / weights.sum(-1, keepdims=True), v)
     poisoned = [np.where(np.any(seen, axis=1)[:, None, :, None], a, np.nan) for a in (k, v)]
     poison_free_memory()
-    ours = jax.jit(partial(pallas_attend, window=window))(
+    ours = jax.jit(partial(pallas_attend, policy=AttentionPolicy(window=window)))(
         *(jnp.asarray(a, dtype) for a in (q, *poisoned)), jnp.asarray(starts, jnp.int32)
     )
     np.testing.assert_allclose(np.asarray(ours, np.float64), expected, rtol=0, atol=ATOL[dtype])
