@@ -139,7 +139,7 @@ def project_block(tokens: int, outputs: int, contracted: int, itemsize: int, sha
         contracted=min(_step(rows, 512 // itemsize, itemsize), max(SMALLEST_TILE, power_of_two(contracted))),
         matrices=1,
         itemsize=itemsize,
-        warps=4,
+        warps=4 if out > SMALLEST_TILE else 2,  # of four, ptxas gives 40 registers to a thread and spills
         most_stages=8,
         shared_memory=shared_memory // min(4, max(1, -(-outputs // (out * MULTIPROCESSORS)))),
     )
