@@ -138,14 +138,15 @@ def program_row(facts: Facts) -> list[str]:
 
 def program_words(case: Case) -> str:
     """A program in a few words, without its target and devices."""
-    dtype = "" if case.dtype == "bfloat16" else f", {case.dtype}"
+    besides = "" if case.dtype == "bfloat16" else f", {case.dtype}"
+    besides += f", {case.micro_batches} micro-batches" if case.micro_batches > 1 else ""
     return {
         "decode": f"decode, batch {case.batch}",
         "prefill": f"prefill, {case.batch} x {case.width:,} tokens",
         "serve-step": f"server's step, {case.batch} slots",
         "serve-feed": f"server's feed, {case.width} tokens",
         "layer": f"MoE layer, {case.batch:,} tokens",
-    }[case.program] + dtype
+    }[case.program] + besides
 
 
 def devices_words(case: Case) -> str:

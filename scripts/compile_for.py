@@ -122,6 +122,7 @@ def cases_of(options: argparse.Namespace) -> Iterator[Case]:
         batch=1,
         width=1,
         positions=options.max_seq_len,
+        micro_batches=options.micro_batches,
     )
     widths = {"prefill": options.input_len, "serve-feed": 128}
     parts = make_rules(config, MeshConfig.parse(options.mesh), dispatch_name(options.dispatch)).parts("batch")
@@ -175,6 +176,7 @@ def make_parser() -> argparse.ArgumentParser:
         "-p", "--input-len", type=int, default=2048, help="tokens that one prefill call feeds (%(default)s)"
     )
     parser.add_argument("--max-seq-len", type=int, default=4096, help="positions of the cache (%(default)s)")
+    parser.add_argument("--micro-batches", type=int, default=1, help="into how many rows are divided (%(default)s)")
     parser.add_argument("--tokens", type=numbers, default="1,8,64,4096", help="of layer (%(default)s)")
     parser.add_argument("--json", type=Path, help="write everything there, too")
     parser.add_argument("--check", action="store_true", help="compile the cases of the baseline and compare")

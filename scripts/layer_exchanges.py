@@ -9,7 +9,7 @@ from moejax.moe.split import DispatchName, make_rules
 from moejax.planning.communication import Tokens, moe_collectives
 from moejax.planning.hardware_file import load_hardware
 from moejax.planning.links import exchange_seconds
-from scripts.measured_layers import MODELS, Case, Cell, LayerSplit
+from scripts.measured_layers import MODELS, Cell, LayerCase, LayerSplit
 
 hardware_file = lru_cache(load_hardware)
 
@@ -35,7 +35,7 @@ def with_exchanges(cells: Iterable[Cell]) -> list[Cell]:
 
 
 @lru_cache(maxsize=100_000)
-def layer_exchange(case: Case, split: LayerSplit, tokens: int, dispatch: DispatchName = "replicated") -> float:
+def layer_exchange(case: LayerCase, split: LayerSplit, tokens: int, dispatch: DispatchName = "replicated") -> float:
     """Seconds of one layer's collectives; where the batch is split, over `split.expert` devices, it is filled up."""
     rules = split_rules(case.model, split, dispatch)
     parts = rules.parts("batch")

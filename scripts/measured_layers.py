@@ -62,7 +62,7 @@ class LayerSplit(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case:
+class LayerCase:
     """What was measured: one layer of a model in one dtype, on so many devices, under one load.
 
     hardware: the name of a hardware file.  engine: whose kernels, "best" for the fastest of each split.
@@ -87,7 +87,7 @@ class Case:
 class MeasuredLayer(NamedTuple):
     """One case, split so, at so many tokens of the group."""
 
-    case: Case
+    case: LayerCase
     split: LayerSplit
     tokens: int
     seconds: float
@@ -97,7 +97,7 @@ class MeasuredLayer(NamedTuple):
 class Cell:
     """One case at so many tokens of the group: seconds by split, both pure ones among them."""
 
-    case: Case
+    case: LayerCase
     tokens: int
     seconds: Mapping[LayerSplit, float]
 
@@ -145,7 +145,7 @@ def read_layers(path: Path = LAYERS) -> Iterator[MeasuredLayer]:
         for row in csv.DictReader(lines):
             split = LayerSplit(int(row["tensor"]), int(row["expert"]))
             same = {key: row[key] for key in ("hardware", "engine", "dtype", "model", "load")}
-            case = Case(**same, devices=split.tensor * split.expert)
+            case = LayerCase(**same, devices=split.tensor * split.expert)
             for tokens in TOKENS:
                 if micros := row[str(tokens)]:
                     yield MeasuredLayer(case, split, tokens, float(micros) * 1e-6)
@@ -153,7 +153,7 @@ def read_layers(path: Path = LAYERS) -> Iterator[MeasuredLayer]:
 
 def read_cells(path: Path = LAYERS) -> list[Cell]:
     """Every cell of the extract in which both pure splits were measured, over two devices or more."""
-    found: dict[tuple[Case, int], dict[LayerSplit, float]] = {}
+    found: dict[tuple[LayerCase, int], dict[LayerSplit, float]] = {}
     for layer in read_layers(path):
         if layer.case.devices > 1:
             found.setdefault((layer.case, layer.tokens), {})[layer.split] = layer.seconds
@@ -162,7 +162,7 @@ def read_cells(path: Path = LAYERS) -> list[Cell]:
 
 def best_engines(cells: Iterable[Cell]) -> list[Cell]:
     """The same with the fastest engine of each split."""
-    found: dict[tuple[Case, int], dict[LayerSplit, float]] = {}
+    found: dict[tuple[LayerCase, int], dict[LayerSplit, float]] = {}
     for cell in cells:
         best = found.setdefault((replace(cell.case, engine="best"), cell.tokens), {})
         for split, seconds in cell.seconds.items():
@@ -170,7 +170,7 @@ def best_engines(cells: Iterable[Cell]) -> list[Cell]:
     return _complete(found)
 
 
-def _complete(found: Mapping[tuple[Case, int], Mapping[LayerSplit, float]]) -> list[Cell]:
+def _complete(found: Mapping[tuple[LayerCase, int], Mapping[LayerSplit, float]]) -> list[Cell]:
     return [
         Cell(case=case, tokens=tokens, seconds=seconds)
         for (case, tokens), seconds in found.items()

@@ -18,7 +18,7 @@ from moejax.planning.kernels import MATRICES, DeviceLoad, ExpertTerms, Shape
 from moejax.planning.routing import RoutingModel
 from moejax.planning.skew import skewed_routing
 from scripts.layer_exchanges import hardware_file
-from scripts.measured_layers import LOADS, MODELS, TIE, Case, Cell, LayerSplit, read_layers
+from scripts.measured_layers import LOADS, MODELS, TIE, Cell, LayerCase, LayerSplit, read_layers
 
 # Who says which split: the fitted terms of the engine that was measured, other software, or one split always.
 Adviser = Literal["engine", "moejax", "ideal", "intra", "inter"]
@@ -32,7 +32,7 @@ class PredictedLayer:
     untuned: whether the engine's other terms are for it.  of_cache: weights read over the last cache.
     """
 
-    case: Case
+    case: LayerCase
     split: LayerSplit
     tokens: int
     seconds: float
@@ -129,7 +129,7 @@ def off(layers: Iterable[PredictedLayer]) -> tuple[int, float, float]:
 
 
 @lru_cache(maxsize=200_000)
-def layer_seconds(case: Case, split: LayerSplit, tokens: int, software: str, *, resident: bool = False) -> float:
+def layer_seconds(case: LayerCase, split: LayerSplit, tokens: int, software: str, *, resident: bool = False) -> float:
     """One MoE layer without its collectives, as `mesh compare --software` has it.
 
     resident: where its weights fit the device's cache they are there, as a benchmark of one layer has them.
@@ -166,7 +166,7 @@ def _routing(load: str, model: str) -> RoutingModel:
     return skewed_routing(MODELS[model], LOADS[load])
 
 
-def _roofline(hardware: Hardware, split: LayerSplit, tokens: int, case: Case) -> float:
+def _roofline(hardware: Hardware, split: LayerSplit, tokens: int, case: LayerCase) -> float:
     """The longer of reading the experts and multiplying their rows, at the datasheet's speeds."""
     config, routing = MODELS[case.model], _routing(case.load, case.model)
     elements = MATRICES * config.embed_dim * config.expert_dim / split.tensor

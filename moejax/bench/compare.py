@@ -25,7 +25,7 @@ Tokens = dict[tuple[str, str], list[list[int]]]  # system, name of a question ->
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
+class BenchQuestion:
     """What every system is asked: the name of a work or REQUESTS, prompts, tokens to generate after each."""
 
     name: str
@@ -97,9 +97,9 @@ def warm_up_requests(requests: Sequence[RaggedRequest]) -> list[RaggedRequest]:
     return [replace(one, output_len=-(-one.output_len // WARM_UP_PART)) for one in chosen]
 
 
-def _questions(plan: SystemsPlan, requests: Sequence[RaggedRequest]) -> list[Question]:
+def _questions(plan: SystemsPlan, requests: Sequence[RaggedRequest]) -> list[BenchQuestion]:
     questions = [
-        Question(
+        BenchQuestion(
             name=work_name(work),
             prompts=work.prompts(plan.vocab_size),
             output_lens=[work.output_len] * work.batch_size,
@@ -108,11 +108,11 @@ def _questions(plan: SystemsPlan, requests: Sequence[RaggedRequest]) -> list[Que
     ]
     if requests:
         prompts, lengths = [one.prompt for one in requests], [one.output_len for one in requests]
-        questions.append(Question(name=REQUESTS, prompts=prompts, output_lens=lengths))
+        questions.append(BenchQuestion(name=REQUESTS, prompts=prompts, output_lens=lengths))
     return questions
 
 
-def _warm_up(contest: Contest, asked: Sequence[Question]) -> Tokens:
+def _warm_up(contest: Contest, asked: Sequence[BenchQuestion]) -> Tokens:
     """Warms everybody up on everything, which also gives the tokens."""
     tokens: Tokens = {}
     for question in asked:
@@ -125,7 +125,7 @@ def _warm_up(contest: Contest, asked: Sequence[Question]) -> Tokens:
     return tokens
 
 
-def _judge(contest: Contest, asked: Sequence[Question], tokens: Tokens) -> None:
+def _judge(contest: Contest, asked: Sequence[BenchQuestion], tokens: Tokens) -> None:
     """Judges the tokens by moejax in float32 on one device."""
     first, settings = contest.plan.contenders[OURS]
     command = contest.plan.commands.get("reference") or worker_command(first)
@@ -140,7 +140,7 @@ def _judge(contest: Contest, asked: Sequence[Question], tokens: Tokens) -> None:
                 contest.standings[name].verdicts[question.name] = found
 
 
-def _time_round(contest: Contest, asked: Sequence[Question], round_: int) -> None:
+def _time_round(contest: Contest, asked: Sequence[BenchQuestion], round_: int) -> None:
     """Times everybody on everything once, beginning with another system in each round."""
     for question in asked:
         if question.name == REQUESTS and round_ % ROUNDS_PER_REQUEST_ROUND:
@@ -157,12 +157,12 @@ def _time_round(contest: Contest, asked: Sequence[Question], round_: int) -> Non
                     kept.setdefault(part, []).append(sample)
 
 
-def _able(contest: Contest, question: Question) -> list[str]:
+def _able(contest: Contest, question: BenchQuestion) -> list[str]:
     """Those who can answer: not everybody serves ragged requests."""
     return [name for name, process in contest.running.items() if question.name != REQUESTS or process.serves]
 
 
-def _ask(process: PeerProcess, question: Question) -> tuple[list[list[int]], dict[str, float]]:
+def _ask(process: PeerProcess, question: BenchQuestion) -> tuple[list[list[int]], dict[str, float]]:
     """The tokens of each row, and the seconds of each part, as a `Standing` has them."""
     if question.name == REQUESTS:
         served = process.serve(question.prompts, question.output_lens)

@@ -9,7 +9,7 @@ from moejax.cli import console, options
 from moejax.cli.groups import grouped
 from moejax.cli.help import SETTINGS, Command, examples
 from moejax.cli.mesh_calibrate import CALIBRATE_EXAMPLES, calibrate
-from moejax.cli.mesh_flags import OUTPUT, WORK, CompareFlags, Context, Dtype, ModelFlags
+from moejax.cli.mesh_flags import OUTPUT, WORK, CompareFlags, Context, Dtype, SizedModelFlags
 from moejax.cli.options import option, whole
 from moejax.moe.split import DISPATCHES
 
@@ -40,7 +40,7 @@ mesh_app = typer.Typer(name="mesh", rich_markup_mode=None, context_settings=SETT
 
 
 @grouped
-def compare(model: ModelFlags, flags: CompareFlags, debug: options.Debug = False) -> int:
+def compare(model: SizedModelFlags, flags: CompareFlags, debug: options.Debug = False) -> int:
     """Rank every data x expert x tensor split of a model over so many devices, and say why.
 
     Needs no devices: times are predicted from the model's sizes and the figures of a hardware file.
@@ -53,7 +53,7 @@ def compare(model: ModelFlags, flags: CompareFlags, debug: options.Debug = False
 
 @grouped
 def show(
-    model: ModelFlags,
+    model: SizedModelFlags,
     mesh: MeshText,
     devices: WantedDevices = None,
     dispatch: OneDispatch = "auto",

@@ -94,11 +94,11 @@ def _question(model: str, flags: CompareFlags, plan: ComparisonInputs) -> Questi
 
 def _show(flags: CompareFlags, question: Question, rows: list[MeshRow], fits_with: list[str]) -> None:
     from moejax.cli.mesh_sweep import sweep_tables
-    from moejax.cli.mesh_tables import Asked, compare_tables
+    from moejax.cli.mesh_tables import Shown, compare_tables
 
     several = len(set(flags.counts)) > 1
     tables, devices = (sweep_tables, flags.devices) if several else (compare_tables, f"{flags.counts[0]:,}")
-    asked = Asked(question=question, devices=devices, fits_with=fits_with, width=console.width())
+    asked = Shown(question=question, devices=devices, fits_with=fits_with, width=console.width())
     console.write_rendered(*tables(rows, asked))
 
 

@@ -42,7 +42,7 @@ Dtype = Annotated[
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelFlags:
+class SizedModelFlags:
     """The model whose sizes a command goes by."""
 
     model: Annotated[str | None, option("--model", metavar="MODEL", help=_MODEL, show_default=False)] = None

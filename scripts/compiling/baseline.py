@@ -47,21 +47,22 @@ OF_KERNEL: Mapping[str, Better] = {
 
 
 LAYERS = 2
-# (program, mesh, dtype, batch, width) of each target.
-_CHECKED: tuple[tuple[ProgramName, str, str, int, int], ...] = (
-    ("decode", "data=1", "bfloat16", 1, 1),
-    ("decode", "data=1", "bfloat16", 8, 1),
-    ("decode", "tensor=8", "bfloat16", 1, 1),
-    ("decode", "expert=4,tensor=2", "bfloat16", 8, 1),
-    ("prefill", "data=1", "bfloat16", 1, 2048),
-    ("prefill", "expert=4,tensor=2", "bfloat16", 1, 2048),
-    ("serve-step", "data=1", "bfloat16", 16, 1),
-    ("serve-feed", "data=1", "bfloat16", 16, 128),
-    ("layer", "data=1", "bfloat16", 64, 1),
-    ("layer", "data=1", "bfloat16", 4096, 1),
-    ("layer", "data=1", "float32", 8, 1),
-    ("layer", "data=1", "float32", 64, 1),
-    ("layer", "data=1", "float32", 4096, 1),
+# (program, mesh, dtype, batch, width, micro-batches) of each target.
+_CHECKED: tuple[tuple[ProgramName, str, str, int, int, int], ...] = (
+    ("decode", "data=1", "bfloat16", 1, 1, 1),
+    ("decode", "data=1", "bfloat16", 8, 1, 1),
+    ("decode", "tensor=8", "bfloat16", 1, 1, 1),
+    ("decode", "expert=4,tensor=2", "bfloat16", 8, 1, 1),
+    ("prefill", "data=1", "bfloat16", 1, 2048, 1),
+    ("prefill", "expert=4,tensor=2", "bfloat16", 1, 2048, 1),
+    ("prefill", "expert=4,tensor=2", "bfloat16", 1, 2048, 2),
+    ("serve-step", "data=1", "bfloat16", 16, 1, 1),
+    ("serve-feed", "data=1", "bfloat16", 16, 128, 1),
+    ("layer", "data=1", "bfloat16", 64, 1, 1),
+    ("layer", "data=1", "bfloat16", 4096, 1, 1),
+    ("layer", "data=1", "float32", 8, 1, 1),
+    ("layer", "data=1", "float32", 64, 1, 1),
+    ("layer", "data=1", "float32", 4096, 1, 1),
 )
 
 
@@ -80,9 +81,10 @@ def checked_cases() -> list[Case]:
             batch=batch,
             width=width,
             positions=4096,
+            micro_batches=micro_batches,
         )
         for name in TARGETS
-        for program, mesh, dtype, batch, width in _CHECKED
+        for program, mesh, dtype, batch, width, micro_batches in _CHECKED
     ]
 
 

@@ -24,6 +24,7 @@ class Case:
     layer: one MoE layer on `batch` tokens.
 
     layers: of the model, fewer than it has to be quick.  backend: "auto" is what the target would take.
+    micro_batches: into how many a call's rows are divided (`moejax.load`).
     """
 
     target: str
@@ -37,6 +38,7 @@ class Case:
     batch: int
     width: int
     positions: int
+    micro_batches: int = 1
 
     @property
     def config(self) -> ModelConfig:
@@ -59,7 +61,8 @@ class Case:
             "serve-feed": f"{self.width} tokens, {self.batch} slots",
             "layer": f"{self.batch} tokens",
         }[self.program]
-        ways = "".join(f" {one}" for one in (self.dispatch if used else "", self.backend, self.dtype) if one)
+        pieces = f"in {self.micro_batches} micro-batches" if self.micro_batches > 1 else ""
+        ways = "".join(f" {one}" for one in (self.dispatch if used else "", self.backend, self.dtype, pieces) if one)
         return f"{self.target} {self.program} {self.model}, {self.layers} layers, {where},{ways}, {what}"
 
 
@@ -70,6 +73,7 @@ def case_of(raw: Mapping[str, Any]) -> Case:
         ValueError: for keys that are missing or not known.
     """
     keys = {one.name for one in dataclasses.fields(Case)}
-    if set(raw) != keys:
+    needed = {one.name for one in dataclasses.fields(Case) if one.default is dataclasses.MISSING}
+    if not needed <= set(raw) <= keys:
         raise ValueError(f"a case has the keys {', '.join(sorted(keys))}; got {', '.join(sorted(raw))}")
     return Case(**raw)

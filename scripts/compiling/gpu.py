@@ -11,7 +11,7 @@ from moejax.runtime.compiler_options import compiler_options
 from moejax.runtime.platform import Device
 from scripts.compiling.cases import LOOPS, Case
 from scripts.compiling.facts import collective_facts, memory_facts
-from scripts.compiling.kernels import Kernels
+from scripts.compiling.kernels import KernelReader
 from scripts.compiling.launches import count, instruction_scopes, read_thunks, step_of, thunk_names, triton_calls
 from scripts.compiling.programs import lower_case
 from scripts.compiling.targets import Gpu, target_config
@@ -27,7 +27,7 @@ class GpuCompiler:
     def __init__(self, gpu: Gpu, devices: int, folder: Path) -> None:
         self._gpu, self._folder = gpu, folder
         self._device = Device(platform="gpu", kind=gpu.kind, capability=gpu.capability)
-        self._kernels = Kernels(gpu, folder)
+        self._kernels = KernelReader(gpu, folder)
         self._devices: list[Any] = topologies.get_topology_desc(
             platform="cuda", topology_name="", target_config=target_config(gpu), topology=f"1x1x{devices}"
         ).devices

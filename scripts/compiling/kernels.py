@@ -14,7 +14,7 @@ from scripts.compiling.tools import assemble
 _ENTRY = re.compile(r"\.entry\s+([\w$]+)")
 
 
-class Kernels:
+class KernelReader:
     """Reads kernels of one kind of device, each once however many programs have it. folder: for files of the tools."""
 
     def __init__(self, gpu: Gpu, folder: Path) -> None:

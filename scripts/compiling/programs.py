@@ -15,7 +15,7 @@ from moejax.families.table import weights_of
 from moejax.measuring.shaped_programs import Program, decode_step, feed, lower
 from moejax.model.structure import Structure, make_parallel, make_structure
 from moejax.moe.layer import MoE
-from moejax.moe.split import dispatch_name
+from moejax.moe.split import FEWEST_ROWS, dispatch_name
 from moejax.ops.table import make_ops, resolve_backend
 from moejax.planning.communication import (
     Tokens,
@@ -25,6 +25,7 @@ from moejax.planning.communication import (
     report_collectives,
     step_collectives,
 )
+from moejax.planning.overlap import divided
 from moejax.runtime.platform import Device, tracing_for
 from moejax.serving.limits import served_features
 from moejax.weights.params import merge, split
@@ -39,13 +40,21 @@ def lower_case(case: Case, device: Device, devices: list[Any]) -> tuple[jax.stag
     mesh: Mesh = MeshConfig.parse(case.mesh).build(devices)
     with tracing_for(device):
         backend = resolve_backend(case.backend, device.platform)
-        parallel = make_parallel(case.config, mesh, case.dispatch)
+        parallel = make_parallel(case.config, mesh, case.dispatch, micro_batches=case.micro_batches)
         structure = make_structure(case.config, backend, case.dtype, parallel)
         return _LOWERED[case.program](case, structure), structure
 
 
 def predicted_collectives(case: Case, structure: Structure) -> list[Collective] | None:
     """What the closed forms say of a case; None where there is none: they know greedy choices alone."""
+    whole = _of_whole_calls(case, structure)
+    if whole is None or case.micro_batches == 1:
+        return whole
+    rows = case.batch // structure.parallel.rules.parts("batch") * case.width
+    return divided(whole, max(1, min(case.micro_batches, rows // FEWEST_ROWS)))
+
+
+def _of_whole_calls(case: Case, structure: Structure) -> list[Collective] | None:
     config, rules = case.config, structure.parallel.rules
     dispatch = dispatch_name(case.dispatch)
     if case.program == "decode":

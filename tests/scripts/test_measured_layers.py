@@ -8,11 +8,13 @@ import pytest
 
 import moejax
 from scripts.layer_exchanges import hardware_file, layer_exchange, with_exchanges
-from scripts.measured_layers import LOADS, MODELS, TOKENS, Case, Cell, LayerSplit, best_engines, read_cells
+from scripts.measured_layers import LOADS, MODELS, TOKENS, Cell, LayerCase, LayerSplit, best_engines, read_cells
 from scripts.predicted_layers import judge, layer_seconds
 
 INTRA, INTER, HYBRID = LayerSplit(4, 1), LayerSplit(1, 4), LayerSplit(2, 2)
-CASE = Case(hardware="h200", engine="trtllm", dtype="bfloat16", model="Mixtral 8x7B", load="power_law_1.01", devices=4)
+CASE = LayerCase(
+    hardware="h200", engine="trtllm", dtype="bfloat16", model="Mixtral 8x7B", load="power_law_1.01", devices=4
+)
 
 
 def cell(intra: float, inter: float, hybrid: float | None = None, *, engine: str = "trtllm", tokens: int = 64) -> Cell:

@@ -8,7 +8,7 @@ from moejax.planning.costs import predict_decode
 from moejax.planning.hardware_file import load_hardware
 from moejax.planning.workload import Workload
 from scripts.layer_errors import differing, groups_of, held_out, layer_reason, right_share
-from scripts.measured_layers import MIXTRAL, Case, LayerSplit
+from scripts.measured_layers import MIXTRAL, LayerCase, LayerSplit
 from scripts.page_text import wrapped
 from scripts.predicted_layers import PredictedLayer, off, predicted_layers
 from scripts.predicted_steps import (
@@ -27,7 +27,7 @@ from scripts.predictions_page import PAGE, page, verdicts
 from scripts.step_tables import step_reason
 
 LAYER = PredictedLayer(
-    case=Case(hardware="h200", engine="vllm", dtype="bfloat16", model=MIXTRAL, load="balanced", devices=4),
+    case=LayerCase(hardware="h200", engine="vllm", dtype="bfloat16", model=MIXTRAL, load="balanced", devices=4),
     split=LayerSplit(tensor=4),
     tokens=64,
     seconds=1.0,

@@ -64,11 +64,11 @@ def _route(
         logits = jnp.where(inside, logits, -jnp.inf)
         exponentials = jnp.exp(logits - logits.max(axis=1, keepdims=True))
         exponentials = jnp.where((columns < e)[None, :], exponentials, 0.0)
-        total = exponentials.sum(axis=1, keepdims=True)
-        probabilities = exponentials / total
-        # NaN would make the comparisons below meaningless: such a row has all experts equal, and weights of 0 / 0.
+        total = exponentials.sum(axis=1)
+        probabilities = exponentials / total[:, None]
+        # NaN would make the comparisons below meaningless: such a row has all experts equal, and NaN as weights.
         broken = total != total
-        left = jnp.where(broken, 0.0, probabilities)
+        left = jnp.where(broken[:, None], 0.0, probabilities)
         left = jnp.where((columns < e)[None, :], left, -1.0)
         keep = load(valid_ref, (tokens,), tokens < t, other=False)
 
@@ -86,7 +86,7 @@ def _route(
             at = holds.sum(axis=1) - shift
             here = keep & (at >= 0) & (at < places)
             ids.append(jnp.where(here, at, places))
-            weight = best[place] / norm if policy.renormalise else best[place]
+            weight = best[place] / norm if policy.renormalise else jnp.where(broken, jnp.nan, best[place])
             weight = jnp.where(here, weight if policy.scale == 1 else weight * policy.scale, 0.0)
             index = (tokens, jnp.full_like(tokens, place))
             store(experts_ref, index, chosen[place], tokens < t)

@@ -35,7 +35,7 @@ def facts(
         files.append(folder / f"{name}.ptx")
         files[-1].write_text(PTX.format(name=name))
     with _compilers(code, ptxas):
-        read = kernels.Kernels(gpu_target(case.target), folder).read(step, {31}, files)
+        read = kernels.KernelReader(gpu_target(case.target), folder).read(step, {31}, files)
     return {
         "case": asdict(case),
         "backend": "pallas",

@@ -34,6 +34,13 @@ def test_what_is_planted_is_worse_and_its_end_is_better(
     assert not any(said[0] in line for line in compare(bad, good).worse)
 
 
+def test_an_exchange_that_overlaps_nothing_any_more_is_worse(tmp_path: Path) -> None:
+    good, bad = facts(tmp_path), facts(tmp_path)
+    good["launches"]["overlapped"] = 4
+    (line,) = compare(good, bad).worse
+    says(line, "launches.overlapped", 4, bad["launches"]["overlapped"])
+
+
 def test_collectives_that_the_closed_forms_do_not_have_are_worse(tmp_path: Path) -> None:
     bad = facts(tmp_path)
     bad["collectives"]["unpredicted"] = ["1 x all-gather over expert of 8 int32 in moe"]

@@ -1,5 +1,8 @@
 """Routing and ranks, interpreted, against the specification, and the specification against a loop over tokens."""
 
+import dataclasses
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -27,18 +30,17 @@ def check(got: Routing, expected: Routing) -> None:
     assert got.weights.dtype == jnp.float32
 
 
+@pytest.mark.parametrize("change", [{}, {"renormalise": False, "scale": 2.5}], ids=["mixtral", "neither"])
 @pytest.mark.parametrize(("t", "e", "a"), SHAPES)
 @settings(max_examples=20, deadline=None)
 @given(data=st.data())
-def test_route_equals_reference(t: int, e: int, a: int, data: st.DataObject) -> None:
+def test_route_equals_reference(t: int, e: int, a: int, change: dict[str, Any], data: st.DataObject) -> None:
     """Small integers, so that there are ties, with infinities and NaN among them."""
+    policy = dataclasses.replace(top(a), **change)
     odd = st.sampled_from([np.nan, np.inf, -np.inf, 300.0, -300.0])
     logits = data.draw(arrays(np.float32, (t, e), elements=st.integers(-2, 2).map(float) | odd, fill=st.just(0.0)))
     valid = data.draw(arrays(bool, (t,)))
-    check(
-        interpreted("route", top(a))(logits, valid),
-        REFERENCE.route(jnp.asarray(logits), jnp.asarray(valid), top(a)),
-    )
+    check(interpreted("route", policy)(logits, valid), REFERENCE.route(jnp.asarray(logits), jnp.asarray(valid), policy))
 
 
 @pytest.mark.parametrize(("t", "e", "a"), SHAPES)
@@ -73,11 +75,13 @@ def test_several_blocks() -> None:
     )
 
 
+@pytest.mark.parametrize("renormalise", [True, False])
 @pytest.mark.parametrize("broken", [np.nan, np.inf])
-def test_a_broken_row_has_nan_weights_and_valid_experts(broken: float) -> None:
+def test_a_broken_row_has_nan_weights_and_valid_experts(broken: float, renormalise: bool) -> None:
     logits = np.zeros((3, 5), np.float32)
     logits[1, 3] = broken
-    routes = interpreted("route", top(2))(logits, np.ones(3, bool))
+    policy = dataclasses.replace(top(2), renormalise=renormalise)
+    routes = interpreted("route", policy)(logits, np.ones(3, bool))
     assert np.isnan(routes.weights[1]).all() and not np.isnan(routes.weights[jnp.array([0, 2])]).any()
     np.testing.assert_array_equal(routes.experts, [[0, 1]] * 3)
     np.testing.assert_array_equal(routes.counts, [3, 3, 0, 0, 0])
