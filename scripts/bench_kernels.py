@@ -4,7 +4,8 @@
 
 First the device's copy bandwidth and bfloat16 matrix rate. Then every kernel at the shapes of Mixtral 8x7B, its result
 checked before its time is taken: median milliseconds, bytes and floating-point operations counted from the routing, the
-fraction of the measured rate that bounds it, and XLA's way beside it; and from how many tokens on the grouped products
+fraction of the measured rate that bounds it, and XLA's way beside it; attention, rotary embeddings, norms and products
+of few rows as well; and from how many tokens on the grouped products
 are faster, which is what to set `MOST_TOKENS` by. Then decode steps of the whole model with random weights made on the
 device: tokens per second, and bytes read per second as a fraction of the measured and of the datasheet's.
 
@@ -15,8 +16,10 @@ tests, its times mean nothing.
 
 import argparse
 import datetime
+import json
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 # The model takes 93 GB of 141: more than the three quarters that JAX reserves by default.
@@ -37,18 +40,18 @@ from moejax.ops.triton.few_tokens import MOST_TOKENS
 from moejax.ops.triton.kernels import KERNELS, Kernels, kernels
 from moejax.ops.xla.permutation import sort_by_expert
 from moejax.runtime.platform import current_device
+from scripts.bench_attention import attention_rows
 from scripts.bench_decode_step import decode_rows
 from scripts.kernel_timing import (
     FULL,
     TINY,
     Cost,
-    Rates,
+    Report,
     TimingPlan,
     compiled,
     difference,
     measure_rates,
     normal,
-    print_row,
     random_layers,
     random_routing,
     seconds,
@@ -66,16 +69,20 @@ def main() -> None:
         raise SystemExit(f"{reason}; --tiny walks through small shapes on any device") from None
     print(f"{device.kind}, jax {jax.__version__}, {datetime.date.today()}" + (", interpreted: no times" * args.tiny))
     rates = measure_rates(plan)
+    report = Report(rates=rates)
     print(f"copy {rates.bytes / 1e12:.2f} TB/s read and written, bfloat16 product {rates.flops / 1e12:.0f} TFLOP/s\n")
-    print("| kernel | tokens | ms | GB | GFLOP | of copy rate | of matrix rate | XLA ms | max error |")
-    print("|---|---|---|---|---|---|---|---|---|")
-    route_rows(plan, implementation, rates)
-    few = few_rows(plan, implementation, rates)
-    many = many_rows(plan, implementation, rates)
+    print(Report.HEADER)
+    route_rows(plan, implementation, report)
+    few = few_rows(plan, implementation, report)
+    many = many_rows(plan, implementation, report)
     if KERNELS["tokamax"].cannot(device) is None:
-        many_rows(plan, KERNELS["tokamax"], rates, suffix=", tokamax")
+        many_rows(plan, KERNELS["tokamax"], report, suffix=", tokamax")
+    attention_rows(plan, implementation, report)
     if not args.no_model:
         decode_rows(plan, rates)
+    if args.json:
+        found = {"device": device.kind, "jax": jax.__version__, "rates": rates._asdict(), "rows": report.rows}
+        args.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(f"\n{crossover(few, many)}\n{time.perf_counter() - began:.0f} s in all")
 
 
@@ -95,6 +102,7 @@ def crossover(few: dict[int, float], many: dict[int, float]) -> str:
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="small shapes, interpreted, on any device")
+    parser.add_argument("--json", type=Path, help="write the rows of kernels there, too")
     parser.add_argument("--no-model", action="store_true", help="leave out the decode step of the whole model")
     return parser.parse_args()
 
@@ -112,7 +120,7 @@ def layer_cost(plan: TimingPlan, routing: Routing) -> Cost:
     return Cost(2 * chosen * matrices + 6 * tokens * config.embed_dim, 2 * tokens * a * matrices)
 
 
-def route_rows(plan: TimingPlan, implementation: Kernels, rates: Rates) -> None:
+def route_rows(plan: TimingPlan, implementation: Kernels, report: Report) -> None:
     """Many independent calls in one program: one call is shorter than the time to ask for it."""
     e, a, calls = plan.config.num_experts, plan.config.router.experts_per_token, plan.route_calls
     policy = plan.config.router
@@ -130,10 +138,10 @@ def route_rows(plan: TimingPlan, implementation: Kernels, rates: Rates) -> None:
         expected = [KERNELS["reference"].route(one, valid, policy) for one in logits]
         error = difference(ours(), expected)
         took, beside = (seconds(call, plan.rounds) / calls for call in (ours, compiled(xla, logits, valid)))
-        print_row("route", tokens, took, Cost(tokens * (4 * e + 12 * a), 0), rates, beside, error)
+        report.row("route", tokens, took, Cost(tokens * (4 * e + 12 * a), 0), beside, error)
 
 
-def few_rows(plan: TimingPlan, implementation: Kernels, rates: Rates) -> dict[int, float]:
+def few_rows(plan: TimingPlan, implementation: Kernels, report: Report) -> dict[int, float]:
     """Seconds per layer, by tokens."""
     experts, times = random_layers(plan.config, plan.layers), {}
 
@@ -150,12 +158,12 @@ def few_rows(plan: TimingPlan, implementation: Kernels, rates: Rates) -> dict[in
             seconds(compiled(walk(apply), experts, x, routing), plan.rounds) / plan.layers
             for apply in (ours, BACKENDS["dense"].apply)
         )
-        print_row("expert_ffn", tokens, took, layer_cost(plan, routing), rates, beside, error)
+        report.row("expert_ffn", tokens, took, layer_cost(plan, routing), beside, error)
         times[tokens] = took
     return times
 
 
-def many_rows(plan: TimingPlan, implementation: Kernels, rates: Rates, suffix: str = "") -> dict[int, float]:
+def many_rows(plan: TimingPlan, implementation: Kernels, report: Report, suffix: str = "") -> dict[int, float]:
     """All of the prefill path, and its two products alone. Returns seconds per layer of the path, by tokens."""
     experts, config, times = random_layers(plan.config, plan.layers), plan.config, {}
     e = config.num_experts
@@ -178,7 +186,7 @@ def many_rows(plan: TimingPlan, implementation: Kernels, rates: Rates, suffix: s
             seconds(compiled(walk(apply), experts, x, routing), plan.rounds) / plan.layers
             for apply in (ours, BACKENDS["ragged"].apply)
         )
-        print_row("grouped layer" + suffix, tokens, took, layer_cost(plan, routing), rates, beside, error)
+        report.row("grouped layer" + suffix, tokens, took, layer_cost(plan, routing), beside, error)
         times[tokens] = took
 
     tokens = plan.many[-1]
@@ -199,7 +207,7 @@ def many_rows(plan: TimingPlan, implementation: Kernels, rates: Rates, suffix: s
         result = jax.eval_shape(kernel, rows, *weights, block_experts)
         moved = sum(array.nbytes for array in (rows, *weights)) + result.size * result.dtype.itemsize
         cost = Cost(moved, 2 * places * weights[0][0].size * len(weights))
-        print_row(name + suffix, places // config.experts_per_token, took, cost, rates, None, error)
+        report.row(name + suffix, places // config.experts_per_token, took, cost, None, error)
     return times
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -24,13 +24,18 @@ TOLERANCE = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class TimingPlan:
-    """What is run. layers: with weights of their own, so that no cache keeps them from one call to the next."""
+    """What is run. layers: with weights of their own, so that no cache keeps them from one call to the next.
+
+    few, many: tokens of the kernels for few of them, and of the grouped products.  batches: sequences.  positions: of a
+    cache and of a prompt.
+    """
 
     config: ModelConfig
     layers: int
     few: Sequence[int]
     many: Sequence[int]
     batches: Sequence[int]
+    positions: int
     rounds: int
     route_calls: int
     copied_bytes: int
@@ -43,6 +48,7 @@ FULL = TimingPlan(
     few=(1, 2, 4, 8, 16, 32, 64),
     many=(16, 32, 64, 128, 512, 4096),
     batches=(1, 8, 32),
+    positions=4096,
     rounds=20,
     route_calls=16,
     copied_bytes=4 << 30,
@@ -56,6 +62,7 @@ TINY = TimingPlan(
     few=(1, 2),
     many=(2,),
     batches=(1,),
+    positions=16,
     rounds=1,
     route_calls=1,
     copied_bytes=1 << 10,
@@ -141,16 +148,39 @@ def measure_rates(plan: TimingPlan) -> Rates:
     return Rates(2 * plan.copied_bytes / copy, 2 * plan.matrix**3 / product)
 
 
-def print_row(name: str, tokens: int, took: float, cost: Cost, rates: Rates, xla: float | None, error: float) -> None:
-    of_copy, of_matrix = cost.bytes / took / rates.bytes, cost.flops / took / rates.flops
-    beside = "" if xla is None else f"{1e3 * xla:.3f}"
-    print(
-        f"| {name} | {tokens} | {1e3 * took:.3f} | {cost.bytes / 1e9:.3f} | {cost.flops / 1e9:.1f} | {of_copy:.0%} "
-        f"| {of_matrix:.0%} | {beside} | {error:.1e} |",
-        flush=True,
+@dataclass(kw_only=True)
+class Report:
+    """What was timed on a device of these rates: printed as it comes, and kept.
+
+    rows: for each kernel its name, tokens, seconds, the cost, seconds of XLA's way or None, and the largest error.
+    """
+
+    rates: Rates
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    HEADER = (
+        "| kernel | tokens | ms | GB | GFLOP | of copy rate | of matrix rate | XLA ms | max error |\n"
+        "|---|---|---|---|---|---|---|---|---|"
     )
-    if not error <= TOLERANCE:
-        raise SystemExit(f"{name} at {tokens} tokens is wrong: error {error}, at most {TOLERANCE} expected")
+
+    def row(self, name: str, tokens: int, took: float, cost: Cost, xla: float | None, error: float) -> None:
+        """Prints and keeps a row.
+
+        Raises:
+            SystemExit: for a result that is wrong.
+        """
+        of_copy, of_matrix = cost.bytes / took / self.rates.bytes, cost.flops / took / self.rates.flops
+        beside = "" if xla is None else f"{1e3 * xla:.3f}"
+        print(
+            f"| {name} | {tokens} | {1e3 * took:.3f} | {cost.bytes / 1e9:.3f} | {cost.flops / 1e9:.1f} | {of_copy:.0%} "
+            f"| {of_matrix:.0%} | {beside} | {error:.1e} |",
+            flush=True,
+        )
+        if not error <= TOLERANCE:
+            raise SystemExit(f"{name} at {tokens} tokens is wrong: error {error}, at most {TOLERANCE} expected")
+        self.rows.append(
+            {"kernel": name, "tokens": tokens, "seconds": took, **cost._asdict(), "xla_seconds": xla, "error": error}
+        )
 
 
 def difference(got: Any, expected: Any) -> float:

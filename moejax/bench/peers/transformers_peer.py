@@ -15,7 +15,16 @@ SERVE_HOW = f"sorted by output length, batches of {SERVE_BATCH} padded on the le
 
 def load_generate(settings: Settings) -> Runner:
     """`generate`, with its default experts implementation."""
-    model = load_model(settings)
+    return generating(load_model(settings))
+
+
+def load_compiled(settings: Settings, experts: str) -> Runner:
+    """A static cache and a compiled forward pass for each token; `experts` is grouped_mm or batched_mm."""
+    return compiled(load_model(settings), experts)
+
+
+def generating(model: Any) -> Runner:
+    """`load_generate` of a model that is there."""
     # Every system goes on after the end of a text; `min_new_tokens` would instead forbid that token and take another.
     model.generation_config.eos_token_id = None
 
@@ -38,9 +47,8 @@ def load_generate(settings: Settings) -> Runner:
     )
 
 
-def load_compiled(settings: Settings, experts: str) -> Runner:
-    """A static cache and a compiled forward pass for each token; `experts` is grouped_mm or batched_mm."""
-    model = load_model(settings)
+def compiled(model: Any, experts: str) -> Runner:
+    """`load_compiled` of a model that is there."""
     default = model.config._experts_implementation
     steps: dict[tuple[int, int], Any] = {}
 
@@ -51,7 +59,7 @@ def load_compiled(settings: Settings, experts: str) -> Runner:
 
     def run(prompts: list[list[int]], output_len: int) -> Run:
         batch, length = len(prompts), len(prompts[0])
-        compiled = steps.setdefault((batch, length + output_len), torch.compile(step, dynamic=False))
+        one_token = steps.setdefault((batch, length + output_len), torch.compile(step, dynamic=False))
         with torch.inference_mode():
             ids = torch.tensor(prompts, device=model.device)
             cache = transformers.StaticCache(config=model.config, max_cache_len=length + output_len)
@@ -63,7 +71,7 @@ def load_compiled(settings: Settings, experts: str) -> Runner:
             model.set_experts_implementation(experts)
             first = time.perf_counter()
             for position in range(length, length + output_len - 1):
-                tokens.append(compiled(tokens[-1], cache, torch.tensor([position], device=model.device)))
+                tokens.append(one_token(tokens[-1], cache, torch.tensor([position], device=model.device)))
             wait()
             ended = time.perf_counter()
         return Run(

@@ -1,22 +1,9 @@
-"""The benchmark walks all its rows. Its numbers are a GPU's business."""
-
-import re
+"""What the benchmark refuses and says; tests/scripts/test_gpu_day.py walks through its rows."""
 
 import pytest
 
 from scripts import bench_kernels, kernel_timing
 from tests.messages import refuses, says
-
-
-def test_tiny_run_prints_every_row(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("sys.argv", ["bench_kernels.py", "--tiny"])
-    bench_kernels.main()
-    out = capsys.readouterr().out
-    assert "interpreted: no times" in out.splitlines()[0]
-    names = [line.split("|")[1].strip() for line in out.splitlines() if re.match(r"\| [a-z_ ]+ \| \d", line)]
-    assert names == [*["route"] * 3, *["expert_ffn"] * 2, "grouped layer", "grouped_gate_up", "grouped_matmul"]
-    assert re.search(r"^crossover: .* MOST_TOKENS = \d+", out, re.M) and re.search(r"^\d+ s in all$", out, re.M)
-    assert re.search(r"^\| 1 \| [\d.]+ \| [\d.]+ \|", out, re.M), "no row for the whole model"
 
 
 def test_without_a_gpu_it_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,10 +13,11 @@ def test_without_a_gpu_it_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_wrong_result_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    rates, cost = kernel_timing.Rates(1.0, 1.0), kernel_timing.Cost(1.0, 1.0)
+    report, cost = kernel_timing.Report(rates=kernel_timing.Rates(1.0, 1.0)), kernel_timing.Cost(1.0, 1.0)
     for error in (1.0, float("nan")):
         with refuses(SystemExit, "route", "3 tokens"):
-            kernel_timing.print_row("route", 3, 1.0, cost, rates, None, error)
+            report.row("route", 3, 1.0, cost, None, error)
+    assert not report.rows
 
 
 @pytest.mark.parametrize(
