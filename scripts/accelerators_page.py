@@ -2,8 +2,8 @@
 
     python -m scripts.accelerators_page
 
-The counts of every target are docs/compiled_baseline.json; the whole model on eight H200 is docs/compiled/h200.json,
-which is what the command of the page writes, but for its seconds.
+The counts of every target are docs/compiled_baseline.json and docs/compiled_baseline_tpu.json; the whole model on eight
+H200 and on eight TPU v5e is in docs/compiled, which is what the commands of the page write, but for their seconds.
 """
 
 import json
@@ -15,25 +15,26 @@ from moejax._sharding import MeshConfig
 from scripts.compiling import baseline, report
 from scripts.compiling.cases import Case, case_of
 from scripts.compiling.targets import TARGETS
-from scripts.compiling.tools import WHEELS
+from scripts.compiling.tools import TPU_WHEELS, WHEELS
 
 DOCS = Path(__file__).parent.parent / "docs"
-PAGE, WHOLE = DOCS / "accelerators.md", DOCS / "compiled" / "h200.json"
+PAGE, WHOLE = DOCS / "accelerators.md", DOCS / "compiled"
 Facts = Mapping[str, Any]
 
 INTRO = """\
 # What accelerators would be given to run
 
-XLA compiles whole programs for GPUs that are not there, down to their machine code, and this page counts what comes
-out. **No accelerator ran anything: nothing here is a time.** `python -m scripts.accelerators_page` makes it of what
+XLA compiles whole programs for GPUs and TPUs that are not there, down to their machine code, and this page counts what
+comes out. **No accelerator ran anything: nothing here is a time.** `python -m scripts.accelerators_page` makes it of what
 
 ```
-pip install -e '.[compile]'                      # in an environment of its own, 220 MB of wheels; no GPU, no driver
+pip install -e '.[compile,compile-tpu]'          # in an environment of its own, 400 MB of wheels; no device, no driver
 python -m scripts.compile_for --target h200      # everything about one target: its --help has the rest
-make compile-check                               # what is below, compared with docs/compiled_baseline.json
+make compile-check                               # what is below, compared with the committed counts
 ```
 
 counted with {wheels}.
+
 One thing a GPU would change: the tiles of XLA's own products are its defaults, since choosing them takes a device to
 time them on. The kernels that moejax wrote ([kernels](kernels.md)) are what they would be.
 
@@ -56,9 +57,26 @@ turn of its loops.
 """
 
 EVERY = """
-## Every target
+## Every GPU
 
-Two layers of Mixtral 8x7B, as in `docs/compiled_baseline.json`, which has single MoE layers besides.
+Two layers of Mixtral 8x7B, as in `docs/compiled_baseline.json`, which has single MoE layers besides. An H100 has the
+kernels of an H200.
+"""
+
+TPUS = """
+## TPUs
+
+The expert backend is `ragged`, which `auto` takes there: XLA has kernels for it (of Mosaic, counted below) that multiply
+each row by its own expert. *Operations* run one after another, *in loops* those that a loop of the step repeats.
+*Bytes* are XLA's estimate, which counts all experts, for it does not know which rows there are. XLA puts small
+collectives in the place of others (`scripts/compiling/substitutions.py`), which the command names one by one; where it
+did, they are *as the closed forms* `but for` so many. First all 32 layers on eight chips,
+
+```
+{command}
+```
+
+then two layers, as in `docs/compiled_baseline_tpu.json`. On a TPU7x each chip is two devices.
 """
 
 SLOW = """
@@ -76,6 +94,10 @@ an assumed 0.7 us until a load returns. *Per number*: instructions of a thread f
 kernels of one token.
 """
 
+TPU_COMMAND = (
+    "python -m scripts.compile_for --target v5e:2x4 --mesh expert=4,tensor=2 -b 1,8 --program decode,prefill "
+    "--json v5e.json"
+)
 COMMAND = (
     "python -m scripts.compile_for --target h200 --mesh expert=4,tensor=2 -b 1,8 --program decode,prefill,serve-step "
     "--json h200.json"
@@ -89,9 +111,9 @@ def main() -> None:
 
 def page() -> str:
     """The page, of the JSON beside it."""
-    there = baseline.read_baseline(DOCS.parent / baseline.PATH)
-    whole = json.loads(WHOLE.read_text(encoding="utf-8"))
-    wheels = ", ".join(f"{name} {number}" for name, number in WHEELS.items())
+    there, tpus = (baseline.read_baseline(DOCS.parent / path, extra) for extra, path in baseline.PATHS.items())
+    whole, whole_tpu = (json.loads((WHOLE / f"{name}.json").read_text(encoding="utf-8")) for name in ("h200", "v5e"))
+    wheels = ", ".join(f"{name} {number}" for name, number in (WHEELS | TPU_WHEELS).items())
     parts = [
         INTRO.format(wheels=wheels),
         WHOLE_MODEL.format(command=COMMAND),
@@ -101,6 +123,8 @@ def page() -> str:
             ("target", *PROGRAM_COLUMNS),
             ([case.target, *program_row(one)] for case, one in there.items() if case.program != "layer"),
         ),
+        TPUS.format(command=TPU_COMMAND),
+        *table(TPU_COLUMNS, map(tpu_row, (*whole_tpu, *tpus.values()))),
         SLOW,
         *slow_lines(there),
         KERNELS,
@@ -136,6 +160,36 @@ def program_row(facts: Facts) -> list[str]:
     ]
 
 
+TPU_COLUMNS = (
+    *("target", "program", "devices", "layers", "operations", "kernels", "loops", "in loops", "copies ahead"),
+    *("collectives", "overlapped", "as the closed forms", "GB by XLA's estimate", "temporary MB", "peak GB"),
+)
+
+
+def tpu_row(facts: Facts) -> list[str]:
+    """A program for TPUs in the columns of their table."""
+    case, found, memory, collectives = (
+        case_of(facts["case"]),
+        facts["operations"],
+        facts["memory"],
+        facts["collectives"],
+    )
+    agree = "NO" if collectives["unpredicted"] or collectives["missing"] else "yes"
+    substituted = sum(int(line.split(" ")[0]) for line in collectives["substituted"])
+    return [
+        case.target,
+        program_words(case),
+        devices_words(case),
+        "1" if case.program == "layer" else str(case.layers),
+        *(str(found[name]) for name in ("computing", "kernels", "loops", "in_loops", "copies", "collectives")),
+        str(found["overlapped"]),
+        f"but for {substituted}" if agree == "yes" and substituted else agree,
+        f"{facts['bytes_accessed'] / 1e9:.2f}",
+        f"{memory['temporary'] / 1e6:,.1f}",
+        f"{memory['peak'] / 1e9:.2f}",
+    ]
+
+
 def program_words(case: Case) -> str:
     """A program in a few words, without its target and devices."""
     besides = "" if case.dtype == "bfloat16" else f", {case.dtype}"
@@ -157,7 +211,7 @@ def devices_words(case: Case) -> str:
 
 def slow_lines(there: Mapping[Case, Facts]) -> Iterator[str]:
     """What would be slow, by target, and in which of its programs."""
-    for name in TARGETS:
+    for name in baseline.GPUS:
         where: dict[str, list[str]] = {}
         for case, facts in there.items():
             if case.target == name:

@@ -11,8 +11,8 @@ kernels and command buffers of a step, loops that the host drives, collectives b
 moejax's kernels registers, spills, shared memory, products of tensor cores, widths of loads and bytes in flight. Tiles
 of XLA's own products are its defaults, since choosing them takes a device to time them on.
 
-`--check` compiles two layers of Mixtral 8x7B for each target, compares with docs/compiled_baseline.json, and ends with
-1 and a line per count that got worse.
+`--check` compiles two layers of Mixtral 8x7B for each target whose compilers are here, compares with
+docs/compiled_baseline.json and docs/compiled_baseline_tpu.json, and ends with 1 and a line per count that got worse.
 """
 
 import argparse
@@ -30,8 +30,8 @@ from moejax.weights.dtypes import resolve_dtype
 from scripts.compiling import baseline, report
 from scripts.compiling.cases import PROGRAM_NAMES, Case, ProgramName, case_of
 from scripts.compiling.children import compile_all
-from scripts.compiling.targets import TARGET_NAMES, TARGETS, Tpu, target
-from scripts.compiling.tools import Extra, missing
+from scripts.compiling.targets import TARGET_NAMES, Tpu, target
+from scripts.compiling.tools import EXTRAS, Extra, missing
 
 WORSE = 1  # exit code
 DECODED, FED, SERVED = "1,8", "1", "16"
@@ -42,9 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser()
     options = parser.parse_args(argv)
     try:
-        devices = [target(name) for name in options.target or TARGETS]
-        extras: list[Extra] = ["compile-tpu" if isinstance(one, Tpu) else "compile" for one in devices]
-        for extra in dict.fromkeys(extras):
+        asked: list[Extra] = [extra_of(name) for name in options.target or ()]
+        for extra in dict.fromkeys(asked):
             if reason := missing(extra):
                 raise ValueError(reason)
         return check(options) if options.check or options.update else show(options)
@@ -66,13 +65,37 @@ def show(options: argparse.Namespace) -> int:
     return 0
 
 
+def extra_of(name: str) -> Extra:
+    """Which extra compiles for a target."""
+    return "compile-tpu" if isinstance(target(name), Tpu) else "compile"
+
+
 def check(options: argparse.Namespace) -> int:
-    """Compiles the cases of the baseline, of the targets that were named or all, and compares or writes."""
-    chosen = [case for case in baseline.checked_cases() if not options.target or case.target in options.target]
-    if not chosen:
-        raise ValueError(f"the baseline is of {', '.join(TARGETS)}, got --target {','.join(options.target)}")
-    there = options.baseline.exists() or not options.update
-    before = baseline.read_baseline(options.baseline) if there else {}
+    """Compiles the cases of the baselines, of the targets that were named or of all whose compilers are here, and
+    compares or writes."""
+    wanted = options.target or [*baseline.GPUS, *baseline.TPU_TOPOLOGIES]
+    left_out = {extra: reason for extra in EXTRAS if (reason := missing(extra))}
+    if len(left_out) == len(EXTRAS):
+        raise ValueError("; ".join(left_out.values()))
+    for extra, reason in left_out.items():
+        if not options.target:
+            print(f"left out: {extra}: {reason}", flush=True)
+    results = [
+        check_baseline(extra, chosen, options)
+        for extra in EXTRAS
+        if extra not in left_out
+        and (chosen := [case for case in baseline.checked_cases(extra) if case.target in wanted])
+    ]
+    if not results:
+        known = ", ".join((*baseline.GPUS, *baseline.TPU_TOPOLOGIES))
+        raise ValueError(f"the baselines are of {known}, got --target {','.join(wanted)}")
+    return max(results)
+
+
+def check_baseline(extra: Extra, chosen: list[Case], options: argparse.Namespace) -> int:
+    """The same of one baseline."""
+    path: Path = options.baseline or baseline.PATHS[extra]
+    before = baseline.read_baseline(path, extra) if path.exists() or not options.update else {}
     worse, better, now = list[str](), list[str](), dict[Case, dict[str, Any]]()
     for facts in compile_all(chosen):
         case = case_of(facts["case"])
@@ -84,8 +107,8 @@ def check(options: argparse.Namespace) -> int:
     print("".join(f"better {line}\n" for line in better) + "".join(f"WORSE {line}\n" for line in worse), end="")
     if options.update:
         kept = before | now
-        baseline.write_baseline(options.baseline, (kept[case] for case in baseline.checked_cases() if case in kept))
-        print(f"{options.baseline} written: {len(now)} cases anew")
+        baseline.write_baseline(path, (kept[case] for case in baseline.checked_cases(extra) if case in kept), extra)
+        print(f"{path} written: {len(now)} cases anew")
         return 0
     print(f"{len(now)} cases: {f'{len(worse)} counts got worse' if worse else 'none worse than the baseline'}")
     return WORSE if worse else 0
@@ -181,7 +204,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", type=Path, help="write everything there, too")
     parser.add_argument("--check", action="store_true", help="compile the cases of the baseline and compare")
     parser.add_argument("--update", action="store_true", help="compile them and write the baseline")
-    parser.add_argument("--baseline", type=Path, default=baseline.PATH, help="(%(default)s)")
+    listed = " and ".join(map(str, baseline.PATHS.values()))
+    parser.add_argument("--baseline", type=Path, help=f"of the targets that are named ({listed})")
     return parser
 
 

@@ -84,7 +84,8 @@ class CompareFlags:
         option(
             "--hardware",
             metavar="NAME",
-            help="h100-sxm, h200, b200, a100-80gb, l40s, rtx-pro-6000, v100-32gb, cpu, or a .toml file of yours.",
+            help="h100-sxm, h200, b200, a100-80gb, l40s, rtx-pro-6000, v100-32gb, tpu-v5e, tpu-v5p, tpu-v6e, tpu7x, "
+            "cpu, or a .toml file of yours.",
         ),
     ]
     batch_size: Annotated[

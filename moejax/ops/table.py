@@ -33,6 +33,7 @@ from moejax.ops.xla.dense import dense
 from moejax.ops.xla.ragged import ragged
 from moejax.ops.xla.rotate import rotate_into_cache
 from moejax.runtime.platform import Device, current_device
+from moejax.weights.inputs_first import InputsFirst
 from moejax.weights.layouts import LayoutName
 from moejax.weights.storage import Plain, Stored
 
@@ -95,7 +96,7 @@ BACKENDS: dict[BackendName, ExpertBackend] = {
         cannot=library.cannot,
         prepare=library.targets,
     ),
-    "ragged": ExpertBackend(apply=ragged, layout="stacked"),
+    "ragged": ExpertBackend(apply=ragged, layout="stacked", storage=InputsFirst),
     "pallas": ExpertBackend(apply=triton.pallas, layout="stacked", implementations=("triton",), cannot=triton.cannot),
     "tokamax": ExpertBackend(
         apply=triton.tokamax,
@@ -167,7 +168,7 @@ def make_ops(
 _CHOICES: dict[str, tuple[BackendName, BackendName]] = {
     "cpu": ("native", "blocked"),
     "gpu": ("pallas", "dense"),
-    "tpu": ("dense", "dense"),
+    "tpu": ("ragged", "ragged"),
 }
 
 
@@ -176,7 +177,8 @@ def resolve_backend(name: str, platform: str) -> BackendName:
 
     On CPU `native` wins at every row count and `blocked` is next (docs/decisions.md), on a GPU `pallas` reads only
     chosen experts. Where its kernels do not run, a loop whose trip count depends on the routing would wait for the host
-    at every block, so `auto` takes `dense` there. Where `auto` does not take the first choice, it says so once.
+    at every block, so `auto` takes `dense` there. On a TPU XLA multiplies each row by its own expert (`ragged`). Where
+    `auto` does not take the first choice, it says so once.
 
     Raises:
         ValueError: for an unknown name, or a backend that cannot run here, saying why.

@@ -1,4 +1,4 @@
-"""The committed counts of compiled programs, and what got worse since. Imports no JAX.
+"""The committed counts of compiled programs, a file for each extra, and what got worse since. Imports no JAX.
 
 {"wheels": {"jax": "0.10.2", ...}, "cases": [{"case": {...}, "launches": {...}, "kernels": {...}, ...}]}
 
@@ -14,13 +14,22 @@ from typing import Any, Literal
 from moejax._sharding import MeshConfig
 from scripts.compiling.cases import Case, ProgramName, case_of
 from scripts.compiling.targets import TARGETS
-from scripts.compiling.tools import WHEELS
+from scripts.compiling.tools import EXTRAS, Extra
 
-PATH = Path("docs/compiled_baseline.json")
+PATHS: Mapping[Extra, Path] = {
+    "compile": Path("docs/compiled_baseline.json"),
+    "compile-tpu": Path("docs/compiled_baseline_tpu.json"),
+}
 Better = Literal["less", "more"]
 
-# What is compared of a program, and which way is better.
+# What is compared of a program, where it was counted, and which way is better.
 OF_PROGRAM: Mapping[str, Better] = {
+    "operations.computing": "less",
+    "operations.loops": "less",
+    "operations.in_loops": "less",
+    "operations.kernels": "more",
+    "operations.overlapped": "more",
+    "bytes_accessed": "less",
     "launches.kernels": "less",
     "launches.host_launched": "less",
     "launches.command_buffers": "less",
@@ -47,8 +56,10 @@ OF_KERNEL: Mapping[str, Better] = {
 
 
 LAYERS = 2
-# (program, mesh, dtype, batch, width, micro-batches) of each target.
-_CHECKED: tuple[tuple[ProgramName, str, str, int, int, int], ...] = (
+GPUS = tuple(name for name in TARGETS if name != "h100")  # whose kernels are an H200's
+TPU_TOPOLOGIES = ("v5e:2x4", "v5p:2x2x2", "v6e:2x4", "tpu7x:2x2x1")
+# (program, mesh, dtype, batch, width, micro-batches) of each GPU.
+_OF_GPU: tuple[tuple[ProgramName, str, str, int, int, int], ...] = (
     ("decode", "data=1", "bfloat16", 1, 1, 1),
     ("decode", "data=1", "bfloat16", 8, 1, 1),
     ("decode", "tensor=8", "bfloat16", 1, 1, 1),
@@ -66,8 +77,19 @@ _CHECKED: tuple[tuple[ProgramName, str, str, int, int, int], ...] = (
 )
 
 
-def checked_cases() -> list[Case]:
-    """The programs of the baseline: two layers of Mixtral 8x7B, for every target."""
+# The same of TPUs.
+_OF_TPU: tuple[tuple[ProgramName, str, str, int, int, int], ...] = (
+    ("decode", "data=1", "bfloat16", 1, 1, 1),
+    ("decode", "expert=4,tensor=2", "bfloat16", 8, 1, 1),
+    ("prefill", "expert=4,tensor=2", "bfloat16", 1, 2048, 1),
+    ("layer", "data=1", "bfloat16", 64, 1, 1),
+    ("layer", "data=1", "bfloat16", 4096, 1, 1),
+)
+
+
+def checked_cases(extra: Extra = "compile") -> list[Case]:
+    """The programs of a baseline: two layers of Mixtral 8x7B, for every target."""
+    targets, checked = (GPUS, _OF_GPU) if extra == "compile" else (TPU_TOPOLOGIES, _OF_TPU)
     return [
         Case(
             target=name,
@@ -83,8 +105,8 @@ def checked_cases() -> list[Case]:
             positions=4096,
             micro_batches=micro_batches,
         )
-        for name in TARGETS
-        for program, mesh, dtype, batch, width, micro_batches in _CHECKED
+        for name in targets
+        for program, mesh, dtype, batch, width, micro_batches in checked
     ]
 
 
@@ -96,8 +118,8 @@ class Compared:
     better: tuple[str, ...]
 
 
-def read_baseline(path: Path) -> dict[Case, dict[str, Any]]:
-    """What a baseline says of each case.
+def read_baseline(path: Path, extra: Extra = "compile") -> dict[Case, dict[str, Any]]:
+    """What the baseline of an extra says of each case.
 
     Raises:
         ValueError: where there is none, or one of other wheels.
@@ -107,19 +129,21 @@ def read_baseline(path: Path) -> dict[Case, dict[str, Any]]:
         wheels, found = raw["wheels"], {case_of(one["case"]): one for one in raw["cases"]}
     except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is no baseline of compiled programs ({error}); --update writes one") from error
-    if wheels != WHEELS:
-        raise ValueError(f"{path} was counted with {_listed(wheels)}, expected {_listed(WHEELS)}: --update counts anew")
+    if wheels != EXTRAS[extra]:
+        raise ValueError(
+            f"{path} was counted with {_listed(wheels)}, expected {_listed(EXTRAS[extra])}: --update counts anew"
+        )
     return found
 
 
-def write_baseline(path: Path, facts: Iterable[Mapping[str, Any]]) -> None:
+def write_baseline(path: Path, facts: Iterable[Mapping[str, Any]], extra: Extra = "compile") -> None:
     """Writes facts as a baseline, a line for each part of a case; how long compiling took is left out."""
     cases = [{name: part for name, part in one.items() if name != "seconds"} for one in facts]
     listed = ",\n".join(
         "{" + ",\n ".join(f"{json.dumps(name)}: {json.dumps(part)}" for name, part in one.items()) + "}"
         for one in cases
     )
-    path.write_text(f'{{"wheels": {json.dumps(WHEELS)},\n"cases": [\n{listed}\n]}}\n', encoding="utf-8")
+    path.write_text(f'{{"wheels": {json.dumps(EXTRAS[extra])},\n"cases": [\n{listed}\n]}}\n', encoding="utf-8")
 
 
 def compare(wanted: Mapping[str, Any] | None, got: Mapping[str, Any]) -> Compared:
@@ -136,11 +160,17 @@ def compare(wanted: Mapping[str, Any] | None, got: Mapping[str, Any]) -> Compare
 def _differences(wanted: Mapping[str, Any], got: Mapping[str, Any]) -> Iterator[tuple[bool, str]]:
     """(whether it is worse, what differs)."""
     for name, better in OF_PROGRAM.items():
-        yield from _difference(name, better, _at(wanted, name), _at(got, name))
-    for name in ("unpredicted", "missing"):
+        if (after := _at(got, name)) is not None:
+            yield from _difference(name, better, _at(wanted, name) or 0, after)
+    for name in ("substituted", "unpredicted", "missing"):
         before, after = (set(facts["collectives"][name]) for facts in (wanted, got))
-        yield from ((True, f"collective {name} by the closed forms: {one}") for one in sorted(after - before))
+        yield from ((True, f"collective {name}, by the closed forms: {one}") for one in sorted(after - before))
         yield from ((False, f"collective no longer {name}: {one}") for one in sorted(before - after))
+    if "launches" in got:
+        yield from _of_kernels(wanted, got)
+
+
+def _of_kernels(wanted: Mapping[str, Any], got: Mapping[str, Any]) -> Iterator[tuple[bool, str]]:
     scopes = {*wanted["launches"]["by_scope"], *got["launches"]["by_scope"]}
     for scope in sorted(scopes):
         before, after = (facts["launches"]["by_scope"].get(scope, 0) for facts in (wanted, got))
@@ -160,9 +190,11 @@ def _difference(name: str, better: Better, before: int, after: int) -> Iterator[
         yield (after > before) == (better == "less"), f"{name} was {before:,}, is {after:,}"
 
 
-def _at(facts: Mapping[str, Any], path: str) -> int:
+def _at(facts: Mapping[str, Any], path: str) -> int | None:
+    """A number of the facts; None where they are of a device for which it is not counted."""
     outer, _, inner = path.partition(".")
-    return facts[outer][inner]
+    found = facts.get(outer)
+    return found[inner] if inner and found is not None else found
 
 
 def _count(kernel: Mapping[str, Any], name: str) -> int:

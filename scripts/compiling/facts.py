@@ -6,12 +6,13 @@ from typing import Any
 
 import jax
 
-from moejax._sharding.collectives import compiled_collectives
+from moejax._sharding.collectives import Collective, compiled_collectives
 from moejax.model.structure import Structure
 from moejax.planning.communication import by_phase
 from moejax.planning.footprint import weight_bytes
 from scripts.compiling.cases import Case
 from scripts.compiling.programs import predicted_collectives
+from scripts.compiling.substitutions import Explained, explained
 
 
 def memory_facts(case: Case, structure: Structure, compiled: jax.stages.Compiled, device_bytes: int) -> dict[str, int]:
@@ -31,21 +32,32 @@ def memory_facts(case: Case, structure: Structure, compiled: jax.stages.Compiled
     }
 
 
-def collective_facts(case: Case, structure: Structure, hlo: str) -> dict[str, Any]:
-    """Those of the program, and how they differ from the closed forms."""
+def collective_facts(case: Case, structure: Structure, hlo: str, *, substitutes: bool = False) -> dict[str, Any]:
+    """Those of the program, and how they differ from the closed forms.
+
+    substitutes: whether the compiler puts some in the place of others (`substitutions`), which are then named as such.
+    """
     found = Counter(by_phase(compiled_collectives(hlo, structure.parallel.mesh.shape)))
     wanted = predicted_collectives(case, structure)
     expected = found if wanted is None else Counter(wanted)
+    left = Explained(Counter(), found - expected, expected - found)
+    if substitutes:
+        left = explained(left.unpredicted, left.missing)
     return {
         "compared": wanted is not None,
         "found": _lines(found.items()),
-        "unpredicted": _lines((found - expected).items()),
-        "missing": _lines((expected - found).items()),
+        "substituted": sorted(
+            f"{number} x {one.instead.kind} instead of {' and '.join(map(_said, one.of))}"
+            for one, number in left.substitutions.items()
+        ),
+        "unpredicted": _lines(left.unpredicted.items()),
+        "missing": _lines(left.missing.items()),
     }
 
 
-def _lines(counted: Iterable[tuple[Any, int]]) -> list[str]:
-    return sorted(
-        f"{number} x {one.kind} over {','.join(one.axes)} of {one.elements:,} {one.dtype} in {one.scope or 'report'}"
-        for one, number in counted
-    )
+def _lines(counted: Iterable[tuple[Collective, int]]) -> list[str]:
+    return sorted(f"{number} x {_said(one)}" for one, number in counted)
+
+
+def _said(one: Collective) -> str:
+    return f"{one.kind} over {','.join(one.axes)} of {one.elements:,} {one.dtype} in {one.scope or 'report'}"

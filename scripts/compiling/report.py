@@ -21,7 +21,7 @@ def lines(facts: Mapping[str, Any]) -> Iterator[str]:
     yield f"  memory       {memory_line(facts)}"
     yield f"  step         {operations_line(facts) if 'operations' in facts else launches_line(facts)}"
     yield f"  collectives  {collectives_line(facts)}"
-    for name in ("unpredicted", "missing"):
+    for name in ("substituted", "unpredicted", "missing"):
         yield from (f"  {name:<12} {one}" for one in facts["collectives"][name])
     if "kernels" in facts:
         yield from kernel_lines(facts)
@@ -80,6 +80,8 @@ def collectives_line(facts: Mapping[str, Any]) -> str:
         return f"{len(found['found'])} kinds; there is no closed form of this program"
     if found["unpredicted"] or found["missing"]:
         return "NOT those of the closed forms:"
+    if found["substituted"]:
+        return "; ".join(found["found"]) + " as the closed forms, but for what XLA puts in the place of others:"
     return "; ".join(found["found"]) + " as the closed forms" if found["found"] else "none, as the closed forms"
 
 

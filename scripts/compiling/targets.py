@@ -99,18 +99,22 @@ TARGETS: Mapping[TargetName, Gpu] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Tpu:
-    """TPUs that need not be there. topology: their generation and how many in each direction, `v5e:2x4`.
+    """TPUs that need not be there. topology: their generation and how many chips in each direction, `v5e:2x4`.
 
-    memory_bytes: of one device.
+    hardware: the name of their hardware file.
     """
 
     topology: str
-    memory_bytes: int
+    hardware: str
+
+    @property
+    def figures(self) -> Hardware:
+        """Their hardware file."""
+        return load_hardware(self.hardware)
 
 
-# GB of memory of a chip by generation, from Google's page on each: https://cloud.google.com/tpu/docs/v5e and so on.
-TPU_MEMORY: Mapping[str, int] = {"v5e": 16, "v5p": 95, "v6e": 32, "tpu7x": 192}
-TPU_CORES: Mapping[str, int] = {"tpu7x": 2}  # devices of a chip, 1 where it is not named
+# Hardware files of TPUs by the generation that begins a topology.
+TPUS: Mapping[str, str] = {"v5e": "tpu-v5e", "v5p": "tpu-v5p", "v6e": "tpu-v6e", "tpu7x": "tpu7x"}
 _TOPOLOGY = re.compile(r"(\w+):\d+(?:x\d+){1,2}")
 
 
@@ -124,12 +128,12 @@ def target(name: str) -> Gpu | Tpu:
     if name in known:
         return known[name]
     found = _TOPOLOGY.fullmatch(name)
-    if found is None or found[1] not in TPU_MEMORY:
+    if found is None or found[1] not in TPUS:
         raise ValueError(
-            f"unknown target {name!r}; the known ones are {', '.join(TARGETS)}, and TPUs as {', '.join(TPU_MEMORY)} "
+            f"unknown target {name!r}; the known ones are {', '.join(TARGETS)}, and TPUs as {', '.join(TPUS)} "
             "with a topology: v5e:2x4"
         )
-    return Tpu(topology=name, memory_bytes=TPU_MEMORY[found[1]] * 10**9 // TPU_CORES.get(found[1], 1))
+    return Tpu(topology=name, hardware=TPUS[found[1]])
 
 
 def gpu_target(name: str) -> Gpu:

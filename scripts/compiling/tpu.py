@@ -34,8 +34,8 @@ class TpuCompiler:
         return {
             "case": asdict(case),
             "backend": structure.backend,
-            "memory": memory_facts(case, structure, compiled, self._tpu.memory_bytes),
-            "collectives": collective_facts(case, structure, hlo),
+            "memory": memory_facts(case, structure, compiled, self._tpu.figures.memory_bytes),
+            "collectives": collective_facts(case, structure, hlo, substitutes=True),
             "operations": asdict(count_step(hlo, in_loop=case.program in LOOPS)),
             "bytes_accessed": round(cost["bytes accessed"]),
             "seconds": {"lower": round(between - began, 1), "compile": round(compiled_at - between, 1)},

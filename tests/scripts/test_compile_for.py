@@ -1,5 +1,6 @@
-"""The command, without and with the compilers that the extra `compile` brings."""
+"""The command, without and with the compilers that the extras `compile` and `compile-tpu` bring."""
 
+import dataclasses
 import json
 import tomllib
 from collections.abc import Iterator, Sequence
@@ -12,14 +13,14 @@ from scripts import compile_for
 from scripts.compiling import baseline, report
 from scripts.compiling.cases import Case
 from scripts.compiling.children import compile_all
-from scripts.compiling.targets import TARGETS, Tpu, gpu_target, target, target_config
+from scripts.compiling.targets import TARGETS, TPUS, Tpu, gpu_target, target, target_config
 from scripts.compiling.tools import EXTRAS, TPU_WHEELS, WHEELS, Extra, missing
 from tests.messages import error_line, refuses, says
 from tests.scripts.compiling import recorded
 from tests.scripts.compiling.made import CASE, facts
 
 ROOT = Path(__file__).parents[2]
-REASON = missing("compile")
+REASON, TPU_REASON = missing("compile"), missing("compile-tpu")
 
 
 @pytest.fixture
@@ -57,7 +58,7 @@ def test_without_the_extra_it_says_what_to_install(
         (["--target", "h200", "-p", "8192"], ["--input-len", 1, 4096, 8192]),
         (["--target", "h200", "--dispatch", "no"], ["'no'", "replicated"]),
         (["--check", "--baseline", "no.json"], ["no.json", "--update"]),
-        (["--check", "--target", "v5e:2x4"], ["h200", "v5e:2x4"]),
+        (["--check", "--target", "h100"], ["h200", "v5e:2x4", "h100"]),
     ],
 )
 def test_what_is_wrong_is_one_line(
@@ -124,8 +125,31 @@ def test_the_extras_are_pinned_to_what_is_asked_for(extra: Extra) -> None:
 
 
 def test_tpus_are_named_by_their_topology() -> None:
-    assert target("v6e:2x4") == Tpu(topology="v6e:2x4", memory_bytes=32 * 10**9)
-    assert target("tpu7x:2x2x1") == Tpu(topology="tpu7x:2x2x1", memory_bytes=96 * 10**9)
+    assert target("v6e:2x4") == Tpu(topology="v6e:2x4", hardware="tpu-v6e")
+    for name, hardware in TPUS.items():
+        found = target(f"{name}:2x2")
+        assert isinstance(found, Tpu) and found.figures.name == hardware
+
+
+def test_a_check_says_which_compilers_are_left_out(
+    compiled: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = {"compile-tpu": "needs libtpu 0.0.42.1"}
+    monkeypatch.setattr(compile_for, "missing", gone.get)
+    assert compile_for.main(["--update", "--baseline", str(tmp_path / "baseline.json")]) == 0
+    says(capsys.readouterr().out, "left out: compile-tpu", "libtpu 0.0.42.1", "baseline.json written")
+    monkeypatch.setattr(compile_for, "missing", lambda extra: f"needs {extra}")
+    assert compile_for.main(["--check"]) == 2
+    error_line(capsys.readouterr().err, "needs compile", "needs compile-tpu")
+
+
+@pytest.mark.skipif(TPU_REASON is not None, reason=f"nothing is compiled for a TPU here: {TPU_REASON}")
+def test_experts_of_a_tpu_are_multiplied_by_their_own_rows() -> None:
+    case = next(one for one in baseline.checked_cases("compile-tpu") if one.program == "layer" and one.batch == 4096)
+    ragged, dense = compile_all([case, dataclasses.replace(case, backend="dense")])
+    assert ragged["backend"] == "ragged" and ragged["operations"]["kernels"] > 0 == dense["operations"]["kernels"]
+    assert ragged["bytes_accessed"] < dense["bytes_accessed"]
+    assert ragged["memory"]["temporary"] < dense["memory"]["temporary"] / 2
 
 
 @pytest.mark.parametrize(
@@ -153,4 +177,4 @@ def test_a_layer_compiles_down_to_machine_code() -> None:
     assert found["launches"]["host_loops"] == 0
     assert not found["launches"]["unknown"]
     assert found["kernels"]["few_tokens_gate_up"]["tensor_kind"] == "HGMMA"
-    assert baseline.compare(baseline.read_baseline(ROOT / baseline.PATH)[case], found).worse == ()
+    assert baseline.compare(baseline.read_baseline(ROOT / baseline.PATHS["compile"])[case], found).worse == ()

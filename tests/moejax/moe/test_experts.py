@@ -35,7 +35,7 @@ CONFIG = ModelConfig(
 FLOAT32_ATOL = 3e-6  # as in test_backends.py
 
 
-@pytest.mark.parametrize(("platform", "expected"), [("cpu", "native"), ("gpu", "dense"), ("tpu", "dense")])
+@pytest.mark.parametrize(("platform", "expected"), [("cpu", "native"), ("gpu", "dense"), ("tpu", "ragged")])
 def test_auto_follows_the_platform(platform: str, expected: str) -> None:
     assert resolve_backend("auto", platform) == expected
 

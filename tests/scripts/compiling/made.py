@@ -40,7 +40,7 @@ def facts(
         "case": asdict(case),
         "backend": "pallas",
         "memory": {"device": 10**11, "weights": 10**9, "arguments": 10**9, "temporary": 10**6, "peak": 2 * 10**9},
-        "collectives": {"compared": True, "found": [], "unpredicted": [], "missing": []},
+        "collectives": {"compared": True, "found": [], "substituted": [], "unpredicted": [], "missing": []},
         "launches": asdict(count(step, {13: "attention", 31: "moe"})),
         **read,
         "seconds": {"lower": 0.5, "compile": 1.0, "read": 0.1},

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from scripts.compiling.baseline import PATH, checked_cases, compare, read_baseline, write_baseline
-from scripts.compiling.targets import TARGETS
+from scripts.compiling.baseline import PATHS, checked_cases, compare, read_baseline, write_baseline
+from scripts.compiling.tools import EXTRAS, Extra
 from tests.messages import refuses, says
 from tests.scripts.compiling import recorded
 from tests.scripts.compiling.made import CASE, facts
@@ -72,7 +72,40 @@ def test_a_baseline_is_read_as_it_was_written(tmp_path: Path) -> None:
         read_baseline(tmp_path / "no.json")
 
 
-def test_the_committed_baseline_has_every_case_of_every_target() -> None:
-    there = read_baseline(Path(__file__).parents[3] / PATH)
-    assert list(there) == checked_cases()
-    assert {case.target for case in there} == set(TARGETS)
+OF_A_TPU = {
+    "operations": {
+        "computing": 27,
+        "kernels": 4,
+        "loops": 0,
+        "in_loops": 0,
+        "copies": 9,
+        "collectives": 7,
+        "overlapped": 0,
+    },
+    "bytes_accessed": 10**9,
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"computing": 28}, ("operations.computing", 27, 28)),
+        ({"kernels": 0}, ("operations.kernels", 4, 0)),
+        ({"loops": 2}, ("operations.loops", 0, 2)),
+    ],
+)
+def test_counts_of_a_tpu_are_compared(change: dict[str, int], said: tuple[Any, ...], tmp_path: Path) -> None:
+    good = {name: part for name, part in facts(tmp_path).items() if name not in ("launches", "kernels", "xla_kernels")}
+    good |= OF_A_TPU
+    bad = good | {"operations": OF_A_TPU["operations"] | change}
+    (line,) = compare(good, bad).worse
+    says(line, *said)
+    assert compare(good, good).worse == () and len(compare(bad, good).better) == 1
+
+
+@pytest.mark.parametrize("extra", EXTRAS)
+def test_the_committed_baselines_have_every_case_of_every_target(extra: Extra) -> None:
+    there = read_baseline(Path(__file__).parents[3] / PATHS[extra], extra)
+    assert list(there) == checked_cases(extra)
+    for facts_ in there.values():
+        assert facts_["collectives"]["unpredicted"] == facts_["collectives"]["missing"] == []
