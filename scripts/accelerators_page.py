@@ -25,7 +25,8 @@ INTRO = """\
 # What accelerators would be given to run
 
 XLA compiles whole programs for GPUs and TPUs that are not there, down to their machine code, and this page counts what
-comes out. **No accelerator ran anything: nothing here is a time.** `python -m scripts.accelerators_page` makes it of what
+comes out. **No accelerator ran anything: nothing here is a time.** `python -m scripts.accelerators_page` makes it of
+what
 
 ```
 pip install -e '.[compile,compile-tpu]'          # in an environment of its own, 400 MB of wheels; no device, no driver
@@ -66,9 +67,9 @@ kernels of an H200.
 TPUS = """
 ## TPUs
 
-The expert backend is `ragged`, which `auto` takes there: XLA has kernels for it (of Mosaic, counted below) that multiply
-each row by its own expert. *Operations* run one after another, *in loops* those that a loop of the step repeats.
-*Bytes* are XLA's estimate, which counts all experts, for it does not know which rows there are. XLA puts small
+The expert backend is `ragged`, which `auto` takes there: XLA has kernels for it (of Mosaic, counted below) that
+multiply each row by its own expert. *Operations* run one after another, *in loops* those that a loop of the step
+repeats. *Bytes* are XLA's estimate, which counts all experts, for it does not know which rows there are. XLA puts small
 collectives in the place of others (`scripts/compiling/substitutions.py`), which the command names one by one; where it
 did, they are *as the closed forms* `but for` so many. First all 32 layers on eight chips,
 

@@ -6,15 +6,20 @@ from typing import Any
 
 # XLA's own all-reduce: up to 256 KB each device reads all others' numbers in one kernel, up to a few MB in two steps;
 # larger ones, and where devices cannot read each other's memory, are NCCL's (docs/kernels.md).
-_OWN_ALL_REDUCE = "xla_gpu_unsupported_use_all_reduce_one_shot_kernel"
+# By default XLA makes one all-reduce of several up to 30 MB: those of micro-batches, of which then none overlaps anything.
+_OPTIONS: dict[str, bool | int] = {
+    "xla_gpu_unsupported_use_all_reduce_one_shot_kernel": True,
+    "xla_gpu_all_reduce_combine_threshold_bytes": 0,
+}
 
 
-def compiler_options(devices: Iterable[Any]) -> dict[str, bool | str]:
+def compiler_options(devices: Iterable[Any]) -> dict[str, bool | int]:
     """Options of `jax.stages.Lowered.compile` for programs over these devices.
 
-    Whoever names the option in XLA_FLAGS has it as written there.
+    Whoever names an option in XLA_FLAGS has it as written there.
     """
     over_gpus = [device for device in devices if device.platform == "gpu"]
-    if len(over_gpus) < 2 or _OWN_ALL_REDUCE in os.environ.get("XLA_FLAGS", ""):
+    if len(over_gpus) < 2:
         return {}
-    return {_OWN_ALL_REDUCE: True}
+    flags = os.environ.get("XLA_FLAGS", "")
+    return {name: value for name, value in _OPTIONS.items() if name not in flags}

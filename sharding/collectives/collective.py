@@ -128,7 +128,8 @@ def scope_of(op_name: str) -> str:
     "jit(f)/shard_map/while/body/layer/moe/psum" is "layer/moe": the operation itself and the names of JAX's own
     structure (jit, shard_map, loops, branches, vmap) are no scopes.
     """
-    # XLA names merged operations "path/(a/psum:b/psum)": what they share is their scope.
+    # XLA names merged operations "path/(a/psum:b/psum)": what they share is their scope; or "a/psum;b/psum", for TPUs.
+    op_name = op_name.partition(";")[0]
     path = op_name.partition("/(")[0] if "/(" in op_name else op_name.rpartition("/")[0]
     return enclosing_scope(path)
 

@@ -12,6 +12,7 @@ from moejax.families.config import ModelConfig
 from moejax.ops.expert import Expert
 from moejax.ops.native.packed import Packed
 from moejax.ops.table import BACKENDS, BackendName, resolve_backend
+from moejax.weights.inputs_first import InputsFirst
 from moejax.weights.layouts import Separate
 from moejax.weights.params import ParamTree, merge, split
 from moejax.weights.placement import PhysicalExperts
@@ -71,6 +72,8 @@ def test_layout_declares_the_parameters(backend: BackendName) -> None:
         gate.per_array(lambda array, axes, arrays=arrays: arrays.append((array.shape, axes)))
         if BACKENDS[backend].storage is Packed:
             assert arrays == [((e, 1, 8, 16, 1), ("experts", "mlp", "embed", None, None))]
+        elif BACKENDS[backend].storage is InputsFirst:
+            assert arrays == [((e, 8, 12), ("experts", "embed", "mlp"))]
         elif BACKENDS[backend].layout == "stacked":
             assert arrays == [((e, 12, 8), ("experts", "mlp", "embed"))]
         else:

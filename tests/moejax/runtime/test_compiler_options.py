@@ -16,9 +16,9 @@ def test_nothing_where_no_gpus_exchange_anything(platform: str, count: int) -> N
     assert compiler_options(devices(platform, count)) == {}
 
 
-def test_gpus_get_xla_s_own_all_reduce(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpus_get_xla_s_own_all_reduce_and_keep_those_of_micro_batches_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("XLA_FLAGS", raising=False)
-    (option,) = compiler_options(devices("gpu", 2))
-    assert "all_reduce_one_shot" in option
-    monkeypatch.setenv("XLA_FLAGS", f"--{option}=false")
-    assert compiler_options(devices("gpu", 2)) == {}
+    one_shot, combining = options = compiler_options(devices("gpu", 2))
+    assert "all_reduce_one_shot" in one_shot and "all_reduce_combine" in combining and options[combining] == 0
+    monkeypatch.setenv("XLA_FLAGS", f"--{one_shot}=false")
+    assert compiler_options(devices("gpu", 2)) == {combining: 0}
