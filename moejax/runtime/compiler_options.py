@@ -6,14 +6,14 @@ from typing import Any
 
 # XLA's own all-reduce: up to 256 KB each device reads all others' numbers in one kernel, up to a few MB in two steps;
 # larger ones, and where devices cannot read each other's memory, are NCCL's (docs/kernels.md).
-# By default XLA makes one all-reduce of several up to 30 MB: those of micro-batches, of which then none overlaps anything.
-_OPTIONS: dict[str, bool | int] = {
+# By default XLA makes one all-reduce of several up to 30 MB: of those of micro-batches none overlaps anything then.
+_OPTIONS: dict[str, bool | str] = {
     "xla_gpu_unsupported_use_all_reduce_one_shot_kernel": True,
-    "xla_gpu_all_reduce_combine_threshold_bytes": 0,
+    "xla_gpu_all_reduce_combine_threshold_bytes": "0",
 }
 
 
-def compiler_options(devices: Iterable[Any]) -> dict[str, bool | int]:
+def compiler_options(devices: Iterable[Any]) -> dict[str, bool | str]:
     """Options of `jax.stages.Lowered.compile` for programs over these devices.
 
     Whoever names an option in XLA_FLAGS has it as written there.

@@ -92,6 +92,7 @@ def test_an_unknown_type_is_refused() -> None:
         ("jit(f)/my_vmap(x)/psum", "my_vmap(x)"),
         ("jit(f)/layer/(moe/psum:attention/psum)", "layer"),
         ("jit(f)/shardings/psum", "shardings"),
+        ("jit(f)/report/sharding_constraint;jit(f)/layer/moe/psum", "report"),
         ("", ""),
     ],
 )
