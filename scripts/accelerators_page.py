@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from moejax._sharding import MeshConfig
-from scripts.compiling import baseline, report
-from scripts.compiling.cases import Case, case_of
-from scripts.compiling.targets import TARGETS
-from scripts.compiling.tools import TPU_WHEELS, WHEELS
+from moejax.compiling.cases import Case, case_of
+from moejax.compiling.targets import TARGETS
+from moejax.compiling.tools import TPU_WHEELS, WHEELS
+from scripts import compiled_baseline as baseline
+from scripts import compiled_report as report
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE, WHOLE = DOCS / "accelerators.md", DOCS / "compiled"
@@ -70,7 +71,7 @@ TPUS = """
 The expert backend is `ragged`, which `auto` takes there: XLA has kernels for it (of Mosaic, counted below) that
 multiply each row by its own expert. *Operations* run one after another, *in loops* those that a loop of the step
 repeats. *Bytes* are XLA's estimate, which counts all experts, for it does not know which rows there are. XLA puts small
-collectives in the place of others (`scripts/compiling/substitutions.py`), which the command names one by one; where it
+collectives in the place of others (`moejax/compiling/substitutions.py`), which the command names one by one; where it
 did, they are *as the closed forms* `but for` so many. First all 32 layers on eight chips,
 
 ```

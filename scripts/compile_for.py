@@ -24,14 +24,15 @@ from pathlib import Path
 from typing import Any
 
 from moejax._sharding import MeshConfig
+from moejax.compiling.cases import PROGRAM_NAMES, Case, ProgramName, case_of
+from moejax.compiling.children import compile_all
+from moejax.compiling.targets import TARGET_NAMES, Tpu, target
+from moejax.compiling.tools import EXTRAS, Extra, missing
 from moejax.families.table import named_config
 from moejax.moe.split import dispatch_name, make_rules
 from moejax.weights.dtypes import resolve_dtype
-from scripts.compiling import baseline, report
-from scripts.compiling.cases import PROGRAM_NAMES, Case, ProgramName, case_of
-from scripts.compiling.children import compile_all
-from scripts.compiling.targets import TARGET_NAMES, Tpu, target
-from scripts.compiling.tools import EXTRAS, Extra, missing
+from scripts import compiled_baseline as baseline
+from scripts import compiled_report as report
 
 WORSE = 1  # exit code
 DECODED, FED, SERVED = "1,8", "1", "16"

@@ -25,7 +25,19 @@ LAYERS = ("sharding", "convert", "moejax", "scripts", "tests")
 PACKAGES = ("sharding", "convert", "moejax")
 # Inside moejax, from the top down: a folder (or a file beside them) imports from itself and from those below it.
 FLOORS = (
-    *("cli", "bulk", "serving", "bench", "saving", "conversion", "measuring", "decoding", "loading", "planning"),
+    *(
+        "cli",
+        "bulk",
+        "compiling",
+        "serving",
+        "bench",
+        "saving",
+        "conversion",
+        "measuring",
+        "decoding",
+        "loading",
+        "planning",
+    ),
     *("reading", "checkpoint", "hub"),
     *("model", "moe", "ops", "families", "weights", "text", "runtime"),
 )

@@ -3,7 +3,7 @@
 import json
 
 from scripts import accelerators_page
-from scripts.compiling.baseline import GPUS, PATHS, TPU_TOPOLOGIES, read_baseline
+from scripts.compiled_baseline import GPUS, PATHS, TPU_TOPOLOGIES, read_baseline
 from tests.messages import says
 
 

@@ -9,15 +9,16 @@ from typing import Any
 
 import pytest
 
+from moejax.compiling.cases import Case
+from moejax.compiling.children import compile_all
+from moejax.compiling.targets import TARGETS, TPUS, Tpu, gpu_target, target, target_config
+from moejax.compiling.tools import EXTRAS, TPU_WHEELS, WHEELS, Extra, missing
 from scripts import compile_for
-from scripts.compiling import baseline, report
-from scripts.compiling.cases import Case
-from scripts.compiling.children import compile_all
-from scripts.compiling.targets import TARGETS, TPUS, Tpu, gpu_target, target, target_config
-from scripts.compiling.tools import EXTRAS, TPU_WHEELS, WHEELS, Extra, missing
+from scripts import compiled_baseline as baseline
+from scripts import compiled_report as report
 from tests.messages import error_line, refuses, says
-from tests.scripts.compiling import recorded
-from tests.scripts.compiling.made import CASE, facts
+from tests.moejax.compiling import recorded
+from tests.moejax.compiling.made import CASE, facts
 
 ROOT = Path(__file__).parents[2]
 REASON, TPU_REASON = missing("compile"), missing("compile-tpu")
@@ -167,7 +168,7 @@ def test_blocks_of_a_multiprocessor(threads: int, registers: int, shared: int, b
 
 def test_a_worker_that_fails_is_told_with_its_last_line() -> None:
     with refuses(RuntimeError, "h200 decode mixtral-8x7b", "no_such_worker"):
-        list(compile_all([CASE], worker="scripts.compiling.no_such_worker"))
+        list(compile_all([CASE], worker="moejax.compiling.no_such_worker"))
 
 
 @pytest.mark.skipif(REASON is not None, reason=f"nothing is compiled for a GPU here: {REASON}")

@@ -2,9 +2,9 @@ from dataclasses import replace
 
 import pytest
 
-from scripts.compiling.launches import count, instruction_scopes, read_thunks, step_of, thunk_names, triton_calls
+from moejax.compiling.launches import count, instruction_scopes, read_thunks, step_of, thunk_names, triton_calls
 from tests.messages import refuses
-from tests.scripts.compiling import recorded
+from tests.moejax.compiling import recorded
 
 SCOPES = {13: "attention", 31: "moe"}
 

@@ -6,7 +6,7 @@ import pytest
 
 from moejax._sharding.collectives import Collective
 from moejax._sharding.collectives.collective import CollectiveKind
-from scripts.compiling.substitutions import Substitution, explained
+from moejax.compiling.substitutions import Substitution, explained
 
 
 def collective(

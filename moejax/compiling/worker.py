@@ -1,4 +1,4 @@
-"""Compiles the cases of one target: `python -m scripts.compiling.worker`, started by `children.compile_all`.
+"""Compiles the cases of one target: `python -m moejax.compiling.worker`, started by `children.compile_all`.
 
 Reads a JSON list of cases from stdin and writes a line of JSON per case, in order. A process of its own for each
 target: JAX's cache of lowered kernels does not ask for which architecture they were lowered, and XLA reads its flags
@@ -13,8 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from scripts.compiling.cases import Case, case_of
-from scripts.compiling.targets import Gpu, Tpu, target
+from moejax.compiling.cases import Case, case_of
+from moejax.compiling.targets import Gpu, Tpu, target
 
 # Tiles of XLA's own products are its defaults: choosing them takes a device to time them on.
 GPU_FLAGS = "--xla_gpu_autotune_level=0"
@@ -51,10 +51,10 @@ def _environment(device: Gpu | Tpu, folder: str) -> dict[str, str]:
 def _facts(device: Gpu | Tpu, devices: int, folder: Path) -> Callable[[Case], dict[str, Any]]:
     """What compiles a case; JAX starts here, after the environment is set."""
     if isinstance(device, Tpu):
-        from scripts.compiling.tpu import TpuCompiler
+        from moejax.compiling.tpu import TpuCompiler
 
         return TpuCompiler(device).facts
-    from scripts.compiling.gpu import GpuCompiler
+    from moejax.compiling.gpu import GpuCompiler
 
     return GpuCompiler(device, devices, folder).facts
 

@@ -7,12 +7,12 @@ from typing import Any
 import jax
 
 from moejax._sharding.collectives import Collective, compiled_collectives
+from moejax.compiling.cases import Case
+from moejax.compiling.programs import predicted_collectives
+from moejax.compiling.substitutions import Explained, explained
 from moejax.model.structure import Structure
 from moejax.planning.communication import by_phase
 from moejax.planning.footprint import weight_bytes
-from scripts.compiling.cases import Case
-from scripts.compiling.programs import predicted_collectives
-from scripts.compiling.substitutions import Explained, explained
 
 
 def memory_facts(case: Case, structure: Structure, compiled: jax.stages.Compiled, device_bytes: int) -> dict[str, int]:

@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from scripts.compiling.gpu import THUNKS, dumped
+from moejax.compiling.gpu import THUNKS, dumped
 from tests.messages import refuses
 
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.scripts.compiling.made import facts
+from tests.moejax.compiling.made import facts
 
 
 @pytest.mark.parametrize(("grid", "running"), [("[28, 8, 1]", 2), ("[28, 1, 1]", 1)])

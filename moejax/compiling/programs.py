@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from moejax._sharding import MeshConfig
 from moejax._sharding.collectives import Collective
+from moejax.compiling.cases import Case, ProgramName
 from moejax.decoding.shapes import FeedShape
 from moejax.decoding.state import Features
 from moejax.families.table import weights_of
@@ -30,7 +31,6 @@ from moejax.runtime.platform import Device, tracing_for
 from moejax.serving.limits import served_features
 from moejax.weights.params import merge, split
 from moejax.weights.weight import under
-from scripts.compiling.cases import Case, ProgramName
 
 GREEDY = Features()
 

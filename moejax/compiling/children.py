@@ -12,9 +12,9 @@ from itertools import groupby
 from queue import Queue
 from typing import Any
 
-from scripts.compiling.cases import Case
+from moejax.compiling.cases import Case
 
-WORKER = "scripts.compiling.worker"
+WORKER = "moejax.compiling.worker"
 
 
 AT_ONCE = 2  # targets; each takes about one core and 2 GB

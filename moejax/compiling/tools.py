@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from scripts.compiling.machine_code import Assembled, Code, read_assembled, read_code
+from moejax.compiling.machine_code import Assembled, Code, read_assembled, read_code
 
 # What the command needs, at the versions of the extras: other releases compile other programs, and from 0.11 on JAX
 # writes no PTX.

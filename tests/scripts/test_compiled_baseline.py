@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 
-from scripts.compiling.baseline import PATHS, checked_cases, compare, read_baseline, write_baseline
-from scripts.compiling.tools import EXTRAS, Extra
+from moejax.compiling.tools import EXTRAS, Extra
+from scripts.compiled_baseline import PATHS, checked_cases, compare, read_baseline, write_baseline
 from tests.messages import refuses, says
-from tests.scripts.compiling import recorded
-from tests.scripts.compiling.made import CASE, facts
+from tests.moejax.compiling import recorded
+from tests.moejax.compiling.made import CASE, facts
 
 
 def test_nothing_is_worse_than_itself(tmp_path: Path) -> None:

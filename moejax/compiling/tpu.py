@@ -6,12 +6,12 @@ from typing import Any
 
 from jax.experimental import topologies
 
+from moejax.compiling.cases import LOOPS, Case
+from moejax.compiling.facts import collective_facts, memory_facts
+from moejax.compiling.programs import lower_case
+from moejax.compiling.targets import Tpu
+from moejax.compiling.tpu_steps import count_step
 from moejax.runtime.platform import Device
-from scripts.compiling.cases import LOOPS, Case
-from scripts.compiling.facts import collective_facts, memory_facts
-from scripts.compiling.programs import lower_case
-from scripts.compiling.targets import Tpu
-from scripts.compiling.tpu_steps import count_step
 
 
 class TpuCompiler:

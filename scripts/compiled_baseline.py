@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from moejax._sharding import MeshConfig
-from scripts.compiling.cases import Case, ProgramName, case_of
-from scripts.compiling.targets import TARGETS
-from scripts.compiling.tools import EXTRAS, Extra
+from moejax.compiling.cases import Case, ProgramName, case_of
+from moejax.compiling.targets import TARGETS
+from moejax.compiling.tools import EXTRAS, Extra
 
 PATHS: Mapping[Extra, Path] = {
     "compile": Path("docs/compiled_baseline.json"),

@@ -7,14 +7,14 @@ from typing import Any
 
 from jax.experimental import topologies
 
+from moejax.compiling.cases import LOOPS, Case
+from moejax.compiling.facts import collective_facts, memory_facts
+from moejax.compiling.kernels import KernelReader
+from moejax.compiling.launches import count, instruction_scopes, read_thunks, step_of, thunk_names, triton_calls
+from moejax.compiling.programs import lower_case
+from moejax.compiling.targets import Gpu, target_config
 from moejax.runtime.compiler_options import compiler_options
 from moejax.runtime.platform import Device
-from scripts.compiling.cases import LOOPS, Case
-from scripts.compiling.facts import collective_facts, memory_facts
-from scripts.compiling.kernels import KernelReader
-from scripts.compiling.launches import count, instruction_scopes, read_thunks, step_of, thunk_names, triton_calls
-from scripts.compiling.programs import lower_case
-from scripts.compiling.targets import Gpu, target_config
 
 # The first one is there where passes over thunks changed something: where they formed a command buffer.
 THUNKS = ("thunk_sequence_after_thunk_passes.txt", "thunk_sequence.txt")

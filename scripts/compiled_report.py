@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from moejax._sharding.collectives.collective import ITEM_SIZES
-from scripts.compiling.cases import case_of
-from scripts.compiling.targets import gpu_target
+from moejax.compiling.cases import case_of
+from moejax.compiling.targets import gpu_target
 
 # (heading, width) of a kernel's columns.
 _COLUMNS = (

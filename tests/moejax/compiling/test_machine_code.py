@@ -1,6 +1,6 @@
-from scripts.compiling.machine_code import read_assembled, read_code, width
+from moejax.compiling.machine_code import read_assembled, read_code, width
 from tests.messages import refuses
-from tests.scripts.compiling import recorded
+from tests.moejax.compiling import recorded
 
 
 def test_registers_and_spills() -> None:

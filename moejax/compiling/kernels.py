@@ -6,10 +6,10 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
-from scripts.compiling.launches import Launch, Thunk
-from scripts.compiling.machine_code import Assembled, Code
-from scripts.compiling.targets import Gpu
-from scripts.compiling.tools import assemble
+from moejax.compiling.launches import Launch, Thunk
+from moejax.compiling.machine_code import Assembled, Code
+from moejax.compiling.targets import Gpu
+from moejax.compiling.tools import assemble
 
 _ENTRY = re.compile(r"\.entry\s+([\w$]+)")
 

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from scripts.compiling import kernels
-from scripts.compiling.baseline import checked_cases
-from scripts.compiling.cases import Case
-from scripts.compiling.launches import count, read_thunks, step_of
-from scripts.compiling.machine_code import read_assembled, read_code
-from scripts.compiling.targets import gpu_target
-from tests.scripts.compiling import recorded
+from moejax.compiling import kernels
+from moejax.compiling.cases import Case
+from moejax.compiling.launches import count, read_thunks, step_of
+from moejax.compiling.machine_code import read_assembled, read_code
+from moejax.compiling.targets import gpu_target
+from scripts.compiled_baseline import checked_cases
+from tests.moejax.compiling import recorded
 
 CASE = checked_cases()[0]
 PTX = ".visible .entry {name}(\n"

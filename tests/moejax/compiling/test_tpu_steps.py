@@ -1,4 +1,4 @@
-from scripts.compiling.tpu_steps import Operations, count_step
+from moejax.compiling.tpu_steps import Operations, count_step
 from tests.messages import refuses
 
 # As XLA prints it for a v5e, shortened: a loop over steps, with a loop that writes a cache in it.
