@@ -21,6 +21,7 @@ import yaml
 from moejax._sharding.collectives import CollectiveKind
 from moejax._sharding.collectives.collective import ITEM_SIZES
 from moejax.planning import silicon
+from moejax.planning.compiled_counts import KERNELS_PER_LAYER
 from moejax.planning.hardware import Curve, Hardware
 from moejax.planning.hardware_file import SHIPPED, load_hardware
 from moejax.planning.hardware_toml import hardware_toml
@@ -30,7 +31,6 @@ from scripts import fit_terms
 from scripts.fit_terms import Layers
 
 # Of a decode step of Mixtral 8x7B that XLA compiles for an H200 (docs/accelerators.md): a layer's at batch 2 to 64.
-KERNELS_PER_LAYER = 12
 LIBRARY_GROUPS = (2, 4, 8)
 STRAIGHT = 0.03  # by which a curve may be off between the points that are kept
 WITHIN = 0.25

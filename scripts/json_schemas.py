@@ -13,6 +13,7 @@ from moejax._convert.manifest import ArrayEntry, Manifest
 from moejax._sharding.mesh import MESH_AXES
 from moejax.decoding.results import DecodeResult
 from moejax.planning.checks import CompiledCheck, Measured
+from moejax.planning.compiled_counts import CompiledCounts
 from moejax.planning.expert_load import ExpertLoad
 from moejax.planning.hardware import Hardware
 from moejax.planning.rows import Footprint, Phase
@@ -123,6 +124,7 @@ def _row() -> Schema:
         peak_tokens_per_second=OPTIONAL_NUMBER,
         compiled=either(compiled, NULL),
         measured=either(measured, NULL),
+        compiled_for=either(dataclass_schema(CompiledCounts, {}), NULL),
     )
 
 

@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from moejax._sharding.collectives import Collective
+    from moejax.cli.mesh_flags import CompareFlags
     from moejax.planning.compare import ComparisonInputs
+    from moejax.planning.compiled_counts import AllCounts
     from moejax.planning.hardware import Hardware
     from moejax.planning.rows import MeshRow
 
@@ -57,6 +59,29 @@ def compiled(plan: "ComparisonInputs", rows: "Sequence[MeshRow]", *, quiet: bool
         )
 
 
+def check_target(name: str, hardware: "Hardware") -> None:
+    """Raises ValueError where this hardware's programs cannot be compiled here for the target."""
+    from moejax.compiling.splits import check_target
+
+    check_target(name, hardware)
+
+
+def compiled_for(flags: "CompareFlags", plan: "ComparisonInputs", rows: "Sequence[MeshRow]") -> "AllCounts":
+    """What the compiler of the accelerator that was named makes of every split that exists."""
+    from moejax.compiling.splits import compile_splits
+
+    assert flags.compiled_for is not None
+    wanted = [(row.split, row.workload) for row in rows if row.built and row.footprint is not None]
+    with console.progress(f"compiling every split for {flags.compiled_for}", quiet=flags.quiet) as step:
+        return compile_splits(
+            plan.config,
+            wanted,
+            flags.compiled_for,
+            micro_batches=flags.micro_batches,
+            told=lambda done, every: step(f"compiled {done} of {every} programs for {flags.compiled_for}"),
+        )
+
+
 def measured(source: str, plan: "ComparisonInputs", rows: "Sequence[MeshRow]", *, quiet: bool) -> "list[MeshRow]":
     """The rows with what was measured for those whose split exists."""
     from moejax.measuring.measured import measure_rows
@@ -80,6 +105,15 @@ def check_tables(plan: "ComparisonInputs", rows: "Sequence[MeshRow]") -> "Iterat
             assert row.compiled is not None
             for difference in row.compiled.differences:
                 yield Text(f"differs: {row.label}: {difference}")
+    counted = [row for row in rows if row.compiled_for is not None and row.built]
+    if counted:
+        assert counted[0].compiled_for is not None
+        yield Text(f"\nas XLA compiles them for {counted[0].compiled_for.target}, per device", style="bold")
+        yield _counted_table(counted)
+        for row in counted:
+            assert row.compiled_for is not None
+            for difference in row.compiled_for.differences:
+                yield Text(f"differs: {row.label}, batch {row.batch_size}: {difference}")
     timed = [row for row in rows if row.measured is not None]
     if timed:
         yield Text("\npredicted and measured on these devices, in ms", style="bold")
@@ -104,6 +138,22 @@ def _compiled_table(rows: "Sequence[MeshRow]") -> "Table":
             first = [""] * 4
         table.add_row(*first, "weights", "", _both(check.predicted_weight_bytes, check.weight_bytes))
         table.add_row(*first, "cache", "", _both(check.predicted_kv_bytes, check.kv_bytes))
+    return table
+
+
+def _counted_table(rows: "Sequence[MeshRow]") -> "Table":
+    table = _table(("b", "d", "e", "t", "dispatch", "kernels a layer", "prefill's", "command buffers", "besides, GB"))
+    for row in rows:
+        found = row.compiled_for
+        assert found is not None
+        counts = (found.kernels, found.prefill_kernels, found.command_buffers)
+        table.add_row(
+            str(row.batch_size),
+            *map(str, row.split.mesh.shape.values()),
+            row.split.dispatch if row.names_dispatch else "",
+            *("" if one is None else f"{one:g}" for one in counts),
+            f"{found.temporary / 1e9:.3f}",
+        )
     return table
 
 

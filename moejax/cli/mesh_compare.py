@@ -1,6 +1,7 @@
 """What `moejax mesh compare` does, and `scripts/mesh_config.py`: compare, print, draw. Imports no JAX."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 from moejax.cli import console, mesh_checks
@@ -30,7 +31,10 @@ def run(model: str, flags: CompareFlags) -> bool:
 
             check_plot(path, flag)
     hardware = load_hardware(flags.hardware)
-    rows = compare_meshes(
+    if flags.compiled_for is not None:
+        mesh_checks.check_target(flags.compiled_for, hardware)
+    compare = partial(
+        compare_meshes,
         model,
         flags.counts,
         hardware,
@@ -50,9 +54,12 @@ def run(model: str, flags: CompareFlags) -> bool:
         tpot=flags.tpot,
         micro_batches=flags.micro_batches,
     )
+    rows = compare()
     plan = make_plan(
         *(model, hardware, flags.expert_load, flags.usable_fraction, flags.software, flags.skew, flags.efficiency)
     )
+    if flags.compiled_for is not None:
+        rows = compare(compiled=mesh_checks.compiled_for(flags, plan, rows))
     question = _question(model, flags, plan)
     fits = any(row.fits for row in rows)
     fits_with = [] if fits else what_fits(plan, max(flags.counts), flags.dispatch, rows)
@@ -69,7 +76,7 @@ def run(model: str, flags: CompareFlags) -> bool:
         console.write(f"{json.dumps(found, ensure_ascii=False)}\n")
     else:
         _show(flags, question, rows, fits_with)
-        if flags.compile or flags.measure:
+        if flags.compile or flags.measure or flags.compiled_for:
             console.write_rendered(*mesh_checks.check_tables(plan, rows))
     _draw(flags, question, plan, rows)
     return fits and (not rows[0].targets or any(row.meets_targets for row in rows))

@@ -229,6 +229,16 @@ class CompareFlags:
             "minute.",
         ),
     ] = False
+    compiled_for: Annotated[
+        str | None,
+        option(
+            "--compiled-for",
+            panel=PROOF,
+            metavar="TARGET",
+            help="Memory and launches as the device's own compiler makes them, of h200, h100, a100, b200, l40s, "
+            "rtx-pro-6000 or v5e:2x4; about 3 s a program, four for each split and batch size.",
+        ),
+    ] = None
     measure: Annotated[
         bool, option("--measure", panel=PROOF, help="Time every split on the devices here, and show how far it is off.")
     ] = False
@@ -241,8 +251,8 @@ class CompareFlags:
         asked |= {f"--format {self.format}": self.format.lower()} if self.format else {}
         if len(set(asked.values())) > 1:
             raise ValueError(f"a comparison is printed in one format, got {' and '.join(asked)}; give one of them")
-        for name in ("plot", "compile", "measure"):
-            if getattr(self, name) and len(set(self.counts)) > 1:
+        for name in ("plot", "compile", "compiled-for", "measure"):
+            if getattr(self, name.replace("-", "_")) and len(set(self.counts)) > 1:
                 hint = "; --pareto draws several" if name == "plot" else ""
                 raise ValueError(f"--{name} is for one number of devices, got --devices {self.devices}; give one{hint}")
         if self.pareto and (count := len(set(self.counts))) > MOST_LINES:

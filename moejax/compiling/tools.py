@@ -21,7 +21,7 @@ WHEELS = {
 TPU_WHEELS = {"jax": "0.10.2", "libtpu": "0.0.42.1"}
 Extra = Literal["compile", "compile-tpu"]
 EXTRAS: Mapping[Extra, Mapping[str, str]] = {"compile": WHEELS, "compile-tpu": TPU_WHEELS}
-INSTALL = "pip install -e '.[{extra}]'"
+INSTALL = "pip install 'moejax[{extra}]' (in a checkout, '.[{extra}]')"
 _PLACES = {"ptxas": "cuda_nvcc/bin/ptxas", "nvdisasm": "cu13/bin/nvdisasm"}
 
 

@@ -1,12 +1,13 @@
 """Every split of a model over so many devices of one kind, predicted and ranked. Imports no JAX."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from numbers import Real
 from pathlib import Path
 
 from moejax.families.config import ModelConfig
 from moejax.moe.split import Split, make_rules, micro_batch_count
+from moejax.planning.compiled_counts import AllCounts
 from moejax.planning.costs import Setting, predict_decode, predict_prefill
 from moejax.planning.efficiency import check_efficiency, with_efficiency
 from moejax.planning.expert_load import ExpertLoad
@@ -37,6 +38,7 @@ class ComparisonInputs:
     """What all rows of a comparison have in common.
 
     skew: the name that `routing` follows; None where it follows a recorded load.
+    compiled: what a compiler made of splits, which is taken in place of the closed forms.
     """
 
     config: ModelConfig
@@ -46,6 +48,7 @@ class ComparisonInputs:
     software: SoftwareName = "moejax"
     times: MeasuredTimes | None = None
     micro_batches: int = 1
+    compiled: AllCounts = field(default_factory=dict)
     usable: float = USABLE
 
     @property
@@ -73,6 +76,7 @@ def compare_meshes(
     times: str = "fitted",
     efficiency: float | str | None = None,
     micro_batches: int = 1,
+    compiled: AllCounts | None = None,
 ) -> list[MeshRow]:
     """Predicts every split of a model over `devices` devices, the best first for each batch size.
 
@@ -96,6 +100,8 @@ def compare_meshes(
         times: "fitted", by the hardware file's terms, or "measured", by tables of the extra `silicon` where they can.
         efficiency: share of the bandwidth and matrix rate that a roofline reaches: 0.6 or "60%"; "0.8,0.5", of each; or
             a preset's name. None is what the hardware file says.  micro_batches: as `moejax.load` takes them.
+        compiled: what `moejax.compiling.splits.compile_splits` found of splits: memory and launches of those are
+            the compiler's.
 
     Returns:
         For each number of devices from the fewest, and each batch size in turn: the splits that can be used, those that
@@ -107,7 +113,7 @@ def compare_meshes(
     plan = make_plan(model, hardware, expert_load, usable_fraction, software, skew, efficiency)
     goal, name = check_objective(objective), _checked_dtype(plan, model, dtype)
     check_efficiency(plan.hardware, plan.software, name, check_times(times), efficiency)
-    plan = replace(plan, micro_batches=micro_batch_count(micro_batches))
+    plan = replace(plan, micro_batches=micro_batch_count(micro_batches), compiled=compiled or {})
     if check_times(times) == "measured":
         plan = replace(plan, times=MeasuredTimes.of(plan.hardware, plan.software, name, plan.routing))
     workloads = _workloads(plan.config, batch_size, input_len, context, name)
@@ -205,8 +211,11 @@ def predict_split(plan: ComparisonInputs, split: Split, workload: Workload, why_
     usable = plan.usable_bytes
     if why_not is not None:
         return MeshRow(split=split, workload=workload, why_not=why_not, usable_bytes=usable)
-    setting = _setting(plan, split)
+    counts = plan.compiled.get((split, workload))
+    setting = replace(_setting(plan, split), compiled=counts)
     held = footprint(plan.config, setting.rules, workload)
+    if counts is not None:
+        held = replace(held, activations=counts.temporary)
     over = max(0, held.total - usable)
     if over:
         sizes = [amount(size, BYTES) for size in (held.total, usable, over)]
@@ -221,6 +230,7 @@ def predict_split(plan: ComparisonInputs, split: Split, workload: Workload, why_
         over_bytes=over,
         usable_bytes=usable,
         load_imbalance=plan.routing.load_imbalance(setting.rules.parts("experts")),
+        compiled_for=counts,
     )
 
 

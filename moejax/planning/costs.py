@@ -17,6 +17,7 @@ from moejax.moe.split import DISPATCHES, DispatchName
 from moejax.planning import coefficients, overlap
 from moejax.planning.calls import ProgramCall, decode_call, prefill_calls
 from moejax.planning.communication import Tokens, choice_collectives, forward_collectives
+from moejax.planning.compiled_counts import CompiledCounts
 from moejax.planning.footprint import cache_bytes, device_weights
 from moejax.planning.hardware import Hardware, Operation
 from moejax.planning.kernels import DeviceLoad, Shape, SoftwareKernels, Spent
@@ -35,6 +36,7 @@ class Setting:
     software: whose kernels and collectives, as measured on this hardware; "ideal" is a roofline, and so is what was not
         measured.
     times: measured tables, where they were asked for.  micro_batches: see `moejax.load`.
+    compiled: what the device's compiler makes of the programs, where it was asked.
     ragged: whether tokens travel to their experts' devices only, which no dispatch does yet.
     """
 
@@ -46,6 +48,7 @@ class Setting:
     software: str = "ideal"
     times: MeasuredTimes | None = None
     micro_batches: int = 1
+    compiled: CompiledCounts | None = None
     ragged: bool = False
 
 
@@ -218,7 +221,10 @@ def _measured(
     else:
         moved = QUERY_COPIES * query_bytes + KEY_COPIES * key_bytes
         attend = kernels.prompt.spent(device, cache.flops / layers, moved)
-    between = kernels.between.spent(device, own * config.embed_dim * item).times(layers)
+    between = kernels.between.spent(device, own * config.embed_dim * item)
+    if setting.compiled is not None and setting.software == "moejax":
+        between = between._replace(fixed=between.fixed * setting.compiled.launches(decode=call.width == 1))
+    between = between.times(layers)
     return {
         "attention": kernels.product.spent(device, attention.bytes, attention.flops, products).plus(between),
         "cache": attend.times(layers),

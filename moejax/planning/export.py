@@ -131,6 +131,7 @@ def row_json(row: MeshRow) -> dict[str, Any]:
         "peak_tokens_per_second": row.peak_tokens_per_second or None,
         "compiled": None if row.compiled is None else _compiled_json(row.compiled, mesh),
         "measured": None if row.measured is None else _measured_json(row.measured),
+        "compiled_for": None if row.compiled_for is None else asdict(row.compiled_for),
     }
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from moejax._sharding.collectives import Collective
 from moejax.moe.split import ONE_FOR_ALL, Split
 from moejax.planning.checks import CompiledCheck, Measured
+from moejax.planning.compiled_counts import CompiledCounts
 from moejax.planning.targets import Targets
 from moejax.planning.units import BYTES, SECONDS, amount, number
 from moejax.planning.workload import Workload
@@ -95,7 +96,7 @@ class MeshRow:
     best_for: the objectives for which no split of this batch size is better, each with the reason in a sentence whose
     subject is this split.
     targets: how fast it was asked to be.
-    compiled, measured: filled when they were asked for.
+    compiled, measured, compiled_for: filled when they were asked for; memory and launches are those of the last one.
     """
 
     split: Split
@@ -114,6 +115,7 @@ class MeshRow:
     targets: Targets = Targets()
     compiled: CompiledCheck | None = None
     measured: Measured | None = None
+    compiled_for: CompiledCounts | None = None
 
     def __repr__(self) -> str:
         """A line: all the numbers of a row are a page."""
