@@ -22,6 +22,7 @@ CHECKPOINTS = ("Mixtral-8x7B-v0.1", "mistralai/Mixtral-8x7B-v0.1", "path/to/chec
 SECONDS = 600  # that a command may take
 # Beginnings and parts of commands that are not typed, with the reason.
 NOT_TYPED = {
+    "--compiled-for": "needs the extra compile, in an environment of its own",
     "moejax serve": "goes on until it is ended; scripts/first_hour.sh starts one",
     "moejax bench": "takes minutes, and asks for other systems; docs/benchmarks.md is made by it",
     "mesh calibrate": "takes minutes",
