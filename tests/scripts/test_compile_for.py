@@ -42,10 +42,10 @@ def test_without_the_extra_it_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(WHEELS, "nvidia-cuda-nvdisasm", "0.0.1")
     assert compile_for.main(["--target", "h200"]) == 2
-    error_line(capsys.readouterr().err, "nvidia-cuda-nvdisasm 0.0.1", "pip install -e '.[compile]'")
+    error_line(capsys.readouterr().err, "nvidia-cuda-nvdisasm 0.0.1", "pip install 'moejax[compile]'")
     monkeypatch.setitem(TPU_WHEELS, "libtpu", "0.0.1")
     assert compile_for.main(["--target", "v5e:2x4"]) == 2
-    error_line(capsys.readouterr().err, "libtpu 0.0.1", "pip install -e '.[compile-tpu]'")
+    error_line(capsys.readouterr().err, "libtpu 0.0.1", "pip install 'moejax[compile-tpu]'")
 
 
 @pytest.mark.parametrize(

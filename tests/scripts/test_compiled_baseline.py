@@ -105,7 +105,7 @@ def test_counts_of_a_tpu_are_compared(change: dict[str, int], said: tuple[Any, .
 
 @pytest.mark.parametrize("extra", EXTRAS)
 def test_the_committed_baselines_have_every_case_of_every_target(extra: Extra) -> None:
-    there = read_baseline(Path(__file__).parents[3] / PATHS[extra], extra)
+    there = read_baseline(Path(__file__).parents[2] / PATHS[extra], extra)
     assert list(there) == checked_cases(extra)
     for facts_ in there.values():
         assert facts_["collectives"]["unpredicted"] == facts_["collectives"]["missing"] == []
