@@ -14,13 +14,13 @@ from moejax.ops import reference
 from moejax.ops.triton.kernels import Kernels
 from moejax.ops.xla.attend import attend as xla_attend
 from moejax.ops.xla.rotate import rotate_into_cache
-from scripts.kernel_timing import Cost, Report, TimingPlan, compiled, difference, normal, seconds
+from scripts.kernel_timing import Cost, KernelReport, TimingPlan, compiled, difference, normal, seconds
 
 ITEM = 2  # bytes of a bfloat16
 LONG = 1e10  # FLOPs of a call that takes longer than asking for it
 
 
-class Timed(NamedTuple):
+class TimedCall(NamedTuple):
     """One call: of ours and of XLA, on the same arguments, and what it has to move and compute at least."""
 
     name: str
@@ -31,7 +31,7 @@ class Timed(NamedTuple):
     cost: Cost
 
 
-def attention_rows(plan: TimingPlan, implementation: Kernels, report: Report) -> None:
+def attention_rows(plan: TimingPlan, implementation: Kernels, report: KernelReport) -> None:
     """A row for each kernel and size. `calls` independent ones in a program: one is shorter than asking for it."""
     for timed in (*attention(plan, implementation), *products(plan, implementation), *rows(plan, implementation)):
         calls = 2 if timed.cost.flops > LONG else plan.route_calls
@@ -44,7 +44,7 @@ def attention_rows(plan: TimingPlan, implementation: Kernels, report: Report) ->
         report.row(timed.name, timed.tokens, took, timed.cost, beside, error)
 
 
-def attention(plan: TimingPlan, implementation: Kernels) -> Iterator[Timed]:
+def attention(plan: TimingPlan, implementation: Kernels) -> Iterator[TimedCall]:
     """One query for each sequence, and prompts, over a cache that is full up to them."""
     config, policy = plan.config, plan.config.attention
     kv, width, group = config.num_kv_heads, config.head_dim, config.num_heads // config.num_kv_heads
@@ -55,7 +55,7 @@ def attention(plan: TimingPlan, implementation: Kernels) -> Iterator[Timed]:
         seen = plan.positions - (queries - 1) / 2  # on average, by each query
         heads = batch * config.num_heads
         moved = ITEM * (2 * k.size + 2 * q.size)
-        yield Timed(
+        yield TimedCall(
             "attend" if queries == 1 else "attend, a prompt",
             batch * queries,
             lambda q, k, v, starts: implementation.attend(q, k, v, starts, policy),
@@ -65,7 +65,7 @@ def attention(plan: TimingPlan, implementation: Kernels) -> Iterator[Timed]:
         )
 
 
-def products(plan: TimingPlan, implementation: Kernels) -> Iterator[Timed]:
+def products(plan: TimingPlan, implementation: Kernels) -> Iterator[TimedCall]:
     """Queries, keys and values of few rows in one call, and the head."""
     config = plan.config
     d, h = config.embed_dim, config.head_dim
@@ -77,7 +77,7 @@ def products(plan: TimingPlan, implementation: Kernels) -> Iterator[Timed]:
         for tokens in (plan.few[0], plan.few[-1]):
             x = normal(tokens, d)
             moved = ITEM * (sum(w.size for w in weights) + x.size) + 4 * tokens * sum(outputs)
-            yield Timed(
+            yield TimedCall(
                 name,
                 tokens,
                 implementation.project,
@@ -87,14 +87,14 @@ def products(plan: TimingPlan, implementation: Kernels) -> Iterator[Timed]:
             )
 
 
-def rows(plan: TimingPlan, implementation: Kernels) -> Iterator[Timed]:
+def rows(plan: TimingPlan, implementation: Kernels) -> Iterator[TimedCall]:
     """The sum and norm of rows, and rotary embeddings into a cache."""
     config = plan.config
     d, h, n, kv = config.embed_dim, config.head_dim, config.num_heads, config.num_kv_heads
     scale = normal(d)
     for tokens in (plan.few[0], plan.few[-1], plan.many[-1]):
         x, added = normal(tokens, d), normal(tokens, d, seed=1)
-        yield Timed(
+        yield TimedCall(
             "add_norm",
             tokens,
             lambda x, added, scale: implementation.add_norm(x, added, scale, eps=1e-5),
@@ -118,7 +118,7 @@ def rows(plan: TimingPlan, implementation: Kernels) -> Iterator[Timed]:
         return run
 
     moved = 4 * (q.size + 2 * k.size) + ITEM * (q.size + 2 * k.size)
-    yield Timed(
+    yield TimedCall(
         "rotate_into_cache",
         batch,
         written(implementation.rotate),

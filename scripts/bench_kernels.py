@@ -46,7 +46,7 @@ from scripts.kernel_timing import (
     FULL,
     TINY,
     Cost,
-    Report,
+    KernelReport,
     TimingPlan,
     compiled,
     difference,
@@ -69,9 +69,9 @@ def main() -> None:
         raise SystemExit(f"{reason}; --tiny walks through small shapes on any device") from None
     print(f"{device.kind}, jax {jax.__version__}, {datetime.date.today()}" + (", interpreted: no times" * args.tiny))
     rates = measure_rates(plan)
-    report = Report(rates=rates)
+    report = KernelReport(rates=rates)
     print(f"copy {rates.bytes / 1e12:.2f} TB/s read and written, bfloat16 product {rates.flops / 1e12:.0f} TFLOP/s\n")
-    print(Report.HEADER)
+    print(KernelReport.HEADER)
     route_rows(plan, implementation, report)
     few = few_rows(plan, implementation, report)
     many = many_rows(plan, implementation, report)
@@ -120,7 +120,7 @@ def layer_cost(plan: TimingPlan, routing: Routing) -> Cost:
     return Cost(2 * chosen * matrices + 6 * tokens * config.embed_dim, 2 * tokens * a * matrices)
 
 
-def route_rows(plan: TimingPlan, implementation: Kernels, report: Report) -> None:
+def route_rows(plan: TimingPlan, implementation: Kernels, report: KernelReport) -> None:
     """Many independent calls in one program: one call is shorter than the time to ask for it."""
     e, a, calls = plan.config.num_experts, plan.config.router.experts_per_token, plan.route_calls
     policy = plan.config.router
@@ -141,7 +141,7 @@ def route_rows(plan: TimingPlan, implementation: Kernels, report: Report) -> Non
         report.row("route", tokens, took, Cost(tokens * (4 * e + 12 * a), 0), beside, error)
 
 
-def few_rows(plan: TimingPlan, implementation: Kernels, report: Report) -> dict[int, float]:
+def few_rows(plan: TimingPlan, implementation: Kernels, report: KernelReport) -> dict[int, float]:
     """Seconds per layer, by tokens."""
     experts, times = random_layers(plan.config, plan.layers), {}
 
@@ -163,7 +163,7 @@ def few_rows(plan: TimingPlan, implementation: Kernels, report: Report) -> dict[
     return times
 
 
-def many_rows(plan: TimingPlan, implementation: Kernels, report: Report, suffix: str = "") -> dict[int, float]:
+def many_rows(plan: TimingPlan, implementation: Kernels, report: KernelReport, suffix: str = "") -> dict[int, float]:
     """All of the prefill path, and its two products alone. Returns seconds per layer of the path, by tokens."""
     experts, config, times = random_layers(plan.config, plan.layers), plan.config, {}
     e = config.num_experts

@@ -149,7 +149,7 @@ def measure_rates(plan: TimingPlan) -> Rates:
 
 
 @dataclass(kw_only=True)
-class Report:
+class KernelReport:
     """What was timed on a device of these rates: printed as it comes, and kept.
 
     rows: for each kernel its name, tokens, seconds, the cost, seconds of XLA's way or None, and the largest error.

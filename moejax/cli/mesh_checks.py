@@ -59,11 +59,12 @@ def compiled(plan: "ComparisonInputs", rows: "Sequence[MeshRow]", *, quiet: bool
         )
 
 
-def check_target(name: str, hardware: "Hardware") -> None:
-    """Raises ValueError where this hardware's programs cannot be compiled here for the target."""
-    from moejax.compiling.splits import check_target
+def check_target(name: str | None, hardware: "Hardware") -> None:
+    """Raises ValueError where a target is asked for that is not this hardware, or cannot be compiled for here."""
+    if name is not None:
+        from moejax.compiling.splits import check_target
 
-    check_target(name, hardware)
+        check_target(name, hardware)
 
 
 def compiled_for(flags: "CompareFlags", plan: "ComparisonInputs", rows: "Sequence[MeshRow]") -> "AllCounts":

@@ -31,8 +31,7 @@ def run(model: str, flags: CompareFlags) -> bool:
 
             check_plot(path, flag)
     hardware = load_hardware(flags.hardware)
-    if flags.compiled_for is not None:
-        mesh_checks.check_target(flags.compiled_for, hardware)
+    mesh_checks.check_target(flags.compiled_for, hardware)
     compare = partial(
         compare_meshes,
         model,
@@ -101,11 +100,11 @@ def _question(model: str, flags: CompareFlags, plan: ComparisonInputs) -> Questi
 
 def _show(flags: CompareFlags, question: Question, rows: list[MeshRow], fits_with: list[str]) -> None:
     from moejax.cli.mesh_sweep import sweep_tables
-    from moejax.cli.mesh_tables import Shown, compare_tables
+    from moejax.cli.mesh_tables import TableSetting, compare_tables
 
     several = len(set(flags.counts)) > 1
     tables, devices = (sweep_tables, flags.devices) if several else (compare_tables, f"{flags.counts[0]:,}")
-    asked = Shown(question=question, devices=devices, fits_with=fits_with, width=console.width())
+    asked = TableSetting(question=question, devices=devices, fits_with=fits_with, width=console.width())
     console.write_rendered(*tables(rows, asked))
 
 

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from moejax.cli.mesh_answers import count_lines, miss_word, without
 from moejax.cli.mesh_columns import NARROW, WIDE, Column, dispatch, drawn, meshes, room, spared
-from moejax.cli.mesh_tables import Shown, beyond_measured, guess_words, setting
+from moejax.cli.mesh_tables import TableSetting, beyond_measured, guess_words, setting
 from moejax.cli.mesh_words import batch_note, definitions, missing, said
 from moejax.planning.rows import MeshRow
 from moejax.planning.serve_command import served_checkpoint
@@ -19,7 +19,7 @@ from moejax.planning.units import BYTES, SECONDS, common_unit, number
 SPARED = ("memory", "dispatch", "user", "best")  # columns that a terminal too narrow for all goes without
 
 
-def sweep_tables(rows: Sequence[MeshRow], asked: Shown) -> Iterator[RenderableType]:
+def sweep_tables(rows: Sequence[MeshRow], asked: TableSetting) -> Iterator[RenderableType]:
     """The parts to print, in order: the setting; for each batch size its table and answers; those over all batch sizes;
     what the words mean.
     """

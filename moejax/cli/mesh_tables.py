@@ -47,7 +47,7 @@ class Units(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shown:
+class TableSetting:
     """What rows were asked for with, and where they are shown.
 
     devices: as they were asked for.  fits_with: flags of which each makes a model fit that does not.
@@ -60,7 +60,7 @@ class Shown:
     width: int
 
 
-def compare_tables(rows: Sequence[MeshRow], asked: Shown) -> Iterator[RenderableType]:
+def compare_tables(rows: Sequence[MeshRow], asked: TableSetting) -> Iterator[RenderableType]:
     """The parts to print, in order: the setting; for each batch size its table, refusals and winners; what the words
     mean.
     """
@@ -101,7 +101,7 @@ def compare_tables(rows: Sequence[MeshRow], asked: Shown) -> Iterator[Renderable
     yield from crossover_table(rows, question.hardware)
 
 
-def setting(row: MeshRow, asked: Shown) -> Iterator[Text]:
+def setting(row: MeshRow, asked: TableSetting) -> Iterator[Text]:
     """What was compared, of which `row` is one."""
     work, question = row.workload, asked.question
     yield Text(printable(f"{question.model} on {asked.devices} x {question.hardware.title}"), style="bold")

@@ -100,8 +100,7 @@ def compare_meshes(
         times: "fitted", by the hardware file's terms, or "measured", by tables of the extra `silicon` where they can.
         efficiency: share of the bandwidth and matrix rate that a roofline reaches: 0.6 or "60%"; "0.8,0.5", of each; or
             a preset's name. None is what the hardware file says.  micro_batches: as `moejax.load` takes them.
-        compiled: what `moejax.compiling.splits.compile_splits` found of splits: memory and launches of those are
-            the compiler's.
+        compiled: what `moejax.compiling.splits.compile_splits` found: their memory and launches are the compiler's.
 
     Returns:
         For each number of devices from the fewest, and each batch size in turn: the splits that can be used, those that

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from moejax import compare_meshes
-from moejax.cli.mesh_tables import Shown, compare_tables
+from moejax.cli.mesh_tables import TableSetting, compare_tables
 from moejax.moe.split import DISPATCHES
 from moejax.planning.export import winners
 from moejax.planning.hardware_file import load_hardware
@@ -129,6 +129,6 @@ def test_an_objective_is_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
     assert winners(rows)["wire"]["split"] == fitting[0].label
     console = Console(width=120, file=io.StringIO())
     question = Question(model="mixtral-8x7b", hardware=load_hardware("h100-sxm"), objective="wire")
-    asked = Shown(question=question, devices="8", fits_with=(), width=120)
+    asked = TableSetting(question=question, devices="8", fits_with=(), width=120)
     console.print(*compare_tables(rows, asked))
     assert "best wire:" in cast(io.StringIO, console.file).getvalue()

@@ -13,7 +13,7 @@ def test_without_a_gpu_it_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_wrong_result_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    report, cost = kernel_timing.Report(rates=kernel_timing.Rates(1.0, 1.0)), kernel_timing.Cost(1.0, 1.0)
+    report, cost = kernel_timing.KernelReport(rates=kernel_timing.Rates(1.0, 1.0)), kernel_timing.Cost(1.0, 1.0)
     for error in (1.0, float("nan")):
         with refuses(SystemExit, "route", "3 tokens"):
             report.row("route", 3, 1.0, cost, None, error)
