@@ -9,7 +9,7 @@ import typer
 
 from moejax.cli import console, options
 from moejax.cli.groups import grouped
-from moejax.cli.options import option, whole
+from moejax.cli.options import a_name, option, whole
 from moejax.cli.progress import byte_bars
 from moejax.cli.sources import Revision, pinned
 
@@ -29,9 +29,7 @@ _FIXED_BYTES = 600_000_000  # what the memory bound allows beside three times th
 class ConvertFlags:
     """The arguments of `moejax.convert` of the same names."""
 
-    dtype: Annotated[
-        str, option("--dtype", metavar="NAME", help="bfloat16, float16 or float32; auto keeps what is stored.")
-    ] = "auto"
+    dtype: Annotated[str, a_name("--dtype", help="bfloat16, float16 or float32; auto keeps what is stored.")] = "auto"
     restart: Annotated[
         bool, option("--restart", help="Begin anew where a conversion, finished or not, is in TARGET.")
     ] = False

@@ -10,7 +10,7 @@ from moejax.cli.groups import grouped
 from moejax.cli.help import SETTINGS, Command, examples
 from moejax.cli.mesh_calibrate import CALIBRATE_EXAMPLES, calibrate
 from moejax.cli.mesh_flags import OUTPUT, WORK, CompareFlags, Context, Dtype, SizedModelFlags
-from moejax.cli.options import option, whole
+from moejax.cli.options import a_name, option, whole
 from moejax.moe.split import DISPATCHES
 
 NONE_WILL_DO = 1  # exit code
@@ -31,7 +31,7 @@ MeshText = Annotated[
     str,
     option("--mesh", metavar="MESH", help="Devices along each axis, as in data=1,expert=4,tensor=2; or dp, ep, tp."),
 ]
-OneDispatch = Annotated[str, option("--dispatch", metavar="NAME", help=f"auto, {', '.join(DISPATCHES)}.")]
+OneDispatch = Annotated[str, a_name("--dispatch", help=f"auto, {', '.join(DISPATCHES)}.")]
 WantedDevices = Annotated[int | None, whole("--devices", help="Check that the mesh has so many.")]
 Json = Annotated[bool, option("--json", panel=OUTPUT, help="Print JSON instead, with every array on its own.")]
 BatchSize = Annotated[int, whole("--batch-size", "-b", panel=WORK, help="Sequences in the cache.")]

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from moejax.cli.mesh_values import device_numbers, duration
-from moejax.cli.options import option, real, whole
+from moejax.cli.options import a_name, option, real, whole
 from moejax.cli.sources import Revision, pinned
 from moejax.families.table import named_configs
 from moejax.moe.split import DISPATCHES
@@ -32,10 +32,9 @@ Context = Annotated[
 ]
 Dtype = Annotated[
     str,
-    option(
+    a_name(
         "--dtype",
         panel=WORK,
-        metavar="NAME",
         help="Of weights and cache: bfloat16, float16, float32, or auto, as a checkpoint is stored.",
     ),
 ]
@@ -171,10 +170,9 @@ class CompareFlags:
     ] = None
     dispatch: Annotated[
         str,
-        option(
+        a_name(
             "--dispatch",
             panel=SPLITS,
-            metavar="NAME",
             help=f"all, auto (what decode would take), {', '.join(DISPATCHES)}.",
         ),
     ] = "all"

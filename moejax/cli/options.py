@@ -68,6 +68,11 @@ def option(*names: str, help: str, panel: str | None = None, **settings: Any) ->
     return typer.Option(*names, help=help, rich_help_panel=panel, **settings)
 
 
+def a_name(*names: str, help: str, panel: str | None = None, **settings: Any) -> Any:
+    """A flag whose value is one of some names, in any case."""
+    return option(*names, help=help, panel=panel, parser=str.lower, metavar="NAME", **settings)
+
+
 def whole(*names: str, help: str, panel: str | None = None, metavar: str = "N", **settings: Any) -> Any:
     """A flag whose value is a whole number."""
     return option(*names, help=help, panel=panel, parser=whole_number, metavar=metavar, **settings)
@@ -92,19 +97,17 @@ Quiet = Annotated[bool, option("--quiet", help="No statistics and no warnings on
 Debug = Annotated[bool, option("--debug", help="After an error, show the traceback too.")]
 ExpertBackend = Annotated[
     str,
-    option(
+    a_name(
         "--expert-backend",
         panel=MODEL,
-        metavar="NAME",
         help="How experts are computed: auto, dense, blocked, native, ragged, pallas, tokamax.",
     ),
 ]
 Dispatch = Annotated[
     str,
-    option(
+    a_name(
         "--dispatch",
         panel=DEVICES,
-        metavar="NAME",
         help=f"How tokens reach their experts on a mesh: auto, {', '.join(DISPATCHES)}.",
     ),
 ]
@@ -257,10 +260,9 @@ class WeightFlags:
 
     dtype: Annotated[
         str,
-        option(
+        a_name(
             "--dtype",
             panel=MODEL,
-            metavar="NAME",
             help="Of the weights: bfloat16, float16, float32, or auto, as stored.",
         ),
     ] = "bfloat16"

@@ -6,7 +6,7 @@ from typing import Annotated
 from moejax.cli import options, verify_meshes, verify_reference
 from moejax.cli.devices import Devices
 from moejax.cli.groups import grouped
-from moejax.cli.options import option
+from moejax.cli.options import a_name, option
 from moejax.cli.sources import Revision, pinned
 
 EXAMPLES = (
@@ -60,9 +60,7 @@ def verify(
     checkpoint: options.Checkpoint,
     compared: ComparedFlags,
     devices: Devices,
-    dtype: Annotated[
-        str, option("--dtype", metavar="NAME", help="What all compute in: bfloat16, float16 or float32.")
-    ] = "float32",
+    dtype: Annotated[str, a_name("--dtype", help="What all compute in: bfloat16, float16 or float32.")] = "float32",
     expert_backend: options.ExpertBackend = "auto",
     revision: Revision = None,
     json: Annotated[bool, option("--json", help="Print the comparisons as JSON and not as a table.")] = False,

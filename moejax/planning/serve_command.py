@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from moejax.families.table import RANDOM
+from moejax.hub.names import hub_model
 from moejax.planning.rows import MeshRow
 from moejax.runtime.buckets import MAX_SERVED_SEQUENCES
 
@@ -12,7 +13,8 @@ PLACEHOLDER = "CHECKPOINT"  # for the folder of the weights, where only their si
 def served_checkpoint(model: str | Path) -> str:
     """What `moejax serve` takes for a model that was compared: its checkpoint, or `PLACEHOLDER` where there is none."""
     name = str(model)
-    return name if name == "demo" or name.startswith(RANDOM) or Path(name).is_dir() else PLACEHOLDER
+    by_id = hub_model(name) is not None and not name.endswith(".json")
+    return name if name == "demo" or name.startswith(RANDOM) or by_id or Path(name).is_dir() else PLACEHOLDER
 
 
 def serve_command(row: MeshRow, checkpoint: str) -> list[str] | None:

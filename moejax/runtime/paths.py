@@ -13,6 +13,8 @@ def user_path(given: object, what: str) -> Path:
     """
     if not isinstance(given, str | os.PathLike):
         raise ValueError(f"{what} must be a name or a path, got {given!r:.80}")
+    if not os.fspath(given):
+        raise ValueError(f"{what} is empty; give a name or a path")
     try:
         path = Path(given).expanduser()
         with suppress(FileNotFoundError, NotADirectoryError, PermissionError):  # told by whoever opens it

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from moejax.cli.options import number, unescaped, whole_number
 from moejax.cli.prompts import read_prompts
-from tests.messages import refuses
+from tests.messages import refuses, says
+from tests.moejax.cli.conftest import Call
 
 
 @pytest.mark.parametrize(
@@ -46,3 +47,22 @@ def test_numbers_and_their_defaults() -> None:
 @pytest.mark.parametrize("typed", ["0 17 42", "[0, 17, 42]", "0,17,42", "  0  17 42 "])
 def test_token_ids(typed: str) -> None:
     assert read_prompts(["a", "b"], [typed, "3"]) == ["a", "b", [0, 17, 42], [3]]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("mesh", "compare", "demo", "--devices", "2", "--hardware", "cpu", "--dtype", "BF16", "--dispatch", "Gather"),
+        ("mesh", "show", "--model", "demo", "--mesh", "expert=2", "--dispatch", "ALL_TO_ALL", "--dtype", "Float32"),
+        ("decode", "demo", "--prompt", "A", "-n", "1", "--expert-backend", "Blocked", "--dtype", "FP32", "--quiet"),
+    ],
+    ids=lambda arguments: " ".join(arguments[:2]),
+)
+def test_names_are_taken_in_any_case(call: Call, arguments: tuple[str, ...]) -> None:
+    assert call(*arguments).status == 0
+
+
+def test_an_empty_target_is_told(call: Call) -> None:
+    outcome = call("convert", "demo", "")
+    assert outcome.status == 2 and outcome.out == ""
+    says(outcome.err, "target", "empty")

@@ -187,8 +187,11 @@ def test_what_cannot_be_served_has_no_command() -> None:
 
 
 def test_only_a_model_that_has_weights_is_served(tmp_path: Path) -> None:
-    served = [served_checkpoint(name) for name in ("demo", "random:742m", tmp_path, "mixtral-8x7b", "a/config.json")]
-    assert served == ["demo", "random:742m", str(tmp_path), "CHECKPOINT", "CHECKPOINT"]
+    there = ["demo", "random:742m", str(tmp_path), "org/name", "hf://org/name@v1"]
+    assert [served_checkpoint(name) for name in (*there, "mixtral-8x7b", "a/config.json")] == [
+        *there,
+        *["CHECKPOINT"] * 2,
+    ]
 
 
 def test_a_frontier_has_what_nothing_is_better_than(swept: list[MeshRow]) -> None:

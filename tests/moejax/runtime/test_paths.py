@@ -23,6 +23,7 @@ def test_home_is_expanded_and_nothing_has_to_be_there(tmp_path: Path, monkeypatc
         ("a\0b", ("null byte",)),
         ("~no-such-user/x", ("'~no-such-user/x'", "home")),
         ("n" * 300, ("too long",)),
+        ("", ("empty",)),
     ],
 )
 def test_what_can_be_no_path_is_refused_in_one_line(given: object, facts: tuple[object, ...]) -> None:
