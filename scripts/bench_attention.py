@@ -105,15 +105,16 @@ def rows(plan: TimingPlan, implementation: Kernels) -> Iterator[TimedCall]:
     batch = plan.batches[-1]
     q, k, v = (normal(batch, size * h, dtype="float32").reshape(batch, 1, size, h) for size in (n, kv, kv))
     cos, sin = (normal(batch, h // 2, seed=seed, dtype="float32")[:, None] for seed in (3, 4))
-    caches = [jnp.zeros((batch, kv, plan.positions, h), jnp.uint16) for _ in range(2)]
-    starts = jnp.full((batch,), plan.positions // 2, jnp.int32)
+    slots = 2  # a few: nothing is donated here, so that XLA copies the caches before they are written
+    caches = [jnp.zeros((batch, kv, slots, h), jnp.uint16) for _ in range(2)]
+    starts = jnp.ones((batch,), jnp.int32)
 
     def written(rotate: Callable[..., Any]) -> Callable[..., Any]:
-        """The queries, and what was written: the caches are as large as they are, whatever is."""
+        """The queries, and what was written."""
 
         def run(*args: Any) -> Any:
             q, *after = rotate(*args, "bfloat16")
-            return q, [jax.lax.bitcast_convert_type(one[:, :, plan.positions // 2], jnp.bfloat16) for one in after]
+            return q, [jax.lax.bitcast_convert_type(one[:, :, 1], jnp.bfloat16) for one in after]
 
         return run
 
