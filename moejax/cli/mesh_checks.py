@@ -59,12 +59,12 @@ def compiled(plan: "ComparisonInputs", rows: "Sequence[MeshRow]", *, quiet: bool
         )
 
 
-def check_target(name: str | None, hardware: "Hardware") -> None:
-    """Raises ValueError where a target is asked for that is not this hardware, or cannot be compiled for here."""
+def check_target(name: str | None, hardware: "Hardware", devices: int) -> None:
+    """Raises ValueError where a target is asked for that is not so much of this hardware, or needs what is not here."""
     if name is not None:
         from moejax.compiling.splits import check_target
 
-        check_target(name, hardware)
+        check_target(name, hardware, devices)
 
 
 def compiled_for(flags: "CompareFlags", plan: "ComparisonInputs", rows: "Sequence[MeshRow]") -> "AllCounts":

@@ -31,7 +31,7 @@ def run(model: str, flags: CompareFlags) -> bool:
 
             check_plot(path, flag)
     hardware = load_hardware(flags.hardware)
-    mesh_checks.check_target(flags.compiled_for, hardware)
+    mesh_checks.check_target(flags.compiled_for, hardware, flags.counts[0])
     compare = partial(
         compare_meshes,
         model,

@@ -26,13 +26,18 @@ DEPTHS = (1, 2)
 LAYER_SCOPES = ("attention", "moe", "mlp")
 
 
-def check_target(name: str, hardware: Hardware) -> None:
-    """Raises ValueError for a target that is unknown, is not this hardware, or cannot be compiled for here."""
+def check_target(name: str, hardware: Hardware, devices: int = 1) -> None:
+    """Raises ValueError for a target that is unknown, is not this hardware, has fewer devices, or cannot be compiled for
+    here."""
     found = target(name)
     if found.hardware != hardware.name:
         raise ValueError(
-            f"--compiled-for {name} compiles for a {found.figures.title}, but --hardware {hardware.name} has the "
-            f"figures of a {hardware.title}; give --hardware {found.hardware}"
+            f"--compiled-for {name} compiles for {found.figures.title}, but --hardware {hardware.name} has the "
+            f"figures of {hardware.title}; give --hardware {found.hardware}"
+        )
+    if isinstance(found, Tpu) and found.devices < devices:
+        raise ValueError(
+            f"--compiled-for {name} has {found.devices} devices, and {devices} are compared; give a larger topology"
         )
     if reason := missing("compile-tpu" if isinstance(found, Tpu) else "compile"):
         raise ValueError(f"--compiled-for {name}: {reason}")

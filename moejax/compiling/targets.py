@@ -4,6 +4,7 @@ Memory, bandwidth and cache come from the hardware files of `moejax/planning/dev
 from data sheets and the table "Technical Specifications per Compute Capability" of the CUDA C++ Programming Guide.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -108,6 +109,12 @@ class Tpu:
     hardware: str
 
     @property
+    def devices(self) -> int:
+        """How many JAX sees: one a chip, or two."""
+        generation, _, sizes = self.topology.partition(":")
+        return math.prod(map(int, sizes.split("x"))) * OF_A_CHIP.get(generation, 1)
+
+    @property
     def figures(self) -> Hardware:
         """Their hardware file."""
         return load_hardware(self.hardware)
@@ -115,25 +122,27 @@ class Tpu:
 
 # Hardware files of TPUs by the generation that begins a topology.
 TPUS: Mapping[str, str] = {"v5e": "tpu-v5e", "v5p": "tpu-v5p", "v6e": "tpu-v6e", "tpu7x": "tpu7x"}
+OF_A_CHIP: Mapping[str, int] = {"tpu7x": 2}  # devices
 _TOPOLOGY = re.compile(r"(\w+):\d+(?:x\d+){1,2}")
 
 
 def target(name: str) -> Gpu | Tpu:
-    """The target called `name`: one of TARGETS, or a topology of TPUs.
+    """The target called `name` in any case: one of TARGETS, or a topology of TPUs.
 
     Raises:
         ValueError: for a name that is not known, with those that are.
     """
     known: Mapping[Any, Gpu] = TARGETS
-    if name in known:
-        return known[name]
-    found = _TOPOLOGY.fullmatch(name)
+    asked = name.lower()
+    if asked in known:
+        return known[asked]
+    found = _TOPOLOGY.fullmatch(asked)
     if found is None or found[1] not in TPUS:
         raise ValueError(
             f"unknown target {name!r}; the known ones are {', '.join(TARGETS)}, and TPUs as {', '.join(TPUS)} "
             "with a topology: v5e:2x4"
         )
-    return Tpu(topology=name, hardware=TPUS[found[1]])
+    return Tpu(topology=asked, hardware=TPUS[found[1]])
 
 
 def gpu_target(name: str) -> Gpu:

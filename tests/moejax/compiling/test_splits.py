@@ -103,7 +103,10 @@ def test_targets_are_of_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
         splits.check_target("h200", load_hardware("l40s"))
     with refuses(ValueError, "'h300'", "h200", "v5e:2x4"):
         splits.check_target("h300", load_hardware("h200"))
+    splits.check_target("H200", load_hardware("h200"), 16)
     with refuses(ValueError, "--compiled-for v5e:2x4", "libtpu"):
-        splits.check_target("v5e:2x4", load_hardware("tpu-v5e"))
+        splits.check_target("v5e:2x4", load_hardware("tpu-v5e"), 8)
+    with refuses(ValueError, "--compiled-for tpu7x:2x2x1", 8, "devices", 16):
+        splits.check_target("tpu7x:2x2x1", load_hardware("tpu7x"), 16)
     with refuses(ValueError, "context=0"):
         splits.compile_splits(CONFIG, [(SPLIT, replace(WORKLOAD, context=0))], "h200")
