@@ -27,8 +27,7 @@ LAYER_SCOPES = ("attention", "moe", "mlp")
 
 
 def check_target(name: str, hardware: Hardware, devices: int = 1) -> None:
-    """Raises ValueError for a target that is unknown, is not this hardware, has fewer devices, or cannot be compiled for
-    here."""
+    """Raises ValueError for a target that is unknown, not this hardware, too small, or needs what is not here."""
     found = target(name)
     if found.hardware != hardware.name:
         raise ValueError(
