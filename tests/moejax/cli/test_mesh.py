@@ -33,7 +33,11 @@ MISTAKES: list[tuple[tuple[str, ...], tuple[str, ...]]] = [
     ),
     (
         (*COMPARE, "--devices", "8", "--hardware", "h100"),
-        ("'h100'", "a100-80gb, b200, cpu, h100-sxm, h200, l40s, rtx-pro-6000, v100-32gb", "'h100-sxm'"),
+        (
+            "'h100'",
+            "a100-80gb, b200, cpu, h100-sxm, h200, l40s, rtx-pro-6000, tpu-v5e, tpu-v5p, tpu-v6e, tpu7x, v100-32gb",
+            "'h100-sxm'",
+        ),
     ),
     ((*COMPARE, "--devices", "1", "--hardware", "h200", "--software", "vlm"), ("'vlm'", "ideal", "'vllm'")),
     ((*COMPARE, "--devices", "1", "--hardware", "cpu", "--software", "vllm"), ("cpu", "h200", "--software ideal")),
